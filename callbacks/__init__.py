@@ -1,0 +1,1 @@
+"""Callbacks that hook the lab into a Lightning Trainer."""

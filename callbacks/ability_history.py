@@ -1,0 +1,82 @@
+"""Keeps every evaluation of a run and logs scores, forgetting, retention and backward transfer."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from sft_lab.evaluation.suite import EvaluationSuite
+from sft_lab.metrics.forgetting import derived
+from sft_lab.module import SFTModule
+from sft_lab.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Scores by metric key after ``step`` optimizer steps; ``boundary`` names a stage that ended there."""
+
+    step: int
+    scores: dict[str, float]
+    boundary: str | None
+
+
+class AbilityHistory(Callback):
+    """The history of all abilities from step 0 on.
+
+    Args:
+        suite: Gives the benchmarks, and for each the source that teaches it.
+    """
+
+    def __init__(self, suite: EvaluationSuite) -> None:
+        self.suite = suite
+        self.history: list[Measurement] = []
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (
+            trainer.sanity_checking
+            or not isinstance(pl_module, SFTModule)
+            or pl_module.last_evaluation is None
+        ):
+            return
+        metrics = dict(pl_module.last_evaluation.metrics)
+        step = trainer.global_step
+        if pl_module.schedule is not None and not any(m.step == step for m in self.history):
+            schedule = pl_module.schedule
+            scores = {key: metrics[key] for key in self.suite.score_keys.values()}
+            ended = [scheduled.name for scheduled in schedule.stages if scheduled.end_step == step]
+            self.history.append(Measurement(step, scores, ended[0] if ended else None))
+            metrics |= derived([m.scores for m in self.history], self._trained_at(schedule))
+            metrics |= progress(schedule, step)
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=step)
+
+    def _trained_at(self, schedule: Schedule) -> dict[str, int]:
+        """Return, by score key, the index in the history of the stage end from which transfer counts."""
+        found: dict[str, int] = {}
+        for name, benchmark in self.suite.benchmarks.items():
+            first = next((s for s in schedule.stages if benchmark.source in s.stage.mixture), None)
+            if first is not None:
+                for index, measurement in enumerate(self.history):
+                    if measurement.step == first.end_step:
+                        found[self.suite.score_keys[name]] = index
+        return found
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": [asdict(measurement) for measurement in self.history]}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.history = [Measurement(**measurement) for measurement in state_dict["history"]]
+
+
+def progress(schedule: Schedule, step: int) -> dict[str, float]:
+    """Return the axes on which runs are laid over each other, after ``step`` optimizer steps."""
+    seen = schedule.seen(step)
+    return {
+        "progress/samples": float(seen.samples),
+        "progress/tokens": float(seen.tokens),
+        "progress/stage": float(schedule.stage_of_step(step)),
+    }

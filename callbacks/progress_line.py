@@ -1,0 +1,173 @@
+"""What a person watching a run sees: one line that moves, a row per evaluation, a table at the end."""
+
+import sys
+import time
+from typing import Any, TextIO
+
+from lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from callbacks.ability_history import AbilityHistory, Measurement
+from callbacks.training_log import TrainingLog
+from sft_lab.evaluation.suite import EvaluationSuite
+from sft_lab.module import SFTModule
+from sft_lab.tables import format_table, percent
+
+
+class ProgressLine(Callback):
+    """Shows stage, step, loss, speed, time left and the last scores.
+
+    In a terminal it is one line that is written over; into a file it prints plain lines, one per
+    logging interval.
+
+    Args:
+        training: Knows loss and speed.
+        history: Knows the scores.
+        suite: Names the benchmarks.
+        ui_command: The command that opens the runs in a browser, printed at the end.
+        stream: Where to write; standard output by default.
+    """
+
+    def __init__(
+        self,
+        training: TrainingLog,
+        history: AbilityHistory,
+        suite: EvaluationSuite,
+        ui_command: str,
+        stream: TextIO | None = None,
+    ) -> None:
+        self.training = training
+        self.history = history
+        self.suite = suite
+        self.ui_command = ui_command
+        self.stream = stream or sys.stdout
+        self._shown_step = -1
+        self._evaluation_started = 0.0
+        self._width = 0
+
+    @property
+    def _is_terminal(self) -> bool:
+        return self.stream.isatty()
+
+    def _write_over(self, line: str) -> None:
+        self.stream.write("\r" + line.ljust(self._width))
+        self.stream.flush()
+        self._width = len(line)
+
+    def _write_line(self, line: str) -> None:
+        if self._is_terminal and self._width:
+            self.stream.write("\r" + " " * self._width + "\r")
+            self._width = 0
+        self.stream.write(line + "\n")
+        self.stream.flush()
+
+    @override
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        if (
+            not isinstance(pl_module, SFTModule)
+            or pl_module.schedule is None
+            or step == self._shown_step
+        ):
+            return
+        self._shown_step = step
+        schedule = pl_module.schedule
+        scheduled = schedule.stages[schedule.stage_of_step(step - 1)]
+        tokens_left = schedule.seen(schedule.num_steps).tokens - schedule.seen(step).tokens
+        left = (
+            tokens_left / self.training.tokens_per_s
+            if self.training.tokens_per_s > 0
+            else float("nan")
+        )
+        line = (
+            f"{scheduled.name} {step - scheduled.first_step}/{scheduled.num_steps}  step {step}/{schedule.num_steps}  "
+            f"loss {self.training.loss:.3f}  {self.training.tokens_per_s:,.0f} tok/s  {duration(left)} left  {self._scores()}"
+        )
+        if self._is_terminal:
+            self._write_over(line)
+        elif step % (10 * trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+            self._write_line(line)
+
+    def _scores(self) -> str:
+        if not self.history.history:
+            return ""
+        return " ".join(self._named(self.history.history[-1]))
+
+    def _named(self, measurement: Measurement) -> list[str]:
+        keys = self.suite.score_keys
+        return [f"{name} {percent(measurement.scores[key])}" for name, key in keys.items()]
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluation_started = time.perf_counter()
+
+    @override
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._is_terminal:
+            total = trainer.num_val_batches[dataloader_idx]  # type: ignore[index]  # a list, once loaders are set up
+            what = batch.get("benchmark", "held-out loss")
+            self._write_over(f"evaluating {what}: batch {batch_idx + 1}/{total}")
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (
+            trainer.sanity_checking
+            or not isinstance(pl_module, SFTModule)
+            or pl_module.last_evaluation is None
+        ):
+            return
+        seconds = time.perf_counter() - self._evaluation_started
+        metrics = pl_module.last_evaluation.metrics
+        scores = "  ".join(
+            f"{name} {percent(metrics[key])} [{percent(metrics[f'{key}_low'])}, {percent(metrics[f'{key}_high'])}]"
+            for name, key in self.suite.score_keys.items()
+        )
+        boundary = self.history.history[-1].boundary if self.history.history else None
+        after = f" (end of {boundary})" if boundary else ""
+        self._write_line(
+            f"evaluation at step {trainer.global_step}{after}: {scores}  in {seconds:.1f} s"
+        )
+
+    @override
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write_line("")
+        self._write_line(ability_table(self.history.history, self.suite))
+        self._write_line(f"\nIn a browser: {self.ui_command}")
+
+
+def ability_table(history: list[Measurement], suite: EvaluationSuite) -> str:
+    """Return every ability, in percent, before training and at every stage boundary."""
+    rows = [m for m in history if m.step == 0 or m.boundary]
+    header = ["after", "step", *suite.benchmarks]
+    body = [
+        [
+            m.boundary or "(base)",
+            str(m.step),
+            *(percent(m.scores[key]) for key in suite.score_keys.values()),
+        ]
+        for m in rows
+    ]
+    return format_table(header, body)
+
+
+def duration(seconds: float) -> str:
+    """Return a time for people.
+
+    >>> duration(75), duration(3720), duration(float("nan"))
+    ('1:15', '1:02:00', '?')
+    """
+    if seconds != seconds:
+        return "?"
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"

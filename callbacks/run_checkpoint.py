@@ -1,0 +1,132 @@
+"""Writes the checkpoint a run goes on from, and ends a run at Ctrl-C or SIGTERM without losing steps."""
+
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from typing_extensions import override
+
+from sft_lab.checkpoint import Interrupted, RunStamp, last_checkpoint
+from sft_lab.errors import RequestError
+from sft_lab.evaluation.suite import EvaluationSuite
+from sft_lab.module import SFTModule
+from sft_lab.tracking import RunLogger
+
+
+class RunCheckpoint(Checkpoint):
+    """Keeps ``DIRPATH/<run id>/last.ckpt``: adapters, optimizer, loop and callback states.
+
+    It is written every n optimizer steps, before every evaluation and at the end of every pass, and
+    replaced in one move. Lightning calls callbacks of this kind behind all others.
+
+    Args:
+        every_n_steps: Optimizer steps between checkpoints.
+        dirpath: Folder of all runs' checkpoints.
+    """
+
+    def __init__(self, every_n_steps: int = 50, dirpath: Path = Path("mlruns/checkpoints")) -> None:
+        if every_n_steps < 1:
+            raise RequestError(f"checkpoint.every_n_steps must be 1 or more, got {every_n_steps}.")
+        self.every_n_steps = every_n_steps
+        self.dirpath = dirpath
+        self.suite: EvaluationSuite | None = None
+        self.stamp: RunStamp | None = None
+        self.saved_step = -1
+        self._signal: int | None = None
+        self._handlers: dict[int, Any] = {}
+        self._evaluating = False
+        self._rng: dict[str, Any] | None = None
+
+    def path(self, trainer: Trainer) -> Path:
+        """Return the checkpoint's file."""
+        logger = trainer.logger
+        if not isinstance(logger, RunLogger):
+            raise TypeError("RunCheckpoint files checkpoints by the run id of a RunLogger.")
+        return last_checkpoint(self.dirpath, str(logger.run_id))
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._rng is not None:
+            torch.set_rng_state(self._rng["cpu"])
+            if self._rng["cuda"]:
+                torch.cuda.set_rng_state_all(self._rng["cuda"])
+        # Over Lightning's own, which stop at the next micro-batch and lose the window.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._handlers[number] = signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None or self._evaluating:
+            # In an evaluation the weights are those of the checkpoint that was written before it.
+            raise Interrupted(number)
+        self._signal = number
+
+    @override
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluating = True
+        if self._signal is not None:
+            raise Interrupted(self._signal)
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._evaluating = False
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        is_window_end = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        # The end of a pass is saved behind it: Lightning resumes cleanly from there.
+        if trainer.is_last_batch or not is_window_end:
+            return
+        if self._is_due(trainer.global_step, pl_module) or self._signal is not None:
+            self._save(trainer)
+        if self._signal is not None:
+            raise Interrupted(self._signal)
+
+    def _is_due(self, step: int, pl_module: LightningModule) -> bool:
+        if not isinstance(pl_module, SFTModule) or pl_module.schedule is None:
+            raise TypeError("RunCheckpoint saves an SFTModule with a schedule.")
+        return step % self.every_n_steps == 0 or pl_module.evaluation.is_due(
+            step, pl_module.schedule.boundaries
+        )
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+        if self._signal is not None:
+            raise Interrupted(self._signal)
+
+    def _save(self, trainer: Trainer) -> None:
+        trainer.save_checkpoint(self.path(trainer))
+        self.saved_step = trainer.global_step
+
+    @override
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    @override
+    def on_save_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if self.stamp is not None:
+            checkpoint["sft_lab"] = self.stamp.as_dict()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        return {"rng": {"cpu": torch.get_rng_state(), "cuda": cuda}}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._rng = state_dict["rng"]

@@ -1,0 +1,198 @@
+"""Puts into the MLflow run what a person needs later: config, plan, samples, answers, adapters, versions."""
+
+import json
+import platform
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from sft_lab.config import digest
+from sft_lab.data.module import StagedDataModule
+from sft_lab.module import Answer, SFTModule
+from sft_lab.qlora import save_trained
+from sft_lab.tracking import CONFIG_TAG, DIGEST_TAG, RunLogger
+
+_PACKAGES = ("sft_lab", "torch", "lightning", "transformers", "peft", "bitsandbytes", "mlflow")
+
+
+class RunRecorder(Callback):
+    """Records a run once at its start, after every evaluation, and at every stage boundary.
+
+    Args:
+        config: The resolved config.
+        strategy: The strategy's name.
+        config_path: Where its config was read, so that a command can be given to go on.
+    """
+
+    def __init__(self, config: Mapping[str, Any], strategy: str, config_path: str) -> None:
+        self.config = config
+        self.strategy = strategy
+        self.config_path = config_path
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        logger = trainer.logger
+        if not isinstance(logger, RunLogger):
+            return
+        client, run_id = logger.experiment, logger.run_id
+        tags = {
+            "strategy": self.strategy,
+            "command": stage,
+            "base": self.config["model"]["base"],
+            "stages": ", ".join(self.config["data"]["stages"]),
+            DIGEST_TAG: digest(self.config),
+            CONFIG_TAG: self.config_path,
+            **_git_tags(),
+        }
+        for key, value in tags.items():
+            client.set_tag(run_id, key, value)
+        if "model.base" in client.get_run(run_id).data.params:
+            return  # gone on with: parameters stand, and MLflow lets nobody change them
+        environment = {f"version.{package}": version(package) for package in _PACKAGES}
+        environment |= {"machine": platform.machine(), "precision": str(trainer.precision)}
+        groups = {
+            key: self.config[key]
+            for key in ("seed_everything", "model", "corpus", "data", "evaluation")
+        }
+        logger.log_hyperparams({**flatten(groups), **environment})
+        client.log_text(run_id, yaml.safe_dump(dict(self.config), sort_keys=False), "config.yaml")
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit, unknown to its types
+        if stage == "fit" and isinstance(data, StagedDataModule):
+            client.log_text(run_id, json.dumps(stage_plan(data), indent=2), "stage_plan.json")
+            for module in data.stage_modules:
+                client.log_text(
+                    run_id, manifest(data, module.plan.name), f"samples/{module.plan.name}.tsv"
+                )
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        logger = trainer.logger
+        if (
+            trainer.sanity_checking
+            or not isinstance(logger, RunLogger)
+            or not isinstance(pl_module, SFTModule)
+        ):
+            return
+        if pl_module.last_evaluation is None:
+            return
+        for name, answers in pl_module.last_evaluation.answers.items():
+            # One file an evaluation, written whole: MLflow's own log_table appends, and after a kill
+            # it would append the same items again.
+            table = answers_table(answers)
+            logger.experiment.log_text(
+                logger.run_id,
+                json.dumps(table),
+                f"answers/step_{trainer.global_step:06d}/{name}.json",
+            )
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        logger = trainer.logger
+        if (
+            not isinstance(logger, RunLogger)
+            or not isinstance(pl_module, SFTModule)
+            or pl_module.schedule is None
+        ):
+            return
+        for scheduled in pl_module.schedule.stages:
+            if scheduled.end_step == trainer.global_step:
+                with tempfile.TemporaryDirectory() as folder:
+                    save_trained(pl_module.model, Path(folder))
+                    logger.experiment.log_artifacts(
+                        logger.run_id, folder, f"stages/{scheduled.name}"
+                    )
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a config by dotted keys, as MLflow shows parameters.
+
+    >>> flatten({"data": {"k": "1/16"}})
+    {'data.k': '1/16'}
+    """
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def answers_table(answers: list[Answer]) -> dict[str, list[Any]]:
+    """Return an evaluation's items in the form MLflow shows as a table."""
+    columns = ["id", "correct", "answer", "completion", "prompt"]
+    rows = [
+        [
+            a.item.id,
+            a.verdict.correct,
+            a.verdict.answer,
+            a.completion,
+            a.item.messages[-1]["content"],
+        ]
+        for a in answers
+    ]
+    return {"columns": columns, "data": rows}
+
+
+def stage_plan(data: StagedDataModule) -> dict[str, Any]:
+    """Return what every stage trains on: steps, and samples and tokens by source, with the sources' digests."""
+    tokenized = {source: loaded.rows for source, loaded in data.corpus.loaded.items()}
+    return {
+        "sources": {
+            source: {
+                "path": data.corpus.sources[source].path,
+                "digest": loaded.digest,
+                "rows": len(loaded.rows),
+                "held_out": loaded.val_rows,
+                "dropped": dict(loaded.dropped),
+            }
+            for source, loaded in data.corpus.loaded.items()
+        },
+        "stages": {
+            module.plan.name: {
+                "steps": module.plan.num_steps,
+                "passes": len(module.plan.passes),
+                "asked": dict(settings.mixture),
+                "trained": module.plan.count(tokenized),
+            }
+            for settings, module in zip(data.stages.values(), data.stage_modules, strict=True)
+        },
+        "benchmarks": {
+            name: benchmark.digest() for name, benchmark in data.evaluation.benchmarks.items()
+        },
+    }
+
+
+def manifest(data: StagedDataModule, stage_name: str) -> str:
+    """Return the samples of a stage, a line each: source, sample id, how often it is trained."""
+    plan = next(module.plan for module in data.stage_modules if module.plan.name == stage_name)
+    times = Counter(ref for windows in plan.passes for window in windows for ref in window)
+    lines = (
+        f"{ref.source}\t{data.corpus.loaded[ref.source].sample_ids[ref.index]}\t{count}"
+        for ref, count in sorted(times.items())
+    )
+    return "source\tsample_id\ttimes\n" + "\n".join(lines) + "\n"
+
+
+def _git_tags() -> dict[str, str]:
+    """Return commit and state of the checkout that the code runs from; nothing where there is none."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
+        ).stdout
+
+    try:
+        commit, changes = git("rev-parse", "HEAD").strip(), git("status", "--porcelain").strip()
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return {}
+    return {"git.commit": commit, "git.dirty": str(bool(changes)).lower()}

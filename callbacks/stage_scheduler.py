@@ -1,0 +1,87 @@
+"""Switches the active data module in the middle of a run and hands the optimizer over."""
+
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from sft_lab.data.module import StagedDataModule
+from sft_lab.errors import RequestError
+from sft_lab.module import SFTModule
+from sft_lab.schedule import Schedule
+
+
+class StageScheduler(Callback):
+    """Trains the stages of a ``StagedDataModule`` one after the other in one ``Trainer.fit``.
+
+    A Lightning epoch is one pass over the active stage's mixture. When a stage's last pass ends, the
+    next stage's data module becomes the active one; before its first step the optimizer's state is
+    dropped where the stage says ``optimizer: fresh``. Adapters, and the learning rate's course, which
+    is a function of the optimizer step, carry on by themselves.
+    """
+
+    def __init__(self) -> None:
+        self.schedule: Schedule | None = None
+        self.next_pass = 0  # the pass whose batches are asked for next
+        self.trained_stage = -1  # the stage whose hand-over is done
+        self._data: StagedDataModule | None = None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage != "fit":
+            return
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit, unknown to its types
+        if not isinstance(data, StagedDataModule) or not isinstance(pl_module, SFTModule):
+            raise TypeError("StageScheduler schedules a StagedDataModule for an SFTModule.")
+        if trainer.world_size > 1:
+            raise RequestError(
+                f"trainer.devices: stages run on one device, got {trainer.world_size}; set it to 1."
+            )
+        if trainer.reload_dataloaders_every_n_epochs != 1:
+            raise RequestError(
+                "trainer.reload_dataloaders_every_n_epochs must be 1, or the next stage's batches are never asked "
+                f"for, got {trainer.reload_dataloaders_every_n_epochs}."
+            )
+        if trainer.max_epochs not in (None, -1):
+            raise RequestError(
+                f"trainer.max_epochs follows from the stages, got {trainer.max_epochs}; set data.stages.*.epochs."
+            )
+        self._data = data
+        self.schedule = pl_module.schedule = data.schedule
+        trainer.fit_loop.max_epochs = self.schedule.num_passes
+        self._activate()
+
+    def _activate(self) -> None:
+        if self._data is None or self.schedule is None:
+            raise RuntimeError("StageScheduler is used before its setup.")
+        self._data.activate(*self.schedule.stage_of_pass(self.next_pass))
+
+    @override
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._data is None:
+            raise RuntimeError("StageScheduler is used before its setup.")
+        index = self._data.active_index
+        if index == self.trained_stage:
+            return
+        self.trained_stage = index
+        if list(self._data.stages.values())[index].optimizer == "fresh":
+            for optimizer in trainer.optimizers:
+                # An optimizer without state makes it anew at its next step, as a new one would.
+                optimizer.state.clear()
+
+    @override
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.schedule is not None and self.next_pass + 1 < self.schedule.num_passes:
+            self.next_pass += 1
+            self._activate()
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {"next_pass": self.next_pass, "trained_stage": self.trained_stage}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Called before optimizers are rebuilt and before the first batch is asked for.
+        self.next_pass = state_dict["next_pass"]
+        self.trained_stage = state_dict["trained_stage"]
+        self._activate()

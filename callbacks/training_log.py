@@ -1,0 +1,113 @@
+"""Logs training loss by source, learning rate, speed and the axes of progress."""
+
+import time
+from typing import Any
+
+import torch
+from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
+from typing_extensions import override
+
+from callbacks.ability_history import progress
+from callbacks.in_loop_evaluation import InLoopEvaluation
+from sft_lab.module import SFTModule
+
+
+class TrainingLog(Callback):
+    """Logs every ``trainer.log_every_n_steps`` optimizer steps, and at the last step.
+
+    ``train_loss/all`` and ``train_loss/<source>`` are means over the target tokens since the point
+    before, in nats; a source that had none since then gets no point.
+
+    Args:
+        sources: Names of the sources, in the order of their ids.
+        evaluation: Tells how long evaluation has taken.
+    """
+
+    def __init__(self, sources: list[str], evaluation: InLoopEvaluation) -> None:
+        self.sources = sources
+        self.evaluation = evaluation
+        self.loss = float("nan")
+        self.tokens_per_s = float("nan")
+        self._reset()
+        self._logged_step = 0
+        self._seconds_before = 0.0
+        self._started = time.perf_counter()
+
+    def _reset(self) -> None:
+        self.nll = torch.zeros(len(self.sources), dtype=torch.float64)
+        self.target_tokens = torch.zeros(len(self.sources), dtype=torch.int64)
+
+    @property
+    def seconds(self) -> float:
+        """Wall time of training and evaluation, over all of a run's processes."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.perf_counter()
+        self._mark(trainer)
+
+    def _mark(self, trainer: Trainer) -> None:
+        self._mark_seconds = self.seconds - self.evaluation.seconds
+        self._mark_step = trainer.global_step
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if not isinstance(pl_module, SFTModule) or pl_module.schedule is None:
+            raise TypeError("TrainingLog logs an SFTModule with a schedule.")
+        self.nll += _on_cpu(outputs["nll"])
+        self.target_tokens += _on_cpu(outputs["target_tokens"])
+        step = trainer.global_step
+        every, last = trainer.log_every_n_steps, pl_module.schedule.num_steps  # type: ignore[attr-defined]
+        if step == self._logged_step or (step % every and step != last):
+            return
+        schedule = pl_module.schedule
+        metrics = self._losses() | progress(schedule, step)
+        # The rate of the step that was just taken: step s of the schedule is the (s + 1)-th.
+        metrics["lr"] = schedule.lr(step - 1)
+        tokens = schedule.seen(step).tokens - schedule.seen(self._mark_step).tokens
+        self.tokens_per_s = tokens / (self.seconds - self.evaluation.seconds - self._mark_seconds)
+        metrics["speed/tokens_per_s"] = self.tokens_per_s
+        metrics["time/eval_share"] = self.evaluation.seconds / self.seconds
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=step)
+        self._reset()
+        self._logged_step = step
+        self._mark(trainer)
+
+    def _losses(self) -> dict[str, float]:
+        self.loss = (self.nll.sum() / self.target_tokens.sum()).item()
+        by_source = {
+            f"train_loss/{source}": (nll / count).item()
+            for source, nll, count in zip(self.sources, self.nll, self.target_tokens, strict=True)
+            if count
+        }
+        return {"train_loss/all": self.loss, **by_source}
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "nll": self.nll,
+            "target_tokens": self.target_tokens,
+            "logged_step": self._logged_step,
+            "seconds": self.seconds,
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.nll = state_dict["nll"]
+        self.target_tokens = state_dict["target_tokens"]
+        self._logged_step = state_dict["logged_step"]
+        self._seconds_before = state_dict["seconds"]
+
+
+def _on_cpu(values: Tensor) -> Tensor:
+    return values.detach().cpu()

@@ -1,0 +1,91 @@
+"""Shares: how much of a source a stage takes, and which rows those are."""
+
+import hashlib
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from sft_lab.errors import RequestError
+
+ShareValue = int | float | str | dict[str, int]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A parsed share: a multiple of the source, a count of rows, or a budget of tokens."""
+
+    kind: Literal["multiple", "rows", "tokens"]
+    amount: Fraction
+
+
+def parse_share(key: str, value: ShareValue) -> Share:
+    """Parse a share as a config writes it.
+
+    >>> parse_share("data.k", "1/16").amount
+    Fraction(1, 16)
+    >>> parse_share("data.k", {"rows": 500}).kind
+    'rows'
+
+    Args:
+        key: The config key, for the error message.
+        value: A number, ``a/b``, ``{rows: n}`` or ``{tokens: n}``.
+
+    Raises:
+        RequestError: If the value is none of these, or negative.
+    """
+    fix = "Write a number or a fraction such as 1/16, {rows: 500} or {tokens: 1000000}."
+    if isinstance(value, Mapping):
+        if len(value) != 1 or next(iter(value)) not in ("rows", "tokens"):
+            raise RequestError(
+                f"{key}: a share has one key, rows or tokens, got {dict(value)}. {fix}"
+            )
+        kind, amount = next(iter(value.items()))
+        if isinstance(amount, bool) or not isinstance(amount, int) or amount < 0:
+            raise RequestError(f"{key}.{kind} must be a whole number, 0 or more, got {amount}.")
+        return Share("rows" if kind == "rows" else "tokens", Fraction(amount))
+    try:
+        # Through str, so that 0.1 is one tenth and not its nearest binary fraction.
+        multiple = Fraction(str(value).replace(" ", ""))
+    except ZeroDivisionError:
+        raise RequestError(f"{key} divides by zero, got {value}. {fix}") from None
+    except ValueError:
+        raise RequestError(f"{key} is not a share, got {value!r}. {fix}") from None
+    if multiple < 0:
+        raise RequestError(f"{key} must be 0 or more, got {value}. 0 takes no rows.")
+    return Share("multiple", multiple)
+
+
+def hash_rank(digests: Sequence[str], seed: int) -> list[int]:
+    """Return row indices ordered by a hash of each sample's content and a seed.
+
+    The order depends on nothing else: not on the file's order, on other sources, on the machine or
+    on Python's version. Its beginnings are nested subsets. Equal samples keep their file order.
+    """
+    keys = [hashlib.sha256(f"{seed}:{digest}".encode()).digest() for digest in digests]
+    return sorted(range(len(digests)), key=lambda row: (keys[row], row))
+
+
+def take(share: Share, ranked: Sequence[int], num_tokens: Sequence[int]) -> list[int]:
+    """Return the rows of a share, in rank order; a row stands more than once where the share exceeds 1.
+
+    Args:
+        share: What to take.
+        ranked: The source's row indices in rank order.
+        num_tokens: Tokens of each row, indexed by row.
+
+    Returns:
+        ``floor(n * multiple)`` rows, the count asked for, or the fewest rows that reach the budget.
+    """
+    if not ranked:
+        return []
+    if share.kind == "tokens":
+        rows, total = [], 0
+        while total < share.amount:
+            row = ranked[len(rows) % len(ranked)]
+            rows.append(row)
+            total += num_tokens[row]
+        return rows
+    count = math.floor(share.amount * (len(ranked) if share.kind == "multiple" else 1))
+    return [ranked[i % len(ranked)] for i in range(count)]

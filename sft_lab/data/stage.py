@@ -1,0 +1,124 @@
+"""A stage: one mixture trained for some epochs, steps or tokens; what a config says of it, and its rows."""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from sft_lab.data.corpus import Corpus
+from sft_lab.data.plan import StagePlan, plan_stage
+from sft_lab.data.shares import ShareValue, parse_share, take
+from sft_lab.errors import RequestError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage as a config writes it.
+
+    Args:
+        mixture: Shares by source.
+        lr: Peak learning rate of the stage.
+        epochs: Passes over the mixture.
+        max_steps: Optimizer steps.
+        max_tokens: Tokens, prompts included. The stage ends at the first limit that is reached.
+        warmup_ratio: Share of the stage's steps over which the rate rises from 0, in [0, 1].
+        lr_schedule: Course of the rate after warm-up, down to 0 for cosine and linear.
+        optimizer: ``fresh`` forgets the moments of the stage before, ``keep`` carries them on.
+    """
+
+    mixture: dict[str, ShareValue]
+    lr: float
+    epochs: int | None = None
+    max_steps: int | None = None
+    max_tokens: int | None = None
+    warmup_ratio: float = 0.1
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    optimizer: Literal["fresh", "keep"] = "fresh"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for a misspelt name, or nothing.
+
+    >>> nearest("maths", ["math", "code"])
+    " (did you mean 'math'?)"
+    """
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def check_stages(stages: Mapping[str, Stage], sources: Iterable[str]) -> None:
+    """Check everything that can be known of a schedule without reading any data.
+
+    Raises:
+        RequestError: Naming the key, its value and the fix.
+    """
+    known = list(sources)
+    if not stages:
+        raise RequestError("data.stages is empty; a strategy needs at least one stage.")
+    for name, stage in stages.items():
+        key = f"data.stages.{name}"
+        if not name.replace("-", "_").isidentifier():
+            raise RequestError(
+                f"{key}: a stage name becomes a folder; use letters, digits, - and _ only."
+            )
+        if not stage.mixture:
+            raise RequestError(
+                f"{key}.mixture is empty; give shares by source, such as {{{known[0]}: 1}}."
+            )
+        for source, value in stage.mixture.items():
+            if source not in known:
+                raise RequestError(
+                    f"{key}.mixture names the source {source!r}{nearest(source, known)}; "
+                    f"corpus.sources has {', '.join(known)}."
+                )
+            parse_share(f"{key}.mixture.{source}", value)
+        if stage.epochs is None and stage.max_steps is None and stage.max_tokens is None:
+            raise RequestError(f"{key} has no end; give epochs, max_steps or max_tokens.")
+        for limit in ("epochs", "max_steps", "max_tokens"):
+            value_ = getattr(stage, limit)
+            if value_ is not None and value_ < 1:
+                raise RequestError(f"{key}.{limit} must be 1 or more, got {value_}.")
+        if not stage.lr > 0:
+            raise RequestError(f"{key}.lr must be above 0, got {stage.lr}.")
+        if not 0 <= stage.warmup_ratio <= 1:
+            raise RequestError(f"{key}.warmup_ratio must lie in [0, 1], got {stage.warmup_ratio}.")
+
+
+def choose_rows(name: str, stage: Stage, corpus: Corpus) -> dict[str, list[int]]:
+    """Return the rows of a stage's mixture, indices by source, in hash rank order.
+
+    Raises:
+        RequestError: If a share that is not 0 comes to no row at all.
+    """
+    chosen: dict[str, list[int]] = {}
+    for source, value in stage.mixture.items():
+        share = parse_share(f"data.stages.{name}.mixture.{source}", value)
+        if share.amount == 0:
+            continue
+        loaded = corpus.loaded[source]
+        rows = take(share, loaded.trainable, [len(row.input_ids) for row in loaded.rows])
+        if not rows:
+            raise RequestError(
+                f"data.stages.{name}.mixture.{source}: a share of {value} of {len(loaded.trainable)} rows "
+                "is no row at all; write 0 to leave the source out, or a larger share."
+            )
+        chosen[source] = rows
+    if not chosen:
+        raise RequestError(
+            f"data.stages.{name}.mixture: every share is 0, so there is nothing to train on."
+        )
+    return chosen
+
+
+def plan(name: str, stage: Stage, corpus: Corpus, *, batch_size: int, seed: int) -> StagePlan:
+    """Lay out one stage over the loaded corpus."""
+    return plan_stage(
+        name,
+        choose_rows(name, stage, corpus),
+        {source: loaded.rows for source, loaded in corpus.loaded.items()},
+        batch_size=batch_size,
+        seed=seed,
+        epochs=stage.epochs,
+        max_steps=stage.max_steps,
+        max_tokens=stage.max_tokens,
+    )

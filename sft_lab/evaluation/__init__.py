@@ -1,0 +1,1 @@
+"""Benchmarks and their scorers, batched generation, the sandbox for generated code."""

@@ -1,0 +1,278 @@
+"""LightningCLI for the lab: fit, validate and test over composed configs, resumable, recorded in MLflow."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from jsonargparse import ArgumentError, Namespace
+from lightning import Callback, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from typing_extensions import override
+
+from callbacks.ability_history import AbilityHistory
+from callbacks.in_loop_evaluation import InLoopEvaluation
+from callbacks.progress_line import ProgressLine
+from callbacks.run_checkpoint import RunCheckpoint
+from callbacks.run_recorder import RunRecorder
+from callbacks.stage_scheduler import StageScheduler
+from callbacks.training_log import TrainingLog
+from sft_lab.checkpoint import AtomicCheckpointIO, Interrupted, RunStamp, read_checkpoint
+from sft_lab.config import Composed, identity, nearest_key
+from sft_lab.data.corpus import Corpus
+from sft_lab.data.module import StagedDataModule, micro_batches_per_step
+from sft_lab.errors import RequestError
+from sft_lab.evaluation.suite import EvaluationSuite
+from sft_lab.module import SFTModule
+from sft_lab.qlora import check_base
+from sft_lab.resume import Resume, resume_last, resume_path
+from sft_lab.tracking import RunLogger
+
+RUN_COMMANDS = ("fit", "validate", "test")
+_GROUPS = ("trainer", "model", "corpus", "evaluation", "data", "checkpoint", "seed_everything")
+_NEVER = sys.maxsize
+
+
+def compose(arguments: list[str]) -> tuple[Composed, list[str], list[str]]:
+    """Merge config files and dotted overrides, which win; leave other arguments to LightningCLI.
+
+    Args:
+        arguments: What stands behind the command.
+
+    Returns:
+        The merged config, the config files' names, and the arguments that are left.
+    """
+    files: list[str] = []
+    overrides: list[tuple[str, str]] = []
+    rest: list[str] = []
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        name, equals, value = argument.partition("=")
+        key = name.removeprefix("--")
+        is_config = name in ("--config", "-c")
+        is_override = (
+            name.startswith("--")
+            and key.split(".")[0] in _GROUPS
+            and not key.endswith(("+", ".help"))
+        )
+        if not is_config and not is_override:
+            rest.append(argument)
+            continue
+        if not equals:
+            if not waiting:
+                raise RequestError(f"{argument} needs a value behind it.")
+            value = waiting.pop(0)
+        if is_config:
+            files.append(value)
+        else:
+            overrides.append((key, value))
+    composed = Composed()
+    for file in files:
+        composed.merge_file(file)
+    for key, value in overrides:
+        composed.override(key, value)
+    return composed, files, rest
+
+
+class LabCLI(LightningCLI):
+    """Parses a run's config and runs it.
+
+    Args:
+        command: ``fit``, ``validate`` or ``test``.
+        arguments: What stands behind it on the command line.
+    """
+
+    def __init__(self, command: str, arguments: list[str]) -> None:
+        self.composed, self.files, rest = compose(arguments)
+        self.resume: Resume | None = None
+        content = yaml.safe_dump(self.composed.resolved(), sort_keys=False)
+        config = ["--config", content] if self.files or self.composed.config else []
+        quiet = {"exit_on_error": False}
+        super().__init__(
+            SFTModule,
+            StagedDataModule,
+            save_config_callback=None,  # RunRecorder files the config with the run
+            seed_everything_default=0,
+            trainer_defaults={
+                "reload_dataloaders_every_n_epochs": 1,
+                "num_sanity_val_steps": 0,
+                # InLoopEvaluation says when: Lightning would count micro-batches and skip step 0.
+                "check_val_every_n_epoch": None,
+                "val_check_interval": _NEVER,
+                "max_epochs": -1,  # StageScheduler sets it: the passes of all stages
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+            },
+            parser_kwargs={**quiet, **{name: dict(quiet) for name in RUN_COMMANDS}},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            args=[command, *config, *rest],
+        )
+
+    @staticmethod
+    @override
+    def subcommands() -> dict[str, set[str]]:
+        return {
+            name: skipped
+            for name, skipped in LightningCLI.subcommands().items()
+            if name in RUN_COMMANDS
+        }
+
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(Corpus, "corpus")
+        parser.add_class_arguments(EvaluationSuite, "evaluation")
+        parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
+        parser.link_arguments("corpus", "data.corpus", apply_on="instantiate")
+        parser.link_arguments("evaluation", "data.evaluation", apply_on="instantiate")
+        parser.link_arguments("evaluation", "model.evaluation", apply_on="instantiate")
+        parser.link_arguments("model.base", "corpus.tokenizer")
+        for group in ("model", "data", "corpus"):
+            parser.link_arguments("seed_everything", f"{group}.seed")
+        parser.link_arguments(
+            ("data.batch_size", "data.micro_batch_size"),
+            "trainer.accumulate_grad_batches",
+            compute_fn=micro_batches_per_step,
+        )
+
+    @override
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        try:
+            self.config = parser.parse_args(args)
+        except ArgumentError as fault:
+            raise RequestError(
+                explain(str(fault), self.composed, self._known_keys(args[0]))
+            ) from fault
+
+    def _known_keys(self, command: str) -> list[str]:
+        from jsonargparse._actions import ActionTypeHint  # noqa: F401, PLC0415
+
+        return []
+
+    @override
+    def _parse_ckpt_path(self) -> None:
+        """Do nothing: Lightning would load the checkpoint, and a damaged one would end in a traceback."""
+
+    @property
+    def settings(self) -> Namespace:
+        """The parsed values of the command."""
+        return self.config[self.subcommand]
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        dumped = self.parser.dump(
+            self.config, skip_link_targets=False, skip_none=False, format="yaml"
+        )
+        self.plain: dict[str, Any] = yaml.safe_load(dumped)[self.subcommand]
+        logger = self.settings.trainer.logger
+        if not isinstance(logger, Namespace) or not str(logger.get("class_path", "")).endswith(
+            "RunLogger"
+        ):
+            raise RequestError(
+                "trainer.logger must be sft_lab.tracking.RunLogger, by whose run checkpoints are filed; "
+                "configs/trainer.yaml has it."
+            )
+        logger.init_args.run_name = logger.init_args.run_name or self._run_name()
+        if self.subcommand == "fit" and self.settings.ckpt_path is not None:
+            wanted, dirpath = str(self.settings.ckpt_path), Path(self.settings.checkpoint.dirpath)
+            if wanted == "last":
+                self.resume = resume_last(str(logger.init_args.tracking_uri), dirpath, self.plain)
+            else:
+                self.resume = resume_path(Path(wanted), self.plain)
+            logger.init_args.run_id = self.resume.run_id
+            self.settings.ckpt_path = (
+                str(self.resume.checkpoint) if self.resume.checkpoint else None
+            )
+
+    @property
+    def strategy(self) -> str:
+        """The strategy's name: that of its config file."""
+        return Path(self.files[0]).stem if self.files else "custom"
+
+    def _run_name(self) -> str:
+        k = self.plain["data"]["k"]
+        parts = [
+            self.strategy,
+            f"k={k}" if k is not None else "",
+            f"seed {self.plain['seed_everything']}",
+        ]
+        if self.subcommand != "fit":
+            parts.insert(0, str(self.subcommand))
+        return " ".join(part for part in parts if part)
+
+    @override
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        suite: EvaluationSuite = self._get(self.config_init, "evaluation")
+        corpus: Corpus = self._get(self.config_init, "corpus")
+        checkpoint: RunCheckpoint = self._get(self.config_init, "checkpoint")
+        checkpoint.suite = suite
+        evaluation = InLoopEvaluation(suite)
+        log = TrainingLog(list(corpus.sources), evaluation)
+        history = AbilityHistory(suite)
+        uri = str(self.settings.trainer.logger.init_args.tracking_uri)
+        ours: list[Callback] = [
+            StageScheduler(),
+            evaluation,
+            log,
+            history,
+            RunRecorder(self.plain, self.strategy, self.files[0] if self.files else ""),
+            ProgressLine(log, history, suite, f"mlflow ui --backend-store-uri {uri}"),
+        ]
+        configured = self._get(self.config_init, "trainer").get("callbacks") or []
+        return super().instantiate_trainer(
+            callbacks=[*configured, *ours], plugins=[AtomicCheckpointIO()], **kwargs
+        )
+
+    def fit(self, **kwargs: Any) -> None:
+        """Train; the run's status in MLflow tells how it ended."""
+        logger = cast(RunLogger, self.trainer.logger)
+        self.datamodule.setup("fit")
+        check_base(self.model.base)
+        checkpoint = next(c for c in self.trainer.callbacks if isinstance(c, RunCheckpoint))
+        with recorded(logger):
+            checkpoint.stamp = RunStamp(str(logger.run_id), identity(self.plain))
+            self.trainer.fit(**kwargs)
+
+    def validate(self, **kwargs: Any) -> None:
+        """Score a checkpoint, or the bare base."""
+        self._score(**kwargs)
+
+    def test(self, **kwargs: Any) -> None:
+        """Score a checkpoint, or the bare base."""
+        self._score(**kwargs)
+
+    def _score(self, **kwargs: Any) -> None:
+        self.datamodule.setup(str(self.subcommand))
+        check_base(self.model.base)
+        if kwargs.get("ckpt_path"):
+            read_checkpoint(Path(kwargs["ckpt_path"]))
+        with recorded(cast(RunLogger, self.trainer.logger)):
+            getattr(self.trainer, str(self.subcommand))(**kwargs)
+
+
+@contextlib.contextmanager
+def recorded(logger: RunLogger) -> Iterator[None]:
+    """Hold a run open, and close it with the status that is true."""
+    logger.start()
+    try:
+        yield
+    except (Interrupted, KeyboardInterrupt):
+        logger.end("KILLED")
+        raise
+    except BaseException:
+        logger.end("FAILED")
+        raise
+    logger.end("FINISHED")
+
+
+def explain(message: str, composed: Composed, known: list[str]) -> str:
+    """Turn the parser's message into one that names file, line, key and the nearest right key."""
+    return message
+
+
+__all__ = ["RUN_COMMANDS", "LabCLI", "compose", "explain", "io", "re", "nearest_key", "Mapping"]

@@ -1,0 +1,1 @@
+"""torchmetrics classes; forgetting and intervals as pure functions beside them."""

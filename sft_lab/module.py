@@ -1,0 +1,257 @@
+"""The LightningModule: loss on target tokens, the in-loop evaluation, the optimizer."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+import torch
+from lightning import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn import functional
+from typing_extensions import override
+
+from sft_lab.data.module import Batch, PromptBatch
+from sft_lab.errors import RequestError
+from sft_lab.evaluation.benchmark import Item, Verdict
+from sft_lab.evaluation.generation import generate
+from sft_lab.evaluation.suite import EvaluationSuite
+from sft_lab.metrics.benchmark_score import BenchmarkScore
+from sft_lab.metrics.token_loss import TokenLoss
+from sft_lab.qlora import (
+    Lora,
+    Quantization,
+    add_lora,
+    check_head,
+    load_base,
+    merged_copy,
+    plain_causal_lm,
+    target_logits,
+)
+from sft_lab.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One item of an evaluation: what was asked, what came, and the verdict."""
+
+    item: Item
+    completion: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation.
+
+    Attributes:
+        metrics: Everything measured, by metric key: scores with intervals, losses.
+        answers: Every item by benchmark, in the order of its file.
+    """
+
+    metrics: Mapping[str, float]
+    answers: Mapping[str, list[Answer]]
+
+
+class SFTModule(LightningModule):
+    """A causal language model under supervised fine-tuning.
+
+    Args:
+        base: A folder in Hugging Face format, ``world://base``, or a hub name.
+        evaluation: What is measured; its own config group.
+        quantization: ``nf4`` with double quantisation, ``int8``, or an unquantised ``bf16`` or ``fp32``.
+        lora: The adapters; None trains an unquantised base in full.
+        gradient_checkpointing: Trade a second forward for the memory of activations.
+        optimizer: ``paged_adamw_8bit`` needs CUDA.
+        weight_decay: AdamW's decoupled weight decay.
+        seed: Seed of the adapters' first values.
+
+    Raises:
+        RequestError: If the arguments contradict each other or the machine.
+    """
+
+    def __init__(
+        self,
+        base: str,
+        evaluation: EvaluationSuite,
+        quantization: Quantization = "nf4",
+        lora: Lora | None = Lora(),
+        gradient_checkpointing: bool = False,
+        optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw",
+        weight_decay: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if lora is None and quantization in ("nf4", "int8"):
+            raise RequestError(
+                f"model.lora is null, but a {quantization} base cannot be trained in full; "
+                "set model.quantization to bf16 or fp32, or give model.lora."
+            )
+        if optimizer == "paged_adamw_8bit" and not torch.cuda.is_available():
+            raise RequestError(
+                "model.optimizer paged_adamw_8bit needs CUDA, found none; set it to adamw."
+            )
+        self.base = base
+        self.evaluation = evaluation
+        self.quantization = quantization
+        self.lora = lora
+        self.gradient_checkpointing = gradient_checkpointing
+        self.optimizer_name = optimizer
+        self.weight_decay = weight_decay
+        self.seed = seed
+        self.schedule: Schedule | None = None  # set by StageScheduler before the optimizer is built
+        self.last_evaluation: Evaluation | None = None
+        # A checkpoint holds trained parameters only, the base comes from where it was loaded.
+        self.strict_loading = False
+        self.scores = nn.ModuleDict({name: BenchmarkScore() for name in evaluation.benchmarks})
+        self.val_losses = nn.ModuleDict()
+        self._answers: dict[str, dict[int, Answer]] = {}
+        self._generator: Any = None
+
+    @override
+    def configure_model(self) -> None:
+        if hasattr(self, "model"):
+            return
+        compute_dtype = (
+            torch.bfloat16 if str(self.trainer.precision).startswith("bf16") else torch.float32
+        )
+        model = load_base(self.base, self.quantization, compute_dtype)
+        check_head(model)
+        if self.lora is not None:
+            model = add_lora(model, self.lora, self.seed)
+        if self.gradient_checkpointing:
+            plain_causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
+        self.model = model
+
+    @override
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        schedule = self.schedule
+        if schedule is None:
+            raise RuntimeError(
+                "StageScheduler has not set the schedule; it must be among the callbacks."
+            )
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # The rate is 1 here, so that the schedule's value is the rate of every step, whatever the stage.
+        optimizer: torch.optim.Optimizer
+        if self.optimizer_name == "paged_adamw_8bit":
+            import bitsandbytes  # noqa: PLC0415 - looks for CUDA on import
+
+            optimizer = bitsandbytes.optim.PagedAdamW8bit(
+                trained, lr=1.0, weight_decay=self.weight_decay
+            )
+        else:
+            optimizer = torch.optim.AdamW(trained, lr=1.0, weight_decay=self.weight_decay)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.lr(step))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    @override
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Return the loss to step on, and what the log is made from.
+
+        Returns:
+            ``loss`` float ``[]``; ``nll`` float64 ``[S]`` and ``target_tokens`` int64 ``[S]``, summed
+            over this micro-batch by source.
+        """
+        nll, source_ids = self._token_nll(batch)
+        num_sources = len(self.trainer.datamodule.corpus.sources)  # type: ignore[attr-defined]
+        # Lightning divides by accumulate_grad_batches. What is wanted is the mean over all target
+        # tokens of the window, not a mean of means: lightning issue 20350.
+        loss = nll.sum() / batch["window_target_tokens"] * self.trainer.accumulate_grad_batches
+        return {
+            "loss": loss,
+            "nll": torch.bincount(source_ids, nll.detach().double(), minlength=num_sources),
+            "target_tokens": torch.bincount(source_ids, minlength=num_sources),
+        }
+
+    def _token_nll(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return the negative log-likelihood of every target token, and its row's source, both ``[N]``."""
+        targets = batch["labels"][:, 1:]
+        is_target = targets != -100
+        logits = target_logits(
+            plain_causal_lm(self.model), batch["input_ids"], batch["attention_mask"], is_target
+        )
+        nll = functional.cross_entropy(logits.float(), targets[is_target], reduction="none")
+        return nll, batch["source_ids"][:, None].expand_as(targets)[is_target]
+
+    @override
+    def on_validation_start(self) -> None:
+        self._answers = {name: {} for name in self.evaluation.benchmarks}
+        for metric in (*self.scores.values(), *self.val_losses.values()):
+            metric.reset()
+        self._generator = self.model
+        if self.evaluation.weights == "merged":
+            compute_dtype = (
+                torch.bfloat16 if str(self.trainer.precision).startswith("bf16") else torch.float32
+            )
+            self._generator = merged_copy(self.model, compute_dtype)
+
+    @override
+    def validation_step(
+        self, batch: Batch | PromptBatch, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if "prompts" in batch:
+            self._answer(cast(PromptBatch, batch))
+            return
+        batch = cast(Batch, batch)
+        nll, _ = self._token_nll(batch)
+        source = list(self.trainer.datamodule.corpus.sources)[int(batch["source_ids"][0])]  # type: ignore[attr-defined]
+        if source not in self.val_losses:
+            self.val_losses[source] = TokenLoss().to(self.device)
+        self.val_losses[source].update(nll.double().sum(), len(nll))
+
+    def _answer(self, batch: PromptBatch) -> None:
+        name = batch["benchmark"]
+        benchmark = self.evaluation.benchmarks[name]
+        all_items = benchmark.items()
+        items = [all_items[index] for index in batch["indices"]]
+        tokenizer = self.trainer.datamodule.corpus.renderer.tokenizer  # type: ignore[attr-defined]
+        completions = [
+            tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            for ids in generate(
+                self._generator,
+                batch["prompts"],
+                max_new_tokens=benchmark.max_new_tokens,
+                eos_token_ids=[tokenizer.eos_token_id],
+                pad_token_id=self.trainer.datamodule.corpus.renderer.pad_token_id,  # type: ignore[attr-defined]
+            )
+        ]
+        verdicts = benchmark.score(items, completions)
+        self.scores[name].update([verdict.correct for verdict in verdicts])
+        for index, answer in zip(
+            batch["indices"], map(Answer, items, completions, verdicts), strict=True
+        ):
+            self._answers[name][index] = answer
+
+    @override
+    def on_validation_epoch_end(self) -> None:
+        metrics: dict[str, float] = {}
+        for name, key in self.evaluation.score_keys.items():
+            score = self.scores[name]
+            low, high = score.interval()
+            metrics |= {key: score.compute().item(), f"{key}_low": low, f"{key}_high": high}
+        for source, loss in self.val_losses.items():
+            metrics[f"val_loss/{source}"] = loss.compute().item()
+        answers = {name: [found[i] for i in sorted(found)] for name, found in self._answers.items()}
+        self.last_evaluation = Evaluation(metrics, answers)
+        # For EarlyStopping and the like; AbilityHistory takes them to the logger, with the right step.
+        self.log_dict(metrics, logger=False)
+
+    @override
+    def on_validation_end(self) -> None:
+        self._generator = None
+
+    # `test` measures what `validate` measures: the benchmarks are test sets, and nothing is chosen by them.
+    on_test_start = on_validation_start
+    test_step = validation_step
+    on_test_epoch_end = on_validation_epoch_end
+    on_test_end = on_validation_end
+
+    @override
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        checkpoint["state_dict"] = {
+            k: v for k, v in checkpoint["state_dict"].items() if k in trained
+        }

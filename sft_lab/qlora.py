@@ -1,0 +1,260 @@
+"""The model: a base in 4 bits (or more) with LoRA adapters; its merged copy and its export."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sft_lab.errors import RequestError
+from sft_lab.paths import resolve
+
+Quantization = Literal["nf4", "int8", "bf16", "fp32"]
+
+
+@dataclass(frozen=True)
+class Lora:
+    """LoRA adapters, in PEFT's words.
+
+    Args:
+        r: Rank.
+        lora_alpha: Scale; the update is weighed by ``lora_alpha / r``.
+        lora_dropout: Dropout on the adapters' input, in [0, 1).
+        target_modules: Module names, or ``all-linear`` for every linear layer but the head.
+    """
+
+    r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.0
+    target_modules: str | list[str] = field(default="all-linear")
+
+
+def check_base(base: str) -> str:
+    """Return where a base is loaded from, having looked that something is there.
+
+    Raises:
+        RequestError: If it is a folder without a model, or a hub name that is not in reach.
+    """
+    path = resolve(base)
+    from transformers import AutoConfig  # noqa: PLC0415 - seconds to import; `--help` must not wait
+
+    try:
+        AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as fault:
+        raise RequestError(
+            f"model.base: no model can be loaded from {base}: {str(fault).splitlines()[0]} "
+            "Name a folder in Hugging Face format, or a hub name while online."
+        ) from fault
+    return path
+
+
+def load_base(base: str, quantization: Quantization, compute_dtype: torch.dtype) -> Any:
+    """Load a causal language model for training.
+
+    Args:
+        base: A folder, ``world://base`` or a hub name.
+        quantization: ``nf4`` with double quantisation, ``int8``, or unquantised ``bf16`` or ``fp32``.
+        compute_dtype: What 4-bit weights are dequantised to for a product, and the type of the
+            parts that are never quantised.
+
+    Returns:
+        The model in train mode.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig  # noqa: PLC0415 - as above
+
+    options: dict[str, Any] = {"dtype": compute_dtype}
+    if quantization == "nf4":
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute_dtype,
+        )
+    elif quantization == "int8":
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        options["dtype"] = {"bf16": torch.bfloat16, "fp32": torch.float32}[quantization]
+    if torch.cuda.is_available():
+        # Quantised weights are made on the device they stay on; the Trainer finds them there.
+        options["device_map"] = {"": torch.cuda.current_device()}
+    model = AutoModelForCausalLM.from_pretrained(check_base(base), **options)
+    for module in model.modules():
+        # On CPUs with AVX512-BF16 a forward in eval mode repacks 4-bit weights, after which the next
+        # backward and any merge are wrong (LoRA gradient cosine 0.67); the unpacked path is right.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    model.config.use_cache = False
+    return model.train()
+
+
+def add_lora(model: Any, lora: Lora, seed: int) -> Any:
+    """Put LoRA adapters into a frozen base.
+
+    Args:
+        model: The base; its layers are changed in place.
+        lora: The adapters.
+        seed: Seed of their first values.
+
+    Raises:
+        RequestError: If no module of the base has one of the names.
+    """
+    from peft import LoraConfig, get_peft_model  # noqa: PLC0415 - as above
+
+    config = LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.lora_alpha,
+        lora_dropout=lora.lora_dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as fault:
+            raise RequestError(f"model.lora: {str(fault).splitlines()[0]}") from fault
+
+
+def target_logits(
+    causal_lm: Any, input_ids: Tensor, attention_mask: Tensor, is_target: Tensor
+) -> Tensor:
+    """Compute the LM head's logits where they are needed, and nowhere else.
+
+    Args:
+        causal_lm: A transformers causal language model, adapters included.
+        input_ids: int64 ``[B, T]``.
+        attention_mask: int64 ``[B, T]``.
+        is_target: bool ``[B, T - 1]``, true where the *next* token carries loss.
+
+    Returns:
+        Logits ``[N, V]``, one row per true value of ``is_target``, in row-major order.
+    """
+    hidden = causal_lm.get_decoder()(
+        input_ids=input_ids, attention_mask=attention_mask, use_cache=False
+    ).last_hidden_state
+    return causal_lm.get_output_embeddings()(hidden[:, :-1][is_target])
+
+
+@torch.no_grad()
+def check_head(causal_lm: Any) -> None:
+    """Refuse an architecture that changes logits after its head, for ``target_logits`` would miss that.
+
+    Raises:
+        RequestError: If head of decoder is not what the model's own forward gives.
+    """
+    was_training = causal_lm.training
+    causal_lm.eval()
+    try:
+        device = next(causal_lm.parameters()).device
+        input_ids = torch.arange(4, device=device)[None]
+        mask = torch.ones_like(input_ids)
+        expected = causal_lm(input_ids=input_ids, attention_mask=mask, use_cache=False).logits[
+            0, :-1
+        ]
+        ours = target_logits(
+            causal_lm, input_ids, mask, torch.ones_like(input_ids[:, 1:], dtype=torch.bool)
+        )
+    finally:
+        causal_lm.train(was_training)
+    if not torch.allclose(ours.float(), expected.float(), rtol=1e-2, atol=1e-2):
+        raise RequestError(
+            f"model.base: {type(causal_lm).__name__} transforms its logits after the LM head, which the loss here "
+            "leaves out; choose a base without logit soft-capping or scaling."
+        )
+
+
+def plain_causal_lm(model: Any) -> Any:
+    """Return the transformers model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _weights(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
+    """Yield the weights of the merged model by their names in the plain one."""
+    from peft.tuners.lora import LoraLayer  # noqa: PLC0415 - as above
+    from peft.utils.integrations import dequantize_module_weight  # noqa: PLC0415 - as above
+
+    adapted = {
+        name: m for name, m in plain_causal_lm(model).named_modules() if isinstance(m, LoraLayer)
+    }
+    for name, module in adapted.items():
+        base_layer = module.get_base_layer()
+        weight = dequantize_module_weight(base_layer).detach().float()
+        for adapter in module.active_adapters:
+            weight = weight + module.get_delta_weight(adapter).float()
+        yield f"{name}.weight", weight.to(dtype)
+        if base_layer.bias is not None:
+            yield f"{name}.bias", base_layer.bias.detach().to(dtype)
+    inside = tuple(f"{name}." for name in adapted)
+    for name, module in plain_causal_lm(model).named_modules():
+        if f"{name}.".startswith(inside) and inside:
+            continue
+        for key, parameter in module.named_parameters(recurse=False):
+            value = (
+                dequantize_module_weight(module)
+                if key == "weight" and _is_quantized(module)
+                else parameter
+            )
+            yield f"{name}.{key}", value.detach().to(dtype)
+
+
+def _is_quantized(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("bitsandbytes")
+
+
+@torch.no_grad()
+def merged_copy(model: Any, dtype: torch.dtype) -> Any:
+    """Return a plain, unquantised copy with the adapters merged in; the model itself is not touched.
+
+    The adapters were trained beside the quantised base, so it is that base, dequantised, that they
+    are added to: the copy's logits are the live model's.
+
+    Args:
+        model: A (PEFT) model as ``load_base`` and ``add_lora`` make it.
+        dtype: Type of the copy's weights.
+
+    Returns:
+        A model in eval mode on the same device.
+    """
+    from accelerate import init_empty_weights  # noqa: PLC0415 - as above
+    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415 - as above
+
+    source = plain_causal_lm(model)
+    settings = source.config.to_dict()
+    settings.pop("quantization_config", None)
+    config = AutoConfig.for_model(**settings)
+    config.use_cache = True
+    with init_empty_weights(include_buffers=False):
+        copy = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    copy.load_state_dict(dict(_weights(model, dtype)), strict=False, assign=True)
+    copy.tie_weights()
+    missing = [name for name, parameter in copy.named_parameters() if parameter.is_meta]
+    if missing:
+        raise RuntimeError(
+            f"{type(source).__name__} cannot be merged: no weight for {', '.join(missing[:3])}."
+        )
+    copy.generation_config = source.generation_config
+    return copy.to(next(source.parameters()).device).eval()
+
+
+def save_trained(model: Any, out: Path) -> None:
+    """Write what was trained: adapters in PEFT's format, or the whole model where there are none."""
+    model.save_pretrained(out)
+
+
+def adapter_base(folder: Path) -> str:
+    """Return the base named in a PEFT folder.
+
+    Raises:
+        RequestError: If the folder holds no adapter.
+    """
+    try:
+        return str(
+            json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
+        )
+    except FileNotFoundError:
+        raise RequestError(
+            f"--ckpt_path {folder} holds no adapter_config.json; name an adapter folder."
+        ) from None

@@ -1,0 +1,67 @@
+"""Going on with a run: which run, which checkpoint, and whether the config still says what it trained."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sft_lab.checkpoint import last_checkpoint, read_checkpoint, stamp_of
+from sft_lab.config import changed_keys, check_resumable, digest, identity
+from sft_lab.errors import RequestError
+from sft_lab.tracking import DIGEST_TAG, RunStore
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A run to go on with.
+
+    Attributes:
+        run_id: The MLflow run.
+        checkpoint: Its checkpoint; None where it was stopped before it wrote one.
+    """
+
+    run_id: str
+    checkpoint: Path | None
+
+
+def resume_last(tracking_uri: str, dirpath: Path, config: Mapping[str, Any]) -> Resume:
+    """Return the newest unfinished run of the same config.
+
+    Raises:
+        RequestError: If there is none; where the newest one differs in a key, naming that.
+    """
+    unfinished = RunStore(tracking_uri)
+    runs = [run for run in unfinished.unfinished() if run.data.tags.get("command") == "fit"]
+    for run in runs:
+        if run.data.tags[DIGEST_TAG] == digest(config):
+            checkpoint = last_checkpoint(dirpath, run.info.run_id)
+            if not checkpoint.exists():
+                return Resume(run.info.run_id, None)
+            return resume_path(checkpoint, config)
+    message = f"--ckpt_path last: {tracking_uri} holds no unfinished run of this config."
+    if runs:
+        newest = runs[0]
+        text = unfinished.client.download_artifacts(newest.info.run_id, "config.yaml")
+        changes = changed_keys(identity(yaml.safe_load(Path(text).read_text())), identity(config))
+        if changes:
+            key, before, now = changes[0]
+            message += f" The newest, {newest.info.run_name} ({newest.info.run_id[:8]}), has {key} {before}, not {now}."
+    raise RequestError(f"{message} Leave --ckpt_path out to start anew.")
+
+
+def resume_path(path: Path, config: Mapping[str, Any]) -> Resume:
+    """Return the run of a checkpoint, having checked it against the config.
+
+    Raises:
+        RequestError: If the checkpoint is damaged, or the config contradicts what it has trained.
+    """
+    checkpoint = read_checkpoint(path)
+    stamp = stamp_of(checkpoint)
+    check_resumable(
+        stamp.config,
+        identity(config),
+        started_stages=checkpoint["callbacks"]["StageScheduler"]["trained_stage"] + 1,
+    )
+    return Resume(stamp.run_id, path)

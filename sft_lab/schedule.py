@@ -1,0 +1,117 @@
+"""The schedule of a run as pure functions of the optimizer step and the pass: which stage, which rate."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import NamedTuple
+
+from sft_lab.data.stage import Stage
+
+
+class StepSize(NamedTuple):
+    """What one optimizer step trains on; tokens with prompts, without padding."""
+
+    samples: int
+    tokens: int
+
+
+@dataclass(frozen=True)
+class ScheduledStage:
+    """One stage and where it lies in the run.
+
+    Attributes:
+        name: The stage's name.
+        stage: Its settings.
+        steps_per_pass: Optimizer steps of each pass over its mixture.
+        first_step: Optimizer steps of the run before it.
+        first_pass: Passes of the run before it; Lightning calls them epochs.
+    """
+
+    name: str
+    stage: Stage
+    steps_per_pass: tuple[int, ...]
+    first_step: int
+    first_pass: int
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the stage."""
+        return sum(self.steps_per_pass)
+
+    @property
+    def end_step(self) -> int:
+        """Optimizer steps of the run when the stage has ended."""
+        return self.first_step + self.num_steps
+
+
+class Schedule:
+    """The stages of a run in order.
+
+    Args:
+        stages: Name and settings of each stage, and the size of every step of every pass.
+    """
+
+    def __init__(self, stages: Sequence[tuple[str, Stage, Sequence[Sequence[StepSize]]]]) -> None:
+        self.stages: list[ScheduledStage] = []
+        first_step = first_pass = 0
+        sizes: list[StepSize] = []
+        for name, stage, passes in stages:
+            scheduled = ScheduledStage(
+                name, stage, tuple(len(steps) for steps in passes), first_step, first_pass
+            )
+            self.stages.append(scheduled)
+            first_step = scheduled.end_step
+            first_pass += len(passes)
+            sizes += [size for steps in passes for size in steps]
+        self.num_steps = first_step
+        self.num_passes = first_pass
+        self._samples = list(accumulate((size.samples for size in sizes), initial=0))
+        self._tokens = list(accumulate((size.tokens for size in sizes), initial=0))
+
+    def seen(self, step: int) -> StepSize:
+        """Return what a run has been trained on after ``step`` optimizer steps."""
+        return StepSize(self._samples[step], self._tokens[step])
+
+    def stage_of_pass(self, pass_index: int) -> tuple[int, int]:
+        """Return the stage that a pass of the run belongs to, and the pass's index in that stage."""
+        for index, scheduled in enumerate(self.stages):
+            if pass_index < scheduled.first_pass + len(scheduled.steps_per_pass):
+                return index, pass_index - scheduled.first_pass
+        raise IndexError(f"pass {pass_index} lies behind the last one, {self.num_passes - 1}")
+
+    def stage_of_step(self, step: int) -> int:
+        """Return the stage that trains optimizer step ``step`` (from 0); the last one's end counts as its own."""
+        for index, scheduled in enumerate(self.stages):
+            if step < scheduled.end_step:
+                return index
+        return len(self.stages) - 1
+
+    @property
+    def boundaries(self) -> list[int]:
+        """Optimizer steps at which a stage has ended, in order."""
+        return [scheduled.end_step for scheduled in self.stages]
+
+    def lr(self, step: int) -> float:
+        """Return the learning rate of optimizer step ``step``, counted from 0 over the whole run."""
+        scheduled = self.stages[self.stage_of_step(step)]
+        return stage_lr(scheduled.stage, step - scheduled.first_step, scheduled.num_steps)
+
+
+def stage_lr(stage: Stage, step: int, num_steps: int) -> float:
+    """Return the rate of a stage's step: a linear rise over the warm-up, then the stage's course to 0.
+
+    Args:
+        stage: Its settings.
+        step: Optimizer step of the stage, from 0.
+        num_steps: Optimizer steps of the stage.
+    """
+    warmup_steps = math.ceil(stage.warmup_ratio * num_steps)
+    if step < warmup_steps:
+        return stage.lr * (step + 1) / warmup_steps
+    if stage.lr_schedule == "constant":
+        return stage.lr
+    progress = min(1.0, (step - warmup_steps) / max(1, num_steps - warmup_steps))
+    if stage.lr_schedule == "linear":
+        return stage.lr * (1 - progress)
+    return stage.lr * 0.5 * (1 + math.cos(math.pi * progress))

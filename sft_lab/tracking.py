@@ -1,0 +1,211 @@
+"""The MLflow store: the logger of a run, and finding runs again."""
+
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlparse
+
+import psutil
+from lightning.pytorch.loggers import MLFlowLogger
+from typing_extensions import override
+
+from sft_lab.errors import RequestError
+
+DIGEST_TAG = "sft_lab.config_digest"
+CONFIG_TAG = "sft_lab.config"
+_PROCESS_TAG = "sft_lab.process"
+
+RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
+
+
+class RunLogger(MLFlowLogger):
+    """MLflow as a run's record: never the same point twice, and a status that tells the truth.
+
+    Args:
+        tracking_uri: ``sqlite:///...`` or a server.
+        experiment_name: Runs of one experiment are compared in the MLflow UI.
+        artifact_location: Where a local store keeps artifacts; a server decides for itself.
+        run_name: The run's name; by default the strategy with what sets the run apart.
+        run_id: Goes on with this run.
+    """
+
+    def __init__(
+        self,
+        tracking_uri: str = "sqlite:///mlruns/mlflow.db",
+        experiment_name: str = "sft_lab",
+        artifact_location: str | None = "mlruns/artifacts",
+        run_name: str | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        _prepare_store(tracking_uri)
+        is_local = tracking_uri.startswith("sqlite:")
+        super().__init__(
+            experiment_name=experiment_name,
+            run_name=run_name,
+            tracking_uri=tracking_uri,
+            save_dir=None,
+            # As a URI: MLflow takes a relative path as relative to wherever it is read.
+            artifact_location=Path(artifact_location).resolve().as_uri()
+            if is_local and artifact_location
+            else None,
+            run_id=run_id,
+        )
+        self.tracking_uri = tracking_uri
+        self._logged: set[tuple[str, int]] = set()
+        if run_id is not None:
+            self._logged = self._points(run_id)
+
+    def _points(self, run_id: str) -> set[tuple[str, int]]:
+        """Every (key, step) the run holds already: what an exact resume logs again, it would hold twice."""
+        keys = self._mlflow_client.get_run(run_id).data.metrics
+        return {
+            (key, point.step)
+            for key in keys
+            for point in self._mlflow_client.get_metric_history(run_id, key)
+        }
+
+    @override
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        points = {(key, step or 0) for key in metrics}
+        missing = {key: metrics[key] for key, _ in points - self._logged}
+        if missing:
+            super().log_metrics(missing, step=step)
+        self._logged |= points
+
+    def start(self) -> None:
+        """Mark the run as running in this process."""
+        client, run_id = self.experiment, self.run_id
+        client.update_run(run_id, status="RUNNING")
+        client.set_tag(run_id, _PROCESS_TAG, _this_process())
+
+    @override
+    def finalize(self, status: str = "success") -> None:
+        """Do nothing: Lightning knows success and failure only, and calls this once per fit or validate."""
+
+    def end(self, status: RunStatus) -> None:
+        """Close the run."""
+        self.experiment.set_terminated(self.run_id, status)
+
+
+def _prepare_store(tracking_uri: str) -> None:
+    """Look that the store can be used, before MLflow tries for minutes.
+
+    Raises:
+        RequestError: If the folder cannot be written to, or no server answers.
+    """
+    # MLflow's telemetry and its retries: a lab's command should say at once that a server is gone.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    key = "trainer.logger.init_args.tracking_uri"
+    if tracking_uri.startswith("sqlite:///"):
+        folder = Path(tracking_uri.removeprefix("sqlite:///")).parent
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as fault:
+            raise RequestError(
+                f"{key}: {folder} cannot be made: {fault.strerror}. Name a folder you may write to."
+            ) from fault
+        if not os.access(folder, os.W_OK):
+            raise RequestError(
+                f"{key}: no permission to write in {folder}. Name a folder you may write to."
+            )
+        return
+    server = urlparse(tracking_uri)
+    if server.scheme not in ("http", "https") or server.hostname is None:
+        raise RequestError(
+            f"{key}: expected sqlite:///FILE or http(s)://SERVER, got {tracking_uri!r}."
+        )
+    port = server.port or {"http": 80, "https": 443}[server.scheme]
+    try:
+        socket.create_connection((server.hostname, port), timeout=5).close()
+    except OSError as fault:
+        raise RequestError(
+            f"{key}: no MLflow server answers at {tracking_uri} ({fault}). Start it, or use sqlite:///mlruns/mlflow.db."
+        ) from fault
+
+
+def _this_process() -> str:
+    process = psutil.Process()
+    # Process ids are used again; with the start time they are not.
+    return f"{socket.gethostname()}:{process.pid}:{process.create_time():.2f}"
+
+
+def _is_alive(process: str) -> bool:
+    """Say whether the process of a tag still runs; one on another machine is taken to."""
+    host, pid, created = process.rsplit(":", 2)
+    if host != socket.gethostname():
+        return True
+    try:
+        return f"{psutil.Process(int(pid)).create_time():.2f}" == created
+    except psutil.NoSuchProcess:
+        return False
+
+
+class RunStore:
+    """The runs of one MLflow store.
+
+    Args:
+        tracking_uri: As in ``RunLogger``.
+
+    Raises:
+        RequestError: If the store cannot be reached.
+    """
+
+    def __init__(self, tracking_uri: str) -> None:
+        from mlflow.tracking import MlflowClient  # noqa: PLC0415 - seconds to import; `--help` must not wait
+
+        _prepare_store(tracking_uri)
+        self.tracking_uri = tracking_uri
+        self.client = MlflowClient(tracking_uri)
+
+    def runs(self) -> list[Any]:
+        """Return all of the lab's runs, newest first; those whose process is gone are marked KILLED."""
+        experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
+        found: list[Any] = []
+        token: str | None = None
+        while experiments:
+            page = self.client.search_runs(
+                experiments,
+                filter_string=f"tags.`{DIGEST_TAG}` LIKE '%'",
+                order_by=["attributes.start_time DESC"],
+                page_token=token,
+            )
+            found += page
+            token = page.token
+            if not token:
+                break
+        for run in found:
+            process = run.data.tags.get(_PROCESS_TAG)
+            if run.info.status == "RUNNING" and process and not _is_alive(process):
+                self.client.set_terminated(run.info.run_id, "KILLED")
+                run.info._status = "KILLED"
+        return found
+
+    def unfinished(self) -> list[Any]:
+        """Return the runs that can be gone on with, newest first."""
+        return [run for run in self.runs() if run.info.status in ("KILLED", "FAILED")]
+
+    def find(self, name: str) -> Any:
+        """Return the run of an id, the unique beginning of one, or a name.
+
+        Raises:
+            RequestError: If there is none, or more than one.
+        """
+        runs = self.runs()
+        matches = [run for run in runs if run.info.run_id.startswith(name)]
+        matches = matches or [run for run in runs if run.info.run_name == name]
+        if not matches:
+            names = (
+                ", ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in runs[:5])
+                or "none"
+            )
+            raise RequestError(
+                f"RUN {name!r} is no run in {self.tracking_uri}; the newest are {names}."
+            )
+        if len(matches) > 1:
+            ids = ", ".join(run.info.run_id[:8] for run in matches[:5])
+            raise RequestError(
+                f"RUN {name!r} is ambiguous; it fits {ids}. Give the beginning of one id."
+            )
+        return matches[0]

@@ -1,0 +1,1 @@
+"""The embedded world: generators, tokenizer, small pretrained base and its recipe."""

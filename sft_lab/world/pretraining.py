@@ -1,0 +1,71 @@
+"""The raw text that the base is pretrained on: knowledge, but no questions and no chat.
+
+What it shows of ``math``, ``code`` and the pattern families of ``general`` comes from the training
+side of the held-out split alone. Only knowledge (facts, kinds of words, opposites) is told whole.
+"""
+
+from collections.abc import Iterator
+
+from sft_lab.world import code, general, math
+from sft_lab.world.dice import Dice
+from sft_lab.world.facts import RELATIONS, countries, statements
+
+KNOWLEDGE = (general.kind, general.opposite)
+PATTERNS = tuple(family for family in general.FAMILIES if family not in (general.fact, *KNOWLEDGE))
+
+# kind of document -> its weight among the documents drawn
+DOCUMENTS = {
+    "arithmetic": 10,
+    "story": 26,
+    "function": 5,
+    "snippets": 12,
+    "country": 10,
+    "words": 5,
+    "patterns": 32,
+}
+
+
+def _arithmetic(dice: Dice) -> str:
+    equations: list[str] = []
+    while len(equations) < 6:
+        sign = dice.pick("++--*/")
+        a, b = dice.integer(1, math.MAX_VALUE), dice.integer(1, math.MAX_VALUE)
+        if sign == "+" and a + b <= math.MAX_VALUE:
+            equations.append(f"{a}+{b}={a + b}.")
+        elif sign == "-" and a > b:
+            equations.append(f"{a}-{b}={a - b}.")
+        elif sign == "*" and a * b <= math.MAX_VALUE:
+            equations.append(f"{a}*{b}={a * b}.")
+        elif sign == "/" and b <= 5 and a % b == 0:
+            equations.append(f"{a}/{b}={a // b}.")
+    return " ".join(equations)
+
+
+def _document(kind: str, dice: Dice) -> str:
+    match kind:
+        case "arithmetic":
+            return _arithmetic(dice)
+        case "story":
+            return math.problem(dice, benchmark=False).story
+        case "function":
+            return code.task(dice, benchmark=False).definition
+        case "snippets":
+            return "\n\n".join(code.task(dice, benchmark=False).snippet for _ in range(2))
+        case "country":
+            country = dice.pick(countries())
+            told = [dice.pick(statements(country, name)) for name in dice.sample(RELATIONS, 3)]
+            return "\n".join(told)
+        case "words":
+            return "\n".join(dice.pick(dice.pick(KNOWLEDGE)(dice).statements) for _ in range(4))
+        case "patterns":
+            drawn = [general.task(dice.pick(PATTERNS), dice, benchmark=False) for _ in range(2)]
+            return "\n".join(dice.pick(task.statements) for task in drawn)
+    raise ValueError(f"kind must be one of {tuple(DOCUMENTS)}, got {kind!r}.")
+
+
+def documents(seed: int) -> Iterator[str]:
+    """Yield documents without end."""
+    dice = Dice("pretraining", seed)
+    kinds = [kind for kind, weight in DOCUMENTS.items() for _ in range(weight)]
+    while True:
+        yield _document(dice.pick(kinds), dice)

@@ -1,0 +1,139 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sft_lab.world.build import (
+    GENERATORS,
+    NUM_ITEMS,
+    SEED,
+    SOURCE_SIZES,
+    WORLD,
+    build,
+    make_benchmarks,
+    make_sources,
+    to_jsonl,
+)
+from sft_lab.world.dice import Dice
+from sft_lab.world.pretraining import documents
+from sft_lab.world.scores import answers
+
+MAX_BASE_BYTES = 12_000_000
+
+
+def read(name: str) -> list[dict]:
+    text = (WORLD / "data" / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_generators_are_deterministic_by_seed_and_take_a_size(name: str) -> None:
+    for make in (GENERATORS[name].rows, GENERATORS[name].items):
+        assert make(30, 0) == make(30, 0)
+        assert len(make(30, 0)) == 30
+        assert make(30, 0)[:10] == make(10, 0)
+        assert make(10, 0) != make(10, 1)
+
+
+def test_committed_data_are_what_the_generators_make() -> None:
+    made = make_sources(SOURCE_SIZES, SEED) | make_benchmarks(NUM_ITEMS, SEED)
+    assert {path.stem for path in (WORLD / "data").glob("*.jsonl")} == set(made)
+    for name, rows in made.items():
+        text = (WORLD / "data" / f"{name}.jsonl").read_text(encoding="utf-8")
+        assert text == to_jsonl(rows), name
+
+
+def test_no_item_nor_its_structure_is_in_any_source() -> None:
+    rows = [row for name in SOURCE_SIZES for row in read(name)]
+    structures = {row["structure"] for row in rows}
+    prompts = {json.dumps(row["messages"][:-1]) for row in rows}
+    texts = {message["content"] for row in rows for message in row["messages"][:-1]}
+    for name in SOURCE_SIZES:
+        items = read(f"world_{name}")
+        assert len({json.dumps(item["messages"]) for item in items}) == len(items) >= 200
+        for item in items:
+            assert item["structure"] not in structures
+            assert json.dumps(item["messages"]) not in prompts
+            if len(item["messages"]) == 1:  # the last turn alone, "What is my name?", says nothing
+                assert item["messages"][0]["content"] not in texts
+
+
+def test_pretraining_text_asks_nothing_and_shows_no_item() -> None:
+    stream = documents(SEED)
+    text = "\n".join(next(stream) for _ in range(20_000))
+    assert "?" not in text
+    assert "####" not in text
+    for item in read("world_math"):
+        told = item["messages"][0]["content"].rsplit(". ", 1)[0]
+        assert told not in text
+    for item in read("world_code"):
+        assert item["canonical_solution"].strip().removeprefix("return ") + "\n" not in text
+
+
+def test_reference_answers_score_and_wrong_ones_do_not() -> None:
+    for item in read("world_math"):
+        right = int(item["answer"])
+        assert answers(f"First 1+1=2.\n#### {right}", item["answer"])
+        for wrong in (f"#### {right + 1}", f"#### {right}0", f"{right}", f"#### {right} or 1", ""):
+            assert not answers(wrong, item["answer"])
+
+
+def test_base_loads_and_is_small() -> None:
+    path = WORLD / "base"
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    assert (path / "model.safetensors").stat().st_size < MAX_BASE_BYTES
+    assert model.config.model_type == "llama"
+    assert model.config.vocab_size == len(tokenizer)
+    assert model.config.eos_token_id == tokenizer.eos_token_id
+    assert model.config.pad_token_id == tokenizer.pad_token_id
+    assert all(torch.isfinite(param).all() for param in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("text", "continuation"),
+    [("20+13=33. 14-9=", "5"), ("6*4=24. 18/2=", "9"), ("The opposite of hot is", " cold")],
+)
+def test_base_has_knowledge(text: str, continuation: str) -> None:
+    model = AutoModelForCausalLM.from_pretrained(WORLD / "base", dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(WORLD / "base")
+    input_ids = torch.tensor([tokenizer(text)["input_ids"]])
+    with torch.inference_mode():
+        best = model(input_ids).logits[0, -1].argmax()
+    assert tokenizer.decode(best) == continuation
+
+
+def test_recipe_names_seed_duration_and_scores() -> None:
+    recipe = json.loads((WORLD / "base" / "recipe.json").read_text(encoding="utf-8"))
+    assert recipe["seed"] == SEED
+    assert recipe["source_sizes"] == SOURCE_SIZES
+    assert recipe["pretraining"]["duration_s"] > 0
+    assert set(recipe["zero_shot"]) == {"world_math", "world_code", "world_general"}
+    assert max(recipe["zero_shot"].values()) < 0.05  # knowledge, but no skills
+
+
+def test_a_tiny_build_makes_everything(tmp_path: Path) -> None:
+    lines: list[str] = []
+    sizes = dict.fromkeys(SOURCE_SIZES, 20)
+    build(tmp_path, seed=1, num_tokens=4096, source_sizes=sizes, num_items=12, log=lines.append)
+    for name in SOURCE_SIZES:
+        rows = (tmp_path / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        items = (tmp_path / "data" / f"world_{name}.jsonl").read_text(encoding="utf-8").splitlines()
+        assert (len(rows), len(items)) == (20, 12)
+    shipped = {path.name for path in (WORLD / "base").iterdir()}
+    assert {path.name for path in (tmp_path / "base").iterdir()} == shipped
+    recipe = json.loads((tmp_path / "base" / "recipe.json").read_text(encoding="utf-8"))
+    assert (recipe["seed"], recipe["pretraining"]["tokens"]) == (1, 4096)
+    assert lines
+
+
+def test_pretraining_text_is_deterministic_by_seed() -> None:
+    def start(seed: int) -> list[str]:
+        stream = documents(seed)
+        return [next(stream) for _ in range(20)]
+
+    assert start(0) == start(0)
+    assert start(0) != start(1)
+    assert Dice("pretraining", 0).integer(0, 999) == Dice("pretraining", 0).integer(0, 999)

@@ -1,0 +1,55 @@
+import pytest
+
+from sft_lab.evaluation.rules import follows
+from sft_lab.world import general
+from sft_lab.world.dice import Dice
+
+NEEDED_FAMILIES = 8
+
+
+@pytest.mark.parametrize("family", general.FAMILIES, ids=lambda family: family.__name__)
+def test_the_reference_answer_follows_the_rule_and_others_do_not(family: general.Family) -> None:
+    dice = Dice("test", 0)
+    for _ in range(50):
+        task = general.task(family, dice, benchmark=False)
+        assert follows(task.answer, task.rule)
+        for wrong in ("", "OK.", task.answer + " and more", task.answer[:-1]):
+            assert not follows(wrong, task.rule), task
+
+
+@pytest.mark.parametrize("family", general.FAMILIES, ids=lambda family: family.__name__)
+def test_every_statement_is_plain_text(family: general.Family) -> None:
+    dice = Dice("test", 0)
+    for _ in range(20):
+        task = family(dice)
+        assert task.statements
+        assert all("?" not in statement for statement in task.statements)
+
+
+def test_families_share_the_source_and_the_benchmark() -> None:
+    families = {row["structure"].split("/")[1] for row in general.rows(200, seed=0)}
+    assert len(families) >= NEEDED_FAMILIES
+    asked = [item["family"] for item in general.items(200, seed=0)]
+    assert set(asked) == families
+    assert all(asked.count(family) >= 5 for family in families)
+
+
+def test_memory_is_asked_for_in_a_later_turn() -> None:
+    task = general.task(general.memory, Dice("test", 0), benchmark=True)
+    roles = [message["role"] for message in task.messages]
+    assert roles == ["user", "assistant", "user"]
+    assert task.answer in task.turns[0]
+    assert task.answer not in task.turns[-1]
+
+
+def test_families_do_what_they_say() -> None:
+    dice = Dice("test", 3)
+    for _ in range(30):
+        casing = general.casing(dice)
+        words = casing.turns[0].split(": ")[1]
+        assert casing.answer in (words.upper(), words.title())
+        order = general.order(dice)
+        assert order.answer.split() == order.turns[0].split(": ")[1].split()[::-1]
+        repeat = general.repeat(dice)
+        word, count = repeat.turns[0].removesuffix(" times.").split()[1:]
+        assert repeat.answer.split() == [word] * {"two": 2, "three": 3, "four": 4}[count]
