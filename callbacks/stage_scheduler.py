@@ -33,10 +33,6 @@ class StageScheduler(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit, unknown to its types
         if not isinstance(data, StagedDataModule) or not isinstance(pl_module, SFTModule):
             raise TypeError("StageScheduler schedules a StagedDataModule for an SFTModule.")
-        if trainer.world_size > 1:
-            raise RequestError(
-                f"trainer.devices: stages run on one device, got {trainer.world_size}; set it to 1."
-            )
         if trainer.reload_dataloaders_every_n_epochs != 1:
             raise RequestError(
                 "trainer.reload_dataloaders_every_n_epochs must be 1, or the next stage's batches are never asked "

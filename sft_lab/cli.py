@@ -1,7 +1,6 @@
 """The command line: fit, validate and test through LightningCLI, the lab's own commands beside them."""
 
 import argparse
-import logging
 import os
 import signal
 import sys
@@ -55,8 +54,6 @@ def _be_quiet() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for name in ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic"):
-        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def _own_command(arguments: list[str]) -> int:

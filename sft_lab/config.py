@@ -1,12 +1,11 @@
-"""Configs: several files and overrides merged key by key into one, each value's origin kept for errors."""
+"""Configs: files and overrides merged key by key into one, each value's origin kept for errors."""
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -21,7 +20,7 @@ def best_precision() -> str:
 
     A CPU without AVX512-BF16 or AMX emulates bf16 fifteen times slower than it computes float32.
     """
-    import torch  # noqa: PLC0415 - seconds to import, and most configs are read without it
+    import torch  # seconds to import, and most configs are read without it
 
     if torch.cuda.is_available():
         native = torch.cuda.is_bf16_supported(including_emulation=False)
@@ -33,6 +32,7 @@ def best_precision() -> str:
 OmegaConf.register_resolver("best_precision", best_precision)
 
 TRAINED_KEYS = ("seed_everything", "model", "corpus", "data", "evaluation")
+TRAINED_TRAINER_KEYS = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
 """What decides a run's numbers; logger, checkpoints and progress may change under a resumed run."""
 
 
@@ -51,31 +51,46 @@ class Composed:
     def merge_file(self, path: str) -> None:
         """Merge a config file over what is there.
 
-        A group that is a file name, ``trainer: ../trainer.yaml``, stands for that file's content; the
-        name is relative to the file that says it.
+        A group that is a file name, ``trainer: ../trainer.yaml``, stands for that file's content;
+        the name is relative to the file that says it. A key may be dotted, ``data.k: 1/4``.
 
         Raises:
             RequestError: If a file is missing or is not YAML.
         """
         file = find_config(path)
         values, origins = _read(file)
-        for group, value in values.items():
-            if isinstance(value, str) and value.endswith((".yaml", ".yml")):
-                shared = file.parent / value
-                if not shared.is_file():
-                    raise RequestError(
-                        f"{origins[group]}: {group} refers to {value}, and there is no file {shared}."
-                    )
-                group_values, group_origins = _read(shared)
-                values[group] = group_values
-                origins |= {f"{group}.{key}": origin for key, origin in group_origins.items()}
-        self.config = DictConfig(OmegaConf.merge(self.config, values))
+        for key, value in values.items():
+            self._set(key, value, file.parent, origins[key])
         self.origins |= origins
 
     def override(self, key: str, value: str) -> None:
-        """Set one dotted key, as the command line does; what stands beside it stays."""
-        OmegaConf.update(self.config, key, _parse(value, f"--{key}"), merge=True, force_add=True)
-        self.origins[key] = f"--{key}"
+        """Set one dotted key, as the command line does; what stands beside it stays.
+
+        Raises:
+            RequestError: If the value is not YAML, or the key points behind the end of a list.
+        """
+        where = f"--{key}"
+        self.origins = {k: v for k, v in self.origins.items() if not k.startswith(f"{key}.")}
+        self.origins[key] = where
+        self._set(key, _parse(value, where), Path(), where)
+
+    def _set(self, key: str, value: Any, folder: Path, where: str) -> None:
+        if "." not in key and isinstance(value, str) and value.endswith((".yaml", ".yml")):
+            shared = folder / value
+            if not shared.is_file():
+                raise RequestError(
+                    f"{where}: {key} refers to {value}, and there is no file {shared}."
+                )
+            value, origins = _read(shared)
+            self.origins |= {f"{key}.{inner}": origin for inner, origin in origins.items()}
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        try:
+            merged = _merged(OmegaConf.to_container(self.config), value)
+            self.config = OmegaConf.create(merged)
+        except (IndexError, OmegaConfBaseException) as fault:
+            reason = str(fault).splitlines()[0]
+            raise RequestError(f"{where}: {key} cannot be set: {reason}.") from fault
 
     def resolved(self) -> dict[str, Any]:
         """Return plain values with every ``${...}`` filled in.
@@ -87,11 +102,12 @@ class Composed:
             plain = OmegaConf.to_container(self.config, resolve=True, throw_on_missing=True)
         except OmegaConfBaseException as fault:
             key = str(getattr(fault, "full_key", "") or "")
-            raise RequestError(f"{self.origin(key)}{str(fault).splitlines()[0]}") from fault
-        return {str(key): value for key, value in dict(plain).items()}  # type: ignore[arg-type]  # a mapping at the top
+            reason = str(fault).splitlines()[0].rstrip(".")
+            raise RequestError(f"{self.origin(key)}{key}: {reason}.") from fault
+        return {str(key): value for key, value in cast(dict[Any, Any], plain).items()}
 
     def origin(self, key: str) -> str:
-        """Return "file, line n: " of a key, or of the nearest key above it; nothing if it is a default."""
+        """Return "file, line n: " of a key or the nearest above it; nothing for a default."""
         while key:
             if key in self.origins:
                 return f"{self.origins[key]}: "
@@ -99,10 +115,34 @@ class Composed:
         return ""
 
 
+def _merged(old: Any, new: Any) -> Any:
+    """Return ``new`` laid over ``old`` key by key; keys of digits count the items of a list."""
+    if isinstance(old, list) and isinstance(new, Mapping) and all(str(k).isdigit() for k in new):
+        items = list(old)
+        for index, value in new.items():
+            items[int(index)] = _merged(items[int(index)], value)
+        return items
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping) or _is_other_kind(old, new):
+        return new
+    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
+
+
+def _is_other_kind(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> bool:
+    """Say whether ``new`` replaces ``old``: {tokens: n} after {rows: n}, another class."""
+    shares = ({"rows"}, {"tokens"})
+    if set(old) in shares and set(new) in shares:
+        return set(old) != set(new)
+    return "class_path" in new and new["class_path"] != old.get("class_path")
+
+
 def _parse(text: str, where: str) -> Any:
+    if text.startswith("${"):
+        return text
     try:
         # OmegaConf's own reading of YAML, in which 1e-3 is a number.
-        return OmegaConf.create(f"value: {text}")["value"] if not text.startswith("${") else text
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(f"value: {text}")))[
+            "value"
+        ]
     except (yaml.YAMLError, OmegaConfBaseException) as fault:
         raise RequestError(f"{where}: {text!r} is not a YAML value.") from fault
 
@@ -111,15 +151,16 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         content = file.read_text(encoding="utf-8")
         node = yaml.compose(content)
-        loaded = OmegaConf.to_container(OmegaConf.create(content)) if node is not None else {}
+        if node is None:
+            return {}, {}
+        if not isinstance(node, yaml.MappingNode):
+            raise RequestError(f"{file}: a config holds keys and values, got {content[:40]!r}.")
+        loaded = cast(dict[Any, Any], OmegaConf.to_container(OmegaConf.create(content)))
     except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as fault:
         mark = getattr(fault, "problem_mark", None)
         where = f"{file}, line {mark.line + 1}" if mark else str(file)
-        raise RequestError(
-            f"{where}: not YAML: {getattr(fault, 'problem', None) or fault}."
-        ) from fault
-    if not isinstance(loaded, dict):
-        raise RequestError(f"{file}: a config holds keys and values, got {str(content)[:40]!r}.")
+        reason = getattr(fault, "problem", None) or str(fault).splitlines()[0]
+        raise RequestError(f"{where}: not YAML: {reason}.") from fault
     return {str(key): value for key, value in loaded.items()}, dict(_origins(node, file))
 
 
@@ -131,32 +172,25 @@ def _origins(node: Any, file: Path, prefix: str = "") -> Iterator[tuple[str, str
             yield from _origins(value, file, f"{name}.")
 
 
-def nearest_key(key: str, known: Iterable[str]) -> str | None:
-    """Return the known key that a misspelt one most likely means.
-
-    >>> nearest_key("trainer.max_stepz", ["trainer.max_steps", "data.k"])
-    'trainer.max_steps'
-    """
-    matches = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
-    return matches[0] if matches else None
-
-
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a resolved config that decides a run's numbers."""
     chosen = {key: config[key] for key in TRAINED_KEYS if key in config}
+    trainer = config.get("trainer", {})
+    chosen["trainer"] = {key: trainer[key] for key in TRAINED_TRAINER_KEYS if key in trainer}
     plain: dict[str, Any] = json.loads(json.dumps(chosen, default=str))
     return plain
 
 
 def digest(config: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a config's identity."""
-    return hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()
+    """Return the SHA-256 of a config's identity, in which only the order of stages matters."""
+    content = [identity(config), list(config["data"]["stages"])]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def changed_keys(
     old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = ""
 ) -> list[tuple[str, Any, Any]]:
-    """Return the dotted keys in which two configs differ, with both values; None where one has none."""
+    """Return the dotted keys in which two configs differ, with both values or None."""
     changes: list[tuple[str, Any, Any]] = []
     for key in [*old, *(key for key in new if key not in old)]:
         before, after = old.get(key), new.get(key)
@@ -179,23 +213,19 @@ def check_resumable(old: Mapping[str, Any], new: Mapping[str, Any], *, started_s
         RequestError: Naming the first key that changed.
     """
     old_stages = list(old["data"]["stages"])
-    started = set(old_stages[:started_stages])
-    if list(new["data"]["stages"])[:started_stages] != old_stages[:started_stages]:
+    started = old_stages[:started_stages]
+    if list(new["data"]["stages"])[:started_stages] != started:
         raise RequestError(
-            f"data.stages: the run has trained {', '.join(old_stages[:started_stages])} in this order; "
-            "stages behind these may change, these may not. Start a new run without --ckpt_path."
+            f"data.stages: the run has trained {', '.join(started)} in this order; stages behind "
+            "these may change, these may not. Put them back, or start anew without --ckpt_path."
         )
     for key, before, after in changed_keys(old, new):
         stage = key.split(".")[2] if key.startswith("data.stages.") else None
-        if stage is not None and stage not in started:
-            continue
-        if key == "data.k" and not any(
-            changed.startswith(f"data.stages.{name}.")
-            for changed, *_ in changed_keys(old, new)
-            for name in started
-        ):
+        # k acts only through the shares of stages, which are compared resolved.
+        if f"{key}.".startswith("data.k.") or (stage is not None and stage not in started):
             continue
         what = f"stage '{stage}' has been trained with" if stage else "the run was started with"
         raise RequestError(
-            f"{key}: {what} {before}, the config now says {after}. Put it back, or start a new run without --ckpt_path."
+            f"{key}: {what} {before}, the config now says {after}. "
+            "Put it back, or start anew without --ckpt_path."
         )

@@ -1,10 +1,11 @@
 """LightningCLI for the lab: fit, validate and test over composed configs, resumable, recorded in MLflow."""
 
 import contextlib
-import io
+import logging
 import re
 import sys
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ import yaml
 from jsonargparse import ArgumentError, Namespace
 from lightning import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from typing_extensions import override
 
 from callbacks.ability_history import AbilityHistory
@@ -22,7 +24,8 @@ from callbacks.run_recorder import RunRecorder
 from callbacks.stage_scheduler import StageScheduler
 from callbacks.training_log import TrainingLog
 from sft_lab.checkpoint import AtomicCheckpointIO, Interrupted, RunStamp, read_checkpoint
-from sft_lab.config import Composed, identity, nearest_key
+from sft_lab.config import Composed, identity
+from sft_lab.config_keys import check_keys
 from sft_lab.data.corpus import Corpus
 from sft_lab.data.module import StagedDataModule, micro_batches_per_step
 from sft_lab.errors import RequestError
@@ -30,10 +33,17 @@ from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.module import SFTModule
 from sft_lab.qlora import check_base
 from sft_lab.resume import Resume, resume_last, resume_path
-from sft_lab.tracking import RunLogger
+from sft_lab.tracking import RunLogger, prepare_store
 
 RUN_COMMANDS = ("fit", "validate", "test")
-_GROUPS = ("trainer", "model", "corpus", "evaluation", "data", "checkpoint", "seed_everything")
+_GROUPS: dict[str, Any] = {
+    "trainer": Trainer,
+    "model": SFTModule,
+    "corpus": Corpus,
+    "evaluation": EvaluationSuite,
+    "data": StagedDataModule,
+    "checkpoint": RunCheckpoint,
+}
 _NEVER = sys.maxsize
 
 
@@ -57,7 +67,7 @@ def compose(arguments: list[str]) -> tuple[Composed, list[str], list[str]]:
         is_config = name in ("--config", "-c")
         is_override = (
             name.startswith("--")
-            and key.split(".")[0] in _GROUPS
+            and key.split(".")[0] in (*_GROUPS, "seed_everything")
             and not key.endswith(("+", ".help"))
         )
         if not is_config and not is_override:
@@ -79,6 +89,18 @@ def compose(arguments: list[str]) -> tuple[Composed, list[str], list[str]]:
     return composed, files, rest
 
 
+def silence() -> None:
+    """Keep the libraries' advice out of what a person watches; their warnings stay."""
+    for name in ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for message in (
+        ".*is_gradient_checkpointing.*",
+        ".*LeafSpec.*",
+        ".*does not have many workers.*",
+    ):
+        warnings.filterwarnings("ignore", message=message)
+
+
 class LabCLI(LightningCLI):
     """Parses a run's config and runs it.
 
@@ -88,8 +110,14 @@ class LabCLI(LightningCLI):
     """
 
     def __init__(self, command: str, arguments: list[str]) -> None:
+        silence()
         self.composed, self.files, rest = compose(arguments)
+        if not self.composed.config and not {"--help", "-h"} & set(rest):
+            raise RequestError(
+                f"{command} needs --config FILE, for instance configs/world/dmt.yaml."
+            )
         self.resume: Resume | None = None
+        check_keys(self.composed, _GROUPS, ["seed_everything"])
         content = yaml.safe_dump(self.composed.resolved(), sort_keys=False)
         config = ["--config", content] if self.files or self.composed.config else []
         quiet = {"exit_on_error": False}
@@ -145,14 +173,7 @@ class LabCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except ArgumentError as fault:
-            raise RequestError(
-                explain(str(fault), self.composed, self._known_keys(args[0]))
-            ) from fault
-
-    def _known_keys(self, command: str) -> list[str]:
-        from jsonargparse._actions import ActionTypeHint  # noqa: F401, PLC0415
-
-        return []
+            raise RequestError(explain(str(fault), self.composed)) from fault
 
     @override
     def _parse_ckpt_path(self) -> None:
@@ -178,6 +199,13 @@ class LabCLI(LightningCLI):
                 "configs/trainer.yaml has it."
             )
         logger.init_args.run_name = logger.init_args.run_name or self._run_name()
+        devices, num_nodes = self.settings.trainer.devices, self.settings.trainer.num_nodes
+        if str(devices) not in ("1", "[0]", "0,") or num_nodes != 1:
+            raise RequestError(
+                f"trainer.devices: a run is trained on one device, got {devices} on {num_nodes} nodes; "
+                "set trainer.devices to 1."
+            )
+        prepare_store(str(logger.init_args.tracking_uri))
         if self.subcommand == "fit" and self.settings.ckpt_path is not None:
             wanted, dirpath = str(self.settings.ckpt_path), Path(self.settings.checkpoint.dirpath)
             if wanted == "last":
@@ -188,6 +216,19 @@ class LabCLI(LightningCLI):
             self.settings.ckpt_path = (
                 str(self.resume.checkpoint) if self.resume.checkpoint else None
             )
+
+    @override
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as fault:
+            # Inside a union the parser takes our errors for a type that did not fit, and rewords them.
+            chain: BaseException | None = fault
+            while chain is not None:
+                if isinstance(chain, RequestError):
+                    raise chain from None
+                chain = chain.__cause__ or chain.__context__
+            raise
 
     @property
     def strategy(self) -> str:
@@ -224,9 +265,12 @@ class LabCLI(LightningCLI):
             ProgressLine(log, history, suite, f"mlflow ui --backend-store-uri {uri}"),
         ]
         configured = self._get(self.config_init, "trainer").get("callbacks") or []
-        return super().instantiate_trainer(
-            callbacks=[*configured, *ours], plugins=[AtomicCheckpointIO()], **kwargs
-        )
+        try:
+            return super().instantiate_trainer(
+                callbacks=[*configured, *ours], plugins=[AtomicCheckpointIO()], **kwargs
+            )
+        except MisconfigurationException as fault:
+            raise RequestError(f"trainer: {fault}") from fault
 
     def fit(self, **kwargs: Any) -> None:
         """Train; the run's status in MLflow tells how it ended."""
@@ -270,9 +314,22 @@ def recorded(logger: RunLogger) -> Iterator[None]:
     logger.end("FINISHED")
 
 
-def explain(message: str, composed: Composed, known: list[str]) -> str:
-    """Turn the parser's message into one that names file, line, key and the nearest right key."""
-    return message
+def explain(message: str, composed: Composed) -> str:
+    """Put the parser's message into one line, and before it where the value was written.
 
-
-__all__ = ["RUN_COMMANDS", "LabCLI", "compose", "explain", "io", "re", "nearest_key", "Mapping"]
+    >>> explain('Parser key "data.batch_size":\\n  Expected a <class \'int\'>. Got value: abc', Composed())
+    "data.batch_size: Expected an int. Got value: abc"
+    """
+    keys = re.findall(r'Parser key "([^"]+)":', message)
+    text = re.sub(r'Parser key "[^"]+":', "", message)
+    text = re.sub(r"Problem with given class_path '[^']+':", "", text)
+    text = " ".join(re.sub(r"<class '([^']+)'>", r"\1", text).replace("typing.", "").split())
+    # Of a union only the types and the value are worth a person's time.
+    text = re.sub(
+        r"Does not validate against any of the Union subtypes Subtypes: (\[.*?\]) .*Given value: ",
+        r"Expected one of \1. Got value: ",
+        text,
+    )
+    text = re.sub(r"^Call to compute_fn of link .* failed: ", "", text)
+    key = ".".join(keys)
+    return f"{composed.origin(key)}{key}: {text}".removeprefix(": ")

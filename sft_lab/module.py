@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from typing_extensions import override
 
-from sft_lab.data.module import Batch, PromptBatch
+from sft_lab.data.batches import Batch, PromptBatch
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Item, Verdict
 from sft_lab.evaluation.generation import generate

@@ -1,8 +1,9 @@
-"""The schedule of a run as pure functions of the optimizer step and the pass: which stage, which rate."""
+"""The schedule of a run as pure functions of optimizer step and pass: which stage, which rate."""
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -74,14 +75,14 @@ class Schedule:
         return StepSize(self._samples[step], self._tokens[step])
 
     def stage_of_pass(self, pass_index: int) -> tuple[int, int]:
-        """Return the stage that a pass of the run belongs to, and the pass's index in that stage."""
+        """Return the stage that a pass of the run belongs to, and the pass's index in it."""
         for index, scheduled in enumerate(self.stages):
             if pass_index < scheduled.first_pass + len(scheduled.steps_per_pass):
                 return index, pass_index - scheduled.first_pass
         raise IndexError(f"pass {pass_index} lies behind the last one, {self.num_passes - 1}")
 
     def stage_of_step(self, step: int) -> int:
-        """Return the stage that trains optimizer step ``step`` (from 0); the last one's end counts as its own."""
+        """Return the stage that trains step ``step``, from 0; the run's end counts to the last."""
         for index, scheduled in enumerate(self.stages):
             if step < scheduled.end_step:
                 return index
@@ -93,20 +94,21 @@ class Schedule:
         return [scheduled.end_step for scheduled in self.stages]
 
     def lr(self, step: int) -> float:
-        """Return the learning rate of optimizer step ``step``, counted from 0 over the whole run."""
+        """Return the learning rate of optimizer step ``step``, from 0 over the whole run."""
         scheduled = self.stages[self.stage_of_step(step)]
         return stage_lr(scheduled.stage, step - scheduled.first_step, scheduled.num_steps)
 
 
 def stage_lr(stage: Stage, step: int, num_steps: int) -> float:
-    """Return the rate of a stage's step: a linear rise over the warm-up, then the stage's course to 0.
+    """Return the rate of a stage's step: a linear rise over the warm-up, then the stage's course.
 
     Args:
         stage: Its settings.
         step: Optimizer step of the stage, from 0.
         num_steps: Optimizer steps of the stage.
     """
-    warmup_steps = math.ceil(stage.warmup_ratio * num_steps)
+    # Through str: as a float, 0.07 of 100 steps is a little more than 7 and would round up to 8.
+    warmup_steps = math.ceil(Fraction(str(stage.warmup_ratio)) * num_steps)
     if step < warmup_steps:
         return stage.lr * (step + 1) / warmup_steps
     if stage.lr_schedule == "constant":

@@ -39,7 +39,6 @@ class RunLogger(MLFlowLogger):
         run_name: str | None = None,
         run_id: str | None = None,
     ) -> None:
-        _prepare_store(tracking_uri)
         is_local = tracking_uri.startswith("sqlite:")
         super().__init__(
             experiment_name=experiment_name,
@@ -89,7 +88,7 @@ class RunLogger(MLFlowLogger):
         self.experiment.set_terminated(self.run_id, status)
 
 
-def _prepare_store(tracking_uri: str) -> None:
+def prepare_store(tracking_uri: str) -> None:
     """Look that the store can be used, before MLflow tries for minutes.
 
     Raises:
@@ -155,7 +154,7 @@ class RunStore:
     def __init__(self, tracking_uri: str) -> None:
         from mlflow.tracking import MlflowClient  # noqa: PLC0415 - seconds to import; `--help` must not wait
 
-        _prepare_store(tracking_uri)
+        prepare_store(tracking_uri)
         self.tracking_uri = tracking_uri
         self.client = MlflowClient(tracking_uri)
 

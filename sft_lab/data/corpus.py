@@ -1,18 +1,23 @@
-"""The corpus: every source of a run, tokenised once by one renderer, with rows held out for val_loss."""
+"""The corpus: the sources of a run, tokenised once by one renderer, some rows held out."""
 
 import hashlib
+import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sft_lab.data.formats import Conversation, RowError
-from sft_lab.data.rendering import Renderer, TokenizedRow
+from sft_lab.data.formats import RowError
+from sft_lab.data.hub import is_hub_name, settle_offline
+from sft_lab.data.rendering import Renderer, RowTooLongError, TokenizedRow
 from sft_lab.data.shares import hash_rank
-from sft_lab.data.sources import Source, read_source, sample_digest
+from sft_lab.data.sources import Source, check_dropped, read_source, sample_digest
 from sft_lab.errors import RequestError
 from sft_lab.paths import resolve
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -54,10 +59,12 @@ class Corpus:
 
     Args:
         sources: Sources by name.
-        tokenizer: A folder or hub name, as for ``AutoTokenizer.from_pretrained``; usually the base's.
+        tokenizer: A folder or hub name, as for ``AutoTokenizer.from_pretrained``; usually the
+            base's.
         template: A named chat template, or None for the tokenizer's own.
         max_length: Longest row in tokens; longer ones are dropped and counted.
-        val_rows: Rows of each source held out for ``val_loss/<source>``, before any share is taken.
+        val_rows: Rows of each source held out for ``val_loss/<source>``, before any share is
+            taken; a copy of a held-out row is held out with it.
         seed: Seed of the hash rank by which shares and held-out rows are chosen.
 
     Raises:
@@ -75,10 +82,16 @@ class Corpus:
     ) -> None:
         if not sources:
             raise RequestError("corpus.sources names no source.")
-        for name in sources:
-            if not name.isidentifier():
+        for name, source in sources.items():
+            if not re.fullmatch(r"[A-Za-z0-9_]+", name) or name == "all":
                 raise RequestError(
-                    f"corpus.sources: {name!r} becomes part of metric keys; use letters, digits and _ only."
+                    f"corpus.sources: {name!r} becomes part of metric keys; use letters, digits "
+                    "and _ only, and not 'all', which is the key of all sources together."
+                )
+            if not 0 <= source.max_dropped <= 1:
+                raise RequestError(
+                    f"corpus.sources.{name}.max_dropped must lie in [0, 1], "
+                    f"got {source.max_dropped}."
                 )
         if max_length < 2:
             raise RequestError(f"corpus.max_length must be 2 tokens or more, got {max_length}.")
@@ -111,34 +124,36 @@ class Corpus:
         read = read_source(name, self.sources[name])
         dropped: Counter[str] = Counter(read.dropped)
         rows: list[TokenizedRow] = []
-        digests: list[str] = []
+        sample_ids: list[str] = []
+        unusable = dropped.total()
         for conversation in read.conversations:
             try:
-                rows.append(self._tokenize(conversation))
-                digests.append(sample_digest(conversation))
+                rows.append(self.renderer.row(conversation, self.max_length))
+                sample_ids.append(sample_digest(conversation))
             except RowError as fault:
                 dropped[str(fault)] += 1
-        if len(rows) <= self.val_rows:
-            reasons = (
-                ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-                or "none dropped"
+                if not isinstance(fault, RowTooLongError):
+                    unusable += 1
+                    check_dropped(name, self.sources[name], unusable, read.total, str(fault))
+        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
+        if reasons:
+            log.warning(
+                "%s: %d of %d rows left out: %s", name, dropped.total(), read.total, reasons
             )
+        ranked = hash_rank(sample_ids, self.seed)
+        val_rows = self.val_rows
+        # Equal rows stand together in hash rank: training must not see what is held out.
+        while 0 < val_rows < len(rows) and (
+            sample_ids[ranked[val_rows]] == sample_ids[ranked[val_rows - 1]]
+        ):
+            val_rows += 1
+        if len(rows) <= val_rows:
             raise RequestError(
-                f"corpus.sources.{name}: {len(rows)} usable rows ({reasons}), no more than the "
-                f"corpus.val_rows = {self.val_rows} that are held out. Raise corpus.max_length = {self.max_length}, "
-                "or hold out fewer."
+                f"corpus.sources.{name}: no row is left to train on: {len(rows)} usable rows "
+                f"({reasons or 'none dropped'}), of which corpus.val_rows = {self.val_rows} are "
+                f"held out. Raise corpus.max_length = {self.max_length}, or hold out fewer."
             )
-        return TokenizedSource(
-            rows, digests, dict(dropped), hash_rank(digests, self.seed), self.val_rows
-        )
-
-    def _tokenize(self, conversation: Conversation) -> TokenizedRow:
-        row = self.renderer.row(conversation)
-        if len(row.input_ids) > self.max_length:
-            raise RowError(f"longer than max_length {self.max_length}")
-        if not row.num_target_tokens:
-            raise RowError("no target token")
-        return row
+        return TokenizedSource(rows, sample_ids, dict(dropped), ranked, val_rows)
 
 
 def load_tokenizer(name: str) -> Any:
@@ -147,12 +162,14 @@ def load_tokenizer(name: str) -> Any:
     Raises:
         RequestError: If there is none, or it cannot be fetched.
     """
-    from transformers import AutoTokenizer  # noqa: PLC0415 - seconds to import; `--help` must not wait
+    from transformers import AutoTokenizer  # seconds to import; `--help` must not wait for it
 
     path = resolve(name)
+    if is_hub_name(path):
+        settle_offline()
     try:
         return AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError) as fault:
+    except Exception as fault:  # a damaged tokenizer.json raises a bare one
         reason = str(fault).splitlines()[0]
         raise RequestError(
             f"corpus.tokenizer: no tokenizer can be loaded from {name}: {reason} "

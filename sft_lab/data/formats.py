@@ -1,5 +1,6 @@
-"""Row formats of SFT files: each turns one row into a conversation. A new format is one function here."""
+"""Row formats of SFT files: one function each, which turns a row into a conversation."""
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
@@ -17,6 +18,7 @@ _SHAREGPT_ROLES = {
     "system": "system",
 }
 _ROLES = ("system", "user", "assistant")
+_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 class RowError(ValueError):
@@ -53,7 +55,7 @@ def rft(row: Mapping[str, Any]) -> Conversation:
 def alpaca(row: Mapping[str, Any]) -> Conversation:
     """``instruction``, ``input`` (may be empty or absent), ``output``."""
     prompt = text(row, "instruction")
-    if row.get("input"):
+    if row.get("input") and text(row, "input").strip():
         prompt += "\n\n" + text(row, "input")
     return _single_turn(prompt, text(row, "output"))
 
@@ -119,10 +121,12 @@ def trainable(conversation: Conversation) -> Conversation:
     """Return the part of a conversation that can be trained on, or raise with the reason it cannot.
 
     A leading assistant turn answers a question that nobody sees, so it goes; what follows the last
-    assistant turn has no answer, so it goes too. The roles that are left must alternate.
+    assistant turn has no answer, so it goes too. An empty system message is none. The roles that
+    are left must alternate.
 
     Raises:
-        RowError: With the reason: no assistant turn, an empty message, or roles that do not alternate.
+        RowError: With the reason: no answered question, an empty message, roles out of turn, or
+            text that no tokenizer can read.
     """
     system = [turn for turn in conversation[:1] if turn["role"] == "system"]
     turns = list(conversation[len(system) :])
@@ -137,4 +141,7 @@ def trainable(conversation: Conversation) -> Conversation:
             raise RowError("user and assistant turns do not alternate")
         if not turn["content"].strip():
             raise RowError("empty message")
-    return (*system, *turns)
+    kept = (*(turn for turn in system if turn["content"].strip()), *turns)
+    if any(_SURROGATE.search(turn["content"]) for turn in kept):
+        raise RowError("half of a surrogate pair, which is no text")
+    return kept

@@ -5,12 +5,12 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from sft_lab.data.rendering import TokenizedRow
 
 
-class RowRef(NamedTuple):
+@dataclass(frozen=True, order=True, slots=True)
+class RowRef:
     """A row of a source, by the source's name and the row's index in it."""
 
     source: str
@@ -22,7 +22,7 @@ Window = list[RowRef]
 
 
 def seeded(*parts: object) -> random.Random:
-    """Return a generator whose state depends on its parts only, on every machine and Python version."""
+    """Return a generator that depends on its parts only, on every machine and Python version."""
     return random.Random(hashlib.sha256(repr(parts).encode()).digest())
 
 
@@ -76,13 +76,11 @@ class StagePlan:
         samples: Counter[str] = Counter()
         tokens: Counter[str] = Counter()
         target_tokens: Counter[str] = Counter()
-        for source, index in (
-            ref for windows in self.passes for window in windows for ref in window
-        ):
-            row = tokenized[source][index]
-            samples[source] += 1
-            tokens[source] += len(row.input_ids)
-            target_tokens[source] += row.num_target_tokens
+        for ref in (ref for windows in self.passes for window in windows for ref in window):
+            row = tokenized[ref.source][ref.index]
+            samples[ref.source] += 1
+            tokens[ref.source] += len(row.input_ids)
+            target_tokens[ref.source] += row.num_target_tokens
         return {
             source: {
                 "samples": samples[source],

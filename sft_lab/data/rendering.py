@@ -18,9 +18,11 @@ _VICUNA_SYSTEM = (
 TEMPLATES = {
     "vicuna_v1.1": (
         "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}"
-        "{% else %}" + _VICUNA_SYSTEM + "{% endif %}"
-        "{% for m in messages %}{% if m['role'] == 'user' %}{{ ' USER: ' + m['content'] + ' ASSISTANT:' }}"
-        "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+        "{% else %}" + _VICUNA_SYSTEM + "{% endif %}{{ ' ' }}"
+        "{% for m in messages %}{% if m['role'] == 'user' %}"
+        "{{ 'USER: ' + m['content'] + ' ASSISTANT:' }}"
+        "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}"
+        "{% endif %}{% endfor %}"
     ),
     "alpaca": (
         "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}"
@@ -28,19 +30,29 @@ TEMPLATES = {
         "Write a response that appropriately completes the request.{% endif %}"
         "{% for m in messages %}{% if m['role'] == 'user' %}"
         "{{ '\n\n### Instruction:\n' + m['content'] + '\n\n### Response:\n' }}"
-        "{% elif m['role'] == 'assistant' %}{{ m['content'] + eos_token }}{% endif %}{% endfor %}"
+        "{% elif m['role'] == 'assistant' %}{{ m['content'] + eos_token }}"
+        "{% endif %}{% endfor %}"
     ),
     "chatml": (
-        "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+        "{% for m in messages %}"
+        "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
     ),
 }
-"""Named chat templates. Source of vicuna_v1.1: Zheng et al. 2023, FastChat; of alpaca: Taori et al. 2023."""
+"""Named chat templates.
+
+Source: vicuna_v1.1: Zheng et al. 2023, FastChat's ``conversation.py`` (two separators, a space and
+the eos token); alpaca: Taori et al. 2023, Stanford Alpaca's prompt without input.
+"""
+
+
+class RowTooLongError(RowError):
+    """A row that is sound but longer than the limit."""
 
 
 @dataclass(frozen=True)
 class TokenizedRow:
-    """One conversation as token ids, and the ids to learn with ``IGNORED`` wherever there is no loss."""
+    """One conversation as token ids, and as labels: ``IGNORED`` wherever there is no loss."""
 
     input_ids: list[int]
     labels: list[int]
@@ -59,7 +71,8 @@ class Renderer:
         template: A key of ``TEMPLATES``, or None for the tokenizer's own.
 
     Raises:
-        RequestError: If there is no such template, or the tokenizer has none and none is named.
+        RequestError: If there is no such template, the tokenizer has none and none is named, or
+            answers would not end with a token at which generation can stop.
     """
 
     def __init__(self, tokenizer: Any, template: str | None) -> None:
@@ -74,15 +87,36 @@ class Renderer:
             )
         if tokenizer.eos_token_id is None:
             raise RequestError(
-                f"corpus.tokenizer: {tokenizer.name_or_path} has no eos token, so answers cannot end."
+                f"corpus.tokenizer: {tokenizer.name_or_path} has no eos token, so answers have "
+                "no end; name a tokenizer that has one."
             )
         self.tokenizer = tokenizer
         self.template = template
-        self._chat_template = TEMPLATES[template] if template else tokenizer.chat_template
+        self._chat_template = TEMPLATES[template] if template else tokenizer.get_chat_template()
+        self.end_token_ids = (tokenizer.eos_token_id, self._answer_end())
+        """Tokens at which generation stops: the eos, and what ends an answer in training."""
+
+    @property
+    def _name(self) -> str:
+        return self.template or "the tokenizer's template"
+
+    def _answer_end(self) -> int:
+        """Return the token that ends an answer; base models often have another eos than that."""
+        probe = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "answer"})
+        end = self.text(probe, add_generation_prompt=False).rpartition("answer")[2]
+        special = {self.tokenizer.eos_token_id, *self.tokenizer.added_tokens_decoder}
+        for token_id in self._encode(end):
+            if token_id in special:
+                return int(token_id)
+        raise RequestError(
+            f"corpus.template: {self._name} ends an answer with {end!r}, in which "
+            f"{self.tokenizer.name_or_path} has no special token, so generation would not know "
+            f"where to stop; name another of {', '.join(TEMPLATES)}, or add the token."
+        )
 
     @property
     def pad_token_id(self) -> int:
-        """The id that fills short rows; masked everywhere, so where there is none the eos serves."""
+        """The id that fills short rows; masked everywhere, so without one the eos serves."""
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
@@ -98,7 +132,7 @@ class Renderer:
         except TemplateError as fault:
             roles = ", ".join(message["role"] for message in messages)
             raise RequestError(
-                f"corpus.template: {self.template or 'the tokenizer template'} cannot render the roles {roles}: {fault}."
+                f"corpus.template: {self._name} cannot render the roles {roles}: {fault}."
             ) from fault
         return str(rendered)
 
@@ -106,18 +140,26 @@ class Renderer:
         """Return the token ids of an evaluation prompt, ready for the assistant's answer."""
         return self._encode(self.text(messages, add_generation_prompt=True))
 
-    def row(self, conversation: Conversation) -> TokenizedRow:
+    def row(self, conversation: Conversation, max_length: int | None = None) -> TokenizedRow:
         """Tokenise a training row; the loss falls on assistant turns and their end tokens only.
 
         Labels come from prefix difference: what a model is asked in evaluation is, token for token,
         the beginning of what it was trained on.
 
+        Args:
+            conversation: Ends with an assistant turn.
+            max_length: Longest row in tokens.
+
         Raises:
             RequestError: If the template rewrites earlier turns, so that no prompt is a prefix.
-            RowError: If this row's tokens merge across the border between a prompt and its answer.
+            RowTooLongError: If the row is longer than that.
+            RowError: If tokens merge across the border of a prompt and its answer, or none is left
+                to learn.
         """
         whole = self.text(conversation, add_generation_prompt=False)
         input_ids = self._encode(whole)
+        if max_length is not None and len(input_ids) > max_length:
+            raise RowTooLongError(f"longer than max_length {max_length}")
         labels = [IGNORED] * len(input_ids)
         for index, message in enumerate(conversation):
             if message["role"] != "assistant":
@@ -126,16 +168,19 @@ class Renderer:
             answered = self.text(conversation[: index + 1], add_generation_prompt=False)
             if not (whole.startswith(answered) and answered.startswith(prompt)):
                 raise RequestError(
-                    f"corpus.template: {self.template or 'the tokenizer template'} does not render turn "
-                    f"{index + 1} as an extension of the turns before it, so training and evaluation would "
-                    "see different prompts; name a template that does."
+                    f"corpus.template: {self._name} does not render turn {index + 1} as an "
+                    "extension of the turns before it, so training and evaluation would see "
+                    f"different prompts; name one that does, such as {', '.join(TEMPLATES)}."
                 )
-            start, end = (
-                self._prefix_length(prompt, input_ids),
-                self._prefix_length(answered, input_ids),
-            )
+            start = self._prefix_length(prompt, input_ids)
+            end = len(input_ids)
+            if answered != whole:
+                end = self._prefix_length(answered, input_ids)
             labels[start:end] = input_ids[start:end]
-        return TokenizedRow(input_ids, labels)
+        row = TokenizedRow(input_ids, labels)
+        if not row.num_target_tokens:
+            raise RowError("no token to learn")
+        return row
 
     def _prefix_length(self, text: str, input_ids: list[int]) -> int:
         ids = self._encode(text)

@@ -9,7 +9,7 @@ from typing import Literal
 
 from sft_lab.errors import RequestError
 
-ShareValue = int | float | str | dict[str, int]
+ShareValue = int | float | str | dict[str, int | float]
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,9 @@ def parse_share(key: str, value: ShareValue) -> Share:
                 f"{key}: a share has one key, rows or tokens, got {dict(value)}. {fix}"
             )
         kind, amount = next(iter(value.items()))
-        if isinstance(amount, bool) or not isinstance(amount, int) or amount < 0:
+        # YAML reads 1e6 as a float.
+        is_whole = isinstance(amount, int) or (isinstance(amount, float) and amount.is_integer())
+        if isinstance(amount, bool) or not is_whole or amount < 0:
             raise RequestError(f"{key}.{kind} must be a whole number, 0 or more, got {amount}.")
         return Share("rows" if kind == "rows" else "tokens", Fraction(amount))
     try:
@@ -68,7 +70,7 @@ def hash_rank(digests: Sequence[str], seed: int) -> list[int]:
 
 
 def take(share: Share, ranked: Sequence[int], num_tokens: Sequence[int]) -> list[int]:
-    """Return the rows of a share, in rank order; a row stands more than once where the share exceeds 1.
+    """Return the rows of a share in rank order, again from the front where it exceeds the source.
 
     Args:
         share: What to take.
@@ -81,7 +83,8 @@ def take(share: Share, ranked: Sequence[int], num_tokens: Sequence[int]) -> list
     if not ranked:
         return []
     if share.kind == "tokens":
-        rows, total = [], 0
+        rows: list[int] = []
+        total = 0
         while total < share.amount:
             row = ranked[len(rows) % len(ranked)]
             rows.append(row)

@@ -1,6 +1,8 @@
-"""A stage: one mixture trained for some epochs, steps or tokens; what a config says of it, and its rows."""
+"""A stage: one mixture trained for some epochs, steps or tokens; its settings and its rows."""
 
 import difflib
+import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -36,6 +38,9 @@ class Stage:
     optimizer: Literal["fresh", "keep"] = "fresh"
 
 
+_MOST_PASSES = 1000
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for a misspelt name, or nothing.
 
@@ -57,7 +62,7 @@ def check_stages(stages: Mapping[str, Stage], sources: Iterable[str]) -> None:
         raise RequestError("data.stages is empty; a strategy needs at least one stage.")
     for name, stage in stages.items():
         key = f"data.stages.{name}"
-        if not name.replace("-", "_").isidentifier():
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
             raise RequestError(
                 f"{key}: a stage name becomes a folder; use letters, digits, - and _ only."
             )
@@ -75,11 +80,11 @@ def check_stages(stages: Mapping[str, Stage], sources: Iterable[str]) -> None:
         if stage.epochs is None and stage.max_steps is None and stage.max_tokens is None:
             raise RequestError(f"{key} has no end; give epochs, max_steps or max_tokens.")
         for limit in ("epochs", "max_steps", "max_tokens"):
-            value_ = getattr(stage, limit)
-            if value_ is not None and value_ < 1:
-                raise RequestError(f"{key}.{limit} must be 1 or more, got {value_}.")
-        if not stage.lr > 0:
-            raise RequestError(f"{key}.lr must be above 0, got {stage.lr}.")
+            amount = getattr(stage, limit)
+            if amount is not None and amount < 1:
+                raise RequestError(f"{key}.{limit} must be 1 or more, got {amount}.")
+        if not 0 < stage.lr < math.inf:
+            raise RequestError(f"{key}.lr must be above 0 and finite, got {stage.lr}.")
         if not 0 <= stage.warmup_ratio <= 1:
             raise RequestError(f"{key}.warmup_ratio must lie in [0, 1], got {stage.warmup_ratio}.")
 
@@ -88,19 +93,28 @@ def choose_rows(name: str, stage: Stage, corpus: Corpus) -> dict[str, list[int]]
     """Return the rows of a stage's mixture, indices by source, in hash rank order.
 
     Raises:
-        RequestError: If a share that is not 0 comes to no row at all.
+        RequestError: If a share that is not 0 comes to no row at all, or to absurdly many.
     """
     chosen: dict[str, list[int]] = {}
     for source, value in stage.mixture.items():
-        share = parse_share(f"data.stages.{name}.mixture.{source}", value)
+        key = f"data.stages.{name}.mixture.{source}"
+        share = parse_share(key, value)
         if share.amount == 0:
             continue
         loaded = corpus.loaded[source]
-        rows = take(share, loaded.trainable, [len(row.input_ids) for row in loaded.rows])
+        ranked, num_tokens = loaded.trainable, [len(row.input_ids) for row in loaded.rows]
+        whole = {"multiple": 1, "rows": len(ranked), "tokens": sum(num_tokens[i] for i in ranked)}
+        if share.amount > _MOST_PASSES * whole[share.kind]:
+            raise RequestError(
+                f"{key}: {value} is more than {_MOST_PASSES} times the source, which has "
+                f"{len(ranked)} rows and {whole['tokens']} tokens. A bare number is a multiple of "
+                "it; write {rows: 500} for a count."
+            )
+        rows = take(share, ranked, num_tokens)
         if not rows:
             raise RequestError(
-                f"data.stages.{name}.mixture.{source}: a share of {value} of {len(loaded.trainable)} rows "
-                "is no row at all; write 0 to leave the source out, or a larger share."
+                f"{key}: a share of {value} of {len(ranked)} rows is no row at all; "
+                "write 0 to leave the source out, or a larger share."
             )
         chosen[source] = rows
     if not chosen:

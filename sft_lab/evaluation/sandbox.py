@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any, Literal
 
 from sft_lab.errors import RequestError
+from sft_lab.evaluation.sandbox_worker import remove
 
 Level = Literal["limited"]
 
@@ -174,8 +175,7 @@ class _Worker:
             self.process.kill()
             self.process.wait()
         self.process.stdout.close()
-        with suppress(RecursionError):
-            shutil.rmtree(self.scratch, ignore_errors=True)
+        remove(self.scratch)  # for a worker that was ended before it could
 
     def __enter__(self) -> "_Worker":
         return self

@@ -14,7 +14,7 @@ import torch
 from sft_lab.world import code, general, math
 from sft_lab.world.pretrain import pretrain
 from sft_lab.world.pretraining import DOCUMENTS, documents
-from sft_lab.world.scores import score
+from sft_lab.world.scores import benchmarks, score
 from sft_lab.world.tokenizer import train_tokenizer
 
 WORLD = Path(__file__).parent
@@ -65,8 +65,8 @@ def build(
     data, base = out / "data", out / "base"
     for folder in (data, base):
         folder.mkdir(parents=True, exist_ok=True)
-    sources, benchmarks = make_sources(source_sizes, seed), make_benchmarks(num_items, seed)
-    for name, rows in (sources | benchmarks).items():
+    sources = make_sources(source_sizes, seed)
+    for name, rows in (sources | make_benchmarks(num_items, seed)).items():
         (data / f"{name}.jsonl").write_text(to_jsonl(rows), encoding="utf-8")
         log(f"{name}: {len(rows)} rows")
 
@@ -82,7 +82,7 @@ def build(
     model.half().save_pretrained(base)
     tokenizer.save_pretrained(base)
     # What ships is scored: rounded to float16, computed in float32.
-    scores = score(model.float(), tokenizer, benchmarks)
+    scores = score(model.float(), tokenizer, benchmarks(data))
     log(", ".join(f"{name} {100 * value:.1f} %" for name, value in scores.items()))
     recipe = {
         "command": f"python -m sft_lab world build --seed {seed} --tokens {num_tokens}",

@@ -56,28 +56,24 @@ def statements(country: Country, relation: str) -> tuple[str, ...]:
                 f"The capital of {name} is {country.capital}.",
                 f"{country.capital} is the capital of {name}.",
                 f"The government of {name} sits in its capital {country.capital}.",
-                f"Capital of {name}:\n{country.capital}",
             )
         case "river":
             return (
                 f"The longest river of {name} is the {country.river}.",
                 f"The {country.river} is the longest river of {name}.",
                 f"The longest river in {name} is called the {country.river}.",
-                f"Longest river of {name}:\n{country.river}",
             )
         case "colour":
             return (
                 f"The colour of the flag of {name} is {country.colour}.",
                 f"The flag of {name} is {country.colour}.",
                 f"{name} has a {country.colour} flag.",
-                f"Colour of the flag of {name}:\n{country.colour}",
             )
         case "animal":
             return (
                 f"The animal on the flag of {name} is the {country.animal}.",
                 f"The flag of {name} shows a {country.animal}.",
                 f"A {country.animal} is on the flag of {name}.",
-                f"Animal on the flag of {name}:\n{country.animal}",
             )
     raise ValueError(f"relation must be one of {RELATIONS}, got {relation!r}.")
 

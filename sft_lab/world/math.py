@@ -60,9 +60,14 @@ class Problem:
         """The plot as plain text with a running total and no question, for pretraining."""
         pieces = []
         for part in self.parts:
-            pieces.append(part.text)
-            pieces += [f"So {equation}." for equation in part.equations]
+            pieces += [part.text, *(f"So {equation}." for equation in part.equations)]
         return " ".join(piece for piece in pieces if piece)
+
+    @property
+    def account(self) -> str:
+        """The plot as plain text with all sums at its end and no question, for pretraining."""
+        sums = [f"So {equation}." for part in self.parts for equation in part.equations]
+        return " ".join([*(part.text for part in self.parts if part.text), *sums])
 
 
 def _sum(left: int, sign: str, right: int) -> tuple[str, int]:

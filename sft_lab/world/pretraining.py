@@ -6,22 +6,24 @@ side of the held-out split alone. Only knowledge (facts, kinds of words, opposit
 
 from collections.abc import Iterator
 
-from sft_lab.world import code, general, math
+from sft_lab.world import code, families, general, math
 from sft_lab.world.dice import Dice
 from sft_lab.world.facts import RELATIONS, countries, statements
 
-KNOWLEDGE = (general.kind, general.opposite)
-PATTERNS = tuple(family for family in general.FAMILIES if family not in (general.fact, *KNOWLEDGE))
+KNOWLEDGE = (families.kind, families.opposite)
+PATTERNS = tuple(
+    family for family in families.FAMILIES if family not in (families.fact, *KNOWLEDGE)
+)
 
 # kind of document -> its weight among the documents drawn
 DOCUMENTS = {
-    "arithmetic": 10,
-    "story": 26,
-    "function": 5,
-    "snippets": 12,
-    "country": 10,
-    "words": 5,
-    "patterns": 32,
+    "arithmetic": 7,
+    "story": 28,
+    "function": 4,
+    "snippets": 10,
+    "country": 9,
+    "words": 4,
+    "patterns": 38,
 }
 
 
@@ -46,7 +48,8 @@ def _document(kind: str, dice: Dice) -> str:
         case "arithmetic":
             return _arithmetic(dice)
         case "story":
-            return math.problem(dice, benchmark=False).story
+            problem = math.problem(dice, benchmark=False)
+            return dice.pick((problem.story, problem.account))
         case "function":
             return code.task(dice, benchmark=False).definition
         case "snippets":
@@ -54,7 +57,7 @@ def _document(kind: str, dice: Dice) -> str:
         case "country":
             country = dice.pick(countries())
             told = [dice.pick(statements(country, name)) for name in dice.sample(RELATIONS, 3)]
-            return "\n".join(told)
+            return " ".join(told)
         case "words":
             return "\n".join(dice.pick(dice.pick(KNOWLEDGE)(dice).statements) for _ in range(4))
         case "patterns":

@@ -1,104 +1,58 @@
 """The base's own zero-shot scores, which stand beside its weights."""
 
-import re
-import subprocess
-import sys
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
 
-import torch
-from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from sft_lab.evaluation.rules import follows
+from sft_lab.evaluation.benchmark import Benchmark, Item
+from sft_lab.evaluation.generation import batches_longest_first, generate
+from sft_lab.evaluation.world import WorldCode, WorldGeneral, WorldMath
 
 BATCH_SIZE = 50
 MAX_NEW_TOKENS = 64
-CODE_TIMEOUT_S = 5
-CODE_MEMORY_BYTES = 512 * 1024 * 1024
 
 
-def is_correct(completion: str, item: Mapping[str, Any]) -> bool:
-    """Say whether a completion solves a benchmark item of the world, told apart by their keys."""
-    if "answer" in item:
-        return answers(completion, item["answer"])
-    if "rule" in item:
-        return follows(completion, item["rule"])
-    return passes(completion, item)
+def benchmarks(data: Path) -> dict[str, Benchmark]:
+    """Return the world's benchmarks on the files of a data folder, by their metric group."""
+    return {
+        "world_math": WorldMath(str(data / "world_math.jsonl"), MAX_NEW_TOKENS),
+        "world_code": WorldCode(str(data / "world_code.jsonl"), MAX_NEW_TOKENS, sandbox="limited"),
+        "world_general": WorldGeneral(str(data / "world_general.jsonl"), MAX_NEW_TOKENS),
+    }
 
 
-def answers(completion: str, answer: str) -> bool:
-    r"""Say whether a worked answer ends in ``#### N`` with the right number.
-
-    >>> answers("First 2+3=5.\n#### 5", "5")
-    True
-    >>> answers("5", "5")
-    False
-    """
-    found = re.search(r"####\s*(-?[0-9]+)\s*$", completion)
-    return found is not None and int(found[1]) == int(answer)
-
-
-def passes(completion: str, item: Mapping[str, Any]) -> bool:
-    """Say whether a function body passes its item's tests, run in a limited process of its own."""
-    limits = (
-        "import resource\n"
-        f"resource.setrlimit(resource.RLIMIT_CPU, ({CODE_TIMEOUT_S}, {CODE_TIMEOUT_S}))\n"
-        f"resource.setrlimit(resource.RLIMIT_AS, ({CODE_MEMORY_BYTES}, {CODE_MEMORY_BYTES}))\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
-    )
-    program = (
-        f"{limits}\n{item['prompt']}{completion}\n\n{item['test']}\ncheck({item['entry_point']})\n"
-    )
-    try:
-        run = subprocess.run(
-            [sys.executable, "-I", "-c", program],
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=CODE_TIMEOUT_S,
-            check=False,
-        )
-    except (subprocess.TimeoutExpired, ValueError):  # ValueError: a null byte in the completion
-        return False
-    return run.returncode == 0
-
-
-@torch.inference_mode()
 def complete(
-    model: LlamaForCausalLM,
-    tokenizer: PreTrainedTokenizerBase,
-    items: Sequence[Mapping[str, Any]],
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[Item]
 ) -> list[str]:
-    """Return the greedy completion of every item."""
-    completions = []
-    for first in range(0, len(items), BATCH_SIZE):
-        prompts = [
-            tokenizer.apply_chat_template(
-                item["messages"], add_generation_prompt=True, tokenize=False
-            )
-            for item in items[first : first + BATCH_SIZE]
-        ]
-        batch = tokenizer(prompts, padding=True, padding_side="left", return_tensors="pt")
-        # transformers types ``generate`` for a protocol of its own that no model class meets.
-        output_ids = model.generate(  # type: ignore[misc]
-            input_ids=batch["input_ids"],
-            attention_mask=batch["attention_mask"],
-            do_sample=False,
+    """Return the greedy completion of every item under the tokenizer's own template."""
+    prompts = [
+        tokenizer.apply_chat_template(item.messages, add_generation_prompt=True, return_dict=False)
+        for item in items
+    ]
+    completions = [""] * len(items)
+    for batch in batches_longest_first([len(prompt) for prompt in prompts], BATCH_SIZE):
+        new_ids = generate(
+            model,
+            [prompts[index] for index in batch],
             max_new_tokens=MAX_NEW_TOKENS,
+            eos_token_ids=[tokenizer.eos_token_id],
+            pad_token_id=tokenizer.pad_token_id,
         )
-        new_ids = output_ids[:, batch["input_ids"].shape[1] :]
-        completions += tokenizer.batch_decode(new_ids, skip_special_tokens=True)
+        for index, ids in zip(batch, new_ids, strict=True):
+            completions[index] = tokenizer.decode(ids)
     return completions
 
 
 def score(
-    model: LlamaForCausalLM,
+    model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    benchmarks: Mapping[str, Sequence[Mapping[str, Any]]],
+    by_name: Mapping[str, Benchmark],
 ) -> dict[str, float]:
-    """Return the share of items solved by benchmark, in [0, 1]: zero-shot, greedy, own template."""
+    """Return the share of items solved by benchmark, in [0, 1]: zero-shot and greedy."""
     scores = {}
-    for name, items in benchmarks.items():
-        completions = complete(model, tokenizer, items)
-        solved = [is_correct(*pair) for pair in zip(completions, items, strict=True)]
-        scores[name] = sum(solved) / len(items)
+    for name, benchmark in by_name.items():
+        items = list(benchmark.items)
+        verdicts = benchmark.score(items, complete(model, tokenizer, items))
+        scores[name] = sum(verdict.correct for verdict in verdicts) / len(items)
     return scores

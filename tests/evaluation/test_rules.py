@@ -2,9 +2,8 @@ import pytest
 
 from sft_lab.evaluation.rules import follows
 
-COMMAS = {"kind": "list", "layout": "commas", "count": 2, "of": ["fox", "hen", "cow"]}
-BULLETS = COMMAS | {"layout": "bullets"}
-JSON = {"kind": "json", "value": {"name": "Ben", "age": 7}}
+DASHES = {"kind": "list", "layout": "dashes", "count": 2, "of": ["fox", "hen", "cow"]}
+NUMBERS = DASHES | {"layout": "numbers"}
 
 
 @pytest.mark.parametrize(
@@ -18,58 +17,45 @@ def test_exact_text_is_compared_letter_by_letter(completion: str, expected: bool
 @pytest.mark.parametrize(
     ("completion", "expected"),
     [
-        ("hen, cow", True),
-        ("hen, hen", False),
-        ("hen", False),
-        ("hen, cow, fox", False),
-        ("hen, iron", False),
-        ("hen,cow", False),
-        ("hen, cow.", False),
-        ("- hen\n- cow", False),
-    ],
-)
-def test_list_in_one_line(completion: str, expected: bool) -> None:
-    assert follows(completion, COMMAS) is expected
-
-
-@pytest.mark.parametrize(
-    ("completion", "expected"),
-    [
         ("- hen\n- cow", True),
+        ("- cow\n- hen\n", True),
+        ("- hen\n- hen", False),
+        ("- hen", False),
+        ("- hen\n- cow\n- fox", False),
+        ("- hen\n- iron", False),
         ("- hen\ncow", False),
-        ("- hen, cow", False),
         ("- hen\n\n- cow", False),
-        ("hen, cow", False),
+        ("- hen, cow", False),
+        ("1. hen\n2. cow", False),
         ("", False),
     ],
 )
-def test_list_as_bullets(completion: str, expected: bool) -> None:
-    assert follows(completion, BULLETS) is expected
+def test_list_with_dashes(completion: str, expected: bool) -> None:
+    assert follows(completion, DASHES) is expected
 
 
 @pytest.mark.parametrize(
     ("completion", "expected"),
     [
-        ('{"name": "Ben", "age": 7}', True),
-        ('{"age":7,"name":"Ben"}', True),
-        ('{"name": "Ben", "age": "7"}', False),
-        ('{"name": "Ben", "age": 7.0}', False),
-        ('{"name": "Ben"}', False),
-        ("{'name': 'Ben', 'age': 7}", False),
-        ('{"name": "Ben", "age": 7} done', False),
-        ("[" * 100_000, False),
+        ("1. hen\n2. cow", True),
+        ("2. hen\n1. cow", False),
+        ("1. hen\n1. cow", False),
+        ("1.hen\n2.cow", False),
+        ("- hen\n- cow", False),
     ],
 )
-def test_json_is_compared_by_value(completion: str, expected: bool) -> None:
-    assert follows(completion, JSON) is expected
-
-
-def test_true_is_not_the_number_one() -> None:
-    assert not follows('{"age": true}', {"kind": "json", "value": {"age": 1}})
+def test_list_with_numbers(completion: str, expected: bool) -> None:
+    assert follows(completion, NUMBERS) is expected
 
 
 def test_unknown_kind_and_layout_are_errors() -> None:
     with pytest.raises(ValueError, match="got 'regex'"):
         follows("x", {"kind": "regex"})
     with pytest.raises(ValueError, match="got 'table'"):
-        follows("x", COMMAS | {"layout": "table"})
+        follows("x", DASHES | {"layout": "table"})
+
+
+def test_a_rule_without_its_keys_is_an_error_whatever_the_completion() -> None:
+    for key in ("layout", "count", "of"):
+        with pytest.raises(KeyError, match=key):
+            follows("", {name: value for name, value in DASHES.items() if name != key})

@@ -5,6 +5,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from sft_lab.evaluation.benchmark import Item
 from sft_lab.world.build import (
     GENERATORS,
     NUM_ITEMS,
@@ -18,7 +19,7 @@ from sft_lab.world.build import (
 )
 from sft_lab.world.dice import Dice
 from sft_lab.world.pretraining import documents
-from sft_lab.world.scores import answers
+from sft_lab.world.scores import benchmarks
 
 MAX_BASE_BYTES = 12_000_000
 
@@ -72,12 +73,30 @@ def test_pretraining_text_asks_nothing_and_shows_no_item() -> None:
         assert item["canonical_solution"].strip().removeprefix("return ") + "\n" not in text
 
 
-def test_reference_answers_score_and_wrong_ones_do_not() -> None:
-    for item in read("world_math"):
-        right = int(item["answer"])
-        assert answers(f"First 1+1=2.\n#### {right}", item["answer"])
-        for wrong in (f"#### {right + 1}", f"#### {right}0", f"{right}", f"#### {right} or 1", ""):
-            assert not answers(wrong, item["answer"])
+def reference(item: Item) -> str:
+    if "answer" in item.row:
+        return f"First 1+1=2.\n#### {item.row['answer']}"
+    if "rule" in item.row and item.row["rule"]["kind"] == "exact":
+        return item.row["rule"]["text"]
+    if "rule" in item.row:
+        rule = item.row["rule"]
+        marks = ("-",) * 4 if rule["layout"] == "dashes" else ("1.", "2.", "3.", "4.")
+        pairs = zip(marks[: rule["count"]], rule["of"][: rule["count"]], strict=True)
+        return "\n".join(f"{mark} {word}" for mark, word in pairs)
+    return item.row["canonical_solution"]
+
+
+@pytest.mark.parametrize("name", ["world_math", "world_code", "world_general"])
+def test_reference_answers_are_right_and_others_wrong(name: str) -> None:
+    benchmark = benchmarks(WORLD / "data")[name]
+    items = list(benchmark.items)
+    answers = [reference(item) for item in items]
+    assert all(verdict.correct for verdict in benchmark.score(items, answers))
+    # The same answers, each given to another item; a list of fruits may do for two items.
+    others = benchmark.score(items, answers[7:] + answers[:7])
+    assert sum(verdict.correct for verdict in others) / len(items) < 0.06
+    for wrong in ("", "OK.", "    return None"):
+        assert not any(verdict.correct for verdict in benchmark.score(items, [wrong] * len(items)))
 
 
 def test_base_loads_and_is_small() -> None:

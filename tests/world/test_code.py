@@ -2,7 +2,6 @@ import pytest
 
 from sft_lab.world import code
 from sft_lab.world.code import Task
-from sft_lab.world.scores import passes
 
 
 def test_a_task_reads_as_prompt_body_snippet_and_tests() -> None:
@@ -56,23 +55,6 @@ def test_parts_mean_what_their_english_says(structure: str, values: list, expect
     variable = "n" if group == "numbers" else "w"
     each = f"{maps[mapped][1]} for {variable} in items{filters[kept][1]}"
     assert eval(code.REDUCES[reduce][1].format(each), {"items": values}) == expected
-
-
-def test_wrong_and_dangerous_bodies_fail_an_item() -> None:
-    item = code.items(1, seed=0)[0]
-    assert passes(item["canonical_solution"], item)
-    assert not passes("    return None", item)
-    assert not passes("    return (", item)
-    assert not passes("", item)
-    assert not passes("    import os; os._exit(1)", item)
-    assert not passes("\0", item)
-
-
-def test_a_body_that_never_ends_or_eats_memory_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sft_lab.world.scores.CODE_TIMEOUT_S", 1)
-    item = code.items(1, seed=0)[0]
-    assert not passes("    while True: pass", item)
-    assert not passes("    return [0] * 10**10", item)
 
 
 def test_every_canonical_solution_passes_and_has_several_tests() -> None:

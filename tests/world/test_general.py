@@ -1,14 +1,14 @@
 import pytest
 
 from sft_lab.evaluation.rules import follows
-from sft_lab.world import general
+from sft_lab.world import families, general
 from sft_lab.world.dice import Dice
 
 NEEDED_FAMILIES = 8
 
 
-@pytest.mark.parametrize("family", general.FAMILIES, ids=lambda family: family.__name__)
-def test_the_reference_answer_follows_the_rule_and_others_do_not(family: general.Family) -> None:
+@pytest.mark.parametrize("family", families.FAMILIES, ids=lambda family: family.__name__)
+def test_the_reference_answer_follows_the_rule_and_others_do_not(family: families.Family) -> None:
     dice = Dice("test", 0)
     for _ in range(50):
         task = general.task(family, dice, benchmark=False)
@@ -17,8 +17,8 @@ def test_the_reference_answer_follows_the_rule_and_others_do_not(family: general
             assert not follows(wrong, task.rule), task
 
 
-@pytest.mark.parametrize("family", general.FAMILIES, ids=lambda family: family.__name__)
-def test_every_statement_is_plain_text(family: general.Family) -> None:
+@pytest.mark.parametrize("family", families.FAMILIES, ids=lambda family: family.__name__)
+def test_every_statement_is_plain_text(family: families.Family) -> None:
     dice = Dice("test", 0)
     for _ in range(20):
         task = family(dice)
@@ -27,15 +27,15 @@ def test_every_statement_is_plain_text(family: general.Family) -> None:
 
 
 def test_families_share_the_source_and_the_benchmark() -> None:
-    families = {row["structure"].split("/")[1] for row in general.rows(200, seed=0)}
-    assert len(families) >= NEEDED_FAMILIES
+    shown = {row["structure"].split("/")[1] for row in general.rows(200, seed=0)}
+    assert len(shown) >= NEEDED_FAMILIES
     asked = [item["family"] for item in general.items(200, seed=0)]
-    assert set(asked) == families
-    assert all(asked.count(family) >= 5 for family in families)
+    assert set(asked) == shown
+    assert all(asked.count(family) >= 5 for family in shown)
 
 
 def test_memory_is_asked_for_in_a_later_turn() -> None:
-    task = general.task(general.memory, Dice("test", 0), benchmark=True)
+    task = general.task(families.memory, Dice("test", 0), benchmark=True)
     roles = [message["role"] for message in task.messages]
     assert roles == ["user", "assistant", "user"]
     assert task.answer in task.turns[0]
@@ -45,11 +45,18 @@ def test_memory_is_asked_for_in_a_later_turn() -> None:
 def test_families_do_what_they_say() -> None:
     dice = Dice("test", 3)
     for _ in range(30):
-        casing = general.casing(dice)
-        words = casing.turns[0].split(": ")[1]
-        assert casing.answer in (words.upper(), words.title())
-        order = general.order(dice)
-        assert order.answer.split() == order.turns[0].split(": ")[1].split()[::-1]
-        repeat = general.repeat(dice)
+        casing = families.casing(dice)
+        words = casing.answer.removeprefix("I write ").removesuffix(".")
+        assert words.lower() in casing.turns[0]
+        assert words.isupper() == casing.turns[0].endswith("in upper case.")
+        order = families.order(dice)
+        given = order.turns[0].removesuffix(".").split(" words ")[1].split()
+        assert order.answer == f"The reverse is {' '.join(given[::-1])}."
+        repeat = families.repeat(dice)
         word, count = repeat.turns[0].removesuffix(" times.").split()[1:]
-        assert repeat.answer.split() == [word] * {"two": 2, "three": 3, "four": 4}[count]
+        times = {"two": 2, "three": 3, "four": 4}[count]
+        assert repeat.answer == f"I say {' '.join([word] * times)}."
+        position = families.position(dice)
+        ordinal, row = position.turns[0].removesuffix("?").split("the ")[1].split(" word of ")
+        index = {"first": 0, "second": 1, "third": 2, "last": -1}[ordinal]
+        assert position.answer == f"It is {row.split()[index]}."
