@@ -1,10 +1,10 @@
 """The command line: fit, validate and test through LightningCLI, the lab's own commands beside them."""
 
 import argparse
+import json
 import os
 import signal
 import sys
-import warnings
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -12,6 +12,7 @@ from typing import NoReturn
 from sft_lab.errors import RequestError
 
 _RUN_COMMANDS = ("fit", "validate", "test")
+_TRACKING_URI = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
 
 
 def main(arguments: list[str]) -> int:
@@ -21,7 +22,7 @@ def main(arguments: list[str]) -> int:
         The exit code: 0 done, 1 the run failed, 2 the request was wrong, 130 and 143 after signals.
     """
     _be_quiet()
-    from sft_lab.checkpoint import Interrupted  # noqa: PLC0415 - imports torch; `--help` need not wait
+    from sft_lab.checkpoint import Interrupted
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         raise Interrupted(number)
@@ -30,7 +31,7 @@ def main(arguments: list[str]) -> int:
         signal.signal(number, interrupt)
     try:
         if arguments and arguments[0] in _RUN_COMMANDS:
-            from sft_lab.lab_cli import LabCLI  # noqa: PLC0415 - as above
+            from sft_lab.lab_cli import LabCLI
 
             LabCLI(arguments[0], arguments[1:])
             return 0
@@ -57,9 +58,79 @@ def _be_quiet() -> None:
 
 
 def _own_command(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python -m sft_lab")
-    parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
+    if options.command is None:
+        _parser().print_help()
+        return 2
+    return int(globals()[f"_{options.command}"](options))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sft_lab",
+        description="What does each source of fine-tuning data do to each ability of a language model?",
+        epilog="fit, validate and test take a config: python -m sft_lab fit --config configs/world/dmt.yaml",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for name, help_ in (
+        ("fit", "train through the stages of a strategy, abilities measured on the way"),
+        ("validate", "score a checkpoint (--ckpt_path), or the bare base"),
+        ("test", "the same"),
+    ):
+        commands.add_parser(name, help=help_, add_help=False)
+    compare = commands.add_parser("compare", help="abilities of runs at every stage boundary")
+    compare.add_argument("runs", nargs="+", metavar="RUN", help="id, beginning of one, or run name")
+    compare.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    compare.add_argument("--tracking_uri", default=_TRACKING_URI, help="default: %(default)s")
+    export = commands.add_parser("export", help="a checkpoint as PEFT adapter or merged model")
+    export.add_argument("--ckpt_path", type=Path, required=True, metavar="K")
+    export.add_argument("--out", type=Path, required=True, metavar="D", help="a new folder")
+    export.add_argument("--what", choices=("adapter", "merged"), default="adapter")
+    doctor = commands.add_parser("doctor", help="what this machine has")
+    doctor.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    doctor.add_argument("--tracking_uri", default=_TRACKING_URI, help="default: %(default)s")
+    world = commands.add_parser("world", help="the embedded world")
+    actions = world.add_subparsers(dest="action", required=True, metavar="ACTION")
+    build = actions.add_parser("build", help="sources, benchmarks, tokenizer and base from nothing")
+    build.add_argument("--out", type=Path, required=True, metavar="D")
+    build.add_argument("--seed", type=int, help="default: that of the shipped world")
+    build.add_argument(
+        "--tokens", type=int, help="pretraining budget; default: the shipped world's"
+    )
+    return parser
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from sft_lab.compare import compare, comparison_table
+    from sft_lab.tracking import RunStore
+
+    compared = compare(RunStore(options.tracking_uri), options.runs)
+    print(json.dumps(compared, indent=2) if options.json else comparison_table(compared))
     return 0
 
 
-_ = (argparse, warnings, Path)
+def _export(options: argparse.Namespace) -> int:
+    from sft_lab.export import export
+
+    export(options.ckpt_path, options.out, options.what)
+    print(f"{options.what} written to {options.out}", file=sys.stderr)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from sft_lab.doctor import report
+
+    findings = report(options.tracking_uri)
+    if options.json:
+        print(json.dumps(dict(findings), indent=2))
+    else:
+        print("\n".join(f"{name:<16}{finding}" for name, finding in findings))
+    return 0
+
+
+def _world(options: argparse.Namespace) -> int:
+    from sft_lab.world.build import build
+
+    chosen = {"seed": options.seed, "num_tokens": options.tokens}
+    build(options.out, **{key: value for key, value in chosen.items() if value is not None})
+    return 0

@@ -134,7 +134,7 @@ class SFTModule(LightningModule):
         # The rate is 1 here, so that the schedule's value is the rate of every step, whatever the stage.
         optimizer: torch.optim.Optimizer
         if self.optimizer_name == "paged_adamw_8bit":
-            import bitsandbytes  # noqa: PLC0415 - looks for CUDA on import
+            import bitsandbytes
 
             optimizer = bitsandbytes.optim.PagedAdamW8bit(
                 trained, lr=1.0, weight_decay=self.weight_decay

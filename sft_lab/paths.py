@@ -35,7 +35,8 @@ def resolve(path: str) -> str:
             for entry in (world / "base", *(world / "data").glob("*.jsonl"))
             if entry.exists()
         )
-        raise RequestError(f"{path} is not in the embedded world, which holds {', '.join(known)}.")
+        held = ", ".join(known) or "nothing; make one with python -m sft_lab world build"
+        raise RequestError(f"{path} is not in the embedded world, {world}, which holds {held}.")
     return str(target)
 
 

@@ -39,7 +39,7 @@ def check_base(base: str) -> str:
         RequestError: If it is a folder without a model, or a hub name that is not in reach.
     """
     path = resolve(base)
-    from transformers import AutoConfig  # noqa: PLC0415 - seconds to import; `--help` must not wait
+    from transformers import AutoConfig
 
     try:
         AutoConfig.from_pretrained(path)
@@ -63,7 +63,7 @@ def load_base(base: str, quantization: Quantization, compute_dtype: torch.dtype)
     Returns:
         The model in train mode.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig  # noqa: PLC0415 - as above
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     options: dict[str, Any] = {"dtype": compute_dtype}
     if quantization == "nf4":
@@ -101,7 +101,7 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
     Raises:
         RequestError: If no module of the base has one of the names.
     """
-    from peft import LoraConfig, get_peft_model  # noqa: PLC0415 - as above
+    from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
         r=lora.r,
@@ -173,8 +173,8 @@ def plain_causal_lm(model: Any) -> Any:
 
 def _weights(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights of the merged model by their names in the plain one."""
-    from peft.tuners.lora import LoraLayer  # noqa: PLC0415 - as above
-    from peft.utils.integrations import dequantize_module_weight  # noqa: PLC0415 - as above
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.integrations import dequantize_module_weight
 
     adapted = {
         name: m for name, m in plain_causal_lm(model).named_modules() if isinstance(m, LoraLayer)
@@ -218,8 +218,8 @@ def merged_copy(model: Any, dtype: torch.dtype) -> Any:
     Returns:
         A model in eval mode on the same device.
     """
-    from accelerate import init_empty_weights  # noqa: PLC0415 - as above
-    from transformers import AutoConfig, AutoModelForCausalLM  # noqa: PLC0415 - as above
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     source = plain_causal_lm(model)
     settings = source.config.to_dict()

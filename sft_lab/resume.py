@@ -32,8 +32,8 @@ def resume_last(tracking_uri: str, dirpath: Path, config: Mapping[str, Any]) -> 
     Raises:
         RequestError: If there is none; where the newest one differs in a key, naming that.
     """
-    unfinished = RunStore(tracking_uri)
-    runs = [run for run in unfinished.unfinished() if run.data.tags.get("command") == "fit"]
+    store = RunStore(tracking_uri)
+    runs = [run for run in store.unfinished() if run.data.tags.get("command") == "fit"]
     for run in runs:
         if run.data.tags[DIGEST_TAG] == digest(config):
             checkpoint = last_checkpoint(dirpath, run.info.run_id)
@@ -43,11 +43,12 @@ def resume_last(tracking_uri: str, dirpath: Path, config: Mapping[str, Any]) -> 
     message = f"--ckpt_path last: {tracking_uri} holds no unfinished run of this config."
     if runs:
         newest = runs[0]
-        text = unfinished.client.download_artifacts(newest.info.run_id, "config.yaml")
-        changes = changed_keys(identity(yaml.safe_load(Path(text).read_text())), identity(config))
+        trained = yaml.safe_load(store.artifact_text(newest.info.run_id, "config.yaml"))
+        changes = changed_keys(identity(trained), identity(config))
         if changes:
             key, before, now = changes[0]
-            message += f" The newest, {newest.info.run_name} ({newest.info.run_id[:8]}), has {key} {before}, not {now}."
+            name = f"{newest.info.run_name} ({newest.info.run_id[:8]})"
+            message += f" The newest, {name}, has {key} {before}, not {now}."
     raise RequestError(f"{message} Leave --ckpt_path out to start anew.")
 
 

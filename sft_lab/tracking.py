@@ -2,6 +2,7 @@
 
 import os
 import socket
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -152,7 +153,7 @@ class RunStore:
     """
 
     def __init__(self, tracking_uri: str) -> None:
-        from mlflow.tracking import MlflowClient  # noqa: PLC0415 - seconds to import; `--help` must not wait
+        from mlflow.tracking import MlflowClient
 
         prepare_store(tracking_uri)
         self.tracking_uri = tracking_uri
@@ -184,6 +185,22 @@ class RunStore:
     def unfinished(self) -> list[Any]:
         """Return the runs that can be gone on with, newest first."""
         return [run for run in self.runs() if run.info.status in ("KILLED", "FAILED")]
+
+    def artifact_text(self, run_id: str, path: str) -> str:
+        """Return a text artifact of a run.
+
+        Raises:
+            RequestError: If the run has none of that name, as one that was stopped at its start.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                return Path(self.client.download_artifacts(run_id, path, folder)).read_text()
+        except (MlflowException, OSError) as fault:
+            raise RequestError(
+                f"run {run_id[:8]} has no {path}: it was stopped too early."
+            ) from fault
 
     def find(self, name: str) -> Any:
         """Return the run of an id, the unique beginning of one, or a name.

@@ -1,6 +1,7 @@
 """A tiny random base, a tiny world around it, and four-line data sets; all made once a session."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,14 +49,27 @@ def byte_tokenizer(**changes: Any) -> Any:
 
 
 @pytest.fixture(scope="session")
-def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def make_tokenizer() -> Callable[..., Any]:
+    """Makes a tokenizer with one token a byte and no chat template; takes special tokens."""
+    return byte_tokenizer
+
+
+@pytest.fixture(scope="session")
+def chat_tokenizer() -> Any:
+    """The tiny base's tokenizer: <user>Hi<end><assistant>Yo<end> is 8 tokens."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer: Any) -> Path:
     """A folder in Hugging Face format: a random Llama of 40 k parameters and its tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("tiny") / "base"
-    tokenizer = byte_tokenizer()
-    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer = chat_tokenizer
     tokenizer.save_pretrained(folder)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -103,7 +117,7 @@ def tiny_world(tiny_base: Path) -> Path:
 
 @pytest.fixture
 def four_rows(tmp_path: Path) -> Path:
-    """A JSONL file of four conversations of 16 to 19 tokens."""
+    """A JSONL file of four conversations of 18, 17, 16 and 15 tokens."""
     rows = [chat("What is 1+1?"[: 12 - n], str(n) * 2) for n in range(4)]
     return write_jsonl(tmp_path / "four.jsonl", rows)
 
@@ -111,8 +125,6 @@ def four_rows(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def shared_data() -> Callable[[str], Path]:
     """Paths of real data, which lie beside the checkout or where SFT_LAB_SHARED points."""
-    import os
-
     root = Path(os.environ.get("SFT_LAB_SHARED") or Path(__file__).parents[2] / "shared")
 
     def find(name: str) -> Path:

@@ -153,8 +153,8 @@ class Renderer:
         Raises:
             RequestError: If the template rewrites earlier turns, so that no prompt is a prefix.
             RowTooLongError: If the row is longer than that.
-            RowError: If tokens merge across the border of a prompt and its answer, or none is left
-                to learn.
+            RowError: If tokens merge across the border of a prompt and its answer, or an answer
+                comes to none.
         """
         whole = self.text(conversation, add_generation_prompt=False)
         input_ids = self._encode(whole)
@@ -176,11 +176,10 @@ class Renderer:
             end = len(input_ids)
             if answered != whole:
                 end = self._prefix_length(answered, input_ids)
+            if start == end:
+                raise RowError("an answer of no token")
             labels[start:end] = input_ids[start:end]
-        row = TokenizedRow(input_ids, labels)
-        if not row.num_target_tokens:
-            raise RowError("no token to learn")
-        return row
+        return TokenizedRow(input_ids, labels)
 
     def _prefix_length(self, text: str, input_ids: list[int]) -> int:
         ids = self._encode(text)

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -47,9 +48,11 @@ def parse_share(key: str, value: ShareValue) -> Share:
         if isinstance(amount, bool) or not is_whole or amount < 0:
             raise RequestError(f"{key}.{kind} must be a whole number, 0 or more, got {amount}.")
         return Share("rows" if kind == "rows" else "tokens", Fraction(amount))
+    # Through str, so that 0.1 is one tenth and not its nearest binary fraction.
+    written = str(value).replace(" ", "")
     try:
-        # Through str, so that 0.1 is one tenth and not its nearest binary fraction.
-        multiple = Fraction(str(value).replace(" ", ""))
+        # An exponent of three digits and more is no share, and costs Fraction minutes.
+        multiple = Fraction("" if re.search(r"e[+-]?\d{3}", written, re.IGNORECASE) else written)
     except ZeroDivisionError:
         raise RequestError(f"{key} divides by zero, got {value}. {fix}") from None
     except ValueError:

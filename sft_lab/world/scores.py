@@ -26,10 +26,13 @@ def complete(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[Item]
 ) -> list[str]:
     """Return the greedy completion of every item under the tokenizer's own template."""
-    prompts = [
-        tokenizer.apply_chat_template(item.messages, add_generation_prompt=True, return_dict=False)
+    texts = [
+        tokenizer.apply_chat_template(
+            list(item.messages), add_generation_prompt=True, tokenize=False
+        )
         for item in items
     ]
+    prompts: list[list[int]] = tokenizer(texts)["input_ids"]
     completions = [""] * len(items)
     for batch in batches_longest_first([len(prompt) for prompt in prompts], BATCH_SIZE):
         new_ids = generate(
@@ -40,7 +43,7 @@ def complete(
             pad_token_id=tokenizer.pad_token_id,
         )
         for index, ids in zip(batch, new_ids, strict=True):
-            completions[index] = tokenizer.decode(ids)
+            completions[index] = str(tokenizer.decode(ids))
     return completions
 
 
@@ -52,7 +55,7 @@ def score(
     """Return the share of items solved by benchmark, in [0, 1]: zero-shot and greedy."""
     scores = {}
     for name, benchmark in by_name.items():
-        items = list(benchmark.items)
+        items = benchmark.items()
         verdicts = benchmark.score(items, complete(model, tokenizer, items))
         scores[name] = sum(verdict.correct for verdict in verdicts) / len(items)
     return scores

@@ -89,7 +89,7 @@ def reference(item: Item) -> str:
 @pytest.mark.parametrize("name", ["world_math", "world_code", "world_general"])
 def test_reference_answers_are_right_and_others_wrong(name: str) -> None:
     benchmark = benchmarks(WORLD / "data")[name]
-    items = list(benchmark.items)
+    items = benchmark.items()
     answers = [reference(item) for item in items]
     assert all(verdict.correct for verdict in benchmark.score(items, answers))
     # The same answers, each given to another item; a list of fruits may do for two items.

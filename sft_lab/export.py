@@ -1,0 +1,67 @@
+"""Writes what a checkpoint trained: PEFT adapters, or one merged model that needs no base."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from sft_lab.checkpoint import read_checkpoint, stamp_of
+from sft_lab.data.corpus import load_tokenizer
+from sft_lab.errors import RequestError
+from sft_lab.qlora import Lora, add_lora, load_base, merged_copy, save_trained
+
+
+def load_trained(checkpoint_path: Path) -> tuple[Any, str]:
+    """Load the model of a checkpoint.
+
+    Returns:
+        The model as it was trained, in float32 compute, and the name of its base.
+
+    Raises:
+        RequestError: If the checkpoint is damaged, or does not fit its base.
+    """
+    checkpoint = read_checkpoint(checkpoint_path)
+    settings = stamp_of(checkpoint).config["model"]
+    model = load_base(settings["base"], settings["quantization"], torch.float32)
+    if settings["lora"] is not None:
+        model = add_lora(model, Lora(**settings["lora"]), seed=0)
+    weights = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if trained != set(weights):
+        raise RequestError(
+            f"--ckpt_path {checkpoint_path}: its weights do not fit the base {settings['base']}, "
+            "which is not the one it was trained on; put that one back."
+        )
+    model.load_state_dict(weights, strict=False)
+    return model, settings["base"]
+
+
+def export(checkpoint_path: Path, out: Path, what: Literal["adapter", "merged"]) -> None:
+    """Write a checkpoint's model in a form that other tools load.
+
+    Args:
+        checkpoint_path: A ``last.ckpt``.
+        out: The folder to make.
+        what: ``adapter`` for PEFT's format; ``merged`` for a whole model in float32, whose logits are
+            those of the trained one: the adapters are added to the base as it was quantised.
+
+    Raises:
+        RequestError: If the folder exists, or the checkpoint cannot be loaded.
+    """
+    if out.exists():
+        raise RequestError(f"--out {out} exists; name a new folder.")
+    model, base = load_trained(checkpoint_path)
+    if what == "adapter" and not hasattr(model, "peft_config"):
+        raise RequestError("--what adapter: the run trained the whole model; use --what merged.")
+    tokenizer = load_tokenizer(base)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        save_trained(model if what == "adapter" else merged_copy(model, torch.float32), part)
+        tokenizer.save_pretrained(part)
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

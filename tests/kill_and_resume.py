@@ -1,0 +1,258 @@
+"""Kills runs with SIGKILL, resumes each, and holds the result against a run that was never killed.
+
+    python tests/kill_and_resume.py --kills 20
+
+Every kill is at a random moment, or at a named point such as half-way through writing a
+checkpoint. A killed run is gone on with by ``--ckpt_path last``; in the end its MLflow run must hold
+every point of the unbroken one, to the last bit and once only, and the same adapters.
+"""
+
+import argparse
+import os
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+COMMAND = [
+    "fit",
+    "--config=configs/world/dmt.yaml",
+    "--data.k={rows: 6}",
+    "--data.stages.specialize.mixture.math={rows: 24}",
+    "--data.stages.specialize.mixture.code={rows: 12}",
+    "--data.stages.specialize.epochs=2",
+    "--data.stages.generalize.mixture.general={rows: 20}",
+    "--data.stages.generalize.optimizer=keep",
+    "--data.batch_size=4",
+    "--data.micro_batch_size=2",
+    "--model.lora.lora_dropout=0.1",
+    "--evaluation.every_n_steps=5",
+    "--evaluation.benchmarks.world_math.init_args.num_examples=6",
+    "--evaluation.benchmarks.world_math.init_args.max_new_tokens=8",
+    "--evaluation.benchmarks.world_code.init_args.num_examples=6",
+    "--evaluation.benchmarks.world_code.init_args.max_new_tokens=8",
+    "--evaluation.benchmarks.world_general.init_args.num_examples=6",
+    "--evaluation.benchmarks.world_general.init_args.max_new_tokens=8",
+    "--corpus.val_rows=4",
+    "--checkpoint.every_n_steps=3",
+    "--trainer.log_every_n_steps=2",
+]
+STORE = "sqlite:///mlruns/mlflow.db"
+# What a clock says differs between any two runs.
+CLOCKS = ("speed/", "time/")
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_at_call(owner: Any, name: str, call: int, *, after: bool = False) -> Callable[[], None]:
+    """Return what makes the ``call``-th call of a function the last thing its process does."""
+
+    def arm() -> None:
+        original = getattr(owner, name)
+        calls = 0
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == call and not after:
+                _die()
+            result = original(*args, **kwargs)
+            if calls == call:
+                _die()
+            return result
+
+        setattr(owner, name, counted)
+
+    return arm
+
+
+def _kill_half_way_through_writing(call: int) -> Callable[[], None]:
+    def arm() -> None:
+        original = torch.save
+        calls = 0
+
+        def half(checkpoint: Any, file: Any, *args: Any, **kwargs: Any) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == call:
+                file.write(b"half a checkpoint")
+                file.flush()
+                _die()
+            original(checkpoint, file, *args, **kwargs)
+
+        torch.save = half
+
+    return arm
+
+
+def points_of_no_return() -> dict[str, Callable[[], None]]:
+    """Return the named moments at which a run is killed, each with what arms it."""
+    from callbacks.run_checkpoint import RunCheckpoint
+    from callbacks.stage_scheduler import StageScheduler
+    from sft_lab.module import SFTModule
+    from sft_lab.tracking import RunLogger
+
+    return {
+        "before the first evaluation": _kill_at_call(SFTModule, "on_validation_start", 1),
+        "during the first evaluation": _kill_at_call(SFTModule, "validation_step", 4),
+        "half-way through the first checkpoint": _kill_half_way_through_writing(1),
+        "half-way through the fourth checkpoint": _kill_half_way_through_writing(4),
+        "before a checkpoint is moved into place": _kill_at_call(os, "replace", 3),
+        "between two micro-batches of a window": _kill_at_call(SFTModule, "training_step", 14),
+        "during an evaluation": _kill_at_call(SFTModule, "_answer", 8),
+        "behind an evaluation": _kill_at_call(SFTModule, "on_validation_end", 3, after=True),
+        "while points are logged": _kill_at_call(RunLogger, "log_metrics", 9, after=True),
+        "at the end of a pass": _kill_at_call(StageScheduler, "on_train_epoch_end", 1, after=True),
+        "at the boundary": _kill_at_call(StageScheduler, "on_train_epoch_end", 2, after=True),
+        "behind the boundary's checkpoint": _kill_at_call(RunCheckpoint, "_save", 8, after=True),
+        "before the next stage's first batch": _kill_at_call(
+            StageScheduler, "on_train_epoch_start", 3
+        ),
+        "during the last evaluation": _kill_at_call(SFTModule, "on_validation_epoch_end", 7),
+        "behind the last step": _kill_at_call(StageScheduler, "on_train_epoch_end", 3),
+    }
+
+
+def run(
+    extra: list[str], arm: Callable[[], None] | None = None, kill_after_s: float | None = None
+) -> tuple[int, float]:
+    """Run the command in a forked process, so that libraries are imported once for all runs.
+
+    Returns:
+        The exit status, negative for a signal, and the seconds it took.
+    """
+    start = time.perf_counter()
+    child = os.fork()
+    if child == 0:
+        from sft_lab.cli import main
+
+        with open("log.txt", "a") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+            if arm:
+                arm()
+            try:
+                code = main([*COMMAND, *extra])
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+                code = 1
+            log.flush()
+            os._exit(code)
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        seconds = time.perf_counter() - start
+        if done:
+            return os.waitstatus_to_exitcode(status), seconds
+        if kill_after_s is not None and seconds > kill_after_s:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.005)
+
+
+def record() -> dict[str, list[tuple[int, float]]]:
+    """Return every point of the one run in the store, by key, in the order of steps."""
+    from sft_lab.tracking import RunStore
+
+    store = RunStore(STORE)
+    (found,) = store.runs()
+    if found.info.status != "FINISHED":
+        raise AssertionError(f"the run is {found.info.status}")
+    run_id = found.info.run_id
+    points = {
+        key: sorted((p.step, p.value) for p in store.client.get_metric_history(run_id, key))
+        for key in found.data.metrics
+    }
+    for key, history in points.items():
+        steps = [step for step, _ in history]
+        if len(steps) != len(set(steps)):
+            raise AssertionError(f"{key} holds a step twice: {steps}")
+    weights = torch.load(f"mlruns/checkpoints/{run_id}/last.ckpt", weights_only=True)["state_dict"]
+    points["(sum of squares of the adapters)"] = [
+        (0, float(sum(w.double().square().sum() for w in weights.values())))
+    ]
+    return points
+
+
+def differences(expected: dict[str, Any], got: dict[str, Any]) -> list[str]:
+    """Return in which keys two records differ, clocks aside."""
+    keys = sorted({*expected, *got})
+    return [
+        f"{key}: expected {expected.get(key)}, got {got.get(key)}"
+        for key in keys
+        if not key.startswith(CLOCKS) and expected.get(key) != got.get(key)
+    ]
+
+
+def kill_and_resume(kills: int, seed: int, points: list[str] | None = None) -> list[str]:
+    """Kill and resume runs, each in a folder of its own, and print what happened.
+
+    Args:
+        kills: How many random moments.
+        seed: Seed of the moments.
+        points: Which named moments besides; all where None.
+
+    Returns:
+        What went wrong; nothing where every resume was exact.
+    """
+    import sft_lab.lab_cli  # noqa: F401 - imported before the first fork
+
+    torch.set_num_threads(1)  # a forked process must not inherit a pool of threads
+    moments = points_of_no_return()
+    named = list(moments) if points is None else points
+    home = Path.cwd()
+    faults: list[str] = []
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "unbroken").mkdir()
+        os.chdir(Path(folder) / "unbroken")
+        code, seconds = run([])
+        if code:
+            raise AssertionError(f"the unbroken run ended with {code}:\n{Path('log.txt').read_text()}")
+        expected = record()
+        chance = random.Random(seed)
+        cases: list[tuple[str, Callable[[], None] | None, float | None]] = [
+            (name, moments[name], None) for name in named
+        ]
+        for _ in range(kills):
+            moment = chance.uniform(0, seconds)
+            cases.append((f"after {moment:.2f} of {seconds:.2f} s", None, moment))
+        for index, (name, arm, kill_after_s) in enumerate(cases):
+            path = Path(folder) / str(index)
+            path.mkdir()
+            os.chdir(path)
+            code, _ = run([], arm, kill_after_s)
+            has_run = Path("mlruns/checkpoints").exists() or _has_run()
+            resumed = "resumed" if has_run else "started anew"
+            if code == -signal.SIGKILL:
+                code, _ = run(["--ckpt_path=last"] if has_run else [])
+            problems = [] if code == 0 else [f"ended with {code}: {Path('log.txt').read_text()[-2000:]}"]
+            problems = problems or differences(expected, record())
+            faults += [f"killed {name}: {problem}" for problem in problems]
+            print(f"killed {name}, {resumed}: {'exact' if not problems else problems}", flush=True)
+        os.chdir(home)
+    return faults
+
+
+def _has_run() -> bool:
+    """Say whether the killed process had opened its MLflow run."""
+    from sft_lab.tracking import RunStore
+
+    return Path("mlruns/mlflow.db").exists() and bool(RunStore(STORE).unfinished())
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kills", type=int, default=20, help="random moments")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    found = kill_and_resume(options.kills, options.seed)
+    print(f"{len(found)} faults")
+    sys.exit(bool(found))
