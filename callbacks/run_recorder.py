@@ -2,7 +2,6 @@
 
 import json
 import platform
-import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
@@ -14,11 +13,10 @@ import yaml
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from sft_lab.config import digest
 from sft_lab.data.module import StagedDataModule
 from sft_lab.module import Answer, SFTModule
 from sft_lab.qlora import save_trained
-from sft_lab.tracking import CONFIG_TAG, DIGEST_TAG, RunLogger
+from sft_lab.tracking import RunLogger
 
 _PACKAGES = ("sft_lab", "torch", "lightning", "transformers", "peft", "bitsandbytes", "mlflow")
 
@@ -28,14 +26,10 @@ class RunRecorder(Callback):
 
     Args:
         config: The resolved config.
-        strategy: The strategy's name.
-        config_path: Where its config was read, so that a command can be given to go on.
     """
 
-    def __init__(self, config: Mapping[str, Any], strategy: str, config_path: str) -> None:
+    def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
-        self.strategy = strategy
-        self.config_path = config_path
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -43,17 +37,6 @@ class RunRecorder(Callback):
         if not isinstance(logger, RunLogger):
             return
         client, run_id = logger.experiment, logger.run_id
-        tags = {
-            "strategy": self.strategy,
-            "command": stage,
-            "base": self.config["model"]["base"],
-            "stages": ", ".join(self.config["data"]["stages"]),
-            DIGEST_TAG: digest(self.config),
-            CONFIG_TAG: self.config_path,
-            **_git_tags(),
-        }
-        for key, value in tags.items():
-            client.set_tag(run_id, key, value)
         if "model.base" in client.get_run(run_id).data.params:
             return  # gone on with: parameters stand, and MLflow lets nobody change them
         environment = {f"version.{package}": version(package) for package in _PACKAGES}
@@ -180,19 +163,3 @@ def manifest(data: StagedDataModule, stage_name: str) -> str:
         for ref, count in sorted(times.items())
     )
     return "source\tsample_id\ttimes\n" + "\n".join(lines) + "\n"
-
-
-def _git_tags() -> dict[str, str]:
-    """Return commit and state of the checkout that the code runs from; nothing where there is none."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
-        ).stdout
-
-    try:
-        commit, changes = git("rev-parse", "HEAD").strip(), git("status", "--porcelain").strip()
-    except (subprocess.CalledProcessError, FileNotFoundError):
-        return {}
-    return {"git.commit": commit, "git.dirty": str(bool(changes)).lower()}

@@ -33,7 +33,7 @@ from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.module import SFTModule
 from sft_lab.qlora import check_base
 from sft_lab.resume import Resume, resume_last, resume_path
-from sft_lab.tracking import RunLogger, prepare_store
+from sft_lab.tracking import RunLogger, prepare_store, run_tags
 
 RUN_COMMANDS = ("fit", "validate", "test")
 _GROUPS: dict[str, Any] = {
@@ -199,6 +199,7 @@ class LabCLI(LightningCLI):
                 "configs/trainer.yaml has it."
             )
         logger.init_args.run_name = logger.init_args.run_name or self._run_name()
+        logger.init_args.tags = run_tags(self.plain, self.strategy, str(self.subcommand))
         devices, num_nodes = self.settings.trainer.devices, self.settings.trainer.num_nodes
         if str(devices) not in ("1", "[0]", "0,") or num_nodes != 1:
             raise RequestError(
@@ -261,7 +262,7 @@ class LabCLI(LightningCLI):
             evaluation,
             log,
             history,
-            RunRecorder(self.plain, self.strategy, self.files[0] if self.files else ""),
+            RunRecorder(self.plain),
             ProgressLine(log, history, suite, f"mlflow ui --backend-store-uri {uri}"),
         ]
         configured = self._get(self.config_init, "trainer").get("callbacks") or []

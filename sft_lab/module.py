@@ -7,11 +7,13 @@ from typing import Any, Literal, cast
 import torch
 from lightning import LightningModule
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
 from sft_lab.data.batches import Batch, PromptBatch
+from sft_lab.data.corpus import Corpus
+from sft_lab.data.module import StagedDataModule
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Item, Verdict
 from sft_lab.evaluation.generation import generate
@@ -103,8 +105,9 @@ class SFTModule(LightningModule):
         self.last_evaluation: Evaluation | None = None
         # A checkpoint holds trained parameters only, the base comes from where it was loaded.
         self.strict_loading = False
-        self.scores = nn.ModuleDict({name: BenchmarkScore() for name in evaluation.benchmarks})
-        self.val_losses = nn.ModuleDict()
+        # Plain dicts: they are reset before every evaluation, so that nothing of them is kept.
+        self.scores = {name: BenchmarkScore() for name in evaluation.benchmarks}
+        self.val_losses: dict[str, TokenLoss] = {}
         self._answers: dict[str, dict[int, Answer]] = {}
         self._generator: Any = None
 
@@ -147,6 +150,11 @@ class SFTModule(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    @property
+    def _corpus(self) -> Corpus:
+        data: StagedDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data.corpus
+
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Return the loss to step on, and what the log is made from.
@@ -156,7 +164,7 @@ class SFTModule(LightningModule):
             over this micro-batch by source.
         """
         nll, source_ids = self._token_nll(batch)
-        num_sources = len(self.trainer.datamodule.corpus.sources)  # type: ignore[attr-defined]
+        num_sources = len(self._corpus.sources)
         # Lightning divides by accumulate_grad_batches. What is wanted is the mean over all target
         # tokens of the window, not a mean of means: lightning issue 20350.
         loss = nll.sum() / batch["window_target_tokens"] * self.trainer.accumulate_grad_batches
@@ -197,7 +205,7 @@ class SFTModule(LightningModule):
             return
         batch = cast(Batch, batch)
         nll, _ = self._token_nll(batch)
-        source = list(self.trainer.datamodule.corpus.sources)[int(batch["source_ids"][0])]  # type: ignore[attr-defined]
+        source = list(self._corpus.sources)[int(batch["source_ids"][0])]
         if source not in self.val_losses:
             self.val_losses[source] = TokenLoss().to(self.device)
         self.val_losses[source].update(nll.double().sum(), len(nll))
@@ -207,17 +215,15 @@ class SFTModule(LightningModule):
         benchmark = self.evaluation.benchmarks[name]
         all_items = benchmark.items()
         items = [all_items[index] for index in batch["indices"]]
-        tokenizer = self.trainer.datamodule.corpus.renderer.tokenizer  # type: ignore[attr-defined]
-        completions = [
-            tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            for ids in generate(
-                self._generator,
-                batch["prompts"],
-                max_new_tokens=benchmark.max_new_tokens,
-                eos_token_ids=[tokenizer.eos_token_id],
-                pad_token_id=self.trainer.datamodule.corpus.renderer.pad_token_id,  # type: ignore[attr-defined]
-            )
-        ]
+        renderer = self._corpus.renderer
+        generated = generate(
+            self._generator,
+            batch["prompts"],
+            max_new_tokens=benchmark.max_new_tokens,
+            eos_token_ids=renderer.stop_token_ids,
+            pad_token_id=renderer.pad_token_id,
+        )
+        completions = [renderer.decode(ids) for ids in generated]
         verdicts = benchmark.score(items, completions)
         self.scores[name].update([verdict.correct for verdict in verdicts])
         for index, answer in zip(

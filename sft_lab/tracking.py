@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,10 +13,10 @@ import psutil
 from lightning.pytorch.loggers import MLFlowLogger
 from typing_extensions import override
 
+from sft_lab.config import digest
 from sft_lab.errors import RequestError
 
 DIGEST_TAG = "sft_lab.config_digest"
-CONFIG_TAG = "sft_lab.config"
 _PROCESS_TAG = "sft_lab.process"
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -30,6 +31,7 @@ class RunLogger(MLFlowLogger):
         artifact_location: Where a local store keeps artifacts; a server decides for itself.
         run_name: The run's name; by default the strategy with what sets the run apart.
         run_id: Goes on with this run.
+        tags: Tags that the run has from its first moment.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class RunLogger(MLFlowLogger):
         artifact_location: str | None = "mlruns/artifacts",
         run_name: str | None = None,
         run_id: str | None = None,
+        tags: dict[str, str] | None = None,
     ) -> None:
         is_local = tracking_uri.startswith("sqlite:")
         super().__init__(
@@ -51,6 +54,7 @@ class RunLogger(MLFlowLogger):
             if is_local and artifact_location
             else None,
             run_id=run_id,
+            tags=tags,
         )
         self.tracking_uri = tracking_uri
         self._logged: set[tuple[str, int]] = set()
@@ -128,7 +132,7 @@ def prepare_store(tracking_uri: str) -> None:
 def _this_process() -> str:
     process = psutil.Process()
     # Process ids are used again; with the start time they are not.
-    return f"{socket.gethostname()}:{process.pid}:{process.create_time():.2f}"
+    return f"{socket.gethostname()}:{process.pid}:{process.create_time():.0f}"
 
 
 def _is_alive(process: str) -> bool:
@@ -137,9 +141,38 @@ def _is_alive(process: str) -> bool:
     if host != socket.gethostname():
         return True
     try:
-        return f"{psutil.Process(int(pid)).create_time():.2f}" == created
+        # The start time is reckoned from the clock, which may have been set a little meanwhile.
+        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 60
     except psutil.NoSuchProcess:
         return False
+
+
+def run_tags(config: Mapping[str, Any], strategy: str, command: str) -> dict[str, str]:
+    """Return the tags of a run: what it is, by which digest it is found again, and the code's state."""
+    return {
+        "strategy": strategy,
+        "command": command,
+        "base": str(config["model"]["base"]),
+        "stages": ", ".join(config["data"]["stages"]),
+        DIGEST_TAG: digest(config),
+        **_git_tags(),
+    }
+
+
+def _git_tags() -> dict[str, str]:
+    """Return commit and state of the checkout that the code runs from; nothing where there is none."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
+        ).stdout
+
+    try:
+        commit, changes = git("rev-parse", "HEAD").strip(), git("status", "--porcelain").strip()
+    except (subprocess.CalledProcessError, FileNotFoundError):
+        return {}
+    return {"git.commit": commit, "git.dirty": str(bool(changes)).lower()}
 
 
 class RunStore:
@@ -203,25 +236,20 @@ class RunStore:
             ) from fault
 
     def find(self, name: str) -> Any:
-        """Return the run of an id, the unique beginning of one, or a name.
+        """Return the run of an id, the unique beginning of one, or the newest run of a name.
 
         Raises:
-            RequestError: If there is none, or more than one.
+            RequestError: If there is none, or an id's beginning fits several.
         """
         runs = self.runs()
-        matches = [run for run in runs if run.info.run_id.startswith(name)]
-        matches = matches or [run for run in runs if run.info.run_name == name]
-        if not matches:
-            names = (
-                ", ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in runs[:5])
-                or "none"
-            )
+        by_id = [run for run in runs if run.info.run_id.startswith(name)]
+        by_name = [run for run in runs if run.info.run_name == name]
+        if len(by_id) > 1:
+            ids = ", ".join(run.info.run_id[:8] for run in by_id[:5])
+            raise RequestError(f"RUN {name!r} fits several runs: {ids}. Give more of one id.")
+        if not by_id and not by_name:
+            newest = ", ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in runs[:5])
             raise RequestError(
-                f"RUN {name!r} is no run in {self.tracking_uri}; the newest are {names}."
+                f"RUN {name!r} is no run in {self.tracking_uri}; the newest are {newest or 'none'}."
             )
-        if len(matches) > 1:
-            ids = ", ".join(run.info.run_id[:8] for run in matches[:5])
-            raise RequestError(
-                f"RUN {name!r} is ambiguous; it fits {ids}. Give the beginning of one id."
-            )
-        return matches[0]
+        return (by_id or by_name)[0]

@@ -229,7 +229,7 @@ def kill_and_resume(kills: int, seed: int, points: list[str] | None = None) -> l
             path.mkdir()
             os.chdir(path)
             code, _ = run([], arm, kill_after_s)
-            has_run = Path("mlruns/checkpoints").exists() or _has_run()
+            has_run = _has_run()
             resumed = "resumed" if has_run else "started anew"
             if code == -signal.SIGKILL:
                 code, _ = run(["--ckpt_path=last"] if has_run else [])

@@ -4,7 +4,6 @@ import pytest
 
 from sft_lab.errors import RequestError
 from sft_lab.paths import find_config, package_dir, resolve, world_dir
-from sft_lab.tables import format_table
 
 
 def test_world_names_point_into_the_world(
@@ -47,12 +46,3 @@ def test_a_missing_config_is_named(tmp_path: Path) -> None:
         find_config("nope.yaml")
     with pytest.raises(RequestError, match="is a folder"):
         find_config(str(tmp_path))
-
-
-def test_tables_align_names_left_and_numbers_right() -> None:
-    table = format_table(["run", "math", "code"], [["dmt", "8.5", "10.0"], ["longer", "100", ""]])
-    assert table.split("\n") == [
-        "run     math  code",
-        "dmt      8.5  10.0",
-        "longer   100",
-    ]

@@ -93,15 +93,15 @@ class Renderer:
         self.tokenizer = tokenizer
         self.template = template
         self._chat_template = TEMPLATES[template] if template else tokenizer.get_chat_template()
-        self.end_token_ids = (tokenizer.eos_token_id, self._answer_end())
-        """Tokens at which generation stops: the eos, and what ends an answer in training."""
+        self.stop_token_ids = sorted({int(tokenizer.eos_token_id), self._answer_end()})
+        """The ids that end an answer; a base's eos often ends documents, its template turns."""
 
     @property
     def _name(self) -> str:
         return self.template or "the tokenizer's template"
 
     def _answer_end(self) -> int:
-        """Return the token that ends an answer; base models often have another eos than that."""
+        """Return the first special token that the template puts behind an answer."""
         probe = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "answer"})
         end = self.text(probe, add_generation_prompt=False).rpartition("answer")[2]
         special = {self.tokenizer.eos_token_id, *self.tokenizer.added_tokens_decoder}
@@ -184,8 +184,17 @@ class Renderer:
     def _prefix_length(self, text: str, input_ids: list[int]) -> int:
         ids = self._encode(text)
         if input_ids[: len(ids)] != ids:
-            raise RowError("tokens merge across the border of a prompt and its answer")
+            raise RowError(
+                "tokens merge across the border of two turns (another corpus.template may help)"
+            )
         return len(ids)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Return an answer's text, without special tokens and otherwise to the letter."""
+        text = self.tokenizer.decode(
+            token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return str(text)
 
     def _encode(self, text: str) -> list[int]:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -12,14 +12,14 @@ from typing import Any
 import torch
 
 from sft_lab.world import code, general, math
-from sft_lab.world.pretrain import pretrain
-from sft_lab.world.pretraining import DOCUMENTS, documents
+from sft_lab.world.pretrain import new_model, pretrain
+from sft_lab.world.pretraining import PHASES, documents
 from sft_lab.world.scores import benchmarks, score
 from sft_lab.world.tokenizer import train_tokenizer
 
 WORLD = Path(__file__).parent
 SEED = 0
-NUM_TOKENS = 2_600_000
+NUM_TOKENS = 4_000_000
 SOURCE_SIZES = {"math": 1500, "code": 1000, "general": 2000}
 NUM_ITEMS = 200
 NUM_TOKENIZER_DOCUMENTS = 20_000
@@ -75,10 +75,17 @@ def build(
         for row in chain.from_iterable(sources.values())
         for message in row["messages"]
     )
-    tokenizer = train_tokenizer(chain(islice(documents(seed), NUM_TOKENIZER_DOCUMENTS), contents))
+    tokenizer = train_tokenizer(
+        chain(islice(documents(next(iter(PHASES)), seed), NUM_TOKENIZER_DOCUMENTS), contents)
+    )
     log(f"tokenizer: {len(tokenizer)} tokens")
 
-    model, recipe = pretrain(documents(seed), tokenizer, num_tokens, seed, log)
+    model = new_model(tokenizer, seed)
+    phases = {}
+    for name, (share, weights) in PHASES.items():
+        texts = documents(name, seed)
+        phases[name] = pretrain(model, texts, tokenizer, round(share * num_tokens), log)
+        phases[name]["documents"] = weights
     model.half().save_pretrained(base)
     tokenizer.save_pretrained(base)
     # What ships is scored: rounded to float16, computed in float32.
@@ -87,8 +94,7 @@ def build(
     recipe = {
         "command": f"python -m sft_lab world build --seed {seed} --tokens {num_tokens}",
         "seed": seed,
-        "pretraining": recipe,
-        "documents": DOCUMENTS,
+        "phases": phases,
         "source_sizes": dict(source_sizes),
         "zero_shot": scores,
         "zero_shot_protocol": f"greedy, chat template, {num_items} items a benchmark, in [0, 1]",

@@ -87,8 +87,9 @@ def blocks(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> Iterator
         rest = rest[whole:]
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Return an untrained model for the tokenizer; seed torch before."""
+def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM:
+    """Return an untrained model for the tokenizer."""
+    torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
             vocab_size=len(tokenizer),
@@ -112,27 +113,26 @@ def schedule(step: int, num_steps: int) -> float:
 
 
 def pretrain(
+    model: LlamaForCausalLM,
     texts: Iterable[str],
     tokenizer: PreTrainedTokenizerFast,
     num_tokens: int,
-    seed: int,
     log: Callable[[str], None],
-) -> tuple[LlamaForCausalLM, dict[str, Any]]:
-    """Train a new model.
+) -> dict[str, Any]:
+    """Train a model in place, with optimizers and a schedule of its own.
 
     Args:
+        model: The model, in float32.
         texts: Documents, at least ``num_tokens`` tokens of them.
         tokenizer: The world's tokenizer.
         num_tokens: Token budget, rounded up to whole optimizer steps.
-        seed: Seed of the weights.
         log: Takes lines of progress.
 
     Returns:
-        The model in evaluation mode, and the recipe: sizes, learning rates, losses, duration.
+        The recipe: sizes, learning rates, final loss in nats per token, duration.
     """
     started = time.monotonic()
-    torch.manual_seed(seed)
-    model = new_model(tokenizer)
+    model.train()
     embeddings = model.get_input_embeddings().weight
     matrices = [p for p in model.parameters() if p.ndim == 2 and p is not embeddings]
     others = [p for p in model.parameters() if p.ndim != 2 or p is embeddings]
@@ -162,7 +162,7 @@ def pretrain(
                 f"{speed:.0f} tokens/s, {seconds:.0f} s"
             )
     tail = losses[-LOG_EVERY_STEPS:]
-    return model.eval(), {
+    return {
         "tokens": num_steps * BATCH_SIZE * BLOCK_LENGTH,
         "steps": num_steps,
         "batch_size": BATCH_SIZE,

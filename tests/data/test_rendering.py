@@ -1,10 +1,13 @@
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sft_lab.data.corpus import load_tokenizer
 from sft_lab.data.formats import RowError
 from sft_lab.data.rendering import IGNORED, TEMPLATES, Renderer, RowTooLongError
+from sft_lab.data.sources import Source, read_source
 from sft_lab.errors import RequestError
 
 HELLO = {"role": "user", "content": "Hello!"}
@@ -91,7 +94,7 @@ def test_chatml_needs_its_end_token(make_tokenizer: Callable[..., Any]) -> None:
     )
     assert learnt(renderer, renderer.row((HELLO, HI))) == ["Hi!<|im_end|>\n"]
     ends = tokenizer.convert_tokens_to_ids(["<end>", "<|im_end|>"])
-    assert set(renderer.end_token_ids) == set(ends)  # generation stops at what training ends with
+    assert renderer.stop_token_ids == sorted(ends)  # generation stops at what training ends with
 
 
 def test_pad_falls_back_to_eos(make_tokenizer: Callable[..., Any]) -> None:
@@ -174,6 +177,30 @@ def test_tokens_that_merge_across_the_border_are_refused() -> None:
     renderer = Renderer(fast, None)
     with pytest.raises(RowError, match="tokens merge across the border"):
         renderer.row(({"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}))
+
+
+def test_an_answer_is_decoded_without_special_tokens_and_else_to_the_letter(
+    chat_tokenizer: Any,
+) -> None:
+    renderer = Renderer(chat_tokenizer, None)
+    ids = chat_tokenizer(" don 't , naïve .<end>")["input_ids"]
+    assert renderer.decode(ids) == " don 't , naïve ."
+
+
+def test_real_chats_keep_the_loss_on_answers(shared_data: Callable[[str], Path]) -> None:
+    tokenizer_file = shared_data("../tokenizers/gpt2/tokenizer.json")
+    renderer = Renderer(load_tokenizer(str(tokenizer_file.parent)), "alpaca")
+    path = shared_data("sharegpt/sharegpt92k_sample.jsonl.gz")
+    chats = read_source("general", Source(str(path))).conversations[:40]
+    short = [chat for chat in chats if sum(len(turn["content"]) for turn in chat) < 6000]
+    assert len(short) >= 20
+    for chat in short:
+        answers = [turn["content"] for turn in chat if turn["role"] == "assistant"]
+        stretches = learnt(renderer, renderer.row(chat))
+        # This tokenizer's end token takes the space in front of it along.
+        assert [text.rstrip() for text in stretches] == [
+            answer.rstrip() + "<|endoftext|>" for answer in answers
+        ]
 
 
 def test_max_length_is_the_longest_row_that_passes(chat_tokenizer: Any) -> None:

@@ -1,0 +1,38 @@
+# make demo: sets up, trains two strategies on the embedded world and compares them.
+# make test: sets up and passes every test. Both need nothing but Python 3.11 or later.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: setup demo test quick ui lint clean
+
+setup: .venv/ready
+
+# Pins come first: the torch wheel must be the one that constraints.txt names.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) install -c constraints.txt torch
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: setup
+	$(BIN)/python -m sft_lab fit --config configs/world/sequential.yaml
+	$(BIN)/python -m sft_lab fit --config configs/world/dmt.yaml
+	$(BIN)/python -m sft_lab compare "sequential seed 0" "dmt k=1/16 seed 0"
+
+test: setup lint
+	$(BIN)/python -m pytest
+
+quick: setup lint
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+lint: setup
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+ui: setup
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db
+
+clean:
+	rm -rf .venv build *.egg-info
