@@ -14,7 +14,7 @@ from sft_lab.schedule import Schedule
 
 @dataclass(frozen=True)
 class Measurement:
-    """Scores by metric key after ``step`` optimizer steps; ``boundary`` names a stage that ended there."""
+    """Scores by key after ``step`` optimizer steps; ``boundary`` is the stage that ended there."""
 
     step: int
     scores: dict[str, float]
@@ -53,7 +53,7 @@ class AbilityHistory(Callback):
             logger.log_metrics(metrics, step=step)
 
     def _trained_at(self, schedule: Schedule) -> dict[str, int]:
-        """Return, by score key, the index in the history of the stage end from which transfer counts."""
+        """Return by score key where in the history the stage ended that first trained it."""
         found: dict[str, int] = {}
         for name, benchmark in self.suite.benchmarks.items():
             first = next((s for s in schedule.stages if benchmark.source in s.stage.mixture), None)

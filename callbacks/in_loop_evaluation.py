@@ -14,9 +14,9 @@ from sft_lab.module import SFTModule
 class InLoopEvaluation(Callback):
     """Evaluates before the first step, every n steps, at every stage boundary and at the end.
 
-    Lightning counts ``val_check_interval`` in micro-batches, keeps no score of its sanity check, and
-    skips an evaluation that was cut off by a kill. Here an evaluation at step s happens before step s
-    is trained, and what has been measured is part of the checkpoint.
+    Lightning counts ``val_check_interval`` in micro-batches, keeps no score of its sanity check,
+    and skips an evaluation that was cut off by a kill. Here an evaluation at step s happens before
+    step s is trained, and what has been measured is part of the checkpoint.
 
     Args:
         suite: Says when an evaluation is due.

@@ -1,4 +1,4 @@
-"""What a person watching a run sees: one line that moves, a row per evaluation, a table at the end."""
+"""What a person watching sees: a line that moves, a row per evaluation, a table at the end."""
 
 import sys
 import time
@@ -82,8 +82,9 @@ class ProgressLine(Callback):
             else float("nan")
         )
         line = (
-            f"{scheduled.name} {step - scheduled.first_step}/{scheduled.num_steps}  step {step}/{schedule.num_steps}  "
-            f"loss {self.training.loss:.3f}  {self.training.tokens_per_s:,.0f} tok/s  {duration(left)} left  {self._scores()}"
+            f"{scheduled.name} {step - scheduled.first_step}/{scheduled.num_steps}  "
+            f"step {step}/{schedule.num_steps}  loss {self.training.loss:.3f}  "
+            f"{self.training.tokens_per_s:,.0f} tok/s  {duration(left)} left  {self._scores()}"
         )
         if self._is_terminal:
             self._write_over(line)
@@ -114,7 +115,7 @@ class ProgressLine(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if self._is_terminal:
-            total = trainer.num_val_batches[dataloader_idx]  # type: ignore[index]  # a list, once loaders are set up
+            total = trainer.num_val_batches[dataloader_idx]
             what = batch.get("benchmark", "held-out loss")
             self._write_over(f"evaluating {what}: batch {batch_idx + 1}/{total}")
 
@@ -129,7 +130,8 @@ class ProgressLine(Callback):
         seconds = time.perf_counter() - self._evaluation_started
         metrics = pl_module.last_evaluation.metrics
         scores = "  ".join(
-            f"{name} {percent(metrics[key])} [{percent(metrics[f'{key}_low'])}, {percent(metrics[f'{key}_high'])}]"
+            f"{name} {percent(metrics[key])} "
+            f"[{percent(metrics[f'{key}_low'])}, {percent(metrics[f'{key}_high'])}]"
             for name, key in self.suite.score_keys.items()
         )
         boundary = self.history.history[-1].boundary if self.history.history else None

@@ -1,4 +1,4 @@
-"""Writes the checkpoint a run goes on from, and ends a run at Ctrl-C or SIGTERM without losing steps."""
+"""Writes the checkpoint a run goes on from; ends a run at Ctrl-C or SIGTERM and loses no step."""
 
 import signal
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Puts into the MLflow run what a person needs later: config, plan, samples, answers, adapters, versions."""
+"""Puts into the MLflow run what is needed later: config, plan, samples, answers, adapters."""
 
 import json
 import platform
@@ -18,6 +18,7 @@ from sft_lab.module import Answer, SFTModule
 from sft_lab.qlora import save_trained
 from sft_lab.tracking import RunLogger
 
+_TABLES_TAG = "mlflow.loggedArtifacts"
 _PACKAGES = ("sft_lab", "torch", "lightning", "transformers", "peft", "bitsandbytes", "mlflow")
 
 
@@ -66,15 +67,17 @@ class RunRecorder(Callback):
             return
         if pl_module.last_evaluation is None:
             return
-        for name, answers in pl_module.last_evaluation.answers.items():
-            # One file an evaluation, written whole: MLflow's own log_table appends, and after a kill
-            # it would append the same items again.
-            table = answers_table(answers)
-            logger.experiment.log_text(
-                logger.run_id,
-                json.dumps(table),
-                f"answers/step_{trainer.global_step:06d}/{name}.json",
-            )
+        client, run_id = logger.experiment, logger.run_id
+        folder = f"answers/step_{trainer.global_step:06d}"
+        paths = [f"{folder}/{name}.json" for name in pl_module.last_evaluation.answers]
+        for path, answers in zip(paths, pl_module.last_evaluation.answers.values(), strict=True):
+            # One file an evaluation, written whole: MLflow's own log_table appends, and after a
+            # kill it would append the same items again. The tag makes the page show a table.
+            client.log_text(run_id, json.dumps(answers_table(answers)), path)
+        tables = json.loads(client.get_run(run_id).data.tags.get(_TABLES_TAG, "[]"))
+        tables += [{"path": path, "type": "table"} for path in paths]
+        unique = {table["path"]: table for table in tables}
+        client.set_tag(run_id, _TABLES_TAG, json.dumps(list(unique.values())))
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -126,7 +129,7 @@ def answers_table(answers: list[Answer]) -> dict[str, list[Any]]:
 
 
 def stage_plan(data: StagedDataModule) -> dict[str, Any]:
-    """Return what every stage trains on: steps, and samples and tokens by source, with the sources' digests."""
+    """Return what every stage trains on, by source, with the digests of sources and benchmarks."""
     tokenized = {source: loaded.rows for source, loaded in data.corpus.loaded.items()}
     return {
         "sources": {

@@ -14,10 +14,10 @@ from sft_lab.schedule import Schedule
 class StageScheduler(Callback):
     """Trains the stages of a ``StagedDataModule`` one after the other in one ``Trainer.fit``.
 
-    A Lightning epoch is one pass over the active stage's mixture. When a stage's last pass ends, the
-    next stage's data module becomes the active one; before its first step the optimizer's state is
-    dropped where the stage says ``optimizer: fresh``. Adapters, and the learning rate's course, which
-    is a function of the optimizer step, carry on by themselves.
+    A Lightning epoch is one pass over the active stage's mixture. When a stage's last pass ends,
+    the next stage's data module becomes the active one; before its first step the optimizer's state
+    is dropped where the stage says ``optimizer: fresh``. Adapters, and the learning rate's course,
+    which is a function of the optimizer step, carry on by themselves.
     """
 
     def __init__(self) -> None:
@@ -33,14 +33,16 @@ class StageScheduler(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit, unknown to its types
         if not isinstance(data, StagedDataModule) or not isinstance(pl_module, SFTModule):
             raise TypeError("StageScheduler schedules a StagedDataModule for an SFTModule.")
-        if trainer.reload_dataloaders_every_n_epochs != 1:
+        every: int = trainer.reload_dataloaders_every_n_epochs  # type: ignore[attr-defined]
+        if every != 1:
             raise RequestError(
-                "trainer.reload_dataloaders_every_n_epochs must be 1, or the next stage's batches are never asked "
-                f"for, got {trainer.reload_dataloaders_every_n_epochs}."
+                "trainer.reload_dataloaders_every_n_epochs must be 1, or the next stage's batches "
+                f"are never asked for, got {every}."
             )
         if trainer.max_epochs not in (None, -1):
             raise RequestError(
-                f"trainer.max_epochs follows from the stages, got {trainer.max_epochs}; set data.stages.*.epochs."
+                f"trainer.max_epochs follows from the stages, got {trainer.max_epochs}; "
+                "set data.stages.*.epochs."
             )
         self._data = data
         self.schedule = pl_module.schedule = data.schedule

@@ -66,8 +66,9 @@ class TrainingLog(Callback):
         self.nll += _on_cpu(outputs["nll"])
         self.target_tokens += _on_cpu(outputs["target_tokens"])
         step = trainer.global_step
-        every, last = trainer.log_every_n_steps, pl_module.schedule.num_steps  # type: ignore[attr-defined]
-        if step == self._logged_step or (step % every and step != last):
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        is_last = step == pl_module.schedule.num_steps
+        if step == self._logged_step or (step % every and not is_last):
             return
         schedule = pl_module.schedule
         metrics = self._losses() | progress(schedule, step)

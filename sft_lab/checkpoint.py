@@ -48,8 +48,8 @@ class RunStamp:
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes a checkpoint beside its target, forces it to disk, and moves it into place.
 
-    A kill at any moment leaves the old file or the new one. Lightning's own way writes to the system's
-    temporary folder first, and a move from there need not be one step.
+    A kill at any moment leaves the old file or the new one. Lightning's own way writes to the
+    system's temporary folder first, and a move from there need not be one step.
     """
 
     @override

@@ -1,4 +1,4 @@
-"""The command line: fit, validate and test through LightningCLI, the lab's own commands beside them."""
+"""The command line: runs go through LightningCLI, the lab's own commands stand beside them."""
 
 import argparse
 import json
@@ -68,8 +68,8 @@ def _own_command(arguments: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sft_lab",
-        description="What does each source of fine-tuning data do to each ability of a language model?",
-        epilog="fit, validate and test take a config: python -m sft_lab fit --config configs/world/dmt.yaml",
+        description="What does each source of fine-tuning data do to each ability of a model?",
+        epilog="Runs take a config: python -m sft_lab fit --config configs/world/dmt.yaml",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, help_ in (

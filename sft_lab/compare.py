@@ -16,8 +16,8 @@ def boundary_scores(store: RunStore, run: Any) -> list[dict[str, Any]]:
         run: An MLflow run of ``fit``.
 
     Returns:
-        By point in time: ``after`` (the stage that ended, or None), ``step``, and ``scores`` by metric
-        key, each with ``value``, ``low`` and ``high`` in [0, 1].
+        By point in time: ``after`` (the stage that ended, or None), ``step``, and ``scores`` by
+        metric key, each with ``value``, ``low`` and ``high`` in [0, 1].
     """
     run_id = run.info.run_id
     plan = json.loads(store.artifact_text(run_id, "stage_plan.json"))

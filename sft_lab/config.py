@@ -29,7 +29,15 @@ def best_precision() -> str:
     return "bf16-mixed" if native else "32-true"
 
 
+def best_optimizer() -> str:
+    """Return paged_adamw_8bit where there is CUDA, else adamw."""
+    import torch
+
+    return "paged_adamw_8bit" if torch.cuda.is_available() else "adamw"
+
+
 OmegaConf.register_resolver("best_precision", best_precision)
+OmegaConf.register_resolver("best_optimizer", best_optimizer)
 
 TRAINED_KEYS = ("seed_everything", "model", "corpus", "data", "evaluation")
 TRAINED_TRAINER_KEYS = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
@@ -75,7 +83,11 @@ class Composed:
         self._set(key, _parse(value, where), Path(), where)
 
     def _set(self, key: str, value: Any, folder: Path, where: str) -> None:
-        if "." not in key and isinstance(value, str) and value.endswith((".yaml", ".yml")):
+        if "." not in key and isinstance(value, list) and any(map(_is_file, value)):
+            for part in value:
+                self._set(key, part, folder, where)
+            return
+        if "." not in key and _is_file(value):
             shared = folder / value
             if not shared.is_file():
                 raise RequestError(
@@ -113,6 +125,10 @@ class Composed:
                 return f"{self.origins[key]}: "
             key = key.rpartition(".")[0]
         return ""
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, str) and value.endswith((".yaml", ".yml"))
 
 
 def _merged(old: Any, new: Any) -> Any:

@@ -45,8 +45,8 @@ def export(checkpoint_path: Path, out: Path, what: Literal["adapter", "merged"])
     Args:
         checkpoint_path: A ``last.ckpt``.
         out: The folder to make.
-        what: ``adapter`` for PEFT's format; ``merged`` for a whole model in float32, whose logits are
-            those of the trained one: the adapters are added to the base as it was quantised.
+        what: ``adapter`` for PEFT's format; ``merged`` for a whole model in float32, whose logits
+            are those of the trained one: the adapters are added to the base as it was quantised.
 
     Raises:
         RequestError: If the folder exists, or the checkpoint cannot be loaded.

@@ -1,4 +1,4 @@
-"""LightningCLI for the lab: fit, validate and test over composed configs, resumable, recorded in MLflow."""
+"""LightningCLI for the lab: composed configs, runs that are recorded and can be gone on with."""
 
 import contextlib
 import logging
@@ -177,7 +177,7 @@ class LabCLI(LightningCLI):
 
     @override
     def _parse_ckpt_path(self) -> None:
-        """Do nothing: Lightning would load the checkpoint, and a damaged one would end in a traceback."""
+        """Do nothing: Lightning would load the checkpoint, and trip over a damaged one."""
 
     @property
     def settings(self) -> Namespace:
@@ -195,7 +195,7 @@ class LabCLI(LightningCLI):
             "RunLogger"
         ):
             raise RequestError(
-                "trainer.logger must be sft_lab.tracking.RunLogger, by whose run checkpoints are filed; "
+                "trainer.logger must be sft_lab.tracking.RunLogger, which files checkpoints; "
                 "configs/trainer.yaml has it."
             )
         logger.init_args.run_name = logger.init_args.run_name or self._run_name()
@@ -203,7 +203,7 @@ class LabCLI(LightningCLI):
         devices, num_nodes = self.settings.trainer.devices, self.settings.trainer.num_nodes
         if str(devices) not in ("1", "[0]", "0,") or num_nodes != 1:
             raise RequestError(
-                f"trainer.devices: a run is trained on one device, got {devices} on {num_nodes} nodes; "
+                f"trainer.devices: a run takes one device, got {devices} on {num_nodes} nodes; "
                 "set trainer.devices to 1."
             )
         prepare_store(str(logger.init_args.tracking_uri))
@@ -223,7 +223,8 @@ class LabCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as fault:
-            # Inside a union the parser takes our errors for a type that did not fit, and rewords them.
+            # Inside a union the parser takes our errors for a type that did not fit, and rewords
+            # them.
             chain: BaseException | None = fault
             while chain is not None:
                 if isinstance(chain, RequestError):
@@ -278,7 +279,7 @@ class LabCLI(LightningCLI):
         logger = cast(RunLogger, self.trainer.logger)
         self.datamodule.setup("fit")
         check_base(self.model.base)
-        checkpoint = next(c for c in self.trainer.callbacks if isinstance(c, RunCheckpoint))
+        checkpoint: RunCheckpoint = self._get(self.config_init, "checkpoint")
         with recorded(logger):
             checkpoint.stamp = RunStamp(str(logger.run_id), identity(self.plain))
             self.trainer.fit(**kwargs)
@@ -316,10 +317,10 @@ def recorded(logger: RunLogger) -> Iterator[None]:
 
 
 def explain(message: str, composed: Composed) -> str:
-    """Put the parser's message into one line, and before it where the value was written.
+    r"""Put the parser's message into one line, and before it where the value was written.
 
-    >>> explain('Parser key "data.batch_size":\\n  Expected a <class \'int\'>. Got value: abc', Composed())
-    "data.batch_size: Expected an int. Got value: abc"
+    >>> explain('Parser key "data.k":\n  Expected a <class \'int\'>. Got value: x', Composed())
+    'data.k: Expected a int. Got value: x'
     """
     keys = re.findall(r'Parser key "([^"]+)":', message)
     text = re.sub(r'Parser key "[^"]+":', "", message)

@@ -61,7 +61,8 @@ class SFTModule(LightningModule):
     Args:
         base: A folder in Hugging Face format, ``world://base``, or a hub name.
         evaluation: What is measured; its own config group.
-        quantization: ``nf4`` with double quantisation, ``int8``, or an unquantised ``bf16`` or ``fp32``.
+        quantization: ``nf4`` with double quantisation, ``int8``, or an unquantised ``bf16`` or
+            ``fp32``.
         lora: The adapters; None trains an unquantised base in full.
         gradient_checkpointing: Trade a second forward for the memory of activations.
         optimizer: ``paged_adamw_8bit`` needs CUDA.
@@ -134,7 +135,8 @@ class SFTModule(LightningModule):
                 "StageScheduler has not set the schedule; it must be among the callbacks."
             )
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        # The rate is 1 here, so that the schedule's value is the rate of every step, whatever the stage.
+        # The rate is 1 here, so that the schedule's value is the rate of every step, whatever the
+        # stage.
         optimizer: torch.optim.Optimizer
         if self.optimizer_name == "paged_adamw_8bit":
             import bitsandbytes
@@ -160,8 +162,8 @@ class SFTModule(LightningModule):
         """Return the loss to step on, and what the log is made from.
 
         Returns:
-            ``loss`` float ``[]``; ``nll`` float64 ``[S]`` and ``target_tokens`` int64 ``[S]``, summed
-            over this micro-batch by source.
+            ``loss`` float ``[]``; ``nll`` float64 ``[S]`` and ``target_tokens`` int64 ``[S]``,
+            summed over this micro-batch by source.
         """
         nll, source_ids = self._token_nll(batch)
         num_sources = len(self._corpus.sources)
@@ -175,7 +177,7 @@ class SFTModule(LightningModule):
         }
 
     def _token_nll(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the negative log-likelihood of every target token, and its row's source, both ``[N]``."""
+        """Return negative log-likelihood and row's source of every target token, both ``[N]``."""
         targets = batch["labels"][:, 1:]
         is_target = targets != -100
         logits = target_logits(
@@ -242,14 +244,16 @@ class SFTModule(LightningModule):
             metrics[f"val_loss/{source}"] = loss.compute().item()
         answers = {name: [found[i] for i in sorted(found)] for name, found in self._answers.items()}
         self.last_evaluation = Evaluation(metrics, answers)
-        # For EarlyStopping and the like; AbilityHistory takes them to the logger, with the right step.
+        # For EarlyStopping and the like; AbilityHistory takes them to the logger, with the right
+        # step.
         self.log_dict(metrics, logger=False)
 
     @override
     def on_validation_end(self) -> None:
         self._generator = None
 
-    # `test` measures what `validate` measures: the benchmarks are test sets, and nothing is chosen by them.
+    # `test` measures what `validate` measures: the benchmarks are test sets, and nothing is chosen
+    # by them.
     on_test_start = on_validation_start
     test_step = validation_step
     on_test_epoch_end = on_validation_epoch_end

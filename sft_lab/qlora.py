@@ -1,6 +1,5 @@
 """The model: a base in 4 bits (or more) with LoRA adapters; its merged copy and its export."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,7 +55,8 @@ def load_base(base: str, quantization: Quantization, compute_dtype: torch.dtype)
 
     Args:
         base: A folder, ``world://base`` or a hub name.
-        quantization: ``nf4`` with double quantisation, ``int8``, or unquantised ``bf16`` or ``fp32``.
+        quantization: ``nf4`` with double quantisation, ``int8``, or unquantised ``bf16`` or
+            ``fp32``.
         compute_dtype: What 4-bit weights are dequantised to for a product, and the type of the
             parts that are never quantised.
 
@@ -82,10 +82,11 @@ def load_base(base: str, quantization: Quantization, compute_dtype: torch.dtype)
         options["device_map"] = {"": torch.cuda.current_device()}
     model = AutoModelForCausalLM.from_pretrained(check_base(base), **options)
     for module in model.modules():
-        # On CPUs with AVX512-BF16 a forward in eval mode repacks 4-bit weights, after which the next
-        # backward and any merge are wrong (LoRA gradient cosine 0.67); the unpacked path is right.
+        # On CPUs with AVX512-BF16 a forward in eval mode repacks 4-bit weights, after which the
+        # next backward and any merge are wrong (LoRA gradient cosine 0.67); the unpacked path is
+        # right.
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
     model.config.use_cache = False
     return model.train()
 
@@ -140,7 +141,7 @@ def target_logits(
 
 @torch.no_grad()
 def check_head(causal_lm: Any) -> None:
-    """Refuse an architecture that changes logits after its head, for ``target_logits`` would miss that.
+    """Refuse an architecture that changes logits after its head: ``target_logits`` would not.
 
     Raises:
         RequestError: If head of decoder is not what the model's own forward gives.
@@ -161,8 +162,8 @@ def check_head(causal_lm: Any) -> None:
         causal_lm.train(was_training)
     if not torch.allclose(ours.float(), expected.float(), rtol=1e-2, atol=1e-2):
         raise RequestError(
-            f"model.base: {type(causal_lm).__name__} transforms its logits after the LM head, which the loss here "
-            "leaves out; choose a base without logit soft-capping or scaling."
+            f"model.base: {type(causal_lm).__name__} transforms its logits after the head, which "
+            "the loss here leaves out; choose a base without logit soft-capping or scaling."
         )
 
 
@@ -176,14 +177,14 @@ def _weights(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     from peft.tuners.lora import LoraLayer
     from peft.utils.integrations import dequantize_module_weight
 
-    adapted = {
+    adapted: dict[str, Any] = {
         name: m for name, m in plain_causal_lm(model).named_modules() if isinstance(m, LoraLayer)
     }
     for name, module in adapted.items():
         base_layer = module.get_base_layer()
         weight = dequantize_module_weight(base_layer).detach().float()
         for adapter in module.active_adapters:
-            weight = weight + module.get_delta_weight(adapter).float()
+            weight = weight + module.get_delta_weight(adapter).float()  # type: ignore[attr-defined]
         yield f"{name}.weight", weight.to(dtype)
         if base_layer.bias is not None:
             yield f"{name}.bias", base_layer.bias.detach().to(dtype)
@@ -206,7 +207,7 @@ def _is_quantized(module: nn.Module) -> bool:
 
 @torch.no_grad()
 def merged_copy(model: Any, dtype: torch.dtype) -> Any:
-    """Return a plain, unquantised copy with the adapters merged in; the model itself is not touched.
+    """Return a plain, unquantised copy with the adapters merged in; the model stays as it is.
 
     The adapters were trained beside the quantised base, so it is that base, dequantised, that they
     are added to: the copy's logits are the live model's.
@@ -240,21 +241,5 @@ def merged_copy(model: Any, dtype: torch.dtype) -> Any:
 
 
 def save_trained(model: Any, out: Path) -> None:
-    """Write what was trained: adapters in PEFT's format, or the whole model where there are none."""
+    """Write what was trained: adapters in PEFT's format, or the whole model without them."""
     model.save_pretrained(out)
-
-
-def adapter_base(folder: Path) -> str:
-    """Return the base named in a PEFT folder.
-
-    Raises:
-        RequestError: If the folder holds no adapter.
-    """
-    try:
-        return str(
-            json.loads((folder / "adapter_config.json").read_text())["base_model_name_or_path"]
-        )
-    except FileNotFoundError:
-        raise RequestError(
-            f"--ckpt_path {folder} holds no adapter_config.json; name an adapter folder."
-        ) from None

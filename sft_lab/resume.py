@@ -1,4 +1,4 @@
-"""Going on with a run: which run, which checkpoint, and whether the config still says what it trained."""
+"""Going on with a run: which one, from which checkpoint, and whether the config still fits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -18,6 +18,7 @@ from sft_lab.errors import RequestError
 
 DIGEST_TAG = "sft_lab.config_digest"
 _PROCESS_TAG = "sft_lab.process"
+_SQLITE = "sqlite:///"
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -43,11 +44,11 @@ class RunLogger(MLFlowLogger):
         run_id: str | None = None,
         tags: dict[str, str] | None = None,
     ) -> None:
-        is_local = tracking_uri.startswith("sqlite:")
+        is_local = tracking_uri.startswith(_SQLITE)
         super().__init__(
             experiment_name=experiment_name,
             run_name=run_name,
-            tracking_uri=tracking_uri,
+            tracking_uri=absolute(tracking_uri),
             save_dir=None,
             # As a URI: MLflow takes a relative path as relative to wherever it is read.
             artifact_location=Path(artifact_location).resolve().as_uri()
@@ -62,7 +63,7 @@ class RunLogger(MLFlowLogger):
             self._logged = self._points(run_id)
 
     def _points(self, run_id: str) -> set[tuple[str, int]]:
-        """Every (key, step) the run holds already: what an exact resume logs again, it would hold twice."""
+        """Every (key, step) the run holds: what an exact resume logs again, it would hold twice."""
         keys = self._mlflow_client.get_run(run_id).data.metrics
         return {
             (key, point.step)
@@ -86,11 +87,22 @@ class RunLogger(MLFlowLogger):
 
     @override
     def finalize(self, status: str = "success") -> None:
-        """Do nothing: Lightning knows success and failure only, and calls this once per fit or validate."""
+        """Do nothing: Lightning knows only success and failure, and ``end`` says more."""
 
     def end(self, status: RunStatus) -> None:
         """Close the run."""
         self.experiment.set_terminated(self.run_id, status)
+
+
+def absolute(tracking_uri: str) -> str:
+    """Return a store's URI with an absolute path: MLflow keeps stores open by their URI.
+
+    >>> absolute("http://localhost:5000")
+    'http://localhost:5000'
+    """
+    if not tracking_uri.startswith(_SQLITE):
+        return tracking_uri
+    return f"{_SQLITE}{Path(tracking_uri.removeprefix(_SQLITE)).absolute()}"
 
 
 def prepare_store(tracking_uri: str) -> None:
@@ -102,8 +114,8 @@ def prepare_store(tracking_uri: str) -> None:
     # MLflow's telemetry and its retries: a lab's command should say at once that a server is gone.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     key = "trainer.logger.init_args.tracking_uri"
-    if tracking_uri.startswith("sqlite:///"):
-        folder = Path(tracking_uri.removeprefix("sqlite:///")).parent
+    if tracking_uri.startswith(_SQLITE):
+        folder = Path(tracking_uri.removeprefix(_SQLITE)).parent
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as fault:
@@ -148,7 +160,7 @@ def _is_alive(process: str) -> bool:
 
 
 def run_tags(config: Mapping[str, Any], strategy: str, command: str) -> dict[str, str]:
-    """Return the tags of a run: what it is, by which digest it is found again, and the code's state."""
+    """Return what a run is, the digest by which it is found again, and the code's state."""
     return {
         "strategy": strategy,
         "command": command,
@@ -160,7 +172,7 @@ def run_tags(config: Mapping[str, Any], strategy: str, command: str) -> dict[str
 
 
 def _git_tags() -> dict[str, str]:
-    """Return commit and state of the checkout that the code runs from; nothing where there is none."""
+    """Return commit and state of the checkout the code runs from; nothing where there is none."""
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
@@ -190,10 +202,10 @@ class RunStore:
 
         prepare_store(tracking_uri)
         self.tracking_uri = tracking_uri
-        self.client = MlflowClient(tracking_uri)
+        self.client = MlflowClient(absolute(tracking_uri))
 
     def runs(self) -> list[Any]:
-        """Return all of the lab's runs, newest first; those whose process is gone are marked KILLED."""
+        """Return the lab's runs, newest first; those whose process is gone are marked KILLED."""
         experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
         found: list[Any] = []
         token: str | None = None

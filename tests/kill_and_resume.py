@@ -215,7 +215,9 @@ def kill_and_resume(kills: int, seed: int, points: list[str] | None = None) -> l
         os.chdir(Path(folder) / "unbroken")
         code, seconds = run([])
         if code:
-            raise AssertionError(f"the unbroken run ended with {code}:\n{Path('log.txt').read_text()}")
+            raise AssertionError(
+                f"the unbroken run ended with {code}:\n{Path('log.txt').read_text()}"
+            )
         expected = record()
         chance = random.Random(seed)
         cases: list[tuple[str, Callable[[], None] | None, float | None]] = [
@@ -233,7 +235,9 @@ def kill_and_resume(kills: int, seed: int, points: list[str] | None = None) -> l
             resumed = "resumed" if has_run else "started anew"
             if code == -signal.SIGKILL:
                 code, _ = run(["--ckpt_path=last"] if has_run else [])
-            problems = [] if code == 0 else [f"ended with {code}: {Path('log.txt').read_text()[-2000:]}"]
+            problems = (
+                [] if code == 0 else [f"ended with {code}: {Path('log.txt').read_text()[-2000:]}"]
+            )
             problems = problems or differences(expected, record())
             faults += [f"killed {name}: {problem}" for problem in problems]
             print(f"killed {name}, {resumed}: {'exact' if not problems else problems}", flush=True)

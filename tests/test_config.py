@@ -102,6 +102,19 @@ def test_a_group_may_be_a_file_beside_the_one_that_says_it(
     assert compose(trainer="trainer.yaml").resolved()["trainer"]["precision"] == "32-true"
 
 
+def test_a_group_may_be_several_files_and_values_the_later_ones_winning(
+    compose: Compose, tmp_path: Path
+) -> None:
+    (tmp_path / "fast.yaml").write_text("precision: bf16-mixed\n")
+    composed = compose("trainer: [shared/trainer.yaml, fast.yaml, {max_steps: 3}]")
+    assert composed.resolved()["trainer"] == {
+        "precision": "bf16-mixed",
+        "logger": {"name": "x"},
+        "max_steps": 3,
+    }
+    assert composed.origin("trainer.precision") == f"{tmp_path / 'fast.yaml'}, line 1: "
+
+
 def test_lists_are_replaced_whole_and_overridden_by_index(compose: Compose) -> None:
     first = "trainer: {callbacks: [{name: a, n: 1}, {name: b}]}"
     assert compose(first, "trainer: {callbacks: [{name: c}]}").resolved()["trainer"] == {

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from sft_lab.data.formats import RowError
@@ -167,6 +168,11 @@ def load_tokenizer(name: str) -> Any:
     path = resolve(name)
     if is_hub_name(path):
         settle_offline()
+    elif not Path(path).exists():
+        raise RequestError(
+            f"corpus.tokenizer: there is no {path}. "
+            "Name a folder with tokenizer files, or a hub name."
+        )
     try:
         return AutoTokenizer.from_pretrained(path)
     except Exception as fault:  # a damaged tokenizer.json raises a bare one

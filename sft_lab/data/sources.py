@@ -29,6 +29,7 @@ class Source:
         split: The split of a hub data set; files have none.
         subset: The configuration of a hub data set that has several, such as ``main`` of
             ``openai/gsm8k``.
+        data_files: The files of a hub data set to read, where it holds others beside them.
         max_dropped: The largest share of rows that may be unusable before it is an error, in
             [0, 1]; rows that are too long do not count.
     """
@@ -37,6 +38,7 @@ class Source:
     format: FormatName | None = None
     split: str = "train"
     subset: str | None = None
+    data_files: str | None = None
     max_dropped: float = 0.1
 
 
@@ -183,7 +185,9 @@ def _hub_rows(key: str, source: Source) -> Iterator[tuple[str, Mapping[str, Any]
     import datasets  # a second, needed for hub names only
 
     try:
-        rows = datasets.load_dataset(source.path, source.subset, split=source.split)
+        rows = datasets.load_dataset(
+            source.path, source.subset, data_files=source.data_files, split=source.split
+        )
     except Exception as fault:  # load_dataset raises whatever its backends raise
         reason = str(fault).strip().split("\n")[0].rstrip(".")
         raise RequestError(

@@ -32,7 +32,10 @@ class EvaluationSuite:
     ) -> None:
         for name in benchmarks:
             if not name.isidentifier():
-                raise RequestError(f"evaluation.benchmarks: {name!r} begins metric keys; use letters, digits and _.")
+                raise RequestError(
+                    f"evaluation.benchmarks: {name!r} begins metric keys; "
+                    "use letters, digits and _."
+                )
         if every_n_steps is not None and every_n_steps < 1:
             raise RequestError(f"evaluation.every_n_steps must be 1 or more, got {every_n_steps}.")
         if batch_size < 1:
@@ -45,10 +48,12 @@ class EvaluationSuite:
     @property
     def score_keys(self) -> dict[str, str]:
         """The metric key of every benchmark's score, by benchmark."""
-        return {name: f"{name}/{benchmark.score_name}" for name, benchmark in self.benchmarks.items()}
+        return {
+            name: f"{name}/{benchmark.score_name}" for name, benchmark in self.benchmarks.items()
+        }
 
     def is_due(self, step: int, boundaries: list[int]) -> bool:
-        """Say whether an evaluation belongs before optimizer step ``step`` (behind the last one at the end).
+        """Say whether an evaluation belongs before optimizer step ``step``, or behind the last one.
 
         Args:
             step: Optimizer steps taken.

@@ -16,8 +16,8 @@ PATTERNS = tuple(
     family for family in families.FAMILIES if family not in (families.fact, *KNOWLEDGE)
 )
 
-# Phase -> its share of the tokens and the weights of its documents. The second phase teaches to copy
-# words that stand nearby: a model this small learns facts long before it does that.
+# Phase -> its share of the tokens and the weights of its documents. The second phase teaches to
+# copy words that stand nearby: a model this small learns facts long before it does that.
 PHASES: dict[str, tuple[float, dict[str, int]]] = {
     "pretraining": (
         0.65,

@@ -113,7 +113,9 @@ def test_bad_arguments_are_named_before_anything_is_read(
 
 
 def test_a_tokenizer_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match=r"corpus\.tokenizer: no tokenizer .* from /no/such: "):
+    with pytest.raises(
+        RequestError, match=r"corpus\.tokenizer: there is no /no/such\. Name a fold"
+    ):
         load_tokenizer("/no/such")
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(RequestError, match=r"Name a folder with tokenizer files, or a hub name"):

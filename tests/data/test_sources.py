@@ -152,18 +152,18 @@ def test_a_hub_name_without_a_network_fails_at_once() -> None:
     assert time.monotonic() - started < 10  # the libraries' own retries take 23 s and more
 
 
-def test_a_hub_name_is_read_with_subset_and_split(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_name_is_read_as_the_source_says(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
-    def load_dataset(*names: str, split: str) -> list[dict[str, str]]:
-        asked.append((*names, split))
+    def load_dataset(*names: str, **settings: str) -> list[dict[str, str]]:
+        asked.append((names, settings))
         return ROWS
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr("sft_lab.data.sources.settle_offline", lambda: None)
-    source = Source("openai/gsm8k", subset="main", split="test")
+    source = Source("openai/gsm8k", subset="main", data_files="a.jsonl", split="test")
     assert len(read_source("math", source).conversations) == 3
-    assert asked == [("openai/gsm8k", "main", "test")]
+    assert asked == [(("openai/gsm8k", "main"), {"data_files": "a.jsonl", "split": "test"})]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from sft_lab.evaluation.benchmark import Item
 from sft_lab.world.build import (
     GENERATORS,
     NUM_ITEMS,
+    NUM_TOKENS,
     SEED,
     SOURCE_SIZES,
     WORLD,
@@ -17,8 +19,7 @@ from sft_lab.world.build import (
     make_sources,
     to_jsonl,
 )
-from sft_lab.world.dice import Dice
-from sft_lab.world.pretraining import documents
+from sft_lab.world.pretraining import PHASES, documents
 from sft_lab.world.scores import benchmarks
 
 MAX_BASE_BYTES = 12_000_000
@@ -62,8 +63,8 @@ def test_no_item_nor_its_structure_is_in_any_source() -> None:
 
 
 def test_pretraining_text_asks_nothing_and_shows_no_item() -> None:
-    stream = documents(SEED)
-    text = "\n".join(next(stream) for _ in range(20_000))
+    streams = [documents(phase, SEED) for phase in PHASES]
+    text = "\n".join(next(stream) for stream in streams for _ in range(10_000))
     assert "?" not in text
     assert "####" not in text
     for item in read("world_math"):
@@ -128,7 +129,9 @@ def test_recipe_names_seed_duration_and_scores() -> None:
     recipe = json.loads((WORLD / "base" / "recipe.json").read_text(encoding="utf-8"))
     assert recipe["seed"] == SEED
     assert recipe["source_sizes"] == SOURCE_SIZES
-    assert recipe["pretraining"]["duration_s"] > 0
+    assert recipe["duration_s"] > 0
+    assert recipe["phases"].keys() == PHASES.keys()
+    assert sum(phase["tokens"] for phase in recipe["phases"].values()) >= NUM_TOKENS
     assert set(recipe["zero_shot"]) == {"world_math", "world_code", "world_general"}
     assert max(recipe["zero_shot"].values()) < 0.05  # knowledge, but no skills
 
@@ -136,7 +139,7 @@ def test_recipe_names_seed_duration_and_scores() -> None:
 def test_a_tiny_build_makes_everything(tmp_path: Path) -> None:
     lines: list[str] = []
     sizes = dict.fromkeys(SOURCE_SIZES, 20)
-    build(tmp_path, seed=1, num_tokens=4096, source_sizes=sizes, num_items=12, log=lines.append)
+    build(tmp_path, seed=1, num_tokens=8192, source_sizes=sizes, num_items=12, log=lines.append)
     for name in SOURCE_SIZES:
         rows = (tmp_path / "data" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         items = (tmp_path / "data" / f"world_{name}.jsonl").read_text(encoding="utf-8").splitlines()
@@ -144,15 +147,15 @@ def test_a_tiny_build_makes_everything(tmp_path: Path) -> None:
     shipped = {path.name for path in (WORLD / "base").iterdir()}
     assert {path.name for path in (tmp_path / "base").iterdir()} == shipped
     recipe = json.loads((tmp_path / "base" / "recipe.json").read_text(encoding="utf-8"))
-    assert (recipe["seed"], recipe["pretraining"]["tokens"]) == (1, 4096)
+    assert recipe["seed"] == 1
+    assert [phase["steps"] for phase in recipe["phases"].values()] == [2, 1]  # 4096 tokens a step
     assert lines
 
 
-def test_pretraining_text_is_deterministic_by_seed() -> None:
-    def start(seed: int) -> list[str]:
-        stream = documents(seed)
-        return [next(stream) for _ in range(20)]
+def test_pretraining_text_is_deterministic_by_phase_and_seed() -> None:
+    def start(phase: str, seed: int) -> list[str]:
+        return list(islice(documents(phase, seed), 20))
 
-    assert start(0) == start(0)
-    assert start(0) != start(1)
-    assert Dice("pretraining", 0).integer(0, 999) == Dice("pretraining", 0).integer(0, 999)
+    for phase in PHASES:
+        assert start(phase, 0) == start(phase, 0)
+        assert start(phase, 0) != start(phase, 1)

@@ -1,0 +1,88 @@
+"""Runs the embedded world's strategies over seeds and prints the README's table.
+
+    python tests/world_table.py --seeds 0 1 2
+
+Runs that the store already holds as finished are not run again. Scores are those at the end of a run
+in percent, as mean [least, greatest] over the seeds; retention is that score over the best before.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from sft_lab.tracking import RunStore
+
+STORE = "sqlite:///mlruns/mlflow.db"
+RUNS: list[tuple[str, list[str]]] = [
+    ("multi_task", []),
+    ("sequential", []),
+    ("mixed_sequential", []),
+    ("dmt", ["--data.k=1/64"]),
+    ("dmt", ["--data.k=1/16"]),
+    ("dmt", ["--data.k=1/4"]),
+    ("general_only", []),
+]
+SCORES = {
+    "math": "world_math/accuracy",
+    "code": "world_code/pass_at_1",
+    "general": "world_general/accuracy",
+}
+
+
+def run_name(strategy: str, overrides: Sequence[str], seed: int) -> str:
+    """Return the name that a run gives itself."""
+    k = "".join(f" k={o.removeprefix('--data.k=')}" for o in overrides)
+    return f"{strategy}{k} seed {seed}"
+
+
+def finished(store: RunStore) -> dict[str, Any]:
+    """Return the newest finished run of each name."""
+    runs = [run for run in store.runs() if run.info.status == "FINISHED"]
+    return {run.info.run_name: run for run in reversed(runs)}
+
+
+def spread(values: Sequence[float | None], scale: float, digits: int) -> str:
+    """Return mean [least, greatest]; a dash where no seed has a value."""
+    known = [scale * value for value in values if value is not None]
+    if not known:
+        return "-"
+    mean = sum(known) / len(known)
+    return f"{mean:.{digits}f} [{min(known):.{digits}f}, {max(known):.{digits}f}]"
+
+
+def best(store: RunStore, run: Any, key: str) -> float:
+    """Return the best score that a run has had."""
+    return max(p.value for p in store.client.get_metric_history(run.info.run_id, key))
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options = parser.parse_args()
+    for strategy, overrides in RUNS:
+        for seed in options.seeds:
+            if run_name(strategy, overrides, seed) not in finished(RunStore(STORE)):
+                command = [sys.executable, "-m", "sft_lab", "fit"]
+                command += ["--config", f"configs/world/{strategy}.yaml"]
+                command += [*overrides, f"--seed_everything={seed}"]
+                subprocess.run(command, check=True, stdout=sys.stderr)
+    store = RunStore(STORE)
+    runs = finished(store)
+    print("| run | " + " | ".join(SCORES) + " | best math | best code | math kept | code kept |")
+    print("|---" * (len(SCORES) + 5) + "|")
+    for strategy, overrides in RUNS:
+        found = [runs[run_name(strategy, overrides, seed)] for seed in options.seeds]
+        last = [run.data.metrics for run in found]
+        cells = [spread([m[key] for m in last], 100, 0) for key in SCORES.values()]
+        for name in ("math", "code"):
+            cells.append(spread([best(store, run, SCORES[name]) for run in found], 100, 0))
+        for name in ("math", "code"):
+            cells.append(spread([m.get(f"retention/{SCORES[name]}") for m in last], 1, 2))
+        print(f"| {strategy} {' '.join(overrides)} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
