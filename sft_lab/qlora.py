@@ -184,7 +184,7 @@ def _weights(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         base_layer = module.get_base_layer()
         weight = dequantize_module_weight(base_layer).detach().float()
         for adapter in module.active_adapters:
-            weight = weight + module.get_delta_weight(adapter).float()  # type: ignore[attr-defined]
+            weight = weight + module.get_delta_weight(adapter).float()
         yield f"{name}.weight", weight.to(dtype)
         if base_layer.bias is not None:
             yield f"{name}.bias", base_layer.bias.detach().to(dtype)
