@@ -1,5 +1,7 @@
 """What a person watching sees: a line that moves, a row per evaluation, a table at the end."""
 
+import math
+import shutil
 import sys
 import time
 from typing import Any, TextIO
@@ -17,8 +19,8 @@ from sft_lab.tables import format_table, percent
 class ProgressLine(Callback):
     """Shows stage, step, loss, speed, time left and the last scores.
 
-    In a terminal it is one line that is written over; into a file it prints plain lines, one per
-    logging interval.
+    In a terminal it is one line that is written over, cut to the terminal's width; into a file it
+    prints plain lines, one per ten logging intervals.
 
     Args:
         training: Knows loss and speed.
@@ -50,6 +52,7 @@ class ProgressLine(Callback):
         return self.stream.isatty()
 
     def _write_over(self, line: str) -> None:
+        line = line[: shutil.get_terminal_size().columns - 1]  # a wrapped line is not written over
         self.stream.write("\r" + line.ljust(self._width))
         self.stream.flush()
         self._width = len(line)
@@ -60,6 +63,10 @@ class ProgressLine(Callback):
             self._width = 0
         self.stream.write(line + "\n")
         self.stream.flush()
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._shown_step = trainer.global_step
 
     @override
     def on_train_batch_end(
@@ -83,8 +90,8 @@ class ProgressLine(Callback):
         )
         line = (
             f"{scheduled.name} {step - scheduled.first_step}/{scheduled.num_steps}  "
-            f"step {step}/{schedule.num_steps}  loss {self.training.loss:.3f}  "
-            f"{self.training.tokens_per_s:,.0f} tok/s  {duration(left)} left  {self._scores()}"
+            f"step {step}/{schedule.num_steps}  loss {known(self.training.loss, '.3f')}  "
+            f"{known(self.training.tokens_per_s, ',.0f')} tok/s  {duration(left)} left  {self._scores()}"
         )
         if self._is_terminal:
             self._write_over(line)
@@ -162,13 +169,22 @@ def ability_table(history: list[Measurement], suite: EvaluationSuite) -> str:
     return format_table(header, body)
 
 
+def known(value: float, spec: str) -> str:
+    """Return a number in a format, or ? before the first is known.
+
+    >>> known(1234.5, ",.0f"), known(float("nan"), ".3f")
+    ('1,234', '?')
+    """
+    return "?" if math.isnan(value) else format(value, spec)
+
+
 def duration(seconds: float) -> str:
     """Return a time for people.
 
     >>> duration(75), duration(3720), duration(float("nan"))
     ('1:15', '1:02:00', '?')
     """
-    if seconds != seconds:
+    if math.isnan(seconds):
         return "?"
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)

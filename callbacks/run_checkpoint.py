@@ -12,7 +12,6 @@ from typing_extensions import override
 
 from sft_lab.checkpoint import Interrupted, RunStamp, last_checkpoint
 from sft_lab.errors import RequestError
-from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.module import SFTModule
 from sft_lab.tracking import RunLogger
 
@@ -33,7 +32,6 @@ class RunCheckpoint(Checkpoint):
             raise RequestError(f"checkpoint.every_n_steps must be 1 or more, got {every_n_steps}.")
         self.every_n_steps = every_n_steps
         self.dirpath = dirpath
-        self.suite: EvaluationSuite | None = None
         self.stamp: RunStamp | None = None
         self.saved_step = -1
         self._signal: int | None = None

@@ -23,7 +23,7 @@ from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.run_recorder import RunRecorder
 from callbacks.stage_scheduler import StageScheduler
 from callbacks.training_log import TrainingLog
-from sft_lab.checkpoint import AtomicCheckpointIO, Interrupted, RunStamp, read_checkpoint
+from sft_lab.checkpoint import AtomicCheckpointIO, Interrupted, RunStamp
 from sft_lab.config import Composed, identity
 from sft_lab.config_keys import check_keys
 from sft_lab.data.corpus import Corpus
@@ -32,7 +32,7 @@ from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.module import SFTModule
 from sft_lab.qlora import check_base
-from sft_lab.resume import Resume, resume_last, resume_path
+from sft_lab.resume import Resume, check_model, resume_last, resume_path
 from sft_lab.tracking import RunLogger, prepare_store, run_tags
 
 RUN_COMMANDS = ("fit", "validate", "test")
@@ -187,7 +187,7 @@ class LabCLI(LightningCLI):
     @override
     def before_instantiate_classes(self) -> None:
         dumped = self.parser.dump(
-            self.config, skip_link_targets=False, skip_none=False, format="yaml"
+            self.config, skip_link_targets=False, skip_unset=False, format="yaml"
         )
         self.plain: dict[str, Any] = yaml.safe_load(dumped)[self.subcommand]
         logger = self.settings.trainer.logger
@@ -252,8 +252,6 @@ class LabCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         suite: EvaluationSuite = self._get(self.config_init, "evaluation")
         corpus: Corpus = self._get(self.config_init, "corpus")
-        checkpoint: RunCheckpoint = self._get(self.config_init, "checkpoint")
-        checkpoint.suite = suite
         evaluation = InLoopEvaluation(suite)
         log = TrainingLog(list(corpus.sources), evaluation)
         history = AbilityHistory(suite)
@@ -266,11 +264,11 @@ class LabCLI(LightningCLI):
             RunRecorder(self.plain),
             ProgressLine(log, history, suite, f"mlflow ui --backend-store-uri {uri}"),
         ]
-        configured = self._get(self.config_init, "trainer").get("callbacks") or []
+        configured = self._get(self.config_init, "trainer")
+        callbacks = [*(configured.get("callbacks") or []), *ours]
+        plugins = [*(configured.get("plugins") or []), AtomicCheckpointIO()]
         try:
-            return super().instantiate_trainer(
-                callbacks=[*configured, *ours], plugins=[AtomicCheckpointIO()], **kwargs
-            )
+            return super().instantiate_trainer(callbacks=callbacks, plugins=plugins, **kwargs)
         except MisconfigurationException as fault:
             raise RequestError(f"trainer: {fault}") from fault
 
@@ -296,7 +294,7 @@ class LabCLI(LightningCLI):
         self.datamodule.setup(str(self.subcommand))
         check_base(self.model.base)
         if kwargs.get("ckpt_path"):
-            read_checkpoint(Path(kwargs["ckpt_path"]))
+            check_model(Path(kwargs["ckpt_path"]), self.plain)
         with recorded(cast(RunLogger, self.trainer.logger)):
             getattr(self.trainer, str(self.subcommand))(**kwargs)
 

@@ -66,3 +66,18 @@ def resume_path(path: Path, config: Mapping[str, Any]) -> Resume:
         started_stages=checkpoint["callbacks"]["StageScheduler"]["trained_stage"] + 1,
     )
     return Resume(stamp.run_id, path)
+
+
+def check_model(path: Path, config: Mapping[str, Any]) -> None:
+    """Look that a checkpoint's weights belong to the model that a config describes.
+
+    Raises:
+        RequestError: If the checkpoint is damaged, or was trained on another model.
+    """
+    trained, asked = stamp_of(read_checkpoint(path)).config["model"], identity(config)["model"]
+    for key in ("base", "quantization", "lora"):
+        if trained[key] != asked[key]:
+            raise RequestError(
+                f"--ckpt_path {path} was trained with model.{key} {trained[key]}, "
+                f"the config says {asked[key]}; use the config of the run."
+            )
