@@ -52,6 +52,8 @@ class AbilityHistory(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
 
+    on_test_end = on_validation_end
+
     def _trained_at(self, schedule: Schedule) -> dict[str, int]:
         """Return by score key where in the history the stage ended that first trained it."""
         found: dict[str, int] = {}

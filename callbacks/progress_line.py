@@ -91,7 +91,8 @@ class ProgressLine(Callback):
         line = (
             f"{scheduled.name} {step - scheduled.first_step}/{scheduled.num_steps}  "
             f"step {step}/{schedule.num_steps}  loss {known(self.training.loss, '.3f')}  "
-            f"{known(self.training.tokens_per_s, ',.0f')} tok/s  {duration(left)} left  {self._scores()}"
+            f"{known(self.training.tokens_per_s, ',.0f')} tok/s  {duration(left)} left  "
+            f"{self._scores()}"
         )
         if self._is_terminal:
             self._write_over(line)
@@ -122,7 +123,8 @@ class ProgressLine(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         if self._is_terminal:
-            total = trainer.num_val_batches[dataloader_idx]
+            batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
+            total = batches[dataloader_idx]
             what = batch.get("benchmark", "held-out loss")
             self._write_over(f"evaluating {what}: batch {batch_idx + 1}/{total}")
 
@@ -141,11 +143,14 @@ class ProgressLine(Callback):
             f"[{percent(metrics[f'{key}_low'])}, {percent(metrics[f'{key}_high'])}]"
             for name, key in self.suite.score_keys.items()
         )
-        boundary = self.history.history[-1].boundary if self.history.history else None
-        after = f" (end of {boundary})" if boundary else ""
-        self._write_line(
-            f"evaluation at step {trainer.global_step}{after}: {scores}  in {seconds:.1f} s"
-        )
+        step = trainer.global_step
+        ended = [m.boundary for m in self.history.history if m.step == step and m.boundary]
+        after = f" (end of {ended[0]})" if ended else ""
+        self._write_line(f"evaluation at step {step}{after}: {scores}  in {seconds:.1f} s")
+
+    on_test_start = on_validation_start
+    on_test_batch_end = on_validation_batch_end
+    on_test_end = on_validation_end
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -38,15 +38,17 @@ class RunRecorder(Callback):
         if not isinstance(logger, RunLogger):
             return
         client, run_id = logger.experiment, logger.run_id
-        if "model.base" in client.get_run(run_id).data.params:
-            return  # gone on with: parameters stand, and MLflow lets nobody change them
         environment = {f"version.{package}": version(package) for package in _PACKAGES}
         environment |= {"machine": platform.machine(), "precision": str(trainer.precision)}
         groups = {
             key: self.config[key]
             for key in ("seed_everything", "model", "corpus", "data", "evaluation")
         }
-        logger.log_hyperparams({**flatten(groups), **environment})
+        # Of a run that is gone on with, the stages to come may have changed: files are written
+        # again, but MLflow lets nobody change a parameter.
+        standing = client.get_run(run_id).data.params
+        parameters = flatten(groups) | environment
+        logger.log_hyperparams({k: v for k, v in parameters.items() if k not in standing})
         client.log_text(run_id, yaml.safe_dump(dict(self.config), sort_keys=False), "config.yaml")
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit, unknown to its types
         if stage == "fit" and isinstance(data, StagedDataModule):
@@ -78,6 +80,8 @@ class RunRecorder(Callback):
         tables += [{"path": path, "type": "table"} for path in paths]
         unique = {table["path"]: table for table in tables}
         client.set_tag(run_id, _TABLES_TAG, json.dumps(list(unique.values())))
+
+    on_test_end = on_validation_end
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -79,7 +79,9 @@ class StageScheduler(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Called before optimizers are rebuilt and before the first batch is asked for.
+        # Called before optimizers are rebuilt and before the first batch is asked for; also where a
+        # checkpoint is only scored, and there is no stage to activate.
         self.next_pass = state_dict["next_pass"]
         self.trained_stage = state_dict["trained_stage"]
-        self._activate()
+        if self._data is not None:
+            self._activate()

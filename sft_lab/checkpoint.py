@@ -84,7 +84,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise RequestError(
-            f"--ckpt_path {path}: there is no such file; give a .ckpt file, or last."
+            f"--ckpt_path {path}: there is no such file; give a .ckpt file, or last with fit."
         )
     try:
         checkpoint: dict[str, Any] = torch.load(

@@ -40,10 +40,9 @@ def main(arguments: list[str]) -> int:
         print(f"error: {fault}", file=sys.stderr)
         return 2
     except Interrupted as stop:
-        print(
-            f"\nStopped by {stop}. The same command with --ckpt_path last goes on from here.",
-            file=sys.stderr,
-        )
+        goes_on = arguments[:1] == ["fit"]
+        how = " The same command with --ckpt_path last goes on from here." if goes_on else ""
+        print(f"\nStopped by {stop}.{how}", file=sys.stderr)
         return stop.exit_code
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's own flush at exit

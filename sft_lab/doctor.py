@@ -4,7 +4,6 @@ import os
 import platform
 import socket
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ import torch
 from sft_lab.config import best_precision
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.sandbox import available_levels, bubblewrap_state
+from sft_lab.paths import find_config
 from sft_lab.qlora import Lora, add_lora, load_base, merged_copy
 from sft_lab.tracking import prepare_store
 
@@ -74,5 +74,5 @@ def report(tracking_uri: str) -> list[tuple[str, str]]:
     except RequestError as fault:
         findings.append(("MLflow store", str(fault)))
     findings.append(("sandbox", f"{', '.join(available_levels())}; {bubblewrap_state()}"))
-    findings.append(("configs", str(Path(__file__).parent)))
+    findings.append(("configs", str(find_config("configs/trainer.yaml").parent.resolve())))
     return findings

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,21 +10,25 @@ import torch
 from sft_lab.checkpoint import read_checkpoint, stamp_of
 from sft_lab.data.corpus import load_tokenizer
 from sft_lab.errors import RequestError
-from sft_lab.qlora import Lora, add_lora, load_base, merged_copy, save_trained
+from sft_lab.qlora import Lora, add_lora, compute_dtype, load_base, merged_copy, save_trained
+from sft_lab.tracking import make_folder
 
 
 def load_trained(checkpoint_path: Path) -> tuple[Any, str]:
     """Load the model of a checkpoint.
 
     Returns:
-        The model as it was trained, in float32 compute, and the name of its base.
+        The model as it was trained, and the name of its base.
 
     Raises:
         RequestError: If the checkpoint is damaged, or does not fit its base.
     """
     checkpoint = read_checkpoint(checkpoint_path)
-    settings = stamp_of(checkpoint).config["model"]
-    model = load_base(settings["base"], settings["quantization"], torch.float32)
+    config = stamp_of(checkpoint).config
+    settings = config["model"]
+    # In the type of the training: weights rounded otherwise would be other 4-bit weights.
+    dtype = compute_dtype(str(config["trainer"]["precision"]))
+    model = load_base(settings["base"], settings["quantization"], dtype)
     if settings["lora"] is not None:
         model = add_lora(model, Lora(**settings["lora"]), seed=0)
     weights = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
@@ -53,12 +56,13 @@ def export(checkpoint_path: Path, out: Path, what: Literal["adapter", "merged"])
     """
     if out.exists():
         raise RequestError(f"--out {out} exists; name a new folder.")
+    make_folder("--out", out.parent)
     model, base = load_trained(checkpoint_path)
     if what == "adapter" and not hasattr(model, "peft_config"):
         raise RequestError("--what adapter: the run trained the whole model; use --what merged.")
     tokenizer = load_tokenizer(base)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    part.mkdir()
     try:
         save_trained(model if what == "adapter" else merged_copy(model, torch.float32), part)
         tokenizer.save_pretrained(part)

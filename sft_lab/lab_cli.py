@@ -1,6 +1,7 @@
 """LightningCLI for the lab: composed configs, runs that are recorded and can be gone on with."""
 
 import contextlib
+import inspect
 import logging
 import re
 import sys
@@ -14,6 +15,7 @@ from jsonargparse import ArgumentError, Namespace
 from lightning import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from omegaconf import OmegaConf
 from typing_extensions import override
 
 from callbacks.ability_history import AbilityHistory
@@ -32,8 +34,8 @@ from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.module import SFTModule
 from sft_lab.qlora import check_base
-from sft_lab.resume import Resume, check_model, resume_last, resume_path
-from sft_lab.tracking import RunLogger, prepare_store, run_tags
+from sft_lab.resume import Resume, check_model, check_run, resume_last, resume_path
+from sft_lab.tracking import RunLogger, make_folder, prepare_store, run_tags
 
 RUN_COMMANDS = ("fit", "validate", "test")
 _GROUPS: dict[str, Any] = {
@@ -44,7 +46,32 @@ _GROUPS: dict[str, Any] = {
     "data": StagedDataModule,
     "checkpoint": RunCheckpoint,
 }
-_NEVER = sys.maxsize
+_TRAINER = {
+    "reload_dataloaders_every_n_epochs": 1,
+    "num_sanity_val_steps": 0,
+    # InLoopEvaluation says when: Lightning would count micro-batches and skip step 0.
+    "check_val_every_n_epoch": None,
+    "val_check_interval": sys.maxsize,
+    "max_epochs": -1,  # StageScheduler sets it: the passes of all stages
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+_DECIDED_ELSEWHERE = {
+    "max_epochs": "data.stages.*.epochs",
+    "max_steps": "data.stages.*.max_steps",
+    "max_time": "data.stages.*.max_steps",
+    "limit_train_batches": "data.stages.*.max_steps",
+    "overfit_batches": "data.stages.*.mixture",
+    "fast_dev_run": "data.stages.*.max_steps",
+    "reload_dataloaders_every_n_epochs": "data.stages",
+    "accumulate_grad_batches": "data.micro_batch_size",
+    "limit_val_batches": "evaluation.benchmarks.*.init_args.num_examples",
+    "limit_test_batches": "evaluation.benchmarks.*.init_args.num_examples",
+    "val_check_interval": "evaluation.every_n_steps",
+    "check_val_every_n_epoch": "evaluation.every_n_steps",
+    "num_sanity_val_steps": "evaluation.every_n_steps",
+}
+"""Keys of the Trainer that would contradict the lab's own, and the key to set instead."""
 
 
 def compose(arguments: list[str]) -> tuple[Composed, list[str], list[str]]:
@@ -59,6 +86,7 @@ def compose(arguments: list[str]) -> tuple[Composed, list[str], list[str]]:
     files: list[str] = []
     overrides: list[tuple[str, str]] = []
     rest: list[str] = []
+    appended: set[str] = set()  # lists that grow by ``--key+=``; ``--key.name`` means the new item
     waiting = list(arguments)
     while waiting:
         argument = waiting.pop(0)
@@ -69,7 +97,10 @@ def compose(arguments: list[str]) -> tuple[Composed, list[str], list[str]]:
             name.startswith("--")
             and key.split(".")[0] in (*_GROUPS, "seed_everything")
             and not key.endswith(("+", ".help"))
+            and key.rpartition(".")[0] not in appended
         )
+        if key.endswith("+"):
+            appended |= {key.removesuffix("+"), f"{key.removesuffix('+')}.init_args"}
         if not is_config and not is_override:
             rest.append(argument)
             continue
@@ -117,7 +148,7 @@ class LabCLI(LightningCLI):
                 f"{command} needs --config FILE, for instance configs/world/dmt.yaml."
             )
         self.resume: Resume | None = None
-        check_keys(self.composed, _GROUPS, ["seed_everything"])
+        check_keys(self.composed, _GROUPS, ["seed_everything", "ckpt_path", "weights_only"])
         content = yaml.safe_dump(self.composed.resolved(), sort_keys=False)
         config = ["--config", content] if self.files or self.composed.config else []
         quiet = {"exit_on_error": False}
@@ -126,16 +157,7 @@ class LabCLI(LightningCLI):
             StagedDataModule,
             save_config_callback=None,  # RunRecorder files the config with the run
             seed_everything_default=0,
-            trainer_defaults={
-                "reload_dataloaders_every_n_epochs": 1,
-                "num_sanity_val_steps": 0,
-                # InLoopEvaluation says when: Lightning would count micro-batches and skip step 0.
-                "check_val_every_n_epoch": None,
-                "val_check_interval": _NEVER,
-                "max_epochs": -1,  # StageScheduler sets it: the passes of all stages
-                "enable_progress_bar": False,
-                "enable_model_summary": False,
-            },
+            trainer_defaults=_TRAINER,
             parser_kwargs={**quiet, **{name: dict(quiet) for name in RUN_COMMANDS}},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
@@ -198,6 +220,7 @@ class LabCLI(LightningCLI):
                 "trainer.logger must be sft_lab.tracking.RunLogger, which files checkpoints; "
                 "configs/trainer.yaml has it."
             )
+        self._check_trainer()
         logger.init_args.run_name = logger.init_args.run_name or self._run_name()
         logger.init_args.tags = run_tags(self.plain, self.strategy, str(self.subcommand))
         devices, num_nodes = self.settings.trainer.devices, self.settings.trainer.num_nodes
@@ -206,17 +229,39 @@ class LabCLI(LightningCLI):
                 f"trainer.devices: a run takes one device, got {devices} on {num_nodes} nodes; "
                 "set trainer.devices to 1."
             )
-        prepare_store(str(logger.init_args.tracking_uri))
+        uri, artifacts = str(logger.init_args.tracking_uri), logger.init_args.artifact_location
+        prepare_store(uri)
+        if artifacts and uri.startswith("sqlite:"):
+            make_folder("trainer.logger.init_args.artifact_location", Path(artifacts))
         if self.subcommand == "fit" and self.settings.ckpt_path is not None:
             wanted, dirpath = str(self.settings.ckpt_path), Path(self.settings.checkpoint.dirpath)
             if wanted == "last":
-                self.resume = resume_last(str(logger.init_args.tracking_uri), dirpath, self.plain)
+                self.resume = resume_last(uri, dirpath, self.plain)
             else:
                 self.resume = resume_path(Path(wanted), self.plain)
+                check_run(uri, self.resume)
             logger.init_args.run_id = self.resume.run_id
             self.settings.ckpt_path = (
                 str(self.resume.checkpoint) if self.resume.checkpoint else None
             )
+
+    def _check_trainer(self) -> None:
+        given = self.composed.resolved().get("trainer", {})
+        signature = inspect.signature(Trainer).parameters
+        for name, instead in _DECIDED_ELSEWHERE.items():
+            # The parser has put its own value over that of a linked key.
+            is_linked = name == "accumulate_grad_batches"
+            decided = (
+                self.settings.trainer[name]
+                if is_linked
+                else _TRAINER.get(name, signature[name].default)
+            )
+            if name in given and given[name] != decided:
+                key = f"trainer.{name}"
+                raise RequestError(
+                    f"{self.composed.origin(key)}{key} follows from {instead}, got {given[name]}; "
+                    "leave it out and set that."
+                )
 
     @override
     def instantiate_classes(self) -> None:
@@ -278,6 +323,7 @@ class LabCLI(LightningCLI):
         self.datamodule.setup("fit")
         check_base(self.model.base)
         checkpoint: RunCheckpoint = self._get(self.config_init, "checkpoint")
+        make_folder("checkpoint.dirpath", checkpoint.dirpath)
         with recorded(logger):
             checkpoint.stamp = RunStamp(str(logger.run_id), identity(self.plain))
             self.trainer.fit(**kwargs)
@@ -331,5 +377,16 @@ def explain(message: str, composed: Composed) -> str:
         text,
     )
     text = re.sub(r"^Call to compute_fn of link .* failed: ", "", text)
-    key = ".".join(keys)
+    key = _written_key(keys, text, composed)
     return f"{composed.origin(key)}{key}: {text}".removeprefix(": ")
+
+
+def _written_key(keys: list[str], text: str, composed: Composed) -> str:
+    """Return the key of a wrong value: of a dict's entry the parser says all but its name."""
+    value = text.rpartition("Got value: ")[2]
+    for key in reversed(composed.origins):
+        if len(keys) == 2 and key.startswith(f"{keys[0]}.") and key.endswith(f".{keys[1]}"):
+            written = OmegaConf.select(composed.config, key)
+            if str(written) == value:
+                return key
+    return ".".join(keys)

@@ -25,6 +25,7 @@ from sft_lab.qlora import (
     Quantization,
     add_lora,
     check_head,
+    compute_dtype,
     load_base,
     merged_copy,
     plain_causal_lm,
@@ -116,10 +117,8 @@ class SFTModule(LightningModule):
     def configure_model(self) -> None:
         if hasattr(self, "model"):
             return
-        compute_dtype = (
-            torch.bfloat16 if str(self.trainer.precision).startswith("bf16") else torch.float32
-        )
-        model = load_base(self.base, self.quantization, compute_dtype)
+        dtype = compute_dtype(str(self.trainer.precision))
+        model = load_base(self.base, self.quantization, dtype)
         check_head(model)
         if self.lora is not None:
             model = add_lora(model, self.lora, self.seed)
@@ -193,10 +192,8 @@ class SFTModule(LightningModule):
             metric.reset()
         self._generator = self.model
         if self.evaluation.weights == "merged":
-            compute_dtype = (
-                torch.bfloat16 if str(self.trainer.precision).startswith("bf16") else torch.float32
-            )
-            self._generator = merged_copy(self.model, compute_dtype)
+            dtype = compute_dtype(str(self.trainer.precision))
+            self._generator = merged_copy(self.model, dtype)
 
     @override
     def validation_step(

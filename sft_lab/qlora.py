@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sft_lab.errors import RequestError
 from sft_lab.paths import resolve
@@ -48,6 +48,15 @@ def check_base(base: str) -> str:
             "Name a folder in Hugging Face format, or a hub name while online."
         ) from fault
     return path
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """Return the type that a Trainer's precision computes products in, here float32 or bf16.
+
+    >>> compute_dtype("bf16-mixed")
+    torch.bfloat16
+    """
+    return torch.bfloat16 if precision.startswith("bf16") else torch.float32
 
 
 def load_base(base: str, quantization: Quantization, compute_dtype: torch.dtype) -> Any:
@@ -175,14 +184,13 @@ def plain_causal_lm(model: Any) -> Any:
 def _weights(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Yield the weights of the merged model by their names in the plain one."""
     from peft.tuners.lora import LoraLayer
-    from peft.utils.integrations import dequantize_module_weight
 
     adapted: dict[str, Any] = {
         name: m for name, m in plain_causal_lm(model).named_modules() if isinstance(m, LoraLayer)
     }
     for name, module in adapted.items():
         base_layer = module.get_base_layer()
-        weight = dequantize_module_weight(base_layer).detach().float()
+        weight = _dequantized(base_layer).float()
         for adapter in module.active_adapters:
             weight = weight + module.get_delta_weight(adapter).float()
         yield f"{name}.weight", weight.to(dtype)
@@ -193,16 +201,27 @@ def _weights(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         if f"{name}.".startswith(inside) and inside:
             continue
         for key, parameter in module.named_parameters(recurse=False):
-            value = (
-                dequantize_module_weight(module)
-                if key == "weight" and _is_quantized(module)
-                else parameter
-            )
-            yield f"{name}.{key}", value.detach().to(dtype)
+            value = _dequantized(module) if key == "weight" else parameter.detach()
+            yield f"{name}.{key}", value.to(dtype)
 
 
-def _is_quantized(module: nn.Module) -> bool:
-    return type(module).__module__.startswith("bitsandbytes")
+def _dequantized(layer: Any) -> Tensor:
+    """Return a layer's weight unquantised, and leave the layer as it is.
+
+    PEFT's own helper replaces an 8-bit layer's weight on a CPU, whose next forward then fails.
+    """
+    from bitsandbytes import functional
+    from bitsandbytes.nn import Int8Params, Params4bit
+
+    weight = layer.weight.detach()
+    if isinstance(layer.weight, Params4bit):
+        unpacked: Tensor = functional.dequantize_4bit(weight.data, layer.weight.quant_state)
+        return unpacked
+    if isinstance(layer.weight, Int8Params):
+        # The first forward moves the scales from the weight to the layer's state.
+        scales = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB
+        return functional.int8_vectorwise_dequant(weight.data, scales)
+    return weight
 
 
 @torch.no_grad()

@@ -68,6 +68,26 @@ def resume_path(path: Path, config: Mapping[str, Any]) -> Resume:
     return Resume(stamp.run_id, path)
 
 
+def check_run(tracking_uri: str, resume: Resume) -> None:
+    """Look that the run of a checkpoint is in the store, and that nobody else goes on with it.
+
+    Raises:
+        RequestError: If it is not there, or runs in another process.
+    """
+    runs = {run.info.run_id: run for run in RunStore(tracking_uri).runs()}
+    run = runs.get(resume.run_id)
+    if run is None:
+        raise RequestError(
+            f"--ckpt_path {resume.checkpoint}: its run {resume.run_id[:8]} is not in "
+            f"{tracking_uri}; set trainer.logger.init_args.tracking_uri to the store that holds it."
+        )
+    if run.info.status == "RUNNING":
+        raise RequestError(
+            f"--ckpt_path {resume.checkpoint}: its run {resume.run_id[:8]} is still running; "
+            "stop it first."
+        )
+
+
 def check_model(path: Path, config: Mapping[str, Any]) -> None:
     """Look that a checkpoint's weights belong to the model that a config describes.
 

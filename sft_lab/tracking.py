@@ -45,6 +45,7 @@ class RunLogger(MLFlowLogger):
         tags: dict[str, str] | None = None,
     ) -> None:
         is_local = tracking_uri.startswith(_SQLITE)
+        self._start_tags = {_PROCESS_TAG: _this_process(), **(tags or {})}
         super().__init__(
             experiment_name=experiment_name,
             run_name=run_name,
@@ -55,7 +56,7 @@ class RunLogger(MLFlowLogger):
             if is_local and artifact_location
             else None,
             run_id=run_id,
-            tags=tags,
+            tags=self._start_tags,
         )
         self.tracking_uri = tracking_uri
         self._logged: set[tuple[str, int]] = set()
@@ -82,8 +83,10 @@ class RunLogger(MLFlowLogger):
     def start(self) -> None:
         """Mark the run as running in this process."""
         client, run_id = self.experiment, self.run_id
+        # The process first: with the old one a run that is gone on with would look killed.
+        for tag, value in self._start_tags.items():
+            client.set_tag(run_id, tag, value)
         client.update_run(run_id, status="RUNNING")
-        client.set_tag(run_id, _PROCESS_TAG, _this_process())
 
     @override
     def finalize(self, status: str = "success") -> None:
@@ -105,6 +108,24 @@ def absolute(tracking_uri: str) -> str:
     return f"{_SQLITE}{Path(tracking_uri.removeprefix(_SQLITE)).absolute()}"
 
 
+def make_folder(key: str, folder: Path) -> None:
+    """Make a folder that a key names, so that a run does not fail at its first file.
+
+    Raises:
+        RequestError: If it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise RequestError(
+            f"{key}: {folder} cannot be made: {fault.strerror}. Name a folder you may write to."
+        ) from fault
+    if not os.access(folder, os.W_OK):
+        raise RequestError(
+            f"{key}: no permission to write in {folder}. Name a folder you may write to."
+        )
+
+
 def prepare_store(tracking_uri: str) -> None:
     """Look that the store can be used, before MLflow tries for minutes.
 
@@ -115,17 +136,7 @@ def prepare_store(tracking_uri: str) -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     key = "trainer.logger.init_args.tracking_uri"
     if tracking_uri.startswith(_SQLITE):
-        folder = Path(tracking_uri.removeprefix(_SQLITE)).parent
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as fault:
-            raise RequestError(
-                f"{key}: {folder} cannot be made: {fault.strerror}. Name a folder you may write to."
-            ) from fault
-        if not os.access(folder, os.W_OK):
-            raise RequestError(
-                f"{key}: no permission to write in {folder}. Name a folder you may write to."
-            )
+        make_folder(key, Path(tracking_uri.removeprefix(_SQLITE)).parent)
         return
     server = urlparse(tracking_uri)
     if server.scheme not in ("http", "https") or server.hostname is None:

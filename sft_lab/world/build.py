@@ -13,13 +13,13 @@ import torch
 
 from sft_lab.world import code, general, math
 from sft_lab.world.pretrain import new_model, pretrain
-from sft_lab.world.pretraining import PHASES, documents
+from sft_lab.world.pretraining import WEIGHTS, documents
 from sft_lab.world.scores import benchmarks, score
 from sft_lab.world.tokenizer import train_tokenizer
 
 WORLD = Path(__file__).parent
 SEED = 0
-NUM_TOKENS = 4_000_000
+NUM_TOKENS = 5_000_000
 SOURCE_SIZES = {"math": 1500, "code": 1000, "general": 2000}
 NUM_ITEMS = 200
 NUM_TOKENIZER_DOCUMENTS = 20_000
@@ -75,26 +75,21 @@ def build(
         for row in chain.from_iterable(sources.values())
         for message in row["messages"]
     )
-    tokenizer = train_tokenizer(
-        chain(islice(documents(next(iter(PHASES)), seed), NUM_TOKENIZER_DOCUMENTS), contents)
-    )
+    tokenizer = train_tokenizer(chain(islice(documents(seed), NUM_TOKENIZER_DOCUMENTS), contents))
     log(f"tokenizer: {len(tokenizer)} tokens")
 
     model = new_model(tokenizer, seed)
-    phases = {}
-    for name, (share, weights) in PHASES.items():
-        texts = documents(name, seed)
-        phases[name] = pretrain(model, texts, tokenizer, round(share * num_tokens), log)
-        phases[name]["documents"] = weights
+    recipe = pretrain(model, documents(seed), tokenizer, num_tokens, log)
     model.half().save_pretrained(base)
     tokenizer.save_pretrained(base)
     # What ships is scored: rounded to float16, computed in float32.
     scores = score(model.float(), tokenizer, benchmarks(data))
     log(", ".join(f"{name} {100 * value:.1f} %" for name, value in scores.items()))
-    recipe = {
+    stands_beside = {
         "command": f"python -m sft_lab world build --seed {seed} --tokens {num_tokens}",
         "seed": seed,
-        "phases": phases,
+        "pretraining": recipe,
+        "documents": WEIGHTS,
         "source_sizes": dict(source_sizes),
         "zero_shot": scores,
         "zero_shot_protocol": f"greedy, chat template, {num_items} items a benchmark, in [0, 1]",
@@ -105,4 +100,4 @@ def build(
             name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors")
         },
     }
-    (base / "recipe.json").write_text(json.dumps(recipe, indent=2) + "\n", encoding="utf-8")
+    (base / "recipe.json").write_text(json.dumps(stands_beside, indent=2) + "\n", encoding="utf-8")

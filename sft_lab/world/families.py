@@ -120,7 +120,7 @@ def casing(dice: Dice) -> Task:
     words = " ".join(dice.sample(KINDS[kinds], count))
     written = words.upper() if style == "upper" else words.title()
     how = "in upper case" if style == "upper" else "with capitals"
-    answer = f"I write {written}."
+    answer = f"It is {written}."
     return Task(
         structure=f"general/casing/{style}/{count}/{kinds}",
         turns=(f"Write {words} {how}.",),
@@ -150,7 +150,7 @@ def repeat(dice: Dice) -> Task:
     count, kinds = dice.integer(2, 4), dice.pick(KIND_NAMES)
     word = dice.pick(KINDS[kinds])
     said = " ".join([word] * count)
-    answer = f"I say {said}."
+    answer = f"It is {said}."
     return Task(
         structure=f"general/repeat/{count}/{kinds}",
         turns=(f"{dice.pick(('Say', 'Repeat'))} {word} {NUMBER_WORDS[count]} times.",),
@@ -271,3 +271,5 @@ FAMILIES: tuple[Family, ...] = (
     memory,
     record,
 )
+# A base this small never tells the odd one out, so nobody asks it to; it only reads of it.
+ASKED = tuple(family for family in FAMILIES if family is not odd_one_out)

@@ -12,6 +12,8 @@ from sft_lab.world.lexicon import NAMES, THINGS
 
 MAX_VALUE = 40
 MIN_EQUATIONS, MAX_EQUATIONS = 2, 4
+# Stories that the base reads may be longer than those that source and benchmark ask about.
+MAX_ASKED_EQUATIONS = 3
 HELD_OUT_ONE_IN = 8
 
 # part -> number of equations it adds
@@ -169,12 +171,19 @@ def problem(dice: Dice, *, benchmark: bool) -> Problem:
                 return Problem(structure, tuple(parts), question)
 
 
+def _asked(dice: Dice, *, benchmark: bool) -> Problem:
+    while True:
+        drawn = problem(dice, benchmark=benchmark)
+        if sum(len(part.equations) for part in drawn.parts) <= MAX_ASKED_EQUATIONS:
+            return drawn
+
+
 def rows(size: int, seed: int) -> list[dict[str, Any]]:
     """Return ``size`` different training rows."""
     problems: dict[str, Problem] = {}
     dice = Dice("math/rows", seed)
     while len(problems) < size:
-        drawn = problem(dice, benchmark=False)
+        drawn = _asked(dice, benchmark=False)
         problems.setdefault(drawn.prompt, drawn)
     return [
         {
@@ -193,7 +202,7 @@ def items(size: int, seed: int) -> list[dict[str, Any]]:
     problems: dict[str, Problem] = {}
     dice = Dice("math/items", seed)
     while len(problems) < size:
-        drawn = problem(dice, benchmark=True)
+        drawn = _asked(dice, benchmark=True)
         problems.setdefault(drawn.prompt, drawn)
     return [
         {

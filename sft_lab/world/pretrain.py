@@ -12,11 +12,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from typing_extensions import override
 
-HIDDEN_SIZE, NUM_LAYERS, NUM_HEADS, INTERMEDIATE_SIZE = 192, 4, 4, 512
-BATCH_SIZE, BLOCK_LENGTH = 16, 256  # rows a step; tokens a row
+HIDDEN_SIZE, NUM_LAYERS, NUM_HEADS, INTERMEDIATE_SIZE = 256, 4, 4, 640
+BATCH_SIZE, BLOCK_LENGTH = 8, 256  # rows a step; tokens a row
 MUON_LR, ADAMW_LR = 0.02, 0.003
 WARMUP_SHARE = 0.05
-LOG_EVERY_STEPS = 50
+LOG_EVERY_STEPS = 100
 
 
 class Muon(torch.optim.Optimizer):

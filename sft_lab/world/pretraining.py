@@ -16,34 +16,17 @@ PATTERNS = tuple(
     family for family in families.FAMILIES if family not in (families.fact, *KNOWLEDGE)
 )
 
-# Phase -> its share of the tokens and the weights of its documents. The second phase teaches to
-# copy words that stand nearby: a model this small learns facts long before it does that.
-PHASES: dict[str, tuple[float, dict[str, int]]] = {
-    "pretraining": (
-        0.65,
-        {
-            "arithmetic": 7,
-            "story": 28,
-            "function": 4,
-            "snippets": 10,
-            "country": 9,
-            "words": 4,
-            "patterns": 38,
-        },
-    ),
-    "pretraining/copying": (
-        0.35,
-        {
-            "arithmetic": 5,
-            "story": 24,
-            "function": 3,
-            "snippets": 6,
-            "country": 6,
-            "words": 3,
-            "patterns": 35,
-            "echo": 18,
-        },
-    ),
+# Kind of document -> its weight in the draw. Echoes teach to copy words that stand nearby, which
+# most skills need and a model this small learns late.
+WEIGHTS = {
+    "arithmetic": 6,
+    "story": 25,
+    "function": 4,
+    "snippets": 8,
+    "country": 8,
+    "words": 3,
+    "patterns": 34,
+    "echo": 12,
 }
 ECHO_WORDS = (*families.WORDS, *NAMES, *SPOTS, *DAYS, *(str(n) for n in range(2, 21)))
 
@@ -85,14 +68,14 @@ def _document(kind: str, dice: Dice) -> str:
             drawn = [general.task(dice.pick(PATTERNS), dice, benchmark=False) for _ in range(2)]
             return "\n".join(dice.pick(task.statements) for task in drawn)
         case "echo":
-            words = " ".join(dice.sample(ECHO_WORDS, dice.integer(4, 8)))
+            words = " ".join(dice.sample(ECHO_WORDS, dice.integer(4, 12)))
             return f"Once: {words}. Again: {words}."
     raise ValueError(f"{kind!r} is no kind of document.")
 
 
-def documents(phase: str, seed: int) -> Iterator[str]:
-    """Yield the documents of a phase without end."""
-    dice = Dice(phase, seed)
-    kinds = [kind for kind, weight in PHASES[phase][1].items() for _ in range(weight)]
+def documents(seed: int) -> Iterator[str]:
+    """Yield documents without end."""
+    dice = Dice("pretraining", seed)
+    kinds = [kind for kind, weight in WEIGHTS.items() for _ in range(weight)]
     while True:
         yield _document(dice.pick(kinds), dice)

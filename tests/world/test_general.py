@@ -47,7 +47,7 @@ def test_families_do_what_they_say() -> None:
     dice = Dice("test", 3)
     for _ in range(30):
         casing = families.casing(dice)
-        words = casing.answer.removeprefix("I write ").removesuffix(".")
+        words = casing.answer.removeprefix("It is ").removesuffix(".")
         assert words.lower() in casing.turns[0]
         assert words.isupper() == casing.turns[0].endswith("in upper case.")
         order = families.order(dice)
@@ -56,7 +56,7 @@ def test_families_do_what_they_say() -> None:
         repeat = families.repeat(dice)
         word, count = repeat.turns[0].removesuffix(" times.").split()[1:]
         times = {"two": 2, "three": 3, "four": 4}[count]
-        assert repeat.answer == f"I say {' '.join([word] * times)}."
+        assert repeat.answer == f"It is {' '.join([word] * times)}."
         position = families.position(dice)
         ordinal, row = position.turns[0].removesuffix("?").split("the ")[1].split(" word of ")
         index = {"first": 0, "second": 1, "third": 2, "last": -1}[ordinal]

@@ -1,0 +1,46 @@
+"""The lab's callbacks as a group: built, saved, restored."""
+
+from typing import Any
+
+import torch
+from lightning import Callback
+
+from callbacks.ability_history import AbilityHistory, Measurement
+from callbacks.in_loop_evaluation import InLoopEvaluation
+from callbacks.run_checkpoint import RunCheckpoint
+from callbacks.training_log import TrainingLog
+from sft_lab.evaluation.suite import EvaluationSuite
+
+
+def group() -> dict[str, Any]:
+    suite = EvaluationSuite({})
+    evaluation = InLoopEvaluation(suite)
+    return {
+        "evaluation": evaluation,
+        "log": TrainingLog(["math", "code"], evaluation),
+        "history": AbilityHistory(suite),
+        "checkpoint": RunCheckpoint(),
+    }
+
+
+def test_callbacks_are_restored_from_a_file(tmp_path: Any) -> None:
+    saved = group()
+    saved["evaluation"].evaluated_step = 40
+    saved["evaluation"].seconds = 2.5
+    saved["log"].nll += torch.tensor([1.5, 0.25])
+    saved["log"].target_tokens += torch.tensor([3, 1])
+    saved["history"].history = [
+        Measurement(0, {"math": 0.0}, None),
+        Measurement(40, {"math": 0.5}, "a"),
+    ]
+    states = {name: callback.state_dict() for name, callback in saved.items()}
+    torch.save(states, tmp_path / "states")
+    restored = group()
+    for name, state in torch.load(tmp_path / "states", weights_only=True).items():
+        callback: Callback = restored[name]
+        callback.load_state_dict(state)
+    assert restored["evaluation"].evaluated_step == 40
+    assert restored["evaluation"].seconds == 2.5
+    assert restored["log"].nll.tolist() == [1.5, 0.25]
+    assert restored["log"].target_tokens.tolist() == [3, 1]
+    assert restored["history"].history == saved["history"].history

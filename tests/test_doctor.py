@@ -1,0 +1,40 @@
+import json
+from pathlib import Path
+
+import pytest
+from runs import Lab
+
+from sft_lab.doctor import gradient_cosine
+
+
+def test_a_doctor_says_what_is_here(lab: Lab) -> None:
+    outcome = lab("doctor")
+    assert outcome.code == 0, outcome.err
+    names = [line[:16].strip() for line in outcome.out.splitlines()]
+    assert names == [
+        "host",
+        "packages",
+        "CUDA",
+        "precision",
+        "4-bit gradients",
+        "MLflow store",
+        "sandbox",
+        "configs",
+    ]
+    found = json.loads(lab("doctor", "--json").out)
+    assert found["4-bit gradients"].startswith("right (cosine 1.0")
+    assert (Path(found["configs"]) / "world/dmt.yaml").is_file()
+
+
+def test_a_store_that_cannot_be_used_is_a_finding(lab: Lab) -> None:
+    outcome = lab("doctor", "--tracking_uri=sqlite:///tiny.yaml/mlflow.db")
+    assert outcome.code == 0
+    assert "tiny.yaml cannot be made" in outcome.out
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_gradients_are_right_behind_an_evaluation(
+    tiny_world: Path, monkeypatch: pytest.MonkeyPatch, quantization: str
+) -> None:
+    monkeypatch.setenv("SFT_LAB_WORLD", str(tiny_world))
+    assert gradient_cosine(quantization) > 0.999

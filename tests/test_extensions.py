@@ -1,0 +1,78 @@
+"""What the README promises: a source, a benchmark, a strategy, a callback is added by one file."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from conftest import chat, write_jsonl
+from runs import Lab
+
+README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+POEMS = ("--corpus.sources.poems.path=poems.jsonl", "--data.stages.second.mixture.poems=1")
+
+
+def code_block(first_line: str) -> str:
+    """The README's code block that begins with a comment."""
+    found = re.search(rf"```\w+\n({re.escape(first_line)}.*?)```", README, re.DOTALL)
+    assert found, first_line
+    return found[1]
+
+
+def write_poems(lab: Lab) -> None:
+    write_jsonl(lab.folder / "poems.jsonl", [chat(f"A poem {n}", "roses") for n in range(12)])
+
+
+def test_a_source_is_a_file(lab: Lab) -> None:
+    write_poems(lab)
+    outcome = lab.fit(*POEMS)
+    assert outcome.code == 0, outcome.err
+    trained = lab.json("stage_plan.json")["stages"]["second"]["trained"]
+    assert trained["poems"]["samples"] == 12 - 4
+    assert trained["general"]["samples"] == 20
+    assert "val_loss/poems" in lab.run.data.metrics
+
+
+def test_a_benchmark_is_a_class(lab: Lab) -> None:
+    write_poems(lab)
+    lab.write("my_benchmarks.py", code_block("# my_benchmarks.py"))
+    lab.write("rhymes.yaml", code_block("# rhymes.yaml"))
+    items = [
+        {"id": str(n), "messages": [{"role": "user", "content": "Roses"}], "rhyme": rhyme}
+        for n, rhyme in enumerate(["", "", "never said"])
+    ]
+    write_jsonl(lab.folder / "rhymes.jsonl", items)
+    outcome = lab.fit("--config=rhymes.yaml", *POEMS)
+    assert outcome.code == 0, outcome.err
+    # Every answer ends on the empty rhyme.
+    scores = lab.points("rhymes/accuracy")
+    assert scores == pytest.approx(dict.fromkeys([0, 4, 5, 8, 12, 14], 2 / 3))
+    assert "retention/rhymes/accuracy" in lab.run.data.metrics
+
+
+def test_a_strategy_is_a_config(lab: Lab) -> None:
+    content = (lab.folder / "tiny.yaml").read_text()
+    stages = "  stages:\n    all: {mixture: {math: 1, general: 1/2}, max_steps: 3, lr: 1e-2}\n"
+    lab.write("half.yaml", content[: content.index("  stages:")] + stages)
+    outcome = lab("fit", "--config=half.yaml")
+    assert outcome.code == 0, outcome.err
+    assert lab.run.data.tags["strategy"] == "half"
+    assert list(lab.points("world_math/accuracy")) == [0, 3]
+
+
+def test_a_callback_is_a_class(lab: Lab) -> None:
+    lab.write(
+        "my_callbacks.py",
+        "import json\n"
+        "from lightning import Callback\n\n\n"
+        "class Mine(Callback):\n"
+        "    def __init__(self, path: str = 'steps.json') -> None:\n"
+        "        self.path = path\n\n"
+        "    def on_train_end(self, trainer, pl_module):\n"
+        "        with open(self.path, 'w') as file:\n"
+        "            json.dump(trainer.global_step, file)\n",
+    )
+    outcome = lab.fit("--trainer.callbacks+=my_callbacks.Mine", "--trainer.callbacks.path=n.json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads((lab.folder / "n.json").read_text()) == 12
+    assert lab.run.data.metrics["progress/samples"] == 45  # the lab's own callbacks still run
