@@ -3,7 +3,7 @@
     python tests/kill_and_resume.py --kills 20
 
 Every kill is at a random moment, or at a named point such as half-way through writing a
-checkpoint. A killed run is gone on with by ``--ckpt_path last``; in the end its MLflow run must hold
+checkpoint. A killed run is gone on with by ``--ckpt_path last``; in the end its MLflow run holds
 every point of the unbroken one, to the last bit and once only, and the same adapters.
 """
 
@@ -240,7 +240,7 @@ def kill_and_resume(kills: int, seed: int, points: list[str] | None = None) -> l
             )
             problems = problems or differences(expected, record())
             faults += [f"killed {name}: {problem}" for problem in problems]
-            print(f"killed {name}, {resumed}: {'exact' if not problems else problems}", flush=True)
+            print(f"killed {name}, {resumed}: {problems or 'exact'}", flush=True)
         os.chdir(home)
     return faults
 

@@ -2,7 +2,7 @@
 
     python tests/world_table.py --seeds 0 1 2
 
-Runs that the store already holds as finished are not run again. Scores are those at the end of a run
+Runs that the store already holds as finished are not run again. Scores are those at a run's end,
 in percent, as mean [least, greatest] over the seeds; retention is that score over the best before.
 """
 
