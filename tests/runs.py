@@ -172,6 +172,13 @@ def lab(make_lab: MakeLab, tmp_path: Path) -> Lab:
     return make_lab(tmp_path)
 
 
+@pytest.fixture(autouse=True)
+def _own_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo behind each test that MLflow names its store to all later ones, and to subprocesses."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+
 @dataclass(frozen=True)
 class FinishedRun:
     """A run of the tiny config that ended well, and what it printed. Change nothing in it."""

@@ -12,6 +12,8 @@ from sft_lab.lab_cli import LabCLI
 from sft_lab.paths import package_dir
 from sft_lab.schedule import Schedule
 
+pytestmark = pytest.mark.slow
+
 RUNS = sorted(
     path for path in CONFIGS.glob("*/*.yaml") if "data" in yaml.safe_load(path.read_text())
 )

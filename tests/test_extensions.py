@@ -8,6 +8,8 @@ import pytest
 from conftest import chat, write_jsonl
 from runs import Lab
 
+pytestmark = pytest.mark.slow
+
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
 POEMS = ("--corpus.sources.poems.path=poems.jsonl", "--data.stages.second.mixture.poems=1")
 

@@ -27,7 +27,11 @@ def stop(lab: Lab, step: int, *arguments: str, number: int = 0) -> None:
 
 @pytest.mark.parametrize(
     ("number", "status", "saved_step"),
-    [(0, "FAILED", 6), (signal.SIGINT, "KILLED", 8), (signal.SIGTERM, "KILLED", 8)],
+    [
+        pytest.param(0, "FAILED", 6, marks=pytest.mark.slow),
+        pytest.param(signal.SIGINT, "KILLED", 8, marks=pytest.mark.slow),
+        (signal.SIGTERM, "KILLED", 8),
+    ],
 )
 def test_a_stopped_run_goes_on_exactly(
     finished: FinishedRun, stopped_lab: Lab, number: int, status: str, saved_step: int
@@ -52,6 +56,7 @@ def test_last_without_a_run_of_this_config_names_the_difference(stopped_lab: Lab
     assert f"The newest, tiny k=1/4 seed 0 ({run_id}), has data.batch_size 4, not 8." in refused.err
 
 
+@pytest.mark.slow
 def test_only_stages_to_come_can_be_edited(stopped_lab: Lab) -> None:
     lab = stopped_lab
     stop(lab, 3)
@@ -71,6 +76,7 @@ def test_only_stages_to_come_can_be_edited(stopped_lab: Lab) -> None:
     assert lab.run.data.params["data.stages.second.max_steps"] == "None"
 
 
+@pytest.mark.slow
 def test_a_bad_checkpoint_is_refused(stopped_lab: Lab) -> None:
     lab = stopped_lab
     stop(lab, 3)
@@ -97,6 +103,7 @@ def test_a_checkpoint_whose_run_is_elsewhere_is_refused(finished: FinishedRun, l
     assert f"its run {run_id} is not in sqlite:///mlruns/mlflow.db" in refused.err
 
 
+@pytest.mark.slow
 def test_a_run_stopped_before_its_first_checkpoint_starts_over(stopped_lab: Lab) -> None:
     stop(stopped_lab, 0)
     assert not stopped_lab.checkpoint.exists()
@@ -122,6 +129,7 @@ def test_a_failing_run_exits_with_1_and_says_why(stopped_lab: Lab) -> None:
     assert stopped_lab.run.info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_validate_scores_a_checkpoint_as_its_run_did(finished: FinishedRun, lab: Lab) -> None:
     def score(command: str, *arguments: str) -> dict[str, float]:
         outcome = lab(command, "--config=tiny.yaml", *arguments)

@@ -16,13 +16,10 @@ from sft_lab.tracking import RunStore
 
 STORE = "sqlite:///mlruns/mlflow.db"
 RUNS: list[tuple[str, list[str]]] = [
-    ("multi_task", []),
     ("sequential", []),
     ("mixed_sequential", []),
     ("dmt", ["--data.k=1/64"]),
     ("dmt", ["--data.k=1/16"]),
-    ("dmt", ["--data.k=1/4"]),
-    ("general_only", []),
 ]
 SCORES = {
     "math": "world_math/accuracy",
