@@ -87,6 +87,7 @@ def reference(item: Item) -> str:
 
 
 @pytest.mark.parametrize("name", ["world_math", "world_code", "world_general"])
+@pytest.mark.slow
 def test_reference_answers_are_right_and_others_wrong(name: str) -> None:
     benchmark = benchmarks(WORLD / "data")[name]
     items = benchmark.items()
@@ -137,6 +138,7 @@ def test_recipe_names_seed_duration_and_scores() -> None:
     assert max(recipe["zero_shot"].values()) < 0.05  # knowledge, but no skills
 
 
+@pytest.mark.slow
 def test_a_tiny_build_makes_everything(tmp_path: Path) -> None:
     lines: list[str] = []
     sizes = dict.fromkeys(SOURCE_SIZES, 20)

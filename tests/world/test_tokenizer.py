@@ -54,6 +54,7 @@ def test_code_of_this_project_comes_back(tokenizer: PreTrainedTokenizerFast) -> 
         assert tokenizer.decode(ids) == text, path
 
 
+@pytest.mark.slow
 def test_gsm8k_comes_back(tokenizer: PreTrainedTokenizerFast) -> None:
     path = SHARED / "data" / "gsm8k" / "train.jsonl.gz"
     if not path.exists():
