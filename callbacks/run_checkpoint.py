@@ -19,8 +19,8 @@ from sft_lab.tracking import RunLogger
 class RunCheckpoint(Checkpoint):
     """Keeps ``DIRPATH/<run id>/last.ckpt``: adapters, optimizer, loop and callback states.
 
-    It is written every n optimizer steps, before every evaluation and at the end of every pass, and
-    replaced in one move. Lightning calls callbacks of this kind behind all others.
+    It is written every n optimizer steps, before every evaluation but the last, and at the end of
+    every pass, and replaced in one move. Lightning calls callbacks of this kind behind all others.
 
     Args:
         every_n_steps: Optimizer steps between checkpoints.
