@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from sft_lab.errors import RequestError
 from sft_lab.tables import format_table, percent
 from sft_lab.tracking import RunStore
 
@@ -56,9 +57,15 @@ def compare(store: RunStore, names: Sequence[str]) -> dict[str, Any]:
     """Return the runs of the given names with their scores at every stage boundary.
 
     Raises:
-        RequestError: If a name fits no run, or more than one.
+        RequestError: If a name fits no run, more than one, or one that has not trained.
     """
     runs = [store.find(name) for name in names]
+    for name, run in zip(names, runs, strict=True):
+        command = run.data.tags["command"]
+        if command != "fit":
+            raise RequestError(
+                f"RUN {name!r} is one of `{command}`, which trains no stage; name runs of `fit`."
+            )
     return {
         "runs": [
             {

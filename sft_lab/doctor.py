@@ -13,7 +13,7 @@ from sft_lab.errors import RequestError
 from sft_lab.evaluation.sandbox import available_levels, bubblewrap_state
 from sft_lab.paths import find_config
 from sft_lab.qlora import Lora, add_lora, load_base, merged_copy
-from sft_lab.tracking import prepare_store
+from sft_lab.tracking import check_store, local_file
 
 _PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "mlflow")
 
@@ -68,11 +68,21 @@ def report(tracking_uri: str) -> list[tuple[str, str]]:
     findings.append(
         ("4-bit gradients", f"{verdict} (cosine {cosine:.4f} before and after an evaluation)")
     )
-    try:
-        prepare_store(tracking_uri)
-        findings.append(("MLflow store", f"{tracking_uri}, can be used"))
-    except RequestError as fault:
-        findings.append(("MLflow store", str(fault)))
+    findings.append(("MLflow store", _store_state(tracking_uri)))
     findings.append(("sandbox", f"{', '.join(available_levels())}; {bubblewrap_state()}"))
     findings.append(("configs", str(find_config("configs/trainer.yaml").parent.resolve())))
     return findings
+
+
+def _store_state(tracking_uri: str) -> str:
+    try:
+        check_store(tracking_uri)
+    except RequestError as fault:
+        return str(fault)
+    file = local_file(tracking_uri)
+    if file is None or file.exists():
+        return f"{tracking_uri}, can be used"
+    folder = next(parent for parent in file.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        return f"{tracking_uri} cannot be made: no permission to write in {folder}"
+    return f"{tracking_uri}, made by the first run"

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -9,16 +10,17 @@ import torch
 
 from sft_lab.checkpoint import read_checkpoint, stamp_of
 from sft_lab.data.corpus import load_tokenizer
+from sft_lab.data.rendering import TEMPLATES
 from sft_lab.errors import RequestError
 from sft_lab.qlora import Lora, add_lora, compute_dtype, load_base, merged_copy, save_trained
 from sft_lab.tracking import make_folder
 
 
-def load_trained(checkpoint_path: Path) -> tuple[Any, str]:
+def load_trained(checkpoint_path: Path) -> tuple[Any, Mapping[str, Any]]:
     """Load the model of a checkpoint.
 
     Returns:
-        The model as it was trained, and the name of its base.
+        The model as it was trained, and the config it was trained by.
 
     Raises:
         RequestError: If the checkpoint is damaged, or does not fit its base.
@@ -39,7 +41,7 @@ def load_trained(checkpoint_path: Path) -> tuple[Any, str]:
             "which is not the one it was trained on; put that one back."
         )
     model.load_state_dict(weights, strict=False)
-    return model, settings["base"]
+    return model, config
 
 
 def export(checkpoint_path: Path, out: Path, what: Literal["adapter", "merged"]) -> None:
@@ -50,6 +52,7 @@ def export(checkpoint_path: Path, out: Path, what: Literal["adapter", "merged"])
         out: The folder to make.
         what: ``adapter`` for PEFT's format; ``merged`` for a whole model in float32, whose logits
             are those of the trained one: the adapters are added to the base as it was quantised.
+            With either goes the tokenizer, with the chat template of the training.
 
     Raises:
         RequestError: If the folder exists, or the checkpoint cannot be loaded.
@@ -57,10 +60,12 @@ def export(checkpoint_path: Path, out: Path, what: Literal["adapter", "merged"])
     if out.exists():
         raise RequestError(f"--out {out} exists; name a new folder.")
     make_folder("--out", out.parent)
-    model, base = load_trained(checkpoint_path)
+    model, config = load_trained(checkpoint_path)
     if what == "adapter" and not hasattr(model, "peft_config"):
         raise RequestError("--what adapter: the run trained the whole model; use --what merged.")
-    tokenizer = load_tokenizer(base)
+    tokenizer = load_tokenizer(config["corpus"]["tokenizer"])
+    if config["corpus"]["template"] is not None:
+        tokenizer.chat_template = TEMPLATES[config["corpus"]["template"]]
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     part.mkdir()
     try:

@@ -5,12 +5,18 @@ import socket
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from functools import cached_property
+from http.client import HTTPException
 from pathlib import Path
+from ssl import SSLError
 from typing import Any, Literal
+from urllib.error import HTTPError
 from urllib.parse import urlparse
+from urllib.request import urlopen
 
 import psutil
 from lightning.pytorch.loggers import MLFlowLogger
+from mlflow.tracking import MlflowClient
 from typing_extensions import override
 
 from sft_lab.config import digest
@@ -19,6 +25,7 @@ from sft_lab.errors import RequestError
 DIGEST_TAG = "sft_lab.config_digest"
 _PROCESS_TAG = "sft_lab.process"
 _SQLITE = "sqlite:///"
+_URI_KEY = "trainer.logger.init_args.tracking_uri"
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -127,29 +134,72 @@ def make_folder(key: str, folder: Path) -> None:
 
 
 def prepare_store(tracking_uri: str) -> None:
-    """Look that the store can be used, before MLflow tries for minutes.
+    """Look that a run can be recorded in a store, and make the folder of a local one.
 
     Raises:
-        RequestError: If the folder cannot be written to, or no server answers.
+        RequestError: If the folder cannot be written to, or ``check_store`` finds a fault.
+    """
+    check_store(tracking_uri)
+    file = local_file(tracking_uri)
+    if file is not None:
+        make_folder(_URI_KEY, file.parent)
+
+
+def local_file(tracking_uri: str) -> Path | None:
+    """Return the file of a local store, None of a server."""
+    is_local = tracking_uri.startswith(_SQLITE)
+    return Path(tracking_uri.removeprefix(_SQLITE)) if is_local else None
+
+
+def check_store(tracking_uri: str) -> None:
+    """Look at a store, before MLflow tries for minutes; a local one need not be there yet.
+
+    Raises:
+        RequestError: If a file is no SQLite database, or no MLflow server answers.
     """
     # MLflow's telemetry and its retries: a lab's command should say at once that a server is gone.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    key = "trainer.logger.init_args.tracking_uri"
-    if tracking_uri.startswith(_SQLITE):
-        make_folder(key, Path(tracking_uri.removeprefix(_SQLITE)).parent)
+    file = local_file(tracking_uri)
+    if file is not None:
+        _check_sqlite(file)
         return
     server = urlparse(tracking_uri)
     if server.scheme not in ("http", "https") or server.hostname is None:
         raise RequestError(
-            f"{key}: expected sqlite:///FILE or http(s)://SERVER, got {tracking_uri!r}."
+            f"{_URI_KEY}: expected sqlite:///FILE or http(s)://SERVER, got {tracking_uri!r}."
         )
-    port = server.port or {"http": 80, "https": 443}[server.scheme]
     try:
-        socket.create_connection((server.hostname, port), timeout=5).close()
+        urlopen(f"{tracking_uri.rstrip('/')}/health", timeout=5).close()
+    except HTTPError as fault:
+        # A server that wants to know who asks is left to MLflow, which has the credentials.
+        if fault.code not in (401, 403):
+            raise RequestError(
+                f"{_URI_KEY}: what answers at {tracking_uri} is no MLflow server in good health "
+                f"(/health: {fault.code} {fault.reason}). Correct the address, or look at it."
+            ) from fault
+    except (OSError, HTTPException) as fault:
+        # So are certificates, for which MLflow has settings of its own.
+        if not isinstance(getattr(fault, "reason", None), SSLError):
+            raise RequestError(
+                f"{_URI_KEY}: no MLflow server answers at {tracking_uri} ({fault}). "
+                "Start it, or use sqlite:///mlruns/mlflow.db."
+            ) from fault
+
+
+def _check_sqlite(file: Path) -> None:
+    try:
+        with file.open("rb") as opened:
+            start = opened.read(16)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # made, or refused, with its folder
     except OSError as fault:
         raise RequestError(
-            f"{key}: no MLflow server answers at {tracking_uri} ({fault}). Start it, or use sqlite:///mlruns/mlflow.db."
+            f"{_URI_KEY}: {file} cannot be read: {fault.strerror}. Name another file."
         ) from fault
+    if start and start != b"SQLite format 3\0":
+        raise RequestError(
+            f"{_URI_KEY}: {file} is no SQLite database. Name another file, or move this one away."
+        )
 
 
 def _this_process() -> str:
@@ -209,14 +259,19 @@ class RunStore:
     """
 
     def __init__(self, tracking_uri: str) -> None:
-        from mlflow.tracking import MlflowClient
-
-        prepare_store(tracking_uri)
+        check_store(tracking_uri)
         self.tracking_uri = tracking_uri
-        self.client = MlflowClient(absolute(tracking_uri))
+
+    @cached_property
+    def client(self) -> MlflowClient:
+        """MLflow's own client; it makes a local store that is not there."""
+        return MlflowClient(absolute(self.tracking_uri))
 
     def runs(self) -> list[Any]:
         """Return the lab's runs, newest first; those whose process is gone are marked KILLED."""
+        file = local_file(self.tracking_uri)
+        if file is not None and not file.exists():
+            return []
         experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
         found: list[Any] = []
         token: str | None = None

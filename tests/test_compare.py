@@ -1,6 +1,6 @@
 import json
 
-from runs import FinishedRun
+from runs import FinishedRun, Lab
 
 
 def test_runs_stand_side_by_side_at_every_boundary(finished: FinishedRun) -> None:
@@ -31,3 +31,18 @@ def test_an_unknown_run_is_refused_with_the_newest(finished: FinishedRun) -> Non
     assert outcome.code == 2
     assert "RUN 'dmt' is no run in sqlite:///mlruns/mlflow.db; the newest are " in outcome.err
     assert "(tiny k=1/4 seed 0)" in outcome.err
+
+
+def test_without_a_store_nothing_is_found_and_nothing_made(lab: Lab) -> None:
+    before = sorted(lab.folder.iterdir())
+    outcome = lab("compare", "dmt")
+    assert outcome.code == 2
+    assert "RUN 'dmt' is no run in sqlite:///mlruns/mlflow.db; the newest are none." in outcome.err
+    assert sorted(lab.folder.iterdir()) == before
+
+
+def test_a_run_that_trained_nothing_is_refused(lab: Lab) -> None:
+    assert lab("validate", "--config=tiny.yaml").code == 0
+    outcome = lab("compare", lab.run.info.run_id[:8])
+    assert outcome.code == 2
+    assert "is one of `validate`, which trains no stage; name runs of `fit`." in outcome.err

@@ -29,7 +29,13 @@ def test_a_doctor_says_what_is_here(lab: Lab) -> None:
 def test_a_store_that_cannot_be_used_is_a_finding(lab: Lab) -> None:
     outcome = lab("doctor", "--tracking_uri=sqlite:///tiny.yaml/mlflow.db")
     assert outcome.code == 0
-    assert "tiny.yaml cannot be made" in outcome.out
+    assert "tiny.yaml/mlflow.db cannot be made: no permission to write in " in outcome.out
+
+
+def test_a_doctor_makes_nothing(lab: Lab) -> None:
+    before = sorted(lab.folder.iterdir())
+    assert "sqlite:///mlruns/mlflow.db, made by the first run" in lab("doctor").out
+    assert sorted(lab.folder.iterdir()) == before
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])

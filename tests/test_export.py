@@ -34,6 +34,19 @@ def test_an_adapter_is_loaded_by_peft(finished: FinishedRun, lab: Lab, tiny_base
     assert (lab.folder / "made/adapter").stat().st_mode & 0o077  # as readable as any other folder
 
 
+@pytest.mark.slow
+def test_the_tokenizer_has_the_template_of_the_training(lab: Lab) -> None:
+    from transformers import AutoTokenizer
+
+    steps = [f"--data.stages.{name}.max_steps=1" for name in ("first", "second")]
+    assert lab.fit("--corpus.template=vicuna_v1.1", *steps).code == 0
+    assert lab("export", f"--ckpt_path={lab.checkpoint}", "--out=adapter").code == 0
+    tokenizer = AutoTokenizer.from_pretrained(lab.folder / "adapter")
+    messages = [{"role": "user", "content": "Hello"}]
+    rendered = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert rendered.endswith("USER: Hello ASSISTANT:")
+
+
 def check_merged(lab: Lab, checkpoint: Path) -> None:
     from transformers import AutoModelForCausalLM
 

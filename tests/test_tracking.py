@@ -1,5 +1,8 @@
 import socket
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import psutil
 import pytest
@@ -85,3 +88,33 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, folder: str) ->
     (tmp_path / "file").touch()
     with pytest.raises(RequestError, match=f"checkpoint.dirpath: .*{folder} cannot be made"):
         make_folder("checkpoint.dirpath", tmp_path / folder)
+
+
+def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
+    file = tmp_path / "mlflow.db"
+    file.write_text("notes, not runs")
+    with pytest.raises(RequestError, match=r"mlflow.db is no SQLite database. Name another file"):
+        RunStore(f"sqlite:///{file}")
+    assert file.read_text() == "notes, not runs"
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """A web server that is no MLflow server: it has no page at all."""
+
+    class Empty(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Empty) as running:
+        Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}"
+        running.shutdown()
+
+
+def test_a_server_that_is_not_mlflow_is_refused(server: str) -> None:
+    with pytest.raises(RequestError, match=r"no MLflow server in good health \(/health: 404"):
+        RunStore(server)
