@@ -59,10 +59,14 @@ def _be_quiet() -> None:
 
 
 def _own_command(arguments: list[str]) -> int:
-    options = _parser().parse_args(arguments)
+    options, rest = _parser().parse_known_args(arguments)
     if options.command is None:
         _parser().print_help()
         return 2
+    if options.command == "inspect":
+        options.rest = rest
+    elif rest:
+        _parser().error(f"unrecognized arguments: {' '.join(rest)}")
     return int(globals()[f"_{options.command}"](options))
 
 
@@ -79,6 +83,17 @@ def _parser() -> argparse.ArgumentParser:
         ("test", "the same"),
     ):
         commands.add_parser(name, help=help_, add_help=False)
+    inspect = commands.add_parser(
+        "inspect",
+        help="what a config trains on, to the sample; loads no model",
+        usage="python -m sft_lab inspect --config C [--KEY VALUE ...] [--stage S] [-n N] [--json]",
+        allow_abbrev=False,
+    )
+    inspect.add_argument("--stage", metavar="S", help="this stage only")
+    inspect.add_argument(
+        "-n", type=int, default=1, help="samples of every source of every stage; default: 1"
+    )
+    inspect.add_argument("--json", action="store_true", help="one JSON object instead of text")
     compare = commands.add_parser("compare", help="abilities of runs at every stage boundary")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="id, beginning of one, or run name")
     compare.add_argument("--json", action="store_true", help="one JSON object instead of a table")
@@ -99,6 +114,27 @@ def _parser() -> argparse.ArgumentParser:
         "--tokens", type=int, help="pretraining budget; default: the shipped world's"
     )
     return parser
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from sft_lab.inspection import inspection, inspection_text, planned
+    from sft_lab.lab_cli import compose, silence
+
+    if options.n < 0:
+        raise RequestError(f"-n must be 0 or more, got {options.n}.")
+    silence()
+    composed, files, rest = compose(options.rest)
+    if not files:
+        raise RequestError("inspect needs --config FILE, for instance configs/world/dmt.yaml.")
+    if rest:
+        raise RequestError(f"inspect knows no {rest[0]}; see python -m sft_lab inspect --help.")
+    found = inspection(planned(composed, options.stage), options.stage, options.n)
+    if options.json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+        print(inspection_text(found, color=color))
+    return 0
 
 
 def _compare(options: argparse.Namespace) -> int:

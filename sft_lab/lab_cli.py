@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -38,7 +38,7 @@ from sft_lab.resume import Resume, check_model, check_run, resume_last, resume_p
 from sft_lab.tracking import RunLogger, make_folder, prepare_store, run_tags
 
 RUN_COMMANDS = ("fit", "validate", "test")
-_GROUPS: dict[str, Any] = {
+GROUPS: dict[str, Any] = {
     "trainer": Trainer,
     "model": SFTModule,
     "corpus": Corpus,
@@ -46,6 +46,7 @@ _GROUPS: dict[str, Any] = {
     "data": StagedDataModule,
     "checkpoint": RunCheckpoint,
 }
+TOP_KEYS = ["seed_everything", "ckpt_path", "weights_only"]
 _TRAINER = {
     "reload_dataloaders_every_n_epochs": 1,
     "num_sanity_val_steps": 0,
@@ -95,7 +96,7 @@ def compose(arguments: list[str]) -> tuple[Composed, list[str], list[str]]:
         is_config = name in ("--config", "-c")
         is_override = (
             name.startswith("--")
-            and key.split(".")[0] in (*_GROUPS, "seed_everything")
+            and key.split(".")[0] in (*GROUPS, "seed_everything")
             and not key.endswith(("+", ".help"))
             and key.rpartition(".")[0] not in appended
         )
@@ -118,6 +119,17 @@ def compose(arguments: list[str]) -> tuple[Composed, list[str], list[str]]:
     for key, value in overrides:
         composed.override(key, value)
     return composed, files, rest
+
+
+def add_data_arguments(parser: ArgumentParser) -> None:
+    """Add to a parser that has ``model.base`` and ``data`` what the data are made from."""
+    parser.add_class_arguments(Corpus, "corpus")
+    parser.add_class_arguments(EvaluationSuite, "evaluation")
+    parser.link_arguments("corpus", "data.corpus", apply_on="instantiate")
+    parser.link_arguments("evaluation", "data.evaluation", apply_on="instantiate")
+    parser.link_arguments("model.base", "corpus.tokenizer")
+    for group in ("data", "corpus"):
+        parser.link_arguments("seed_everything", f"{group}.seed")
 
 
 def silence() -> None:
@@ -148,7 +160,7 @@ class LabCLI(LightningCLI):
                 f"{command} needs --config FILE, for instance configs/world/dmt.yaml."
             )
         self.resume: Resume | None = None
-        check_keys(self.composed, _GROUPS, ["seed_everything", "ckpt_path", "weights_only"])
+        check_keys(self.composed, GROUPS, TOP_KEYS)
         content = yaml.safe_dump(self.composed.resolved(), sort_keys=False)
         config = ["--config", content] if self.files or self.composed.config else []
         quiet = {"exit_on_error": False}
@@ -175,15 +187,10 @@ class LabCLI(LightningCLI):
 
     @override
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_class_arguments(Corpus, "corpus")
-        parser.add_class_arguments(EvaluationSuite, "evaluation")
+        add_data_arguments(parser)
         parser.add_lightning_class_args(RunCheckpoint, "checkpoint")
-        parser.link_arguments("corpus", "data.corpus", apply_on="instantiate")
-        parser.link_arguments("evaluation", "data.evaluation", apply_on="instantiate")
         parser.link_arguments("evaluation", "model.evaluation", apply_on="instantiate")
-        parser.link_arguments("model.base", "corpus.tokenizer")
-        for group in ("model", "data", "corpus"):
-            parser.link_arguments("seed_everything", f"{group}.seed")
+        parser.link_arguments("seed_everything", "model.seed")
         parser.link_arguments(
             ("data.batch_size", "data.micro_batch_size"),
             "trainer.accumulate_grad_batches",

@@ -1,0 +1,262 @@
+"""What a config trains on, to the sample, before any model is loaded."""
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from statistics import median
+from typing import Any
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from sft_lab.config import Composed
+from sft_lab.config_keys import check_keys
+from sft_lab.data.module import StagedDataModule
+from sft_lab.data.plan import RowRef, StagePlan
+from sft_lab.data.rendering import IGNORED, Renderer, TokenizedRow
+from sft_lab.errors import RequestError
+from sft_lab.lab_cli import GROUPS, TOP_KEYS, add_data_arguments, explain
+from sft_lab.tables import format_table, percent
+
+_DATA_GROUPS = ("corpus", "evaluation", "data")
+_NUM_BINS = 10
+_BAR_WIDTH = 40
+_TRAINED, _SPECIAL, _PLAIN = "\033[32m", "\033[2m", "\033[0m"
+
+
+def planned(composed: Composed, stage: str | None) -> StagedDataModule:
+    """Read and lay out what a composed config would train on.
+
+    Args:
+        composed: The whole config of a run; of its model only the base's tokenizer is looked at.
+        stage: A stage that must be among the config's, or None.
+
+    Returns:
+        The data module with every stage planned, as ``fit`` makes it.
+
+    Raises:
+        RequestError: If the config or the data are wrong, or there is no such stage.
+    """
+    check_keys(composed, GROUPS, TOP_KEYS)
+    config = composed.resolved()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--seed_everything", type=int, default=0)
+    parser.add_argument("--model.base", type=str)
+    parser.add_class_arguments(StagedDataModule, "data")
+    add_data_arguments(parser)
+    chosen = {key: config[key] for key in ("seed_everything", *_DATA_GROUPS) if key in config}
+    chosen["model"] = {"base": config.get("model", {}).get("base")}
+    try:
+        data: StagedDataModule = parser.instantiate(parser.parse_object(chosen)).data
+    except ArgumentError as fault:
+        raise RequestError(explain(str(fault), composed)) from fault
+    if stage is not None and stage not in data.stages:
+        raise RequestError(
+            f"--stage: there is no {stage!r}; data.stages has {', '.join(data.stages)}."
+        )
+    data.setup("fit")
+    return data
+
+
+def inspection(data: StagedDataModule, stage: str | None, num_samples: int) -> dict[str, Any]:
+    """Return what a run's stages train on.
+
+    Args:
+        data: A planned data module.
+        stage: The stage to tell of; all by default.
+        num_samples: Samples to render of every source of every stage.
+
+    Returns:
+        ``stages`` by name: ``steps``, ``passes``, ``mixture`` by source with ``asked``, ``rows``,
+        ``samples``, ``tokens`` and ``target_tokens``; ``sources`` by name: ``path``, ``rows``,
+        ``dropped`` by reason, ``held_out``, ``lengths`` in tokens; and ``samples`` in pieces.
+    """
+    modules = [m for m in data.stage_modules if stage in (None, m.plan.name)]
+    loaded = data.corpus.loaded
+    tokenized = {name: source.rows for name, source in loaded.items()}
+    stages: dict[str, dict[str, Any]] = {}
+    for module in modules:
+        plan = module.plan
+        counted = plan.count(tokenized)
+        different = _different_rows(plan)
+        stages[plan.name] = {
+            "steps": plan.num_steps,
+            "passes": len(plan.passes),
+            "mixture": {
+                name: {"asked": share, "rows": different.get(name, 0), **counted[name]}
+                for name, share in data.stages[plan.name].mixture.items()
+                if name in counted
+            },
+        }
+    mixed = [name for name in loaded if any(name in s["mixture"] for s in stages.values())]
+    return {
+        "stages": stages,
+        "sources": {
+            name: {
+                "path": data.corpus.sources[name].path,
+                "rows": len(loaded[name].rows) + sum(loaded[name].dropped.values()),
+                "dropped": dict(loaded[name].dropped),
+                "held_out": loaded[name].val_rows,
+                "lengths": sorted(
+                    len(loaded[name].rows[i].input_ids) for i in loaded[name].trainable
+                ),
+            }
+            for name in mixed
+        },
+        "samples": [
+            sample for module in modules for sample in _samples(data, module.plan, num_samples)
+        ],
+    }
+
+
+def _different_rows(plan: StagePlan) -> dict[str, int]:
+    rows = {ref for windows in plan.passes for window in windows for ref in window}
+    return {name: sum(ref.source == name for ref in rows) for name in {ref.source for ref in rows}}
+
+
+def _samples(data: StagedDataModule, plan: StagePlan, count: int) -> Iterable[dict[str, Any]]:
+    """Yield the first rows of every source in the order of training."""
+    taken: dict[str, list[RowRef]] = {}
+    for ref in (ref for window in plan.passes[0] for ref in window):
+        taken.setdefault(ref.source, [])
+        if len(taken[ref.source]) < count:
+            taken[ref.source].append(ref)
+    for name, refs in taken.items():
+        source = data.corpus.loaded[name]
+        for ref in refs:
+            yield {
+                "stage": plan.name,
+                "source": name,
+                "sample_id": source.sample_ids[ref.index],
+                "pieces": pieces(source.rows[ref.index], data.corpus.renderer),
+            }
+
+
+def pieces(row: TokenizedRow, renderer: Renderer) -> list[dict[str, Any]]:
+    """Return a row as runs of like tokens: ``text``, ``tokens``, ``trained``, ``special``."""
+    tokenizer = renderer.tokenizer
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    # The first token has no predecessor, so it is never trained.
+    trained = [index > 0 and label != IGNORED for index, label in enumerate(row.labels)]
+    kinds = [(t, token in special) for t, token in zip(trained, row.input_ids, strict=True)]
+    found = []
+    for (is_trained, is_special), group in groupby(range(len(kinds)), key=kinds.__getitem__):
+        ids = [row.input_ids[index] for index in group]
+        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        found.append(
+            {"text": text, "tokens": len(ids), "trained": is_trained, "special": is_special}
+        )
+    return found
+
+
+def inspection_text(found: Mapping[str, Any], *, color: bool) -> str:
+    """Return an inspection for people.
+
+    Args:
+        found: What ``inspection`` returns.
+        color: Show trained tokens in green and special ones dim, by ANSI codes; otherwise trained
+            text stands between ⟦ and ⟧.
+    """
+    blocks = [_stage_table(found["stages"]), _source_table(found["sources"])]
+    blocks += [_histogram(name, source["lengths"]) for name, source in found["sources"].items()]
+    blocks += [_sample(sample, color) for sample in found["samples"]]
+    return "\n\n".join(blocks)
+
+
+def _stage_table(stages: Mapping[str, Any]) -> str:
+    header = [
+        "stage",
+        "source",
+        "asked",
+        "rows",
+        "samples",
+        "%",
+        "tokens",
+        "%",
+        "trained",
+        "%",
+        "steps",
+    ]
+    rows = []
+    for name, stage in stages.items():
+        counts = ("samples", "tokens", "target_tokens")
+        mixture = stage["mixture"].values()
+        total = {key: sum(part[key] for part in mixture) for key in counts}
+        for index, (source, part) in enumerate(stage["mixture"].items()):
+            shares = [
+                cell
+                for key in counts
+                for cell in (f"{part[key]:,}", percent(part[key] / total[key]))
+            ]
+            rows.append(
+                [
+                    "" if index else name,
+                    source,
+                    _share(part["asked"]),
+                    f"{part['rows']:,}",
+                    *shares,
+                    "",
+                ]
+            )
+        all_rows = f"{sum(part['rows'] for part in mixture):,}"
+        totals = [cell for key in counts for cell in (f"{total[key]:,}", "")]
+        rows.append(["", "all", "", all_rows, *totals, f"{stage['steps']:,}"])
+    return format_table(header, rows)
+
+
+def _share(asked: Any) -> str:
+    if isinstance(asked, Mapping):
+        return " ".join(f"{amount:,} {unit}" for unit, amount in asked.items())
+    return str(asked)
+
+
+def _source_table(sources: Mapping[str, Any]) -> str:
+    header = ["source", "rows", "left out", "held out", "shortest", "median", "95 %", "longest"]
+    rows, reasons = [], []
+    for name, source in sources.items():
+        lengths = source["lengths"]
+        left_out = sum(source["dropped"].values())
+        spread = (lengths[0], median(lengths), lengths[int(0.95 * (len(lengths) - 1))], lengths[-1])
+        counts = (source["rows"], left_out, source["held_out"])
+        rows.append(
+            [name, *(f"{value:,}" for value in counts), *(f"{value:,.0f}" for value in spread)]
+        )
+        reasons += [f"{name}: {n:,} left out: {reason}" for reason, n in source["dropped"].items()]
+    return "\n".join([format_table(header, rows), *reasons])
+
+
+def _histogram(name: str, lengths: Sequence[int]) -> str:
+    """Return bars of how many rows are how long, in tokens."""
+    first = lengths[0]
+    width = (lengths[-1] - first) // _NUM_BINS + 1
+    counts = Counter((length - first) // width for length in lengths)
+    lines = [f"{name}: rows by length in tokens"]
+    for index in range(max(counts) + 1):
+        start = first + index * width
+        label = f"{start}-{start + width - 1}" if width > 1 else f"{start}"
+        bar = "█" * round(_BAR_WIDTH * counts[index] / max(counts.values()))
+        lines.append(f"{label:>12}  {bar or '▏' * bool(counts[index])} {counts[index]:,}")
+    return "\n".join(lines)
+
+
+def _sample(sample: Mapping[str, Any], color: bool) -> str:
+    parts = sample["pieces"]
+    tokens = sum(part["tokens"] for part in parts)
+    trained = sum(part["tokens"] for part in parts if part["trained"])
+    head = (
+        f"{sample['stage']}, {sample['source']} {sample['sample_id'][:8]}: "
+        f"{tokens:,} tokens, {trained:,} trained"
+    )
+    if color:
+        return head + "\n" + "".join(_colored(part) for part in parts)
+    body = ""
+    for is_trained, group in groupby(parts, key=lambda part: part["trained"]):
+        text = "".join(part["text"] for part in group)
+        body += f"⟦{text}⟧" if is_trained else text
+    return f"{head}\n{body}"
+
+
+def _colored(part: Mapping[str, Any]) -> str:
+    codes = (_TRAINED if part["trained"] else "") + (_SPECIAL if part["special"] else "")
+    # A line break that is trained is shown as one: at a line's end colour cannot be seen.
+    text = part["text"].replace("\n", "↵\n") if part["trained"] else part["text"]
+    return f"{codes}{text}{_PLAIN}" if codes else text
