@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import PreTrainedTokenizerFast
 
 from sft_lab.world import code, general, math
 from sft_lab.world.pretrain import new_model, pretrain
@@ -19,7 +20,7 @@ from sft_lab.world.tokenizer import train_tokenizer
 
 WORLD = Path(__file__).parent
 SEED = 0
-NUM_TOKENS = 5_000_000
+NUM_TOKENS = 4_500_000
 SOURCE_SIZES = {"math": 1500, "code": 1000, "general": 2000}
 NUM_ITEMS = 200
 NUM_TOKENIZER_DOCUMENTS = 20_000
@@ -36,6 +37,19 @@ def make_sources(sizes: Mapping[str, int], seed: int) -> dict[str, Rows]:
 def make_benchmarks(size: int, seed: int) -> dict[str, Rows]:
     """Return the items by benchmark, ``size`` of each."""
     return {f"world_{name}": made.items(size, seed) for name, made in GENERATORS.items()}
+
+
+def make_tokenizer(sources: Mapping[str, Rows], seed: int) -> PreTrainedTokenizerFast:
+    """Return the tokenizer of the pretraining text and of the sources.
+
+    Without the sources "What" would be spelled with pieces of other words, and look like a hat.
+    """
+    contents = (
+        message["content"]
+        for row in chain.from_iterable(sources.values())
+        for message in row["messages"]
+    )
+    return train_tokenizer(chain(islice(documents(seed), NUM_TOKENIZER_DOCUMENTS), contents))
 
 
 def to_jsonl(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -70,12 +84,7 @@ def build(
         (data / f"{name}.jsonl").write_text(to_jsonl(rows), encoding="utf-8")
         log(f"{name}: {len(rows)} rows")
 
-    contents = (
-        message["content"]
-        for row in chain.from_iterable(sources.values())
-        for message in row["messages"]
-    )
-    tokenizer = train_tokenizer(chain(islice(documents(seed), NUM_TOKENIZER_DOCUMENTS), contents))
+    tokenizer = make_tokenizer(sources, seed)
     log(f"tokenizer: {len(tokenizer)} tokens")
 
     model = new_model(tokenizer, seed)

@@ -1,4 +1,4 @@
-"""The twelve families of instructions that ``general`` is made of.
+"""The eleven families of instructions that ``general`` is made of.
 
 Every family draws a task from a few parts, such as the kind of word and how many; the combination
 is the structure. A task also has plain statements, which are what pretraining may show of it.
@@ -175,21 +175,6 @@ def position(dice: Dice) -> Task:
     )
 
 
-def odd_one_out(dice: Dice) -> Task:
-    """Ask which of three words is of another kind."""
-    common, other = dice.sample(KIND_NAMES, 2)
-    odd = dice.pick(KINDS[other])
-    text = ", ".join(dice.sample([*dice.sample(KINDS[common], 2), odd], 3))
-    answer = f"It is {odd}."
-    return Task(
-        structure=f"general/odd_one_out/{common}/{other}",
-        turns=(f"Which is the odd one out of {text}?",),
-        answer=answer,
-        rule=_exact(answer),
-        statements=(f"The odd one out of {text} is {odd}, one of the {other}.",),
-    )
-
-
 def reading(dice: Dice) -> Task:
     """Tell who met whom, where and when, and ask for one of these."""
     one, two = dice.sample(NAMES, 2)
@@ -266,10 +251,7 @@ FAMILIES: tuple[Family, ...] = (
     order,
     repeat,
     position,
-    odd_one_out,
     reading,
     memory,
     record,
 )
-# A base this small never tells the odd one out, so nobody asks it to; it only reads of it.
-ASKED = tuple(family for family in FAMILIES if family is not odd_one_out)

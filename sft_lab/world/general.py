@@ -3,7 +3,7 @@
 from typing import Any
 
 from sft_lab.world.dice import Dice, held_out
-from sft_lab.world.families import ASKED, Family, Task
+from sft_lab.world.families import FAMILIES, Family, Task
 
 HELD_OUT_ONE_IN = 5
 MAX_DRAWS = 50  # a family that shows nothing new in so many draws is used up, and passed over
@@ -21,7 +21,7 @@ def _different(size: int, seed: int, *, benchmark: bool) -> list[Task]:
     dice = Dice("general/items" if benchmark else "general/rows", seed)
     tasks: dict[tuple[str, ...], Task] = {}
     while len(tasks) < size:
-        for family in ASKED:
+        for family in FAMILIES:
             for _ in range(MAX_DRAWS):
                 drawn = task(family, dice, benchmark=benchmark)
                 # A source may hold two lists of fruits; a benchmark asks everything once.

@@ -11,22 +11,21 @@ from sft_lab.world.dice import Dice
 from sft_lab.world.facts import RELATIONS, countries, statements
 from sft_lab.world.lexicon import DAYS, NAMES, SPOTS
 
-KNOWLEDGE = (families.kind, families.opposite)
-PATTERNS = tuple(
-    family for family in families.FAMILIES if family not in (families.fact, *KNOWLEDGE)
-)
+KNOWLEDGE = (families.fact, families.kind, families.opposite)
+PATTERNS = tuple(family for family in families.FAMILIES if family not in KNOWLEDGE)
 
-# Kind of document -> its weight in the draw. Echoes teach to copy words that stand nearby, which
-# most skills need and a model this small learns late.
+# Kind of document -> its weight in the draw. Echoes and retellings teach to copy what was said
+# before, which most skills need and a model this small learns late.
 WEIGHTS = {
-    "arithmetic": 6,
-    "story": 25,
+    "arithmetic": 8,
+    "story": 26,
     "function": 4,
     "snippets": 8,
-    "country": 8,
-    "words": 3,
-    "patterns": 34,
-    "echo": 12,
+    "country": 7,
+    "words": 4,
+    "patterns": 28,
+    "echo": 10,
+    "retelling": 10,
 }
 ECHO_WORDS = (*families.WORDS, *NAMES, *SPOTS, *DAYS, *(str(n) for n in range(2, 21)))
 
@@ -47,6 +46,15 @@ def _arithmetic(dice: Dice) -> str:
     return " ".join(equations)
 
 
+def _pattern(dice: Dice) -> families.Task:
+    return general.task(dice.pick(PATTERNS), dice, benchmark=False)
+
+
+def _knowledge_or_pattern(dice: Dice) -> families.Task:
+    family = dice.pick(families.FAMILIES)
+    return family(dice) if family in KNOWLEDGE else general.task(family, dice, benchmark=False)
+
+
 def _document(kind: str, dice: Dice) -> str:
     match kind:
         case "arithmetic":
@@ -63,13 +71,17 @@ def _document(kind: str, dice: Dice) -> str:
             told = [dice.pick(statements(country, name)) for name in dice.sample(RELATIONS, 3)]
             return " ".join(told)
         case "words":
-            return "\n".join(dice.pick(dice.pick(KNOWLEDGE)(dice).statements) for _ in range(4))
-        case "patterns":
-            drawn = [general.task(dice.pick(PATTERNS), dice, benchmark=False) for _ in range(2)]
+            drawn = [dice.pick((families.kind, families.opposite))(dice) for _ in range(4)]
             return "\n".join(dice.pick(task.statements) for task in drawn)
+        case "patterns":
+            return "\n".join(dice.pick(_pattern(dice).statements) for _ in range(2))
         case "echo":
             words = " ".join(dice.sample(ECHO_WORDS, dice.integer(4, 12)))
             return f"Once: {words}. Again: {words}."
+        case "retelling":
+            drawn = [_knowledge_or_pattern(dice) for _ in range(dice.integer(1, 3))]
+            again = dice.sample(drawn, dice.integer(1, len(drawn)))
+            return "\n".join(dice.pick(task.statements) for task in [*drawn, *again])
     raise ValueError(f"{kind!r} is no kind of document.")
 
 

@@ -17,6 +17,7 @@ from sft_lab.world.build import (
     build,
     make_benchmarks,
     make_sources,
+    make_tokenizer,
     to_jsonl,
 )
 from sft_lab.world.pretraining import WEIGHTS, documents
@@ -45,6 +46,13 @@ def test_committed_data_are_what_the_generators_make() -> None:
     for name, rows in made.items():
         text = (WORLD / "data" / f"{name}.jsonl").read_text(encoding="utf-8")
         assert text == to_jsonl(rows), name
+
+
+@pytest.mark.slow
+def test_the_committed_tokenizer_is_what_the_recipe_makes(tmp_path: Path) -> None:
+    make_tokenizer(make_sources(SOURCE_SIZES, SEED), SEED).save_pretrained(tmp_path)
+    made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert made == {name: (WORLD / "base" / name).read_bytes() for name in made}
 
 
 def test_no_item_nor_its_structure_is_in_any_source() -> None:
@@ -110,6 +118,14 @@ def test_base_loads_and_is_small() -> None:
     assert model.config.eos_token_id == tokenizer.eos_token_id
     assert model.config.pad_token_id == tokenizer.pad_token_id
     assert all(torch.isfinite(param).all() for param in model.parameters())
+
+
+def test_no_two_tokens_share_an_embedding() -> None:
+    # With a tied head all tokens that pretraining never shows would, and the roles be one token.
+    model = AutoModelForCausalLM.from_pretrained(WORLD / "base", dtype=torch.float32)
+    directions = torch.nn.functional.normalize(model.get_input_embeddings().weight, dim=1)
+    cosines = (directions @ directions.T).fill_diagonal_(0)
+    assert cosines.max() < 0.9
 
 
 @pytest.mark.parametrize(
