@@ -59,7 +59,7 @@ def _exact(text: str) -> dict[str, Any]:
 def fact(dice: Dice) -> Task:
     """Ask for a fact of the invented geography."""
     country, relation = dice.pick(countries()), dice.pick(RELATIONS)
-    answer = f"It is {getattr(country, relation)}."
+    answer = f"The {relation} is {getattr(country, relation)}."
     return Task(
         structure=f"general/fact/{relation}/{country.name}",
         turns=(dice.pick(questions(country, relation)),),
@@ -87,7 +87,7 @@ def opposite(dice: Dice) -> Task:
     """Ask for the opposite of an adjective."""
     pair = dice.pick(OPPOSITES)
     word, other = dice.sample(pair, 2)
-    answer = f"It is {other}."
+    answer = f"The opposite is {other}."
     return Task(
         structure=f"general/opposite/{word}",
         turns=(dice.pick((f"What is the opposite of {word}?", f"Give the opposite of {word}.")),),
@@ -120,13 +120,16 @@ def casing(dice: Dice) -> Task:
     words = " ".join(dice.sample(KINDS[kinds], count))
     written = words.upper() if style == "upper" else words.title()
     how = "in upper case" if style == "upper" else "with capitals"
-    answer = f"It is {written}."
+    answer = f"{how.capitalize()}: {written}"
     return Task(
         structure=f"general/casing/{style}/{count}/{kinds}",
         turns=(f"Write {words} {how}.",),
         answer=answer,
         rule=_exact(answer),
-        statements=(f"Writing {words} {how} gives {written}.",),
+        statements=(
+            f"Writing {words} {how} gives {written}.",
+            f"The words {words}.\n{answer}",
+        ),
     )
 
 
@@ -135,13 +138,13 @@ def order(dice: Dice) -> Task:
     count, kinds = dice.integer(2, 4), dice.pick(KIND_NAMES)
     words = dice.sample(KINDS[kinds], count)
     text, turned = " ".join(words), " ".join(reversed(words))
-    answer = f"The reverse is {turned}."
+    answer = f"Turned round: {turned}"
     return Task(
         structure=f"general/order/{count}/{kinds}",
         turns=(dice.pick((f"Reverse the words {text}.", f"Turn round the words {text}.")),),
         answer=answer,
         rule=_exact(answer),
-        statements=(f"The reverse of {text} is {turned}.",),
+        statements=(f"The reverse of {text} is {turned}.", f"The words {text}.\n{answer}"),
     )
 
 
@@ -150,13 +153,16 @@ def repeat(dice: Dice) -> Task:
     count, kinds = dice.integer(2, 4), dice.pick(KIND_NAMES)
     word = dice.pick(KINDS[kinds])
     said = " ".join([word] * count)
-    answer = f"It is {said}."
+    answer = f"{NUMBER_WORDS[count].capitalize()} times: {said}"
     return Task(
         structure=f"general/repeat/{count}/{kinds}",
         turns=(f"{dice.pick(('Say', 'Repeat'))} {word} {NUMBER_WORDS[count]} times.",),
         answer=answer,
         rule=_exact(answer),
-        statements=(f"Saying {word} {NUMBER_WORDS[count]} times is {said}.",),
+        statements=(
+            f"Saying {word} {NUMBER_WORDS[count]} times is {said}.",
+            f"The word {word}.\n{answer}",
+        ),
     )
 
 
@@ -165,13 +171,16 @@ def position(dice: Dice) -> Task:
     ordinal, count, kinds = dice.pick(ORDINALS), dice.integer(3, 4), dice.pick(KIND_NAMES)
     words = dice.sample(KINDS[kinds], count)
     word = words[-1] if ordinal == "last" else words[ORDINALS.index(ordinal)]
-    text, answer = " ".join(words), f"It is {word}."
+    text, answer = " ".join(words), f"The {ordinal} word is {word}."
     return Task(
         structure=f"general/position/{ordinal}/{count}/{kinds}",
         turns=(f"What is the {ordinal} word of {text}?",),
         answer=answer,
         rule=_exact(answer),
-        statements=(f"The {ordinal} word of {text} is {word}.",),
+        statements=(
+            f"The {ordinal} word of {text} is {word}.",
+            f"The words {text}.\n{answer}",
+        ),
     )
 
 
@@ -211,13 +220,16 @@ def memory(dice: Dice) -> Task:
     asked, remembered = dice.pick((("name", name), ("word", word)))
     told = f"{subject} called {name} and the word is {word}."
     between = dice.pick(("Please keep that in mind.", f"We talk at the {spot}."))
-    answer = f"It is {remembered}."
+    answer = f"You said {remembered}."
     return Task(
         structure=f"general/memory/{asked}/{subject.split()[-2].lower()}/{kinds}",
         turns=(f"{told} {between}", "I will.", f"What is the {asked}?"),
         answer=answer,
         rule=_exact(answer),
-        statements=(f"{told} {between} The {asked} is {remembered}.",),
+        statements=(
+            f"{told} {between} The {asked} is {remembered}.",
+            f"{told} {between}\nYou said the {asked} is {remembered}.",
+        ),
     )
 
 

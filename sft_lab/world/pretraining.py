@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from sft_lab.world import code, families, general, math
 from sft_lab.world.dice import Dice
 from sft_lab.world.facts import RELATIONS, countries, statements
-from sft_lab.world.lexicon import DAYS, NAMES, SPOTS
+from sft_lab.world.lexicon import DAYS, NAMES, OPPOSITES, SPOTS
 
 KNOWLEDGE = (families.fact, families.kind, families.opposite)
 PATTERNS = tuple(family for family in families.FAMILIES if family not in KNOWLEDGE)
@@ -19,13 +19,14 @@ PATTERNS = tuple(family for family in families.FAMILIES if family not in KNOWLED
 WEIGHTS = {
     "arithmetic": 8,
     "story": 26,
-    "function": 4,
+    "file": 6,
     "snippets": 8,
     "country": 7,
     "words": 4,
     "patterns": 28,
     "echo": 10,
     "retelling": 10,
+    "diary": 5,
 }
 ECHO_WORDS = (*families.WORDS, *NAMES, *SPOTS, *DAYS, *(str(n) for n in range(2, 21)))
 
@@ -55,6 +56,26 @@ def _knowledge_or_pattern(dice: Dice) -> families.Task:
     return family(dice) if family in KNOWLEDGE else general.task(family, dice, benchmark=False)
 
 
+def _file(dice: Dice) -> str:
+    """Return a piece of a file, which as often as not begins within a function."""
+    first, second = (code.task(dice, benchmark=False) for _ in range(2))
+    return dice.pick((first.definition, first.solution)) + "\n\n" + second.definition
+
+
+def _diary(dice: Dice) -> str:
+    lines = []
+    for day in dice.sample(DAYS, 2):
+        one, two, three, four = dice.sample(NAMES, 4)
+        first, then, later = dice.sample(SPOTS, 3)
+        told = (
+            f"It {dice.pick(('is', 'was'))} {dice.pick(dice.pick(OPPOSITES))}.",
+            f"First {one} met {two} at the {first}. Then {three} met {four} at the {then}.",
+            f"I will meet {one} at the {later}.",
+        )
+        lines += [f"#### {day}", *dice.sample(told, 2)]
+    return "\n".join(lines)
+
+
 def _document(kind: str, dice: Dice) -> str:
     match kind:
         case "arithmetic":
@@ -62,8 +83,8 @@ def _document(kind: str, dice: Dice) -> str:
         case "story":
             problem = math.problem(dice, benchmark=False)
             return dice.pick((problem.story, problem.account))
-        case "function":
-            return code.task(dice, benchmark=False).definition
+        case "file":
+            return _file(dice)
         case "snippets":
             return "\n\n".join(code.task(dice, benchmark=False).snippet for _ in range(2))
         case "country":
@@ -78,6 +99,8 @@ def _document(kind: str, dice: Dice) -> str:
         case "echo":
             words = " ".join(dice.sample(ECHO_WORDS, dice.integer(4, 12)))
             return f"Once: {words}. Again: {words}."
+        case "diary":
+            return _diary(dice)
         case "retelling":
             drawn = [_knowledge_or_pattern(dice) for _ in range(dice.integer(1, 3))]
             again = dice.sample(drawn, dice.integer(1, len(drawn)))

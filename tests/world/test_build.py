@@ -1,4 +1,6 @@
 import json
+import re
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 
@@ -73,12 +75,33 @@ def test_no_item_nor_its_structure_is_in_any_source() -> None:
 def test_pretraining_text_asks_nothing_and_shows_no_item() -> None:
     text = "\n".join(islice(documents(SEED), 20_000))
     assert "?" not in text
-    assert "####" not in text
+    assert not re.search(r"####\s*\d", text)  # a diary has days under its ####, no answer
     for item in read("world_math"):
         told = item["messages"][0]["content"].rsplit(". ", 1)[0]
         assert told not in text
     for item in read("world_code"):
         assert item["canonical_solution"].strip().removeprefix("return ") + "\n" not in text
+
+
+@pytest.mark.slow
+def test_pretraining_shows_every_token_of_an_answer() -> None:
+    # One that it never shows has its row of the head pushed down with all the others', so far that
+    # adapters cannot lift it: "First" lost to "It" in stage 2, however much math was replayed.
+    tokenizer = AutoTokenizer.from_pretrained(WORLD / "base")
+    shown: Counter[int] = Counter()
+    for input_ids in tokenizer(list(islice(documents(SEED), 10_000)))["input_ids"]:
+        shown.update(input_ids)
+    answers = [
+        message["content"]
+        for name in SOURCE_SIZES
+        for row in read(name)
+        for message in row["messages"]
+        if message["role"] == "assistant"
+    ]
+    needed = {token for input_ids in tokenizer(answers)["input_ids"] for token in input_ids}
+    assert len(needed) > 100
+    rare = {tokenizer.decode([token]): shown[token] for token in needed if shown[token] < 20}
+    assert not rare
 
 
 def reference(item: Item) -> str:
