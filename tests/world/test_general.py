@@ -38,7 +38,7 @@ def test_memory_is_asked_for_in_a_later_turn() -> None:
     task = general.task(families.memory, Dice("test", 0), benchmark=True)
     roles = [message["role"] for message in task.messages]
     assert roles == ["user", "assistant", "user"]
-    remembered = task.answer.removeprefix("It is ").removesuffix(".")
+    remembered = task.answer.removeprefix("You said ").removesuffix(".")
     assert remembered in task.turns[0]
     assert remembered not in task.turns[-1]
 
@@ -47,17 +47,17 @@ def test_families_do_what_they_say() -> None:
     dice = Dice("test", 3)
     for _ in range(30):
         casing = families.casing(dice)
-        words = casing.answer.removeprefix("It is ").removesuffix(".")
-        assert words.lower() in casing.turns[0]
-        assert words.isupper() == casing.turns[0].endswith("in upper case.")
+        how, words = casing.answer.split(": ")
+        assert casing.turns[0] == f"Write {words.lower()} {how.lower()}."
+        assert words == {"In upper case": words.upper(), "With capitals": words.title()}[how]
         order = families.order(dice)
         given = order.turns[0].removesuffix(".").split(" words ")[1].split()
-        assert order.answer == f"The reverse is {' '.join(given[::-1])}."
+        assert order.answer == f"Turned round: {' '.join(given[::-1])}"
         repeat = families.repeat(dice)
         word, count = repeat.turns[0].removesuffix(" times.").split()[1:]
         times = {"two": 2, "three": 3, "four": 4}[count]
-        assert repeat.answer == f"It is {' '.join([word] * times)}."
+        assert repeat.answer == f"{count.capitalize()} times: {' '.join([word] * times)}"
         position = families.position(dice)
         ordinal, row = position.turns[0].removesuffix("?").split("the ")[1].split(" word of ")
         index = {"first": 0, "second": 1, "third": 2, "last": -1}[ordinal]
-        assert position.answer == f"It is {row.split()[index]}."
+        assert position.answer == f"The {ordinal} word is {row.split()[index]}."
