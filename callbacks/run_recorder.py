@@ -1,5 +1,6 @@
 """Puts into the MLflow run what is needed later: config, plan, samples, answers, adapters."""
 
+import hashlib
 import json
 import platform
 import tempfile
@@ -53,10 +54,9 @@ class RunRecorder(Callback):
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit, unknown to its types
         if stage == "fit" and isinstance(data, StagedDataModule):
             client.log_text(run_id, json.dumps(stage_plan(data), indent=2), "stage_plan.json")
-            for module in data.stage_modules:
-                client.log_text(
-                    run_id, manifest(data, module.plan.name), f"samples/{module.plan.name}.tsv"
-                )
+            for name in data.stages:
+                client.log_text(run_id, manifest(data, name), f"samples/{name}.tsv")
+                client.log_text(run_id, window_table(data, name), f"windows/{name}.tsv")
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -134,7 +134,10 @@ def answers_table(answers: list[Answer]) -> dict[str, list[Any]]:
 
 def stage_plan(data: StagedDataModule) -> dict[str, Any]:
     """Return what every stage trains on, by source, with the digests of sources and benchmarks."""
-    tokenized = {source: loaded.rows for source, loaded in data.corpus.loaded.items()}
+    num_tokens = {source: loaded.num_tokens for source, loaded in data.corpus.loaded.items()}
+    num_target_tokens = {
+        source: loaded.num_target_tokens for source, loaded in data.corpus.loaded.items()
+    }
     return {
         "sources": {
             source: {
@@ -142,18 +145,21 @@ def stage_plan(data: StagedDataModule) -> dict[str, Any]:
                 "digest": loaded.digest,
                 "rows": len(loaded.rows),
                 "held_out": loaded.val_rows,
-                "dropped": dict(loaded.dropped),
+                "report": loaded.report.to_json(),
             }
             for source, loaded in data.corpus.loaded.items()
         },
         "stages": {
-            module.plan.name: {
+            name: {
                 "steps": module.plan.num_steps,
                 "passes": len(module.plan.passes),
                 "asked": dict(settings.mixture),
-                "trained": module.plan.count(tokenized),
+                "trained": module.plan.count(num_tokens, num_target_tokens),
+                "manifest_digest": hashlib.sha256(manifest(data, name).encode()).hexdigest(),
             }
-            for settings, module in zip(data.stages.values(), data.stage_modules, strict=True)
+            for (name, settings), module in zip(
+                data.stages.items(), data.stage_modules, strict=True
+            )
         },
         "benchmarks": {
             name: benchmark.digest() for name, benchmark in data.evaluation.benchmarks.items()
@@ -161,10 +167,26 @@ def stage_plan(data: StagedDataModule) -> dict[str, Any]:
     }
 
 
+def window_table(data: StagedDataModule, stage_name: str) -> str:
+    """Return what each optimizer step of a stage trains on, a line for every source in it."""
+    plan = next(module.plan for module in data.stage_modules if module.plan.name == stage_name)
+    loaded = data.corpus.loaded
+    windows = plan.count_windows(
+        {name: source.num_tokens for name, source in loaded.items()},
+        {name: source.num_target_tokens for name, source in loaded.items()},
+    )
+    lines = (
+        f"{step}\t{source}\t{count['samples']}\t{count['tokens']}\t{count['target_tokens']}"
+        for step, counts in enumerate(windows, start=1)
+        for source, count in sorted(counts.items())
+    )
+    return "step\tsource\tsamples\ttokens\ttarget_tokens\n" + "\n".join(lines) + "\n"
+
+
 def manifest(data: StagedDataModule, stage_name: str) -> str:
     """Return the samples of a stage, a line each: source, sample id, how often it is trained."""
     plan = next(module.plan for module in data.stage_modules if module.plan.name == stage_name)
-    times = Counter(ref for windows in plan.passes for window in windows for ref in window)
+    times = Counter(plan.rows())
     lines = (
         f"{ref.source}\t{data.corpus.loaded[ref.source].sample_ids[ref.index]}\t{count}"
         for ref, count in sorted(times.items())

@@ -10,7 +10,7 @@ import torch
 
 from sft_lab.checkpoint import read_checkpoint, stamp_of
 from sft_lab.data.corpus import load_tokenizer
-from sft_lab.data.rendering import TEMPLATES
+from sft_lab.data.templates import TEMPLATES
 from sft_lab.errors import RequestError
 from sft_lab.qlora import Lora, add_lora, compute_dtype, load_base, merged_copy, save_trained
 from sft_lab.tracking import make_folder

@@ -72,11 +72,12 @@ def inspection(data: StagedDataModule, stage: str | None, num_samples: int) -> d
     """
     modules = [m for m in data.stage_modules if stage in (None, m.plan.name)]
     loaded = data.corpus.loaded
-    tokenized = {name: source.rows for name, source in loaded.items()}
+    num_tokens = {name: source.num_tokens for name, source in loaded.items()}
+    num_target_tokens = {name: source.num_target_tokens for name, source in loaded.items()}
     stages: dict[str, dict[str, Any]] = {}
     for module in modules:
         plan = module.plan
-        counted = plan.count(tokenized)
+        counted = plan.count(num_tokens, num_target_tokens)
         different = _different_rows(plan)
         stages[plan.name] = {
             "steps": plan.num_steps,
@@ -93,12 +94,9 @@ def inspection(data: StagedDataModule, stage: str | None, num_samples: int) -> d
         "sources": {
             name: {
                 "path": data.corpus.sources[name].path,
-                "rows": len(loaded[name].rows) + sum(loaded[name].dropped.values()),
-                "dropped": dict(loaded[name].dropped),
+                **loaded[name].report.to_json(),
                 "held_out": loaded[name].val_rows,
-                "lengths": sorted(
-                    len(loaded[name].rows[i].input_ids) for i in loaded[name].trainable
-                ),
+                "lengths": sorted(num_tokens[name][loaded[name].trainable].tolist()),
             }
             for name in mixed
         },
@@ -109,14 +107,14 @@ def inspection(data: StagedDataModule, stage: str | None, num_samples: int) -> d
 
 
 def _different_rows(plan: StagePlan) -> dict[str, int]:
-    rows = {ref for windows in plan.passes for window in windows for ref in window}
+    rows = set(plan.rows())
     return {name: sum(ref.source == name for ref in rows) for name in {ref.source for ref in rows}}
 
 
 def _samples(data: StagedDataModule, plan: StagePlan, count: int) -> Iterable[dict[str, Any]]:
     """Yield the first rows of every source in the order of training."""
     taken: dict[str, list[RowRef]] = {}
-    for ref in (ref for window in plan.passes[0] for ref in window):
+    for ref in (ref for window in plan.passes[0] for refs in window for ref in refs):
         taken.setdefault(ref.source, [])
         if len(taken[ref.source]) < count:
             taken[ref.source].append(ref)
@@ -140,7 +138,7 @@ def pieces(row: TokenizedRow, renderer: Renderer) -> list[dict[str, Any]]:
     kinds = [(t, token in special) for t, token in zip(trained, row.input_ids, strict=True)]
     found = []
     for (is_trained, is_special), group in groupby(range(len(kinds)), key=kinds.__getitem__):
-        ids = [row.input_ids[index] for index in group]
+        ids = [int(row.input_ids[index]) for index in group]
         text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         found.append(
             {"text": text, "tokens": len(ids), "trained": is_trained, "special": is_special}

@@ -25,6 +25,7 @@ from sft_lab.qlora import (
     Quantization,
     add_lora,
     check_head,
+    check_packing,
     compute_dtype,
     load_base,
     merged_copy,
@@ -120,6 +121,8 @@ class SFTModule(LightningModule):
         dtype = compute_dtype(str(self.trainer.precision))
         model = load_base(self.base, self.quantization, dtype)
         check_head(model)
+        if self._data.packing:
+            check_packing(model)
         if self.lora is not None:
             model = add_lora(model, self.lora, self.seed)
         if self.gradient_checkpointing:
@@ -152,9 +155,13 @@ class SFTModule(LightningModule):
         }
 
     @property
-    def _corpus(self) -> Corpus:
+    def _data(self) -> StagedDataModule:
         data: StagedDataModule = self.trainer.datamodule  # type: ignore[attr-defined]
-        return data.corpus
+        return data
+
+    @property
+    def _corpus(self) -> Corpus:
+        return self._data.corpus
 
     @override
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
@@ -176,14 +183,14 @@ class SFTModule(LightningModule):
         }
 
     def _token_nll(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return negative log-likelihood and row's source of every target token, both ``[N]``."""
+        """Return negative log-likelihood and source of every target token, both ``[N]``."""
         targets = batch["labels"][:, 1:]
         is_target = targets != -100
         logits = target_logits(
-            plain_causal_lm(self.model), batch["input_ids"], batch["attention_mask"], is_target
+            plain_causal_lm(self.model), batch["input_ids"], batch["position_ids"], is_target
         )
         nll = functional.cross_entropy(logits.float(), targets[is_target], reduction="none")
-        return nll, batch["source_ids"][:, None].expand_as(targets)[is_target]
+        return nll, batch["source_ids"][:, 1:][is_target]
 
     @override
     def on_validation_start(self) -> None:
@@ -204,7 +211,7 @@ class SFTModule(LightningModule):
             return
         batch = cast(Batch, batch)
         nll, _ = self._token_nll(batch)
-        source = list(self._corpus.sources)[int(batch["source_ids"][0])]
+        source = list(self._corpus.sources)[int(batch["source_ids"][0, 0])]
         if source not in self.val_losses:
             self.val_losses[source] = TokenLoss().to(self.device)
         self.val_losses[source].update(nll.double().sum(), len(nll))

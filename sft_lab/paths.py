@@ -19,6 +19,14 @@ def world_dir() -> Path:
     return Path(os.environ.get("SFT_LAB_WORLD") or package_dir() / "world")
 
 
+def cache_dir() -> Path:
+    """Return the folder of what can be made again: ``SFT_LAB_CACHE``, else the user's cache."""
+    given = os.environ.get("SFT_LAB_CACHE")
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sft_lab"
+
+
 def resolve(path: str) -> str:
     """Turn ``world://x`` into the packaged file or folder; leave any other path or hub name alone.
 

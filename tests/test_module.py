@@ -1,6 +1,7 @@
 """Loss and gradient of the module in a real Trainer, and what its checkpoints hold."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,26 @@ Gradients = dict[str, torch.Tensor]
 
 
 class Capture(Callback):
-    """Keeps the gradients of the first optimizer step."""
+    """Sets the attention, and keeps the gradients of the first optimizer step and the losses.
 
-    def __init__(self) -> None:
+    Args:
+        attention: A name that transformers has for it.
+    """
+
+    def __init__(self, attention: str) -> None:
+        self.attention = attention
+        self.num_micro_batches = 0
         self.gradients: Gradients = {}
+        self.nll = torch.zeros(2, dtype=torch.float64)
+        self.target_tokens = torch.zeros(2, dtype=torch.int64)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.model.set_attn_implementation(self.attention)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *batch: Any) -> None:
+        self.num_micro_batches += 1
+        self.nll += outputs["nll"]
+        self.target_tokens += outputs["target_tokens"]
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         self.gradients = {
@@ -36,23 +53,31 @@ class Capture(Callback):
 
 @pytest.fixture
 def corpus(tiny_base: Path, tmp_path: Path) -> Corpus:
-    """Eight rows with 2, 3, 5, 9, ... 129 target tokens."""
+    """Eight rows with 2, 3, 5, 9, ... 129 target tokens, those of even places in a source apart."""
     rows = [chat("?" * (9 - n), "x" * 2**n) for n in range(8)]
-    return Corpus({"rows": Source(str(write_jsonl(tmp_path / "rows.jsonl", rows)))}, str(tiny_base))
+    sources = {
+        name: Source(str(write_jsonl(tmp_path / f"{name}.jsonl", rows[first::2])))
+        for name, first in (("even", 0), ("odd", 1))
+    }
+    return Corpus(sources, str(tiny_base), max_length=140)
+
+
+TrainWindow = Callable[..., Capture]
 
 
 @pytest.fixture
-def window_gradients(tiny_base: Path, corpus: Corpus) -> Callable[[int], Gradients]:
+def train_window(tiny_base: Path, corpus: Corpus) -> TrainWindow:
     """Trains the base in full on one window of 8 rows, cut into micro-batches."""
 
-    def gradients(micro_batch_size: int) -> Gradients:
-        suite, capture = EvaluationSuite({}), Capture()
+    def train(micro_batch_size: int, packing: bool = False, attention: str = "sdpa") -> Capture:
+        suite, capture = EvaluationSuite({}), Capture(attention)
         data = StagedDataModule(
             corpus,
             suite,
-            {"only": Stage({"rows": 1}, lr=1e-3, epochs=1)},
+            {"only": Stage({"even": 1, "odd": 1}, lr=1e-3, epochs=1)},
             batch_size=8,
             micro_batch_size=micro_batch_size,
+            packing=packing,
         )
         data.setup("fit")
         trainer = Trainer(
@@ -71,33 +96,71 @@ def window_gradients(tiny_base: Path, corpus: Corpus) -> Callable[[int], Gradien
         module = SFTModule(str(tiny_base), suite, quantization="fp32", lora=None)
         trainer.fit(module, datamodule=data)
         assert trainer.global_step == 1
-        return capture.gradients
+        return capture
 
-    return gradients
+    return train
 
 
-def test_the_gradient_does_not_depend_on_accumulation(
-    window_gradients: Callable[[int], Gradients], corpus: Corpus, tiny_base: Path
-) -> None:
+@dataclass
+class Reference:
+    """What a window comes to when its rows are run one at a time, without padding."""
+
+    gradients: Gradients
+    nll: dict[str, float]
+    num_targets: dict[str, int]
+
+
+@pytest.fixture
+def reference(corpus: Corpus, tiny_base: Path) -> Reference:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
-    corpus.load(["rows"])
-    rows = corpus.loaded["rows"].rows
-    loss, num_targets = torch.zeros(()), 0
-    for row in rows:  # one at a time, without padding
-        labels = torch.tensor(row.labels[1:])
-        logits = model(input_ids=torch.tensor([row.input_ids])).logits[0, :-1]
-        loss = loss + functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100)
-        num_targets += int((labels != -100).sum())
-    assert num_targets == sum(2**n + 1 for n in range(8))
-    (loss / num_targets).backward()
-    reference = {name: parameter.grad for name, parameter in model.named_parameters()}
-    for micro_batch_size in (1, 2, 8):
-        gradients = window_gradients(micro_batch_size)
-        assert gradients.keys() == reference.keys()
-        for name, gradient in gradients.items():
-            torch.testing.assert_close(gradient, reference[name], rtol=1e-4, atol=1e-7)
+    corpus.load(["even", "odd"])
+    losses: dict[str, torch.Tensor] = {}
+    num_targets: dict[str, int] = {}
+    for name, source in corpus.loaded.items():
+        losses[name], num_targets[name] = torch.zeros(()), 0
+        for row in source.rows:
+            labels = torch.tensor(row.labels[1:])
+            logits = model(input_ids=torch.tensor([list(row.input_ids)])).logits[0, :-1]
+            losses[name] = losses[name] + functional.cross_entropy(
+                logits, labels, reduction="sum", ignore_index=-100
+            )
+            num_targets[name] += int((labels != -100).sum())
+    (sum(losses.values()) / sum(num_targets.values())).backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return Reference(gradients, {k: v.item() for k, v in losses.items()}, num_targets)
+
+
+WAYS = [
+    pytest.param(1, False, "sdpa", 8),
+    pytest.param(2, False, "sdpa", 4),
+    pytest.param(8, False, "eager", 1),
+    # 331 tokens are three sequences of up to 140: the window is not full, and ends the pass.
+    pytest.param(1, True, "sdpa", 3),
+    pytest.param(2, True, "sdpa", 2),
+    pytest.param(8, True, "sdpa", 1),
+    pytest.param(2, True, "eager", 2),
+]
+
+
+@pytest.mark.parametrize(("micro_batch_size", "packing", "attention", "num_micro_batches"), WAYS)
+def test_neither_accumulation_nor_packing_changes_gradient_or_losses(
+    train_window: TrainWindow,
+    reference: Reference,
+    micro_batch_size: int,
+    packing: bool,
+    attention: str,
+    num_micro_batches: int,
+) -> None:
+    assert reference.num_targets == {"even": 2 + 5 + 17 + 65, "odd": 3 + 9 + 33 + 129}
+    trained = train_window(micro_batch_size, packing, attention)
+    assert trained.num_micro_batches == num_micro_batches
+    assert trained.gradients.keys() == reference.gradients.keys()
+    for name, gradient in trained.gradients.items():
+        torch.testing.assert_close(gradient, reference.gradients[name], rtol=1e-4, atol=1e-7)
+    assert trained.nll.tolist() == pytest.approx(list(reference.nll.values()), rel=1e-5)
+    assert trained.target_tokens.tolist() == list(reference.num_targets.values())
 
 
 def test_evaluation_changes_no_bit_of_training(
@@ -136,3 +199,16 @@ def test_a_base_trained_in_full_is_all_in_the_checkpoint(lab: Lab, tiny_base: Pa
     trained = torch.load(lab.checkpoint, weights_only=True)["state_dict"]
     assert {name.removeprefix("model.") for name in trained} == set(base)
     assert not any(torch.equal(trained[f"model.{name}"], value) for name, value in base.items())
+
+
+@pytest.mark.slow
+def test_a_packed_run_trains_and_evaluates(lab: Lab) -> None:
+    outcome = lab.fit("--data.packing=true", "--corpus.max_length=150")
+    assert outcome.code == 0, outcome.err
+    # Four rows fit in 150 tokens: two steps of four sequences a stage.
+    stages = lab.json("stage_plan.json")["stages"]
+    assert [stages[name]["steps"] for name in ("first", "second")] == [2, 2]
+    tokens = sum(part["tokens"] for s in stages.values() for part in s["trained"].values())
+    assert lab.points("progress/tokens")[4] == tokens
+    assert lab.points("progress/samples")[4] == 20 + 25
+    assert set(lab.points("val_loss/math")) == {0, 2, 4}

@@ -1,53 +1,84 @@
 """Batches: the micro-batches of a planned pass, of held-out rows, of prompts; their loaders."""
 
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any, TypedDict
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from typing_extensions import override
 
 from sft_lab.data.corpus import Corpus
-from sft_lab.data.plan import Window
-from sft_lab.data.rendering import IGNORED, TokenizedRow
+from sft_lab.data.plan import Bin, RowRef, Window
+from sft_lab.data.rendering import IGNORED
 from sft_lab.evaluation.benchmark import Benchmark
 from sft_lab.evaluation.generation import batches_longest_first
 
 
 class Batch(TypedDict):
-    """One micro-batch.
+    """One micro-batch of training sequences, each of one row or of several, end to end.
+
+    There is no attention mask: on the right of a sequence, padding is seen by no token of it.
 
     Attributes:
         input_ids: int64 ``[B, T]``, right-padded.
-        attention_mask: int64 ``[B, T]``, 1 at tokens and 0 at padding.
-        labels: int64 ``[B, T]``, -100 wherever there is no loss; not shifted.
-        source_ids: int64 ``[B]``, each row's source by its position in ``corpus.sources``.
+        position_ids: int64 ``[B, T]``, from 0 at the start of every row, by which a model knows
+            that rows of a sequence must not see each other; padding goes on counting.
+        labels: int64 ``[B, T]``, -100 wherever there is no loss, as at the first token of every
+            row; not shifted.
+        source_ids: int64 ``[B, T]``, every token's source by its position in ``corpus.sources``.
         window_target_tokens: int64 ``[]``, target tokens of the whole accumulation window.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
+    position_ids: Tensor
     labels: Tensor
     source_ids: Tensor
     window_target_tokens: Tensor
 
 
-def collate(
-    rows: Sequence[TokenizedRow], source_ids: Sequence[int], pad_token_id: int, window_tokens: int
-) -> Batch:
-    """Pad rows on the right to the longest of them."""
-    length = max(len(row.input_ids) for row in rows)
-
-    def padded(values: list[int], fill: int) -> list[int]:
-        return values + [fill] * (length - len(values))
-
+def collate(corpus: Corpus, bins: Sequence[Bin], window_target_tokens: int) -> Batch:
+    """Lay the rows of each bin end to end, and pad on the right to the longest bin."""
+    source_ids = {name: index for index, name in enumerate(corpus.sources)}
+    shape = (len(bins), max(bin_length(corpus, refs) for refs in bins))
+    ids = np.full(shape, corpus.renderer.pad_token_id)
+    labels = np.full(shape, IGNORED)
+    positions, sources = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for place, refs in enumerate(bins):
+        start = 0
+        for ref in refs:
+            row = corpus.loaded[ref.source].rows[ref.index]
+            end = start + len(row.input_ids)
+            ids[place, start:end] = row.input_ids
+            for first, last in row.spans:
+                # The first token follows on nothing of its own row: it is no target.
+                first = max(first, 1)
+                labels[place, start + first : start + last] = row.input_ids[first:last]
+            # To the end: padding belongs to the last row, so that nothing starts with it.
+            positions[place, start:] = np.arange(shape[1] - start)
+            sources[place, start:] = source_ids[ref.source]
+            start = end
     return Batch(
-        input_ids=torch.tensor([padded(row.input_ids, pad_token_id) for row in rows]),
-        attention_mask=torch.tensor([padded([1] * len(row.input_ids), 0) for row in rows]),
-        labels=torch.tensor([padded(row.labels, IGNORED) for row in rows]),
-        source_ids=torch.tensor(source_ids),
-        window_target_tokens=torch.tensor(window_tokens),
+        input_ids=torch.from_numpy(ids),
+        position_ids=torch.from_numpy(positions),
+        labels=torch.from_numpy(labels),
+        source_ids=torch.from_numpy(sources),
+        window_target_tokens=torch.tensor(window_target_tokens),
+    )
+
+
+def bin_length(corpus: Corpus, refs: Bin) -> int:
+    """Return the tokens of a bin, without padding."""
+    return sum(int(corpus.loaded[ref.source].num_tokens[ref.index]) for ref in refs)
+
+
+def target_tokens(corpus: Corpus, bins: Sequence[Bin]) -> int:
+    """Return the target tokens of several bins."""
+    return sum(
+        int(corpus.loaded[ref.source].num_target_tokens[ref.index])
+        for ref in chain.from_iterable(bins)
     )
 
 
@@ -56,26 +87,22 @@ class MicroBatches(Dataset[Batch]):
 
     def __init__(self, corpus: Corpus, windows: Sequence[Window], micro_batch_size: int) -> None:
         self.corpus = corpus
-        self.source_ids = {name: index for index, name in enumerate(corpus.sources)}
-        self.micro_batches = [
-            (window[start : start + micro_batch_size], window)
-            for window in windows
-            for start in range(0, len(window), micro_batch_size)
-        ]
+        self.micro_batches: list[tuple[list[Bin], int]] = []
+        for window in windows:
+            # A step's gradient does not depend on how it is cut into micro-batches; padding does.
+            bins = sorted(window, key=lambda refs: -bin_length(corpus, refs))
+            window_target_tokens = target_tokens(corpus, window)
+            self.micro_batches += [
+                (bins[start : start + micro_batch_size], window_target_tokens)
+                for start in range(0, len(bins), micro_batch_size)
+            ]
 
     def __len__(self) -> int:
         return len(self.micro_batches)
 
     @override
     def __getitem__(self, index: int) -> Batch:
-        refs, window = self.micro_batches[index]
-        loaded = self.corpus.loaded
-        return collate(
-            [loaded[ref.source].rows[ref.index] for ref in refs],
-            [self.source_ids[ref.source] for ref in refs],
-            self.corpus.renderer.pad_token_id,
-            sum(loaded[ref.source].rows[ref.index].num_target_tokens for ref in window),
-        )
+        return collate(self.corpus, *self.micro_batches[index])
 
 
 class HeldOutBatches(Dataset[Batch]):
@@ -83,10 +110,12 @@ class HeldOutBatches(Dataset[Batch]):
 
     def __init__(self, corpus: Corpus, source: str, batch_size: int) -> None:
         self.corpus = corpus
-        self.source_id = list(corpus.sources).index(source)
-        rows = sorted(corpus.loaded[source].held_out, key=lambda row: -len(row.input_ids))
+        loaded = corpus.loaded[source]
+        held_out = [RowRef(source, index) for index in loaded.ranked[: loaded.val_rows]]
+        lengths = [bin_length(corpus, [ref]) for ref in held_out]
         self.batches = [
-            rows[start : start + batch_size] for start in range(0, len(rows), batch_size)
+            [[held_out[place]] for place in places]
+            for places in batches_longest_first(lengths, batch_size)
         ]
 
     def __len__(self) -> int:
@@ -94,11 +123,8 @@ class HeldOutBatches(Dataset[Batch]):
 
     @override
     def __getitem__(self, index: int) -> Batch:
-        rows = self.batches[index]
-        num_target_tokens = sum(row.num_target_tokens for row in rows)
-        return collate(
-            rows, [self.source_id] * len(rows), self.corpus.renderer.pad_token_id, num_target_tokens
-        )
+        bins = self.batches[index]
+        return collate(self.corpus, bins, target_tokens(self.corpus, bins))
 
 
 class PromptBatch(TypedDict):

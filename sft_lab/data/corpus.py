@@ -1,24 +1,39 @@
 """The corpus: the sources of a run, tokenised once by one renderer, some rows held out."""
 
 import hashlib
+import json
 import logging
 import re
-from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import shutil
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
+from sft_lab.data.contamination import ItemIndex
 from sft_lab.data.formats import RowError
 from sft_lab.data.hub import is_hub_name, settle_offline
+from sft_lab.data.intake import Report, Sample, check_dropped, samples
 from sft_lab.data.rendering import Renderer, RowTooLongError, TokenizedRow
 from sft_lab.data.shares import hash_rank
-from sft_lab.data.sources import Source, check_dropped, read_source, sample_digest
+from sft_lab.data.sources import Source, check_source, content_digest
+from sft_lab.data.token_store import TokenStore, TokenWriter
 from sft_lab.errors import RequestError
-from sft_lab.paths import resolve
+from sft_lab.paths import cache_dir, resolve
 
 log = logging.getLogger(__name__)
+
+Items = Mapping[str, Mapping[str, Sequence[str]]]
+"""Texts of benchmark items, by benchmark and item id."""
+
+_CACHE_VERSION = 1  # what cleaning, rendering and checks make of the same input; raise on change
+_CHUNK_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -26,18 +41,31 @@ class TokenizedSource:
     """A source as the tokens of its usable rows.
 
     Attributes:
-        rows: One per usable row, in file order.
-        sample_ids: SHA-256 of each row's content as hex.
-        dropped: Rows left out, by reason.
+        rows: One per usable row, in file order, each read when it is asked for.
+        report: What became of every row of the source.
         ranked: Row indices in hash rank order, held-out rows first.
         val_rows: How many of those are held out.
     """
 
-    rows: list[TokenizedRow]
-    sample_ids: list[str]
-    dropped: Mapping[str, int]
+    rows: TokenStore
+    report: Report
     ranked: list[int]
     val_rows: int
+
+    @property
+    def sample_ids(self) -> list[str]:
+        """SHA-256 of each row's content as hex."""
+        return self.rows.sample_ids
+
+    @property
+    def num_tokens(self) -> NDArray[np.int64]:
+        """Tokens of each row, int64 ``[N]``."""
+        return self.rows.num_tokens
+
+    @property
+    def num_target_tokens(self) -> NDArray[np.int32]:
+        """Tokens of each row that carry loss, int32 ``[N]``."""
+        return self.rows.num_target_tokens
 
     @property
     def trainable(self) -> list[int]:
@@ -49,7 +77,7 @@ class TokenizedSource:
         """The rows of ``val_loss/<source>``."""
         return [self.rows[index] for index in self.ranked[: self.val_rows]]
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """SHA-256 over all sample ids, whatever their order in the file."""
         return hashlib.sha256("".join(sorted(self.sample_ids)).encode()).hexdigest()
@@ -58,12 +86,19 @@ class TokenizedSource:
 class Corpus:
     """All sources of a run.
 
+    Tokenised rows are kept in the folder ``SFT_LAB_CACHE``, ``~/.cache/sft_lab`` by default, under
+    a fingerprint of all that decides them, and read from there the next time.
+
     Args:
         sources: Sources by name.
         tokenizer: A folder or hub name, as for ``AutoTokenizer.from_pretrained``; usually the
             base's.
         template: A named chat template, or None for the tokenizer's own.
-        max_length: Longest row in tokens; longer ones are dropped and counted.
+        max_length: Longest row in tokens.
+        too_long: What becomes of longer rows, which are counted: ``drop``, or ``cut`` behind the
+            last answer that fits.
+        contamination: What becomes of rows that hold a benchmark's item, or 13 words of one:
+            ``report`` counts them, ``drop`` leaves them out as well, ``ignore`` does not look.
         val_rows: Rows of each source held out for ``val_loss/<source>``, before any share is
             taken; a copy of a held-out row is held out with it.
         seed: Seed of the hash rank by which shares and held-out rows are chosen.
@@ -78,6 +113,8 @@ class Corpus:
         tokenizer: str,
         template: str | None = None,
         max_length: int = 2048,
+        too_long: Literal["drop", "cut"] = "drop",
+        contamination: Literal["report", "drop", "ignore"] = "report",
         val_rows: int = 0,
         seed: int = 0,
     ) -> None:
@@ -89,11 +126,7 @@ class Corpus:
                     f"corpus.sources: {name!r} becomes part of metric keys; use letters, digits "
                     "and _ only, and not 'all', which is the key of all sources together."
                 )
-            if not 0 <= source.max_dropped <= 1:
-                raise RequestError(
-                    f"corpus.sources.{name}.max_dropped must lie in [0, 1], "
-                    f"got {source.max_dropped}."
-                )
+            check_source(name, source)
         if max_length < 2:
             raise RequestError(f"corpus.max_length must be 2 tokens or more, got {max_length}.")
         if val_rows < 0:
@@ -102,6 +135,8 @@ class Corpus:
         self.tokenizer_name = tokenizer
         self.template = template
         self.max_length = max_length
+        self.too_long: Literal["drop", "cut"] = too_long
+        self.contamination = contamination
         self.val_rows = val_rows
         self.seed = seed
         self.loaded: dict[str, TokenizedSource] = {}
@@ -111,50 +146,121 @@ class Corpus:
         """The one renderer of training and evaluation."""
         return Renderer(load_tokenizer(self.tokenizer_name), self.template)
 
-    def load(self, names: Iterable[str]) -> None:
+    def load(self, names: Iterable[str], items: Items | None = None) -> None:
         """Read and tokenise the named sources, each once.
+
+        Args:
+            names: Which sources.
+            items: Texts of benchmark items, to be looked for in the rows.
 
         Raises:
             RequestError: If a source cannot be read, or has too few rows that can be trained on.
         """
+        index = ItemIndex({} if self.contamination == "ignore" else items or {})
         for name in names:
             if name not in self.loaded:
-                self.loaded[name] = self._tokenize_source(name)
+                self.loaded[name] = self._load_source(name, index)
 
-    def _tokenize_source(self, name: str) -> TokenizedSource:
-        read = read_source(name, self.sources[name])
-        dropped: Counter[str] = Counter(read.dropped)
-        rows: list[TokenizedRow] = []
-        sample_ids: list[str] = []
-        unusable = dropped.total()
-        for conversation in read.conversations:
-            try:
-                rows.append(self.renderer.row(conversation, self.max_length))
-                sample_ids.append(sample_digest(conversation))
-            except RowError as fault:
-                dropped[str(fault)] += 1
-                if not isinstance(fault, RowTooLongError):
-                    unusable += 1
-                    check_dropped(name, self.sources[name], unusable, read.total, str(fault))
-        reasons = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-        if reasons:
-            log.warning(
-                "%s: %d of %d rows left out: %s", name, dropped.total(), read.total, reasons
-            )
-        ranked = hash_rank(sample_ids, self.seed)
+    def _load_source(self, name: str, index: ItemIndex) -> TokenizedSource:
+        fingerprint = self._fingerprint(name, index)
+        if fingerprint is None:  # nothing to tell by whether it has changed
+            with tempfile.TemporaryDirectory(prefix="sft_lab") as folder:
+                self._tokenize(name, index, Path(folder))
+                return self._opened(name, Path(folder))
+        entry = cache_dir() / "tokens" / fingerprint
+        if not (entry / "report.json").is_file():
+            self._fill(name, index, entry)
+        return self._opened(name, entry)
+
+    def _fingerprint(self, name: str, index: ItemIndex) -> str | None:
+        """Return a SHA-256 of all that decides the tokens of a source."""
+        source = self.sources[name]
+        content = content_digest(name, source)
+        if content is None:
+            return None
+        settings = {k: v for k, v in asdict(source).items() if k not in ("path", "max_dropped")}
+        decisive = {
+            "version": _CACHE_VERSION,
+            "content": content,
+            "ending": "".join(Path(source.path).suffixes[-2:]),
+            "source": settings,
+            "renderer": self.renderer.fingerprint,
+            "max_length": self.max_length,
+            "too_long": self.too_long,
+            "contamination": self.contamination,
+            "items": index.digest,
+        }
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+    def _fill(self, name: str, index: ItemIndex, entry: Path) -> None:
+        """Make an entry of the cache: beside its place, and then moved there whole."""
+        try:
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            folder = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".unfinished-"))
+        except OSError as fault:
+            raise RequestError(
+                f"SFT_LAB_CACHE: tokenised rows cannot be kept under {entry.parent}: "
+                f"{fault.strerror}. Set it to a folder that can be written to."
+            ) from fault
+        try:
+            self._tokenize(name, index, folder)
+            if not entry.is_dir():  # or another process was faster, with the same rows
+                folder.rename(entry)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _tokenize(self, name: str, index: ItemIndex, folder: Path) -> None:
+        """Write ``tokens.arrow`` and ``report.json`` of one source."""
+        report = Report()
+        source = self.sources[name]
+        stream = samples(
+            name, source, index, drop_contaminated=self.contamination == "drop", report=report
+        )
+        with TokenWriter(folder / "tokens.arrow") as writer:
+            while chunk := list(islice(stream, _CHUNK_ROWS)):
+                kept = list(self._rendered(chunk, report))
+                if kept:
+                    ids, rows = zip(*kept, strict=True)
+                    writer.add(ids, rows)
+        check_dropped(name, source, report)
+        (folder / "report.json").write_text(json.dumps(report.to_json()), encoding="utf-8")
+
+    def _rendered(
+        self, chunk: Sequence[Sample], report: Report
+    ) -> Iterable[tuple[str, TokenizedRow]]:
+        rendered = self.renderer.rows(
+            [sample.conversation for sample in chunk], self.max_length, self.too_long
+        )
+        for sample, row in zip(chunk, rendered, strict=True):
+            if isinstance(row, RowError):
+                unusable = not isinstance(row, RowTooLongError)
+                report.drop(str(row), sample.where, unusable=unusable)
+                continue
+            if row.cut:
+                report.repair(f"cut to max_length {self.max_length}", sample.where)
+            yield sample.id, row
+
+    def _opened(self, name: str, entry: Path) -> TokenizedSource:
+        report = Report.from_json(json.loads((entry / "report.json").read_text(encoding="utf-8")))
+        check_dropped(name, self.sources[name], report)
+        for line in report.lines:
+            log.warning("%s: %s", name, line)
+        rows = TokenStore(entry / "tokens.arrow")
+        ranked = hash_rank(rows.sample_ids, self.seed)
         val_rows = self.val_rows
         # Equal rows stand together in hash rank: training must not see what is held out.
         while 0 < val_rows < len(rows) and (
-            sample_ids[ranked[val_rows]] == sample_ids[ranked[val_rows - 1]]
+            rows.sample_ids[ranked[val_rows]] == rows.sample_ids[ranked[val_rows - 1]]
         ):
             val_rows += 1
         if len(rows) <= val_rows:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in report.dropped.items())
             raise RequestError(
                 f"corpus.sources.{name}: no row is left to train on: {len(rows)} usable rows "
                 f"({reasons or 'none dropped'}), of which corpus.val_rows = {self.val_rows} are "
                 f"held out. Raise corpus.max_length = {self.max_length}, or hold out fewer."
             )
-        return TokenizedSource(rows, sample_ids, dict(dropped), ranked, val_rows)
+        return TokenizedSource(rows, report, ranked, val_rows)
 
 
 def load_tokenizer(name: str) -> Any:

@@ -11,6 +11,7 @@ from sft_lab.data.batches import (
     MicroBatches,
     PromptBatches,
     ResumableLoader,
+    bin_length,
     eval_loader,
 )
 from sft_lab.data.corpus import Corpus
@@ -28,7 +29,7 @@ class StageDataModule(LightningDataModule):
     Args:
         corpus: The tokenised sources.
         plan: The stage's rows in order.
-        micro_batch_size: Rows per forward pass.
+        micro_batch_size: Training sequences per forward pass.
         num_workers: Loader processes.
     """
 
@@ -58,8 +59,10 @@ class StagedDataModule(LightningDataModule):
         evaluation: The benchmarks whose prompts the validation loop asks for; its own config
             group.
         stages: Stages by name, in order.
-        batch_size: Rows per optimizer step.
-        micro_batch_size: Rows per forward pass; the gradient does not depend on it.
+        batch_size: Training sequences per optimizer step.
+        micro_batch_size: Training sequences per forward pass; the gradient does not depend on it.
+        packing: Pack rows into training sequences of up to ``corpus.max_length`` tokens, instead of
+            one sequence a row. Rows of a sequence do not see each other.
         k: The replay share of DMT, for stages to refer to as ``${data.k}``.
         seed: Seed of the order within stages.
         num_workers: Loader processes.
@@ -75,6 +78,7 @@ class StagedDataModule(LightningDataModule):
         stages: dict[str, Stage],
         batch_size: int = 8,
         micro_batch_size: int = 8,
+        packing: bool = False,
         k: ShareValue | None = None,
         seed: int = 0,
         num_workers: int = 0,
@@ -90,6 +94,7 @@ class StagedDataModule(LightningDataModule):
         self.stages = stages
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
+        self.packing = packing
         self.k = k
         self.seed = seed
         self.num_workers = num_workers
@@ -110,7 +115,14 @@ class StagedDataModule(LightningDataModule):
             self.stage_modules = [
                 StageDataModule(
                     self.corpus,
-                    plan(name, settings, self.corpus, batch_size=self.batch_size, seed=self.seed),
+                    plan(
+                        name,
+                        settings,
+                        self.corpus,
+                        batch_size=self.batch_size,
+                        packing=self.packing,
+                        seed=self.seed,
+                    ),
                     self.micro_batch_size,
                     self.num_workers,
                 )
@@ -147,8 +159,10 @@ class StagedDataModule(LightningDataModule):
         )
 
     def _window_size(self, window: Window) -> StepSize:
-        rows = (self.corpus.loaded[ref.source].rows[ref.index] for ref in window)
-        return StepSize(samples=len(window), tokens=sum(len(row.input_ids) for row in rows))
+        return StepSize(
+            samples=sum(len(refs) for refs in window),
+            tokens=sum(bin_length(self.corpus, refs) for refs in window),
+        )
 
     @property
     def active(self) -> StageDataModule:

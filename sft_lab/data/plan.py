@@ -2,11 +2,21 @@
 
 import hashlib
 import random
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import Any
 
-from sft_lab.data.rendering import TokenizedRow
+import numpy as np
+from numpy.typing import NDArray
+
+from sft_lab.data.packing import look_ahead_for, pack
+
+RowCounts = Mapping[str, Sequence[int] | NDArray[np.integer[Any]]]
+"""A number for every row of a source, such as its tokens, by the source's name."""
+
+Counts = dict[str, dict[str, int]]
+"""``samples``, ``tokens`` and ``target_tokens`` by source."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -17,8 +27,11 @@ class RowRef:
     index: int
 
 
-Window = list[RowRef]
-"""The rows of one optimizer step, in the order in which they are trained."""
+Bin = list[RowRef]
+"""The rows of one training sequence, end to end: one row, or with packing as many as fit."""
+
+Window = list[Bin]
+"""The training sequences of one optimizer step."""
 
 
 def seeded(*parts: object) -> random.Random:
@@ -53,6 +66,19 @@ def spread_evenly(
     return [ref for _, ref in sorted(placed)]
 
 
+def count_rows(
+    rows: Iterable[RowRef], num_tokens: RowCounts, num_target_tokens: RowCounts
+) -> Counts:
+    """Count rows by source, a row as often as it comes."""
+    counts: Counts = {}
+    for source, index in ((ref.source, ref.index) for ref in rows):
+        count = counts.setdefault(source, {"samples": 0, "tokens": 0, "target_tokens": 0})
+        count["samples"] += 1
+        count["tokens"] += int(num_tokens[source][index])
+        count["target_tokens"] += int(num_target_tokens[source][index])
+    return counts
+
+
 @dataclass(frozen=True)
 class StagePlan:
     """What one stage will train on, to the row.
@@ -67,37 +93,40 @@ class StagePlan:
     passes: list[list[Window]]
 
     @property
+    def windows(self) -> list[Window]:
+        """The windows of all passes, one per optimizer step."""
+        return list(chain.from_iterable(self.passes))
+
+    @property
     def num_steps(self) -> int:
         """Optimizer steps of the stage."""
         return sum(len(windows) for windows in self.passes)
 
-    def count(self, tokenized: Mapping[str, Sequence[TokenizedRow]]) -> dict[str, dict[str, int]]:
-        """Return ``samples``, ``tokens`` and ``target_tokens`` by source, over all passes."""
-        samples: Counter[str] = Counter()
-        tokens: Counter[str] = Counter()
-        target_tokens: Counter[str] = Counter()
-        for ref in (ref for windows in self.passes for window in windows for ref in window):
-            row = tokenized[ref.source][ref.index]
-            samples[ref.source] += 1
-            tokens[ref.source] += len(row.input_ids)
-            target_tokens[ref.source] += row.num_target_tokens
-        return {
-            source: {
-                "samples": samples[source],
-                "tokens": tokens[source],
-                "target_tokens": target_tokens[source],
-            }
-            for source in samples
-        }
+    def rows(self) -> Iterator[RowRef]:
+        """Yield the rows of the stage in their order, each as often as it is trained on."""
+        for window in self.windows:
+            yield from chain.from_iterable(window)
+
+    def count(self, num_tokens: RowCounts, num_target_tokens: RowCounts) -> Counts:
+        """Return what the whole stage trains on."""
+        return count_rows(self.rows(), num_tokens, num_target_tokens)
+
+    def count_windows(self, num_tokens: RowCounts, num_target_tokens: RowCounts) -> list[Counts]:
+        """Return what every optimizer step trains on, in order."""
+        return [
+            count_rows(chain.from_iterable(window), num_tokens, num_target_tokens)
+            for window in self.windows
+        ]
 
 
 def plan_stage(
     name: str,
     rows: Mapping[str, Sequence[int]],
-    tokenized: Mapping[str, Sequence[TokenizedRow]],
+    num_tokens: RowCounts,
     *,
     batch_size: int,
     seed: int,
+    packed_length: int | None = None,
     epochs: int | None = None,
     max_steps: int | None = None,
     max_tokens: int | None = None,
@@ -107,9 +136,11 @@ def plan_stage(
     Args:
         name: The stage's name; part of the seed of its order.
         rows: The rows of its mixture, indices by source.
-        tokenized: All tokenised rows, by source.
-        batch_size: Rows per optimizer step.
+        num_tokens: Tokens of every row, by source.
+        batch_size: Training sequences per optimizer step.
         seed: Seed of the order.
+        packed_length: Tokens of a training sequence into which rows are packed; by default every
+            row is a sequence of its own.
         epochs: Passes over the mixture.
         max_steps: Optimizer steps.
         max_tokens: Tokens, prompts included; the stage ends with the step that reaches them.
@@ -133,13 +164,19 @@ def plan_stage(
         order = spread_evenly(
             {source: picked for source, picked in rows.items() if picked}, seed, name, len(passes)
         )
+        bins = [[ref] for ref in order]
+        if packed_length is not None:
+            lengths = [int(num_tokens[ref.source][ref.index]) for ref in order]
+            look_ahead = look_ahead_for(lengths, packed_length)
+            packed = pack(lengths, packed_length, look_ahead)
+            bins = [[order[place] for place in places] for places in packed]
         windows: list[Window] = []
-        for start in range(0, len(order), batch_size):
+        for start in range(0, len(bins), batch_size):
             if is_full():
                 break
-            window = order[start : start + batch_size]
+            window = bins[start : start + batch_size]
             windows.append(window)
             steps += 1
-            tokens += sum(len(tokenized[ref.source][ref.index].input_ids) for ref in window)
+            tokens += sum(int(num_tokens[ref.source][ref.index]) for ref in chain(*window))
         passes.append(windows)
     return StagePlan(name, passes)

@@ -1,49 +1,24 @@
 """One renderer for training and evaluation: conversation -> token ids and labels."""
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from jinja2 import TemplateError
+from functools import cached_property
+from itertools import chain, groupby, islice
+from operator import attrgetter
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 from sft_lab.data.formats import Conversation, Message, RowError
+from sft_lab.data.prefix_encoder import PrefixEncoder
+from sft_lab.data.templates import TEMPLATES
 from sft_lab.errors import RequestError
 
 IGNORED = -100
+_ROWS_AT_ONCE = 512  # enough to keep all cores busy; a token being made takes some 100 bytes
 
-_VICUNA_SYSTEM = (
-    "A chat between a curious user and an artificial intelligence assistant. "
-    "The assistant gives helpful, detailed, and polite answers to the user's questions."
-)
-TEMPLATES = {
-    "vicuna_v1.1": (
-        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}"
-        "{% else %}" + _VICUNA_SYSTEM + "{% endif %}{{ ' ' }}"
-        "{% for m in messages %}{% if m['role'] == 'user' %}"
-        "{{ 'USER: ' + m['content'] + ' ASSISTANT:' }}"
-        "{% elif m['role'] == 'assistant' %}{{ ' ' + m['content'] + eos_token }}"
-        "{% endif %}{% endfor %}"
-    ),
-    "alpaca": (
-        "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ messages[0]['content'] }}"
-        "{% else %}Below is an instruction that describes a task. "
-        "Write a response that appropriately completes the request.{% endif %}"
-        "{% for m in messages %}{% if m['role'] == 'user' %}"
-        "{{ '\n\n### Instruction:\n' + m['content'] + '\n\n### Response:\n' }}"
-        "{% elif m['role'] == 'assistant' %}{{ m['content'] + eos_token }}"
-        "{% endif %}{% endfor %}"
-    ),
-    "chatml": (
-        "{% for m in messages %}"
-        "{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
-        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-    ),
-}
-"""Named chat templates.
-
-Source: vicuna_v1.1: Zheng et al. 2023, FastChat's ``conversation.py`` (two separators, a space and
-the eos token); alpaca: Taori et al. 2023, Stanford Alpaca's prompt without input.
-"""
+_PROBE = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "answer"})
 
 
 class RowTooLongError(RowError):
@@ -52,15 +27,30 @@ class RowTooLongError(RowError):
 
 @dataclass(frozen=True)
 class TokenizedRow:
-    """One conversation as token ids, and as labels: ``IGNORED`` wherever there is no loss."""
+    """One conversation as token ids, and which of them carry loss.
 
-    input_ids: list[int]
-    labels: list[int]
+    Attributes:
+        input_ids: The row's token ids.
+        spans: Ranges of target tokens, in order: ``start <= index < end``.
+        cut: Whether turns are missing at the end, which made the row too long.
+    """
+
+    input_ids: Sequence[int]
+    spans: tuple[tuple[int, int], ...]
+    cut: bool = False
+
+    @property
+    def labels(self) -> list[int]:
+        """The token ids, ``IGNORED`` wherever there is no loss; not shifted."""
+        labels = [IGNORED] * len(self.input_ids)
+        for start, end in self.spans:
+            labels[start:end] = map(int, self.input_ids[start:end])
+        return labels
 
     @property
     def num_target_tokens(self) -> int:
         """Tokens that carry loss. The first token has no predecessor, so it can never be one."""
-        return sum(label != IGNORED for label in self.labels[1:])
+        return sum(end - max(start, 1) for start, end in self.spans)
 
 
 class Renderer:
@@ -92,20 +82,22 @@ class Renderer:
             )
         self.tokenizer = tokenizer
         self.template = template
-        self._chat_template = TEMPLATES[template] if template else tokenizer.get_chat_template()
-        self.stop_token_ids = sorted({int(tokenizer.eos_token_id), self._answer_end()})
+        self._chat_template = TEMPLATES[template] if template else None
+        probe = self.text(_PROBE, add_generation_prompt=False)
+        self._encoder = PrefixEncoder(tokenizer, probe)
+        self._stops = {int(tokenizer.eos_token_id), self._answer_end(probe)}
+        self.stop_token_ids = sorted(self._stops)
         """The ids that end an answer; a base's eos often ends documents, its template turns."""
 
     @property
     def _name(self) -> str:
         return self.template or "the tokenizer's template"
 
-    def _answer_end(self) -> int:
+    def _answer_end(self, probe: str) -> int:
         """Return the first special token that the template puts behind an answer."""
-        probe = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "answer"})
-        end = self.text(probe, add_generation_prompt=False).rpartition("answer")[2]
+        end = probe.rpartition("answer")[2]
         special = {self.tokenizer.eos_token_id, *self.tokenizer.added_tokens_decoder}
-        for token_id in self._encode(end):
+        for token_id in self._encoder.encode([end], {})[end]:
             if token_id in special:
                 return int(token_id)
         raise RequestError(
@@ -120,74 +112,223 @@ class Renderer:
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
-    def text(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        """Return the conversation as the text that is tokenised."""
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 of what decides a row's tokens: the tokenizer, as it is saved, and template."""
+        digest = hashlib.sha256((self._chat_template or "").encode())
+        with TemporaryDirectory() as folder:
+            self.tokenizer.save_pretrained(folder)
+            for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
+                content = hashlib.sha256(file.read_bytes()).digest()
+                digest.update(file.relative_to(folder).as_posix().encode() + content)
+        return digest.hexdigest()
+
+    def text(
+        self, conversation: Conversation | Sequence[Message], *, add_generation_prompt: bool
+    ) -> str:
+        """Return a conversation as the text that is tokenised.
+
+        Raises:
+            RequestError: If the template cannot render it, or leaves out its tools or tool calls.
+        """
+        if not isinstance(conversation, Conversation):
+            conversation = Conversation(tuple(conversation))
+        [text] = self._texts([conversation], add_generation_prompt=add_generation_prompt)
+        self._check_tools(conversation, text, add_generation_prompt=add_generation_prompt)
+        return text
+
+    def _texts(
+        self, conversations: Iterable[Conversation], *, add_generation_prompt: bool
+    ) -> list[str]:
+        texts: list[str] = []
+        for tools, alike in groupby(conversations, key=attrgetter("tools")):
+            chats = [conversation.messages for conversation in alike]
+            texts += self._apply_template(chats, tools, add_generation_prompt)
+        return texts
+
+    def _apply_template(
+        self,
+        chats: Sequence[Sequence[Message]],
+        tools: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+    ) -> list[str]:
         try:
-            rendered = self.tokenizer.apply_chat_template(
-                list(messages),
+            rendered: list[str] = self.tokenizer.apply_chat_template(
+                [list(messages) for messages in chats],
+                tools=list(tools) or None,
                 chat_template=self._chat_template,
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
             )
-        except TemplateError as fault:
-            roles = ", ".join(message["role"] for message in messages)
+        except Exception as fault:  # a template is a program and raises what it likes
+            if len(chats) > 1:
+                for messages in chats:  # one of them raises, and says which
+                    self._apply_template([messages], tools, add_generation_prompt)
+            roles = ", ".join(message["role"] for message in chats[0])
             raise RequestError(
                 f"corpus.template: {self._name} cannot render the roles {roles}: {fault}."
             ) from fault
-        return str(rendered)
+        return rendered
+
+    def _check_tools(
+        self, conversation: Conversation, text: str, *, add_generation_prompt: bool
+    ) -> None:
+        """Refuse a template that leaves tools or tool calls out, as most do, without a word."""
+        without: dict[str, Conversation] = {}
+        if conversation.tools:
+            without["tools"] = Conversation(conversation.messages)
+        if any(message.get("tool_calls") for message in conversation.messages):
+            silent = [{**message, "tool_calls": None} for message in conversation.messages]
+            without["tool calls"] = Conversation(tuple(silent), conversation.tools)
+        for name, other in without.items():
+            try:
+                [bare] = self._texts([other], add_generation_prompt=add_generation_prompt)
+            except RequestError:  # it minds their absence
+                continue
+            if bare == text:
+                raise RequestError(
+                    f"corpus.template: {self._name} leaves the {name} of a conversation out; set "
+                    "corpus.template to null with a corpus.tokenizer whose own template renders "
+                    "them, or take the rows that have them out of the source."
+                )
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Return the token ids of an evaluation prompt, ready for the assistant's answer."""
-        return self._encode(self.text(messages, add_generation_prompt=True))
+        text = self.text(messages, add_generation_prompt=True)
+        return self._encoder.encode([text], {})[text]
 
-    def row(self, conversation: Conversation, max_length: int | None = None) -> TokenizedRow:
-        """Tokenise a training row; the loss falls on assistant turns and their end tokens only.
-
-        Labels come from prefix difference: what a model is asked in evaluation is, token for token,
-        the beginning of what it was trained on.
-
-        Args:
-            conversation: Ends with an assistant turn.
-            max_length: Longest row in tokens.
+    def row(
+        self,
+        conversation: Conversation,
+        max_length: int | None = None,
+        too_long: Literal["drop", "cut"] = "drop",
+    ) -> TokenizedRow:
+        """Tokenise one training row, as ``rows`` does.
 
         Raises:
             RequestError: If the template rewrites earlier turns, so that no prompt is a prefix.
-            RowTooLongError: If the row is longer than that.
-            RowError: If tokens merge across the border of a prompt and its answer, or an answer
-                comes to none.
+            RowTooLongError: If the row is longer than ``max_length``.
+            RowError: If tokens merge across the border of a prompt and its answer, an answer comes
+                to no token, or the last turn is not the assistant's.
         """
-        whole = self.text(conversation, add_generation_prompt=False)
-        input_ids = self._encode(whole)
-        if max_length is not None and len(input_ids) > max_length:
-            raise RowTooLongError(f"longer than max_length {max_length}")
-        labels = [IGNORED] * len(input_ids)
-        for index, message in enumerate(conversation):
-            if message["role"] != "assistant":
-                continue
-            prompt = self.text(conversation[:index], add_generation_prompt=True)
-            answered = self.text(conversation[: index + 1], add_generation_prompt=False)
-            if not (whole.startswith(answered) and answered.startswith(prompt)):
+        [row] = self.rows([conversation], max_length, too_long)
+        if isinstance(row, RowError):
+            raise row
+        return row
+
+    def rows(
+        self,
+        conversations: Sequence[Conversation],
+        max_length: int | None = None,
+        too_long: Literal["drop", "cut"] = "drop",
+    ) -> list[TokenizedRow | RowError]:
+        """Tokenise training rows; the loss falls on assistant turns and their end tokens only.
+
+        Targets come from prefix difference: what a model is asked in evaluation is, token for
+        token, the beginning of what it was trained on.
+
+        Args:
+            conversations: Each ends with an assistant turn.
+            max_length: Longest row in tokens.
+            too_long: Give up a longer row, or cut it behind the last assistant turn that fits.
+
+        Returns:
+            For each conversation its row, or the error that ``row`` raises.
+
+        Raises:
+            RequestError: If the template rewrites earlier turns, so that no prompt is a prefix.
+        """
+        found: list[TokenizedRow | RowError] = []
+        for start in range(0, len(conversations), _ROWS_AT_ONCE):
+            some = conversations[start : start + _ROWS_AT_ONCE]
+            found += self._some_rows(some, max_length, too_long)
+        return found
+
+    def _some_rows(
+        self,
+        conversations: Sequence[Conversation],
+        max_length: int | None,
+        too_long: Literal["drop", "cut"],
+    ) -> list[TokenizedRow | RowError]:
+        rendered = self._turns(conversations)
+        pieces: dict[str, list[int]] = {}
+        ids = self._encoder.encode([turns[-1].answered for turns in rendered if turns], pieces)
+        prefixes: list[str] = []
+        for turns in rendered:
+            fits = max_length is None or not turns or len(ids[turns[-1].answered]) <= max_length
+            if fits or too_long == "cut":
+                prefixes += chain.from_iterable((turn.prompt, turn.answered) for turn in turns)
+        ids |= self._encoder.encode(prefixes, pieces)
+        found: list[TokenizedRow | RowError] = []
+        for turns in rendered:
+            try:
+                found.append(self._row(turns, ids, max_length, too_long))
+            except RowError as fault:
+                found.append(fault)
+        return found
+
+    def _turns(self, conversations: Sequence[Conversation]) -> list[list["_Turn"]]:
+        """Render every assistant turn's prompt, and the conversation through that turn."""
+        indices = [
+            [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+            if messages and messages[-1]["role"] == "assistant"
+            else []
+            for messages in (conversation.messages for conversation in conversations)
+        ]
+
+        def texts(behind: int, *, add_generation_prompt: bool) -> Iterable[str]:
+            prefixes = (
+                Conversation(conversation.messages[: index + behind], conversation.tools)
+                for conversation, turns in zip(conversations, indices, strict=True)
+                for index in turns
+            )
+            return self._texts(prefixes, add_generation_prompt=add_generation_prompt)
+
+        prompts = texts(0, add_generation_prompt=True)
+        answered = texts(1, add_generation_prompt=False)
+        flat = map(_Turn, chain.from_iterable(indices), prompts, answered)
+        rendered = [list(islice(flat, len(turns))) for turns in indices]
+        for conversation, turns in zip(conversations, rendered, strict=True):
+            if turns:
+                self._check_tools(conversation, turns[-1].answered, add_generation_prompt=False)
+        return rendered
+
+    def _row(
+        self,
+        turns: Sequence["_Turn"],
+        ids: Mapping[str, list[int]],
+        max_length: int | None,
+        too_long: Literal["drop", "cut"],
+    ) -> TokenizedRow:
+        if not turns:
+            raise RowError("the last turn is not the assistant's")
+        kept = turns
+        if max_length is not None and len(ids[turns[-1].answered]) > max_length:
+            fitting = 0
+            if too_long == "cut":
+                lengths = [len(ids[turn.answered]) for turn in turns]
+                fitting = max((n for n, t in enumerate(lengths, 1) if t <= max_length), default=0)
+            if not fitting:
+                raise RowTooLongError(f"longer than max_length {max_length}")
+            kept = turns[:fitting]
+        whole = kept[-1].answered
+        input_ids = ids[whole]
+        spans = []
+        for turn in kept:
+            if not (whole.startswith(turn.answered) and turn.answered.startswith(turn.prompt)):
                 raise RequestError(
-                    f"corpus.template: {self._name} does not render turn {index + 1} as an "
+                    f"corpus.template: {self._name} does not render turn {turn.index + 1} as an "
                     "extension of the turns before it, so training and evaluation would see "
                     f"different prompts; name one that does, such as {', '.join(TEMPLATES)}."
                 )
-            start = self._prefix_length(prompt, input_ids)
-            end = len(input_ids)
-            if answered != whole:
-                end = self._prefix_length(answered, input_ids)
-            if start == end:
+            start, end = (_prefix_length(ids[t], input_ids) for t in (turn.prompt, turn.answered))
+            if end <= max(start, 1):
                 raise RowError("an answer of no token")
-            labels[start:end] = input_ids[start:end]
-        return TokenizedRow(input_ids, labels)
-
-    def _prefix_length(self, text: str, input_ids: list[int]) -> int:
-        ids = self._encode(text)
-        if input_ids[: len(ids)] != ids:
-            raise RowError(
-                "tokens merge across the border of two turns (another corpus.template may help)"
-            )
-        return len(ids)
+            if not self._stops.intersection(input_ids[start:end]):
+                # Some tokenizers know their end token only behind a space, and spell it out.
+                raise RowError("an answer without an end token, which would never be learned")
+            spans.append((start, end))
+        return TokenizedRow(input_ids, tuple(spans), cut=len(kept) < len(turns))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return an answer's text, without special tokens and otherwise to the letter."""
@@ -196,5 +337,19 @@ class Renderer:
         )
         return str(text)
 
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+@dataclass(frozen=True)
+class _Turn:
+    """An assistant turn as text: its message's index, its prompt, all through its answer."""
+
+    index: int
+    prompt: str
+    answered: str
+
+
+def _prefix_length(prefix: list[int], input_ids: list[int]) -> int:
+    if input_ids[: len(prefix)] != prefix:
+        raise RowError(
+            "tokens merge across the border of two turns (another corpus.template may help)"
+        )
+    return len(prefix)

@@ -6,7 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sft_lab.errors import RequestError
 
@@ -62,6 +65,68 @@ def parse_share(key: str, value: ShareValue) -> Share:
     return Share("multiple", multiple)
 
 
+@dataclass(frozen=True)
+class Size:
+    """How much of a source may be trained on."""
+
+    rows: int
+    tokens: int
+
+
+def weighed(
+    key: str,
+    shares: Mapping[str, Share],
+    sizes: Mapping[str, Size],
+    *,
+    total: Share | None,
+    temperature: float | None,
+) -> dict[str, Share]:
+    """Turn the shares of a mixture into counts of rows or tokens, where a stage weighs them.
+
+    With a total, shares are weights: of 1 and 3 the sources get a quarter and three quarters of it.
+    With a temperature, weights are the amounts that the shares come to, to the power of
+    1 / temperature: at 1 sources keep their proportions, above it small ones gain; without a total
+    the mixture stays as large as its shares make it.
+
+    Args:
+        key: The mixture's config key, for the error message.
+        shares: The mixture's shares that are not 0.
+        sizes: By source.
+        total: Rows or tokens of the whole mixture.
+        temperature: Above 0.
+
+    Returns:
+        Shares by source; rows and tokens add up to the total, the largest remainders rounded up.
+
+    Raises:
+        RequestError: If a share is a count, and so no weight.
+
+    Source:
+        Temperature: Devlin et al. 2019, multilingual BERT; Raffel et al. 2020, T5, section 3.5.2.
+    """
+    if total is None and temperature is None:
+        return dict(shares)
+    for source, share in shares.items():
+        if share.kind != "multiple":
+            raise RequestError(
+                f"{key}.{source} is a count of {share.kind}, but a stage with total or temperature "
+                "weighs its sources; write a number."
+            )
+    unit: Literal["rows", "tokens"] = "tokens" if total and total.kind == "tokens" else "rows"
+    weights = {source: float(share.amount) for source, share in shares.items()}
+    whole = int(total.amount) if total else 0
+    if temperature is not None:
+        amounts = {source: w * getattr(sizes[source], unit) for source, w in weights.items()}
+        whole = whole or math.floor(math.fsum(amounts.values()))
+        weights = {source: amount ** (1 / temperature) for source, amount in amounts.items()}
+    quotas = {s: whole * w / math.fsum(weights.values()) for s, w in weights.items()}
+    counts = {source: math.floor(quota) for source, quota in quotas.items()}
+    left = whole - sum(counts.values())
+    for source in sorted(quotas, key=lambda s: (counts[s] - quotas[s], s))[:left]:
+        counts[source] += 1
+    return {source: Share(unit, Fraction(count)) for source, count in counts.items()}
+
+
 def hash_rank(digests: Sequence[str], seed: int) -> list[int]:
     """Return row indices ordered by a hash of each sample's content and a seed.
 
@@ -72,7 +137,9 @@ def hash_rank(digests: Sequence[str], seed: int) -> list[int]:
     return sorted(range(len(digests)), key=lambda row: (keys[row], row))
 
 
-def take(share: Share, ranked: Sequence[int], num_tokens: Sequence[int]) -> list[int]:
+def take(
+    share: Share, ranked: Sequence[int], num_tokens: Sequence[int] | NDArray[np.integer[Any]]
+) -> list[int]:
     """Return the rows of a share in rank order, again from the front where it exceeds the source.
 
     Args:
@@ -91,7 +158,7 @@ def take(share: Share, ranked: Sequence[int], num_tokens: Sequence[int]) -> list
         while total < share.amount:
             row = ranked[len(rows) % len(ranked)]
             rows.append(row)
-            total += num_tokens[row]
+            total += int(num_tokens[row])
         return rows
     count = math.floor(share.amount * (len(ranked) if share.kind == "multiple" else 1))
     return [ranked[i % len(ranked)] for i in range(count)]

@@ -1,37 +1,44 @@
-"""A source: one SFT data set on disk or on the hub, read with every row accounted for."""
+"""A source: one SFT data set on disk or on the hub, its settings and its raw rows as a stream."""
 
 import gzip
 import hashlib
 import json
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import IO, Any, Literal, cast
 
-from sft_lab.data.formats import FORMATS, Conversation, FormatName, RowError, detect, trainable
+from sft_lab.data.formats import FormatName
 from sft_lab.data.hub import is_hub_name, settle_offline
+from sft_lab.data.row_filters import RowFilter
 from sft_lab.errors import RequestError
 from sft_lab.paths import resolve
 
 _FILE_ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
+_BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the rows of one source come from.
+    """Where the rows of one source come from, and which of them are used.
 
     Args:
         path: A JSON, JSONL (also ``.gz``) or Parquet file, ``world://data/...``, or a hub name that
             ``datasets.load_dataset`` knows.
-        format: The row format; by default each file's is told from the keys of its first row.
+        format: The row format; by default told from the keys of the first row.
         split: The split of a hub data set; files have none.
         subset: The configuration of a hub data set that has several, such as ``main`` of
             ``openai/gsm8k``.
         data_files: The files of a hub data set to read, where it holds others beside them.
         max_dropped: The largest share of rows that may be unusable before it is an error, in
-            [0, 1]; rows that are too long do not count.
+            [0, 1]; rows that are too long, or that you leave out by the keys below, do not count.
+        where: Which rows to use, an expression over their keys: ``correct == true``.
+        include: Regular expressions; a row is used if one of them is found in its text.
+        exclude: Regular expressions; a row is left out if one of them is found in its text.
+        duplicates: ``drop`` leaves out all but one of the rows of equal content.
+        near_duplicates: Leave out all but one of the rows whose word 5-grams overlap by this much
+            or more (Jaccard), in (0, 1].
     """
 
     path: str
@@ -40,76 +47,86 @@ class Source:
     subset: str | None = None
     data_files: str | None = None
     max_dropped: float = 0.1
+    where: str | None = None
+    include: list[str] = field(default_factory=list)
+    exclude: list[str] = field(default_factory=list)
+    duplicates: Literal["keep", "drop"] = "keep"
+    near_duplicates: float | None = None
 
+    def row_filter(self, name: str) -> RowFilter:
+        """Return the filter of ``where``, ``include`` and ``exclude``.
 
-@dataclass(frozen=True)
-class SourceRows:
-    """The usable rows of a source and what became of the others.
-
-    Attributes:
-        conversations: One per usable row, in file order.
-        dropped: Rows left out, by reason.
-    """
-
-    conversations: list[Conversation]
-    dropped: Mapping[str, int]
-
-    @property
-    def total(self) -> int:
-        """Rows of the source, usable or not."""
-        return len(self.conversations) + sum(self.dropped.values())
-
-
-def read_source(name: str, source: Source) -> SourceRows:
-    """Read a source into conversations.
-
-    Raises:
-        RequestError: If it cannot be read, its format is unknown, or too many rows are unusable.
-    """
-    conversations: list[Conversation] = []
-    dropped: Counter[str] = Counter()
-    row_format: str | None = source.format
-    first_fault = ""
-    for where, row in _rows(f"corpus.sources.{name}.path", source):
-        row_format = row_format or detect(row)
-        if row_format is None:
-            raise RequestError(
-                f"corpus.sources.{name}: {where} has the keys {', '.join(sorted(row))}, which fit "
-                f"no known format; set corpus.sources.{name}.format, one of {', '.join(FORMATS)}."
-            )
+        Raises:
+            RequestError: If one of them is malformed.
+        """
         try:
-            conversations.append(trainable(FORMATS[row_format][1](row)))
-        except RowError as fault:
-            dropped[str(fault)] += 1
-            first_fault = first_fault or f"{where}: {fault}"
-    read = SourceRows(conversations, dict(dropped))
-    if not read.total:
-        raise RequestError(f"corpus.sources.{name}.path: {source.path} holds no rows.")
-    check_dropped(name, source, dropped.total(), read.total, first_fault)
-    return read
+            return RowFilter(self.where, self.include, self.exclude)
+        except ValueError as fault:
+            raise RequestError(f"corpus.sources.{name}: {fault}") from fault
 
 
-def check_dropped(name: str, source: Source, dropped: int, total: int, example: str) -> None:
-    """Refuse a source of which too many rows cannot be used.
+def check_source(name: str, source: Source) -> None:
+    """Check what can be known of a source without reading it.
 
     Raises:
-        RequestError: Naming the limit and an example.
+        RequestError: Naming the key, its value and the fix.
     """
-    if dropped > source.max_dropped * total:
+    key = f"corpus.sources.{name}"
+    if not 0 <= source.max_dropped <= 1:
+        raise RequestError(f"{key}.max_dropped must lie in [0, 1], got {source.max_dropped}.")
+    if source.near_duplicates is not None and not 0 < source.near_duplicates <= 1:
         raise RequestError(
-            f"corpus.sources.{name}: {dropped} of {total} rows cannot be used, e.g. {example}. "
-            f"Mend them, or raise corpus.sources.{name}.max_dropped from {source.max_dropped}."
+            f"{key}.near_duplicates must lie in (0, 1], got {source.near_duplicates}; "
+            "leave it out to keep near duplicates."
         )
+    source.row_filter(name)
 
 
-def sample_digest(conversation: Conversation) -> str:
-    """Return the SHA-256 of a conversation's content as hex, the same on every machine."""
-    content = json.dumps([[m["role"], m["content"]] for m in conversation], ensure_ascii=False)
-    return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()
+def content_digest(name: str, source: Source) -> str | None:
+    """Return a SHA-256 of a source's files as hex; None where it has none to look at.
+
+    Raises:
+        RequestError: If there is no such source.
+    """
+    key = f"corpus.sources.{name}.path"
+    if (file := _local_file(key, source)) is not None:
+        files = [file]
+    else:
+        cached = getattr(_hub_dataset(key, source), "cache_files", [])
+        files = [Path(entry["filename"]) for entry in cached]
+    digest = hashlib.sha256()
+    try:
+        for file in files:
+            with open(file, "rb") as stream:
+                while block := stream.read(_BLOCK_BYTES):
+                    digest.update(block)
+    except OSError as fault:
+        raise RequestError(f"{key}: {file} cannot be read: {fault}.") from fault
+    return digest.hexdigest() if files else None
 
 
-def _rows(key: str, source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield each row with where it stands, as "file, line n" or "file, row n"."""
+def rows(name: str, source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield each row with where it stands, as "file, line n" or "file, row n".
+
+    JSONL, Parquet and hub data sets are streamed; a ``.json`` list is one document, and is parsed
+    whole.
+
+    Raises:
+        RequestError: If the source cannot be read; names the file, and the line where there is one.
+    """
+    key = f"corpus.sources.{name}.path"
+    file = _local_file(key, source)
+    if file is None:
+        for number, row in enumerate(_hub_dataset(key, source), start=1):
+            yield f"{source.path}[{source.split}], row {number}", cast(Mapping[str, Any], row)
+    elif file.suffix == ".parquet":
+        yield from _parquet_rows(key, file)
+    else:
+        yield from _json_rows(key, file)
+
+
+def _local_file(key: str, source: Source) -> Path | None:
+    """Return the file that a source is, or None if it is a hub name."""
     path = resolve(source.path)
     file = Path(path)
     if file.is_dir():
@@ -117,53 +134,56 @@ def _rows(key: str, source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
     if not file.is_file():
         if path.endswith(_FILE_ENDINGS) or not is_hub_name(path):
             raise RequestError(f"{key}: there is no file {path}.")
-        yield from _hub_rows(key, source)
-    elif path.endswith(".parquet"):
-        yield from _parquet_rows(key, file)
-    elif path.endswith(_FILE_ENDINGS):
-        yield from _json_rows(key, file)
-    else:
+        return None
+    if not path.endswith(_FILE_ENDINGS):
         raise RequestError(f"{key}: {path} ends in none of {', '.join(_FILE_ENDINGS)}.")
+    return file
 
 
 def _json_rows(key: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    opened = gzip.open if file.suffix == ".gz" else open
+    is_list = file.name.removesuffix(".gz").endswith(".json")
     try:
-        # utf-8-sig: editors on Windows begin a file with a byte order mark.
-        with opened(file, "rt", encoding="utf-8-sig") as stream:
-            content = stream.read()
-    except UnicodeDecodeError as fault:
-        raise RequestError(f"{key}: {file} is not UTF-8 text: {fault.reason}.") from fault
+        with cast(
+            IO[bytes], gzip.open(file) if file.suffix == ".gz" else open(file, "rb")
+        ) as opened:
+            numbered = _listed(key, file, opened.read()) if is_list else _lines(key, file, opened)
+            for where, row in numbered:
+                if not isinstance(row, dict):
+                    raise RequestError(
+                        f"{key}: {where} holds {str(row)[:60]!r}, expected an object with keys."
+                    )
+                yield where, row
     except (OSError, EOFError, zlib.error) as fault:
         raise RequestError(f"{key}: {file} cannot be read: {fault}.") from fault
-    if not content.strip():
+
+
+def _lines(key: str, file: Path, stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
+    # Bytes end lines at \n alone; text may hold other line separators, such as U+2028.
+    for number, line in enumerate(stream, start=1):
+        if line.strip(b"\xef\xbb\xbf \t\r\n"):
+            where = f"{file}, line {number}"
+            yield where, _parse(key, where, line)
+
+
+def _listed(key: str, file: Path, content: bytes) -> Iterator[tuple[str, Any]]:
+    if not content.strip(b"\xef\xbb\xbf \t\r\n"):
         return
-    if file.name.removesuffix(".gz").endswith(".json"):
-        rows = _parse(key, f"{file}", content)
-        if not isinstance(rows, list):
-            raise RequestError(
-                f"{key}: {file} holds one {type(rows).__name__}, expected a list of rows. "
-                "If every line is a row, name it .jsonl."
-            )
-        numbered = ((f"{file}, row {n}", row) for n, row in enumerate(rows, start=1))
-    else:
-        # Not splitlines(): text may hold other line separators, such as U+2028.
-        numbered = (
-            (f"{file}, line {n}", _parse(key, f"{file}, line {n}", line))
-            for n, line in enumerate(content.split("\n"), start=1)
-            if line.strip()
+    listed = _parse(key, str(file), content)
+    if not isinstance(listed, list):
+        raise RequestError(
+            f"{key}: {file} holds one {type(listed).__name__}, expected a list of rows. "
+            "If every line is a row, name it .jsonl."
         )
-    for where, row in numbered:
-        if not isinstance(row, dict):
-            raise RequestError(
-                f"{key}: {where} holds {str(row)[:60]!r}, expected an object with keys."
-            )
-        yield where, row
+    for number, row in enumerate(listed, start=1):
+        yield f"{file}, row {number}", row
 
 
-def _parse(key: str, where: str, content: str) -> Any:
+def _parse(key: str, where: str, content: bytes) -> Any:
     try:
-        return json.loads(content)
+        # utf-8-sig: editors on Windows begin a file with a byte order mark.
+        return json.loads(content.decode("utf-8-sig"))
+    except UnicodeDecodeError as fault:
+        raise RequestError(f"{key}: {where} is not UTF-8 text: {fault.reason}.") from fault
     except (json.JSONDecodeError, RecursionError) as fault:
         raise RequestError(f"{key}: {where} is not JSON: {fault}.") from fault
 
@@ -171,21 +191,24 @@ def _parse(key: str, where: str, content: str) -> Any:
 def _parquet_rows(key: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     import pyarrow.parquet  # half a second, needed for Parquet files only
 
+    number = 0
     try:
-        table = pyarrow.parquet.read_table(file)
+        with pyarrow.parquet.ParquetFile(file) as parquet:
+            for batch in parquet.iter_batches():
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{file}, row {number}", row
     except (OSError, pyarrow.ArrowException) as fault:
         reason = str(fault).splitlines()[0]
         raise RequestError(f"{key}: {file} cannot be read as Parquet: {reason}") from fault
-    for number, row in enumerate(table.to_pylist(), start=1):
-        yield f"{file}, row {number}", row
 
 
-def _hub_rows(key: str, source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _hub_dataset(key: str, source: Source) -> Any:
     settle_offline()
     import datasets  # a second, needed for hub names only
 
     try:
-        rows = datasets.load_dataset(
+        return datasets.load_dataset(
             source.path, source.subset, data_files=source.data_files, split=source.split
         )
     except Exception as fault:  # load_dataset raises whatever its backends raise
@@ -194,5 +217,3 @@ def _hub_rows(key: str, source: Source) -> Iterator[tuple[str, Mapping[str, Any]
             f"{key}: {source.path} is no local file, and could not be had from the hub: {reason}. "
             "Name a file, or go online."
         ) from fault
-    for number, row in enumerate(rows, start=1):
-        yield f"{source.path}[{source.split}], row {number}", cast(Mapping[str, Any], row)

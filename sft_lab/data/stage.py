@@ -9,7 +9,7 @@ from typing import Literal
 
 from sft_lab.data.corpus import Corpus
 from sft_lab.data.plan import StagePlan, plan_stage
-from sft_lab.data.shares import ShareValue, parse_share, take
+from sft_lab.data.shares import ShareValue, Size, parse_share, take, weighed
 from sft_lab.errors import RequestError
 
 
@@ -18,8 +18,11 @@ class Stage:
     """One stage as a config writes it.
 
     Args:
-        mixture: Shares by source.
+        mixture: Shares by source; weights where the stage has a total.
         lr: Peak learning rate of the stage.
+        total: Size of the mixture, ``{rows: n}`` or ``{tokens: n}``, of which the shares are
+            weights.
+        temperature: Weighs sources by their amounts to the power of 1 / temperature, above 0.
         epochs: Passes over the mixture.
         max_steps: Optimizer steps.
         max_tokens: Tokens, prompts included. The stage ends at the first limit that is reached.
@@ -30,6 +33,8 @@ class Stage:
 
     mixture: dict[str, ShareValue]
     lr: float
+    total: dict[str, int | float] | None = None
+    temperature: float | None = None
     epochs: int | None = None
     max_steps: int | None = None
     max_tokens: int | None = None
@@ -77,6 +82,12 @@ def check_stages(stages: Mapping[str, Stage], sources: Iterable[str]) -> None:
                     f"corpus.sources has {', '.join(known)}."
                 )
             parse_share(f"{key}.mixture.{source}", value)
+        if stage.total is not None and parse_share(f"{key}.total", stage.total).amount == 0:
+            raise RequestError(f"{key}.total must be above 0, got {stage.total}.")
+        if stage.temperature is not None and not 0 < stage.temperature < math.inf:
+            raise RequestError(
+                f"{key}.temperature must be above 0 and finite, got {stage.temperature}."
+            )
         if stage.epochs is None and stage.max_steps is None and stage.max_tokens is None:
             raise RequestError(f"{key} has no end; give epochs, max_steps or max_tokens.")
         for limit in ("epochs", "max_steps", "max_tokens"):
@@ -95,42 +106,48 @@ def choose_rows(name: str, stage: Stage, corpus: Corpus) -> dict[str, list[int]]
     Raises:
         RequestError: If a share that is not 0 comes to no row at all, or to absurdly many.
     """
+    key = f"data.stages.{name}.mixture"
+    asked = {source: parse_share(f"{key}.{source}", v) for source, v in stage.mixture.items()}
+    asked = {source: share for source, share in asked.items() if share.amount}
+    trainable = {source: corpus.loaded[source].trainable for source in asked}
+    sizes = {
+        source: Size(len(rows), int(corpus.loaded[source].num_tokens[rows].sum()))
+        for source, rows in trainable.items()
+    }
+    total = None if stage.total is None else parse_share(f"data.stages.{name}.total", stage.total)
+    shares = weighed(key, asked, sizes, total=total, temperature=stage.temperature)
     chosen: dict[str, list[int]] = {}
-    for source, value in stage.mixture.items():
-        key = f"data.stages.{name}.mixture.{source}"
-        share = parse_share(key, value)
-        if share.amount == 0:
-            continue
-        loaded = corpus.loaded[source]
-        ranked, num_tokens = loaded.trainable, [len(row.input_ids) for row in loaded.rows]
-        whole = {"multiple": 1, "rows": len(ranked), "tokens": sum(num_tokens[i] for i in ranked)}
-        if share.amount > _MOST_PASSES * whole[share.kind]:
+    for source, share in shares.items():
+        value, size = stage.mixture[source], sizes[source]
+        whole = {"multiple": 1, "rows": size.rows, "tokens": size.tokens}[share.kind]
+        if share.amount > _MOST_PASSES * whole:
             raise RequestError(
-                f"{key}: {value} is more than {_MOST_PASSES} times the source, which has "
-                f"{len(ranked)} rows and {whole['tokens']} tokens. A bare number is a multiple of "
+                f"{key}.{source}: {value} is more than {_MOST_PASSES} times the source, which has "
+                f"{size.rows} rows and {size.tokens} tokens. A bare number is a multiple of "
                 "it; write {rows: 500} for a count."
             )
-        rows = take(share, ranked, num_tokens)
+        rows = take(share, trainable[source], corpus.loaded[source].num_tokens)
         if not rows:
             raise RequestError(
-                f"{key}: a share of {value} of {len(ranked)} rows is no row at all; "
+                f"{key}.{source}: a share of {value} of {size.rows} rows is no row at all; "
                 "write 0 to leave the source out, or a larger share."
             )
         chosen[source] = rows
     if not chosen:
-        raise RequestError(
-            f"data.stages.{name}.mixture: every share is 0, so there is nothing to train on."
-        )
+        raise RequestError(f"{key}: every share is 0, so there is nothing to train on.")
     return chosen
 
 
-def plan(name: str, stage: Stage, corpus: Corpus, *, batch_size: int, seed: int) -> StagePlan:
+def plan(
+    name: str, stage: Stage, corpus: Corpus, *, batch_size: int, packing: bool, seed: int
+) -> StagePlan:
     """Lay out one stage over the loaded corpus."""
     return plan_stage(
         name,
         choose_rows(name, stage, corpus),
-        {source: loaded.rows for source, loaded in corpus.loaded.items()},
+        {source: loaded.num_tokens for source, loaded in corpus.loaded.items()},
         batch_size=batch_size,
+        packed_length=corpus.max_length if packing else None,
         seed=seed,
         epochs=stage.epochs,
         max_steps=stage.max_steps,

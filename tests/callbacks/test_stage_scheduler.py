@@ -25,7 +25,7 @@ class Watch(Callback):
         self.events.append(["evaluate", trainer.global_step])
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        self.sources += batch["source_ids"].tolist()
+        self.sources += batch["source_ids"][:, 0].tolist()
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         parameter = optimizer.param_groups[0]["params"][0]

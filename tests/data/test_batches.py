@@ -1,6 +1,8 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,11 +11,12 @@ from sft_lab.data.batches import (
     MicroBatches,
     PromptBatches,
     ResumableLoader,
+    collate,
     eval_loader,
 )
 from sft_lab.data.corpus import Corpus
-from sft_lab.data.plan import RowRef
-from sft_lab.data.rendering import IGNORED
+from sft_lab.data.plan import RowRef, Window
+from sft_lab.data.rendering import IGNORED, TokenizedRow
 from sft_lab.data.sources import Source
 from sft_lab.evaluation.world import WorldMath
 
@@ -28,8 +31,13 @@ def corpus(tiny_base: Path, four_rows: Path) -> Corpus:
 
 
 WINDOWS = [
-    [RowRef("math", 3), RowRef("code", 0), RowRef("math", 1)],
-    [RowRef("code", 2)],
+    [[RowRef("math", 3)], [RowRef("code", 0)], [RowRef("math", 1)]],
+    [[RowRef("code", 2)]],
+]
+PACKED = [
+    [[RowRef("math", 3), RowRef("code", 0), RowRef("math", 0)], [RowRef("math", 1)]],
+    [[RowRef("code", 1), RowRef("math", 2)], [RowRef("code", 3), RowRef("code", 2)]],
+    [[RowRef("code", 2)]],
 ]
 
 
@@ -39,24 +47,68 @@ def test_micro_batches_pad_on_the_right_and_know_their_window(corpus: Corpus) ->
     first, second, third = (batches[index] for index in range(3))
     assert {key: (value.shape, value.dtype) for key, value in first.items()} == {
         "input_ids": ((2, 18), torch.int64),
-        "attention_mask": ((2, 18), torch.int64),
+        "position_ids": ((2, 18), torch.int64),
         "labels": ((2, 18), torch.int64),
-        "source_ids": ((2,), torch.int64),
+        "source_ids": ((2, 18), torch.int64),
         "window_target_tokens": ((), torch.int64),
     }
-    short, long = corpus.loaded["math"].rows[3], corpus.loaded["code"].rows[0]
+    # Rows of a step go by length, so that those of a micro-batch are alike: 18, 17, then 15.
+    long, middle = corpus.loaded["code"].rows[0], corpus.loaded["math"].rows[1]
     pad = corpus.renderer.pad_token_id
-    assert first["input_ids"].tolist() == [short.input_ids + [pad] * 3, long.input_ids]
-    assert first["attention_mask"].tolist() == [[1] * 15 + [0] * 3, [1] * 18]
-    assert first["labels"].tolist() == [short.labels + [IGNORED] * 3, long.labels]
-    assert first["source_ids"].tolist() == [1, 0]  # code is the first of the sources, math the next
+    assert first["input_ids"].tolist() == [list(long.input_ids), [*middle.input_ids, pad]]
+    assert first["position_ids"].tolist() == [list(range(18))] * 2  # padding goes on counting
+    assert first["labels"].tolist() == [long.labels, [*middle.labels, IGNORED]]
+    # Code is the first of the sources, math the next.
+    assert first["source_ids"].tolist() == [[0] * 18, [1] * 18]
+    assert second["input_ids"].tolist() == [list(corpus.loaded["math"].rows[3].input_ids)]
     # Three rows with two letters and the end token each; the window's sum stands in each part.
     assert [int(b["window_target_tokens"]) for b in (first, second, third)] == [9, 9, 3]
-    assert [b["input_ids"].shape for b in (second, third)] == [(1, 17), (1, 16)]
+    assert [b["input_ids"].shape for b in (second, third)] == [(1, 15), (1, 16)]
 
 
-def test_the_loader_goes_on_exactly_behind_its_saved_position(corpus: Corpus) -> None:
-    dataset = MicroBatches(corpus, WINDOWS, micro_batch_size=1)
+def test_packed_rows_lie_end_to_end(corpus: Corpus) -> None:
+    (batch, *_) = MicroBatches(corpus, PACKED, micro_batch_size=2)
+    pad = corpus.renderer.pad_token_id
+    rows = [corpus.loaded[source].rows[i] for source, i in (("math", 3), ("code", 0), ("math", 0))]
+    short = corpus.loaded["math"].rows[1]
+    assert batch["input_ids"].tolist() == [
+        [token for row in rows for token in row.input_ids],
+        [*short.input_ids, *[pad] * 34],
+    ]
+    assert batch["position_ids"].tolist() == [
+        [*range(15), *range(18), *range(18)],
+        list(range(51)),
+    ]
+    assert batch["labels"].tolist() == [
+        [label for row in rows for label in row.labels],
+        [*short.labels, *[IGNORED] * 34],
+    ]
+    assert batch["source_ids"].tolist() == [[1] * 15 + [0] * 18 + [1] * 18, [1] * 51]
+    assert int(batch["window_target_tokens"]) == 12  # four rows, three each
+
+
+def test_the_first_token_of_a_row_is_no_target() -> None:
+    ids = np.array([7, 8, 9], dtype=np.int32)
+    ids.flags.writeable = False  # as in a memory-mapped file
+    whole = TokenizedRow(ids, ((0, 3),))
+    loaded = SimpleNamespace(
+        rows=[whole, whole], num_tokens=np.array([3, 3]), num_target_tokens=np.array([2, 2])
+    )
+    corpus: Any = SimpleNamespace(
+        sources={"s": None}, loaded={"s": loaded}, renderer=SimpleNamespace(pad_token_id=0)
+    )
+    batch = collate(corpus, [[RowRef("s", 0), RowRef("s", 1)]], window_target_tokens=4)
+    # Else the 9 before it would learn to go on with the 7 of another row.
+    assert batch["labels"].tolist() == [[IGNORED, 8, 9, IGNORED, 8, 9]]
+    assert int((batch["labels"][:, 1:] != IGNORED).sum()) == 4
+
+
+@pytest.mark.parametrize("windows", [WINDOWS, PACKED], ids=["row_by_row", "packed"])
+def test_the_loader_goes_on_exactly_behind_its_saved_position(
+    corpus: Corpus, windows: list[Window]
+) -> None:
+    dataset = MicroBatches(corpus, windows, micro_batch_size=1)
+    sequences = sum(len(window) for window in windows)
     whole = [batch["input_ids"].tolist() for batch in ResumableLoader(dataset, 0)]
     interrupted = ResumableLoader(dataset, 0)
     batches = iter(interrupted)
@@ -66,8 +118,8 @@ def test_the_loader_goes_on_exactly_behind_its_saved_position(corpus: Corpus) ->
     resumed.load_state_dict(state)
     assert resumed.state_dict() == state == {"position": 2}  # saved again before a batch was read
     assert [batch["input_ids"].tolist() for batch in resumed] == whole[2:]
-    assert resumed.state_dict() == {"position": 4}
-    assert len(resumed) == 4  # of the whole pass: by it Lightning knows the last batch
+    assert resumed.state_dict() == {"position": sequences}
+    assert len(resumed) == sequences  # of the whole pass: by it Lightning knows the last batch
 
 
 def test_workers_that_read_ahead_do_not_move_the_position(corpus: Corpus) -> None:
@@ -75,7 +127,7 @@ def test_workers_that_read_ahead_do_not_move_the_position(corpus: Corpus) -> Non
     batches = iter(loader)
     first = next(batches)
     assert loader.state_dict() == {"position": 1}
-    assert first["input_ids"].tolist() == [corpus.loaded["math"].rows[3].input_ids]
+    assert first["input_ids"].tolist() == [list(corpus.loaded["code"].rows[0].input_ids)]
     del batches
 
 
@@ -94,13 +146,13 @@ def test_held_out_batches_hold_only_held_out_rows(tiny_base: Path, four_rows: Pa
     corpus.load(["math"])
     batches = list(eval_loader(HeldOutBatches(corpus, "math", batch_size=2)))
     held_out = sorted(corpus.loaded["math"].held_out, key=lambda row: -len(row.input_ids))
-    ids: list[Any] = [
-        ids[:length].tolist()
-        for batch in batches
-        for ids, length in zip(batch["input_ids"], batch["attention_mask"].sum(1), strict=True)
-    ]
-    assert ids == [row.input_ids for row in held_out]
-    assert [batch["source_ids"].tolist() for batch in batches] == [[1, 1], [1]]
+    ids = [ids for batch in batches for ids in batch["input_ids"].tolist()]
+    pad = corpus.renderer.pad_token_id
+    assert ids[0] == list(held_out[0].input_ids)
+    assert ids[1][: len(held_out[1].input_ids)] == list(held_out[1].input_ids)
+    assert set(ids[1][len(held_out[1].input_ids) :]) <= {pad}
+    assert ids[2] == list(held_out[2].input_ids)
+    assert {int(source) for batch in batches for source in batch["source_ids"].flatten()} == {1}
     assert [int(batch["window_target_tokens"]) for batch in batches] == [6, 3]
 
 

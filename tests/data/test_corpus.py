@@ -1,11 +1,15 @@
 import json
 import logging
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import chat, write_jsonl
 
 from sft_lab.data.corpus import Corpus, load_tokenizer
 from sft_lab.data.shares import hash_rank
@@ -17,10 +21,15 @@ from sft_lab.errors import RequestError
 def corpus_of(tiny_base: Path, tmp_path: Path) -> Callable[..., Corpus]:
     """Makes a corpus of one source, "math", from pairs of prompt and answer, and loads it."""
 
-    def make(*pairs: tuple[str, str], max_dropped: float = 0.1, **settings: Any) -> Corpus:
+    def make(
+        *pairs: tuple[str, str],
+        max_dropped: float = 0.1,
+        where: str | None = None,
+        **settings: Any,
+    ) -> Corpus:
         lines = [json.dumps({"prompt": prompt, "completion": answer}) for prompt, answer in pairs]
         (tmp_path / "math.jsonl").write_text("\n".join(lines))
-        source = Source(str(tmp_path / "math.jsonl"), max_dropped=max_dropped)
+        source = Source(str(tmp_path / "math.jsonl"), max_dropped=max_dropped, where=where)
         corpus = Corpus({"math": source}, str(tiny_base), **settings)
         corpus.load(["math"])
         return corpus
@@ -33,7 +42,9 @@ def test_rows_stand_in_file_order_with_their_lengths(corpus_of: Callable[..., Co
     # <user>prompt<end><assistant>answer<end>
     assert [len(row.input_ids) for row in math.rows] == [6, 9, 9]
     assert [row.num_target_tokens for row in math.rows] == [2, 3, 4]
-    assert math.dropped == {}
+    assert math.num_tokens.tolist() == [6, 9, 9]
+    assert math.num_target_tokens.tolist() == [2, 3, 4]
+    assert not math.report.dropped
 
 
 def test_too_long_rows_are_dropped_counted_and_told(
@@ -42,7 +53,7 @@ def test_too_long_rows_are_dropped_counted_and_told(
     with caplog.at_level(logging.WARNING, logger="sft_lab"):
         math = corpus_of(("a", "1"), ("bcd", "22"), ("", "x"), max_length=6, max_dropped=0.4)
     assert len(math.loaded["math"].rows) == 1
-    assert math.loaded["math"].dropped == {"empty message": 1, "longer than max_length 6": 1}
+    assert math.loaded["math"].report.dropped == {"empty message": 1, "longer than max_length 6": 1}
     assert caplog.messages == [
         "math: 2 of 3 rows left out: 1 empty message, 1 longer than max_length 6"
     ]
@@ -55,7 +66,9 @@ def test_held_out_rows_are_first_in_rank_and_never_trained(
     math = corpus_of(*pairs, val_rows=3, seed=7).loaded["math"]
     ranked = hash_rank(math.sample_ids, seed=7)
     assert math.trainable == ranked[3:]
-    assert math.held_out == [math.rows[index] for index in ranked[:3]]
+    assert [row.input_ids.tolist() for row in math.held_out] == [
+        math.rows[index].input_ids.tolist() for index in ranked[:3]
+    ]
 
 
 def test_a_copy_of_a_held_out_row_is_held_out_with_it(corpus_of: Callable[..., Corpus]) -> None:
@@ -80,11 +93,11 @@ def test_a_renderer_that_loses_rows_is_an_error_as_well(
     from sft_lab.data.formats import RowError
     from sft_lab.data.rendering import Renderer
 
-    def merge(*arguments: Any) -> None:
-        raise RowError("tokens merge")
+    def merge(*arguments: Any) -> list[RowError]:
+        return [RowError("tokens merge")] * 2
 
-    monkeypatch.setattr(Renderer, "row", merge)
-    with pytest.raises(RequestError, match=r"1 of 2 rows cannot be used, e\.g\. tokens merge"):
+    monkeypatch.setattr(Renderer, "rows", merge)
+    with pytest.raises(RequestError, match=r"2 of 2 rows cannot be used, e\.g\. .*: tokens merge"):
         corpus_of(("a", "1"), ("b", "2"))
 
 
@@ -92,6 +105,118 @@ def test_the_digest_does_not_depend_on_file_order(corpus_of: Callable[..., Corpu
     digest = corpus_of(("a", "1"), ("b", "2")).loaded["math"].digest
     assert corpus_of(("b", "2"), ("a", "1")).loaded["math"].digest == digest
     assert corpus_of(("b", "2"), ("a", "3")).loaded["math"].digest != digest
+
+
+def test_too_long_rows_are_cut_behind_an_answer_on_request(
+    tiny_base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    turns = [{"role": role, "content": "abc"} for role in ("user", "assistant") * 3]
+    write_jsonl(tmp_path / "math.jsonl", [{"messages": turns}])
+    corpus = Corpus(
+        {"math": Source(str(tmp_path / "math.jsonl"))},
+        str(tiny_base),
+        max_length=25,
+        too_long="cut",
+    )
+    with caplog.at_level(logging.WARNING, logger="sft_lab"):
+        corpus.load(["math"])
+    # A turn is a role, three letters and an end: 5 tokens; two exchanges are 20, three 30.
+    assert corpus.loaded["math"].num_tokens.tolist() == [20]
+    assert corpus.loaded["math"].rows[0].cut
+    assert caplog.messages == ["math: repaired: 1 cut to max_length 25"]
+
+
+def test_a_second_run_reads_what_the_first_has_tokenised(
+    corpus_of: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sft_lab.data.rendering import Renderer
+
+    pairs = (("a", "1"), ("bcd", "22"), ("", "x"))
+    first = corpus_of(*pairs, max_dropped=0.5).loaded["math"]
+    calls: list[int] = []
+    original = Renderer.rows
+
+    def counted(self: Renderer, conversations: Any, *arguments: Any) -> Any:
+        calls.append(len(conversations))
+        return original(self, conversations, *arguments)
+
+    monkeypatch.setattr(Renderer, "rows", counted)
+    again = corpus_of(*pairs, max_dropped=0.5, seed=1).loaded["math"]
+    assert calls == []
+    assert [row.input_ids.tolist() for row in again.rows] == [
+        row.input_ids.tolist() for row in first.rows
+    ]
+    assert (again.report, again.digest) == (first.report, first.digest)
+    # Whatever decides the tokens makes them anew.
+    corpus_of(("a", "1"), ("bcd", "23"))
+    corpus_of(("a", "1"), ("bcd", "22"), max_length=7)
+    corpus_of(("a", "1"), ("bcd", "22"), template="alpaca")
+    corpus_of(("a", "1"), ("bcd", "22"), where="prompt == 'a'")
+    assert calls == [2, 2, 2, 1]
+
+
+def test_an_entry_of_the_cache_is_whole_or_not_there(
+    corpus_of: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from sft_lab.data.rendering import Renderer
+
+    def killed(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("SFT_LAB_CACHE", str(tmp_path / "cache"))
+    with monkeypatch.context() as patch:
+        patch.setattr(Renderer, "rows", killed)
+        with pytest.raises(KeyboardInterrupt):
+            corpus_of(("a", "1"), ("b", "2"))
+    assert list((tmp_path / "cache/tokens").iterdir()) == []
+    assert len(corpus_of(("a", "1"), ("b", "2")).loaded["math"].rows) == 2
+    (entry,) = (tmp_path / "cache/tokens").iterdir()
+    assert {path.name for path in entry.iterdir()} == {"tokens.arrow", "report.json"}
+
+
+def test_a_cache_that_cannot_be_written_is_named(
+    corpus_of: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SFT_LAB_CACHE", str(tmp_path / "file"))
+    with pytest.raises(RequestError, match=r"SFT_LAB_CACHE: .*file/tokens: Not a dir.* Set it to"):
+        corpus_of(("a", "1"))
+
+
+MANIFEST = """
+import sys
+from sft_lab.data.corpus import Corpus
+from sft_lab.data.sources import Source
+from sft_lab.data.stage import Stage, choose_rows
+
+names = sys.argv[2].split(",")
+corpus = Corpus({n: Source(f"{sys.argv[3]}/{n}.jsonl") for n in names}, sys.argv[1], val_rows=5)
+corpus.load(names)
+stage = Stage({n: "1/4" for n in names}, lr=1.0, epochs=1)
+math = corpus.loaded["math"]
+print(*sorted(math.sample_ids[i] for i in choose_rows("s", stage, corpus)["math"]), math.digest)
+"""
+
+
+@pytest.mark.slow
+def test_a_subset_is_the_same_whatever_stands_around_it(tiny_base: Path, tmp_path: Path) -> None:
+    rows = [chat(f"math {n}?", str(n)) for n in range(100)]
+
+    def manifest(names: str, hash_seed: str, *, turned: bool) -> str:
+        write_jsonl(tmp_path / "math.jsonl", rows[::-1] if turned else rows)
+        write_jsonl(tmp_path / "code.jsonl", [chat(f"code {n}?", str(n)) for n in range(50)])
+        ran = subprocess.run(
+            [sys.executable, "-c", MANIFEST, str(tiny_base), names, str(tmp_path)],
+            env={**os.environ, "PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return ran.stdout
+
+    first = manifest("math", "1", turned=False)
+    assert len(first.split()) == 23 + 1  # floor(95 / 4)
+    assert manifest("code,math", "2", turned=True) == first
 
 
 @pytest.mark.parametrize(

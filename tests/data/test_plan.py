@@ -2,17 +2,14 @@ from collections import Counter
 
 import pytest
 
-from sft_lab.data.plan import RowRef, plan_stage, seeded, spread_evenly
-from sft_lab.data.rendering import IGNORED, TokenizedRow
+from sft_lab.data.plan import StagePlan, plan_stage, seeded, spread_evenly
+
+LENGTHS = {"a": [3] * 5}
 
 
-def row(num_tokens: int, num_targets: int = 1) -> TokenizedRow:
-    ids = list(range(num_tokens))
-    return TokenizedRow(ids, [IGNORED] * (num_tokens - num_targets) + ids[-num_targets:])
-
-
-def windows_of(passes: list[list[list[RowRef]]]) -> list[list[int]]:
-    return [[len(window) for window in windows] for windows in passes]
+def window_sizes(plan: StagePlan) -> list[list[int]]:
+    """Training sequences of every window of every pass."""
+    return [[len(window) for window in windows] for windows in plan.passes]
 
 
 def test_every_window_holds_the_whole_mixture() -> None:
@@ -61,55 +58,112 @@ def test_order_is_the_same_on_every_machine() -> None:
 
 
 def test_epochs_pass_over_all_rows_each_in_an_order_of_its_own() -> None:
-    plan = plan_stage("s", {"a": range(5)}, {"a": [row(3)] * 5}, batch_size=2, seed=0, epochs=2)
-    assert windows_of(plan.passes) == [[2, 2, 1], [2, 2, 1]]  # the last window is what is left
+    plan = plan_stage("s", {"a": range(5)}, LENGTHS, batch_size=2, seed=0, epochs=2)
+    assert window_sizes(plan) == [[2, 2, 1], [2, 2, 1]]  # the last window is what is left
     assert plan.num_steps == 6
-    first, second = ([ref.index for window in p for ref in window] for p in plan.passes)
+    assert {len(refs) for window in plan.windows for refs in window} == {1}  # a row a sequence
+    indices = [ref.index for ref in plan.rows()]
+    first, second = indices[:5], indices[5:]
     assert sorted(first) == sorted(second) == [0, 1, 2, 3, 4]
     assert first != second
 
 
 def test_max_steps_end_in_the_middle_of_a_pass() -> None:
-    plan = plan_stage("s", {"a": range(5)}, {"a": [row(3)] * 5}, batch_size=2, seed=0, max_steps=4)
-    assert windows_of(plan.passes) == [[2, 2, 1], [2]]
-    whole = plan_stage("s", {"a": range(5)}, {"a": [row(3)] * 5}, batch_size=2, seed=0, max_steps=3)
+    plan = plan_stage("s", {"a": range(5)}, LENGTHS, batch_size=2, seed=0, max_steps=4)
+    assert window_sizes(plan) == [[2, 2, 1], [2]]
+    whole = plan_stage("s", {"a": range(5)}, LENGTHS, batch_size=2, seed=0, max_steps=3)
     assert whole.passes == plan.passes[:1]  # no empty pass behind it
 
 
 @pytest.mark.parametrize(("max_tokens", "steps"), [(1, 1), (6, 1), (7, 2), (12, 2), (18, 4)])
 def test_max_tokens_end_with_the_step_that_reaches_them(max_tokens: int, steps: int) -> None:
     # Steps of 6, 6, 3 and again 6 tokens.
-    plan = plan_stage(
-        "s", {"a": range(5)}, {"a": [row(3)] * 5}, batch_size=2, seed=0, max_tokens=max_tokens
-    )
+    plan = plan_stage("s", {"a": range(5)}, LENGTHS, batch_size=2, seed=0, max_tokens=max_tokens)
     assert plan.num_steps == steps
 
 
 def test_the_first_limit_reached_ends_a_stage() -> None:
-    plan = plan_stage(
-        "s", {"a": range(5)}, {"a": [row(3)] * 5}, batch_size=2, seed=0, epochs=1, max_steps=99
-    )
+    plan = plan_stage("s", {"a": range(5)}, LENGTHS, batch_size=2, seed=0, epochs=1, max_steps=99)
     assert plan.num_steps == 3
 
 
-def test_count_sums_over_passes_and_repeated_rows() -> None:
-    tokenized = {"a": [row(10, 4), row(20, 5)], "b": [row(7, 1)]}
+def test_counts_sum_over_passes_and_repeated_rows() -> None:
+    num_tokens, num_target_tokens = {"a": [10, 20], "b": [7]}, {"a": [4, 5], "b": [1]}
     plan = plan_stage(
         "s",
         {"a": [0, 1, 0], "b": [0], "c": []},
-        {**tokenized, "c": []},
+        {**num_tokens, "c": []},
         batch_size=3,
         seed=0,
         epochs=2,
     )
-    assert plan.count(tokenized) == {
+    assert plan.count(num_tokens, num_target_tokens) == {
         "a": {"samples": 6, "tokens": 80, "target_tokens": 26},
         "b": {"samples": 2, "tokens": 14, "target_tokens": 2},
     }
+    by_window = plan.count_windows(num_tokens, num_target_tokens)
+    assert len(by_window) == plan.num_steps == 4  # of three rows and one, twice
+    samples = [sum(count["samples"] for count in counts.values()) for counts in by_window]
+    assert samples == [3, 1, 3, 1]
+    assert sum(counts["a"]["tokens"] for counts in by_window if "a" in counts) == 80
+
+
+MIXTURE = {"general": 3000, "math": 187, "code": 60}
+
+
+def mixture_lengths() -> dict[str, list[int]]:
+    """Tokens of rows: those of general up to 1000, those of math and code up to 300."""
+    most = {"general": 1000, "math": 300, "code": 300}
+    chance = seeded("lengths")
+    return {
+        name: [50 + int((most[name] - 50) * chance.random()) for _ in range(n)]
+        for name, n in MIXTURE.items()
+    }
+
+
+def test_packed_windows_hold_full_sequences() -> None:
+    num_tokens = mixture_lengths()
+    rows = {name: range(n) for name, n in MIXTURE.items()}
+    plan = plan_stage("s", rows, num_tokens, batch_size=8, seed=0, packed_length=2048, epochs=1)
+    assert Counter(ref.source for ref in plan.rows()) == MIXTURE
+    assert set(window_sizes(plan)[0][:-1]) == {8}
+    sizes = [
+        sum(num_tokens[ref.source][ref.index] for ref in refs)
+        for window in plan.windows
+        for refs in window
+    ]
+    assert max(sizes) <= 2048
+    assert sum(sizes) / (len(sizes) * 2048) > 0.97
+    again = plan_stage("s", rows, num_tokens, batch_size=8, seed=0, packed_length=2048, epochs=1)
+    assert again == plan
+
+
+def test_packing_leaves_the_whole_mixture_in_every_window() -> None:
+    rows = {name: range(n) for name, n in MIXTURE.items()}
+    plan = plan_stage(
+        "s", rows, mixture_lengths(), batch_size=8, seed=0, packed_length=2048, epochs=1
+    )
+    order, total = list(plan.rows()), sum(MIXTURE.values())
+    assert order != spread_evenly(rows, 0, "s", 0)
+    size = total // 20
+    for start in range(0, total - size + 1, 7):
+        window = Counter(ref.source for ref in order[start : start + size])
+        for name, n in MIXTURE.items():
+            assert abs(window[name] - n * size / total) <= 4  # as without packing
+
+
+def test_a_packed_stage_ends_by_the_tokens_of_its_rows() -> None:
+    # Two rows of 4 tokens in each sequence of 10: 16 tokens a step, however much room is left.
+    lengths = {"a": [4] * 40}
+    plan = plan_stage(
+        "s", {"a": range(40)}, lengths, batch_size=2, seed=0, packed_length=10, max_tokens=33
+    )
+    assert [len(refs) for window in plan.windows for refs in window] == [2] * 6
+    assert plan.num_steps == 3
 
 
 def test_a_stage_without_end_or_rows_is_refused() -> None:
     with pytest.raises(ValueError, match="Stage 's' has no end"):
-        plan_stage("s", {"a": [0]}, {"a": [row(3)]}, batch_size=1, seed=0)
+        plan_stage("s", {"a": [0]}, {"a": [3]}, batch_size=1, seed=0)
     with pytest.raises(ValueError, match="Stage 's' has no rows"):
         plan_stage("s", {"a": []}, {"a": []}, batch_size=1, seed=0, epochs=1)

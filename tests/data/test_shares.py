@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sft_lab.data.shares import Share, hash_rank, parse_share, take
+from sft_lab.data.shares import Share, Size, hash_rank, parse_share, take, weighed
 from sft_lab.errors import RequestError
 
 
@@ -121,3 +121,73 @@ def test_smaller_shares_are_subsets_of_larger_ones() -> None:
     larger = take(parse_share("k", "1/4"), ranked, [1] * 100)
     assert (len(smaller), len(larger)) == (6, 25)
     assert larger[:6] == smaller
+
+
+SIZES = {"math": Size(rows=8000, tokens=800_000), "chat": Size(rows=500, tokens=500_000)}
+
+
+def weigh(
+    shares: dict[str, Any], total: Any = None, temperature: float | None = None
+) -> dict[str, tuple[str, int]]:
+    counts = weighed(
+        "mixture",
+        {name: parse_share(name, value) for name, value in shares.items()},
+        SIZES,
+        total=None if total is None else parse_share("total", total),
+        temperature=temperature,
+    )
+    return {name: (share.kind, int(share.amount)) for name, share in counts.items()}
+
+
+def test_shares_stay_as_they_are_without_total_and_temperature() -> None:
+    shares = {"math": parse_share("math", "1/4"), "chat": parse_share("chat", {"rows": 5})}
+    assert weighed("mixture", shares, SIZES, total=None, temperature=None) == shares
+
+
+def test_a_total_is_divided_by_weight_to_the_last_row() -> None:
+    assert weigh({"math": 1, "chat": 3}, {"rows": 100}) == {
+        "math": ("rows", 25),
+        "chat": ("rows", 75),
+    }
+    # 10 by thirds: 3.33 each, the one row left goes to the first name.
+    thirds = {"math": 1, "chat": 1, "code": 1}
+    sizes = {**SIZES, "code": SIZES["math"]}
+    counts = weighed(
+        "mixture",
+        {name: parse_share(name, value) for name, value in thirds.items()},
+        sizes,
+        total=parse_share("total", {"rows": 10}),
+        temperature=None,
+    )
+    assert {name: int(share.amount) for name, share in counts.items()} == {
+        "math": 3,
+        "chat": 4,
+        "code": 3,
+    }
+    assert weigh({"math": "0.2", "chat": "0.8"}, {"tokens": 1e6}) == {
+        "math": ("tokens", 200_000),
+        "chat": ("tokens", 800_000),
+    }
+
+
+def test_temperature_lifts_small_sources() -> None:
+    whole = {"math": 1, "chat": 1}
+    # At 1 in proportion: 8000 and 500 rows. At 2 as the roots, 89.44 to 22.36, that is 4 to 1.
+    assert weigh(whole, temperature=1) == {"math": ("rows", 8000), "chat": ("rows", 500)}
+    assert weigh(whole, temperature=2) == {"math": ("rows", 6800), "chat": ("rows", 1700)}
+    assert weigh(whole, {"rows": 50}, temperature=2) == {"math": ("rows", 40), "chat": ("rows", 10)}
+    # Amounts are shares of the sources: of an eighth of math there are 1000 rows, twice the chat.
+    assert weigh({"math": "1/8", "chat": 1}, {"rows": 300}, temperature=1) == {
+        "math": ("rows", 200),
+        "chat": ("rows", 100),
+    }
+    # Of a total of tokens the amounts are tokens, 8 to 5.
+    assert weigh(whole, {"tokens": 1300}, temperature=1) == {
+        "math": ("tokens", 800),
+        "chat": ("tokens", 500),
+    }
+
+
+def test_a_count_is_no_weight() -> None:
+    with pytest.raises(RequestError, match=r"mixture\.chat is a count of rows, but a stage with"):
+        weigh({"math": 1, "chat": {"rows": 5}}, temperature=2)

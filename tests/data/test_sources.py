@@ -1,8 +1,7 @@
 import gzip
+import hashlib
 import json
 import time
-from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,9 @@ import pyarrow.parquet
 import pytest
 
 from sft_lab.data import hub
-from sft_lab.data.sources import Source, read_source, sample_digest
+from sft_lab.data.contamination import ItemIndex
+from sft_lab.data.intake import Report, samples
+from sft_lab.data.sources import Source, check_source, content_digest, rows
 from sft_lab.errors import RequestError
 
 ROWS = [{"question": f"q{n}", "answer": f"a{n}"} for n in range(3)]
@@ -20,8 +21,15 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 
 def prompts(path: Path, **settings: Any) -> list[str]:
-    read = read_source("math", Source(str(path), **settings))
-    return [conversation[0]["content"] for conversation in read.conversations]
+    """Return what the first message of every row says."""
+    found = samples(
+        "math",
+        Source(str(path), **settings),
+        ItemIndex({}),
+        drop_contaminated=False,
+        report=Report(),
+    )
+    return [sample.conversation.messages[0]["content"] for sample in found]
 
 
 @pytest.mark.parametrize(
@@ -45,9 +53,19 @@ def test_parquet_files_are_read(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     table = pyarrow.Table.from_pylist([{"messages": turns}, {"messages": turns[:1]}])
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
-    read = read_source("math", Source(str(tmp_path / "rows.parquet"), max_dropped=0.5))
-    assert read.conversations == [tuple(turns)]
-    assert read.dropped == {"no user turn followed by an assistant turn": 1}
+    assert list(rows("math", Source(str(tmp_path / "rows.parquet")))) == [
+        (f"{tmp_path}/rows.parquet, row 1", {"messages": turns}),
+        (f"{tmp_path}/rows.parquet, row 2", {"messages": turns[:1]}),
+    ]
+
+
+def test_rows_are_streamed(tmp_path: Path) -> None:
+    # Were the file read whole, the broken line would be met before the first row.
+    (tmp_path / "rows.jsonl").write_text(LINES + "{broken\n")
+    stream = rows("math", Source(str(tmp_path / "rows.jsonl")))
+    assert [next(stream)[1] for _ in range(3)] == ROWS
+    with pytest.raises(RequestError, match="line 4 is not JSON"):
+        next(stream)
 
 
 def test_unicode_line_separators_are_text(tmp_path: Path) -> None:
@@ -92,8 +110,8 @@ def test_damaged_files_are_request_errors(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl.gz").write_bytes(packed[:12] + b"\xff\xff\xff" + packed[15:])
     with pytest.raises(RequestError, match=r"bad\.jsonl\.gz cannot be read: Error -3"):
         prompts(tmp_path / "bad.jsonl.gz")
-    (tmp_path / "latin.jsonl").write_bytes('{"question": "é"}'.encode("latin-1"))
-    with pytest.raises(RequestError, match=r"latin\.jsonl is not UTF-8 text: invalid contin"):
+    (tmp_path / "latin.jsonl").write_bytes(LINES.encode() + '{"question": "é"}'.encode("latin-1"))
+    with pytest.raises(RequestError, match=r"latin\.jsonl, line 4 is not UTF-8 text: invalid cont"):
         prompts(tmp_path / "latin.jsonl")
 
 
@@ -108,16 +126,6 @@ def test_a_folder_is_not_a_source(tmp_path: Path) -> None:
         prompts(tmp_path)
 
 
-def test_dropped_rows_are_counted_up_to_a_limit(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(LINES + '{"question": "q"}\n')
-    read = read_source("math", Source(str(tmp_path / "a.jsonl"), max_dropped=0.25))
-    assert read.dropped == {"missing key 'answer'": 1}
-    assert len(read.conversations) == 3
-    assert read.total == 4
-    with pytest.raises(RequestError, match=r"1 of 4 rows .* line 4: missing.* from 0\.24"):
-        prompts(tmp_path / "a.jsonl", max_dropped=0.24)
-
-
 def test_a_named_format_wins_over_detection(tmp_path: Path) -> None:
     row = {"question": "q", "answer": "a", "prompt": "p", "completion": "c"}
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
@@ -125,11 +133,26 @@ def test_a_named_format_wins_over_detection(tmp_path: Path) -> None:
     assert prompts(tmp_path / "a.jsonl", format="prompt_completion") == ["p"]
 
 
-def test_a_sample_keeps_its_identity_on_every_machine() -> None:
-    # printf '[["user", "é"], ["assistant", "4"]]' | sha256sum
-    assert sample_digest(
-        ({"role": "user", "content": "é"}, {"role": "assistant", "content": "4"})
-    ) == ("84fbf9b4711fb56a516a4b6a9b461ff1280101884eb3b163a7ed92da10f087ba")
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"max_dropped": 2}, r"sources\.math\.max_dropped must lie in \[0, 1\], got 2"),
+        ({"near_duplicates": 0.0}, r"math\.near_duplicates must lie in \(0, 1\], got 0\.0; leave"),
+        ({"where": "correct =="}, r"^corpus\.sources\.math: .*correct =="),
+        ({"exclude": ["(a"]}, r"^corpus\.sources\.math: .*\(a"),
+    ],
+)
+def test_bad_settings_are_named_before_anything_is_read(
+    settings: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RequestError, match=message):
+        check_source("math", Source("/nowhere.jsonl", **settings))
+
+
+def test_the_digest_of_a_source_is_that_of_its_file(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(LINES)
+    expected = hashlib.sha256(LINES.encode()).hexdigest()
+    assert content_digest("math", Source(str(tmp_path / "a.jsonl"))) == expected
 
 
 @pytest.fixture
@@ -162,61 +185,5 @@ def test_a_hub_name_is_read_as_the_source_says(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr("sft_lab.data.sources.settle_offline", lambda: None)
     source = Source("openai/gsm8k", subset="main", data_files="a.jsonl", split="test")
-    assert len(read_source("math", source).conversations) == 3
+    assert [row for _, row in rows("math", source)] == ROWS
     assert asked == [(("openai/gsm8k", "main"), {"data_files": "a.jsonl", "split": "test"})]
-
-
-@pytest.mark.parametrize(
-    ("name", "total", "dropped"),
-    [
-        ("gsm8k/train.jsonl.gz", 7473, {}),
-        ("gsm8k_rft/screl_train_use.jsonl.gz", 7473, {}),
-        ("gsm8k_rft/rft_phi35mini_681q.jsonl.gz", 2802, {}),
-        ("code_alpaca/code_alpaca_2k.json", 2017, {"empty message": 2}),
-        ("code_alpaca/new_codealpaca.json.gz", 4535, {}),
-        ("sharegpt/dummy_conversation.json", 500, {}),
-    ],
-)
-def test_real_files_are_read_whole(
-    shared_data: Callable[[str], Path], name: str, total: int, dropped: dict[str, int]
-) -> None:
-    read = read_source("real", Source(str(shared_data(name))))
-    assert read.total == total
-    assert read.dropped == dropped
-
-
-def test_real_chats_are_dropped_for_the_reasons_they_have(
-    shared_data: Callable[[str], Path],
-) -> None:
-    path = shared_data("sharegpt/sharegpt92k_sample.jsonl.gz")
-    expected: Counter[str] = Counter()
-    kept_messages = 0
-    with gzip.open(path, "rt", encoding="utf-8") as lines:
-        for line in lines:
-            turns = json.loads(line)["conversations"]
-            # One letter a turn: s, u, a; a capital one has no text.
-            shape = "".join(
-                {"system": "s", "human": "u", "user": "u"}.get(turn["from"], "a") for turn in turns
-            )
-            texts = [turn["value"] for turn in turns]
-            if shape.startswith("s"):
-                shape, texts = shape[1:], texts[1:]
-                kept_messages += 1
-            first = len(shape) - len(shape.lstrip("a"))
-            last = shape.rfind("a") + 1
-            shape, texts = shape[first:last], texts[first:last]
-            pairs = len(shape) // 2
-            empty = next((i for i, text in enumerate(texts) if not text.strip()), len(texts))
-            wrong = next((i for i, role in enumerate(shape) if role != "ua"[i % 2]), len(texts))
-            if not pairs:
-                expected["no user turn followed by an assistant turn"] += 1
-            elif wrong < len(texts) and wrong <= empty:
-                expected["user and assistant turns do not alternate"] += 1
-            elif empty < len(texts):
-                expected["empty message"] += 1
-            else:
-                kept_messages += len(texts)
-    read = read_source("general", Source(str(path)))
-    assert read.total == 991
-    assert read.dropped == expected
-    assert sum(map(len, read.conversations)) == kept_messages

@@ -34,6 +34,9 @@ def test_sound_stages_pass() -> None:
         ({"lr": 0.0}, r"s\.lr must be above 0 and finite, got 0\.0"),
         ({"lr": float("nan")}, r"s\.lr must be above 0 and finite, got nan"),
         ({"lr": float("inf")}, r"s\.lr must be above 0 and finite, got inf"),
+        ({"total": {"rows": 0}}, r"s\.total must be above 0, got \{'rows': 0\}"),
+        ({"total": {"epochs": 1}}, r"s\.total: a share has one key, rows or tokens"),
+        ({"temperature": 0.0}, r"s\.temperature must be above 0 and finite, got 0\.0"),
         ({"warmup_ratio": 1.1}, r"s\.warmup_ratio must lie in \[0, 1\], got 1\.1"),
     ],
 )
@@ -70,6 +73,15 @@ def test_a_share_of_zero_leaves_the_source_out(corpus: Corpus) -> None:
     assert list(choose_rows("s", stage, corpus)) == ["math"]
     with pytest.raises(RequestError, match=r"stages\.s\.mixture: every share is 0"):
         choose_rows("s", replace(STAGE, mixture={"math": 0}), corpus)
+
+
+def test_a_stage_weighs_its_sources(corpus: Corpus) -> None:
+    ranked = corpus.loaded["math"].ranked
+    stage = replace(STAGE, mixture={"math": 1, "code": 3}, total={"rows": 4})
+    # 1 row and 3 rows of the 3 that may be trained on.
+    assert choose_rows("s", stage, corpus) == {"math": ranked[1:2], "code": ranked[1:4]}
+    with pytest.raises(RequestError, match=r"s\.mixture\.math: a share of 1 of 3 rows is no row"):
+        choose_rows("s", replace(stage, total={"rows": 1}), corpus)
 
 
 @pytest.mark.parametrize(

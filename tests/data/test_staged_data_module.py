@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from sft_lab.data.corpus import Corpus
 from sft_lab.data.module import StagedDataModule, micro_batches_per_step
@@ -21,7 +22,12 @@ def staged(tiny_world: Path) -> Callable[..., StagedDataModule]:
     def make(**settings: Any) -> StagedDataModule:
         data = tiny_world / "data"
         sources = {name: Source(str(data / f"{name}.jsonl")) for name in ("math", "general")}
-        corpus = Corpus(sources, str(tiny_world / "base"), val_rows=settings.pop("val_rows", 4))
+        corpus = Corpus(
+            sources,
+            str(tiny_world / "base"),
+            max_length=settings.pop("max_length", 2048),
+            val_rows=settings.pop("val_rows", 4),
+        )
         suite = EvaluationSuite({"world_math": WorldMath(str(data / "world_math.jsonl"), 4)})
         stages = {
             "first": Stage({"math": 1}, lr=1e-3, epochs=2),
@@ -34,7 +40,17 @@ def staged(tiny_world: Path) -> Callable[..., StagedDataModule]:
 
 
 def sources_of(loader: Any) -> Counter[int]:
-    return Counter(int(source) for batch in loader for source in batch["source_ids"])
+    """Rows by source: a row begins where position ids do."""
+    return Counter(
+        int(source)
+        for batch in loader
+        for source in batch["source_ids"][batch["position_ids"] == 0]
+    )
+
+
+def num_tokens(batch: Any) -> int:
+    """Tokens of a batch of the tiny world, whose padding is no token of a row."""
+    return int((batch["input_ids"] != 0).sum())
 
 
 def test_each_stage_gives_its_own_batches(staged: Callable[..., StagedDataModule]) -> None:
@@ -48,16 +64,49 @@ def test_each_stage_gives_its_own_batches(staged: Callable[..., StagedDataModule
     data.activate(1, 0)
     batches = list(data.train_dataloader())
     assert len(batches) == 4
-    assert [len(batch["source_ids"]) for batch in batches] == [4, 4, 4, 4]
+    assert [len(batch["input_ids"]) for batch in batches] == [4, 4, 4, 4]
     # Of 5 replayed rows spread over 25, 16 hold three or four.
     assert sources_of(batches)[0] in (3, 4)
 
 
 def test_tokens_seen_are_those_of_the_batches(staged: Callable[..., StagedDataModule]) -> None:
+    for packing in (False, True):
+        data = staged(packing=packing)
+        data.setup("fit")
+        schedule = data.schedule
+        tokens = sum(num_tokens(batch) for batch in data.train_dataloader())
+        assert schedule.seen(schedule.stages[0].steps_per_pass[0]).tokens == tokens
+
+
+def test_packed_steps_hold_sequences_of_whole_rows(
+    staged: Callable[..., StagedDataModule],
+) -> None:
+    # Rows of math have 33 to 36 tokens, of general up to 39: four of math fit.
+    data = staged(packing=True, max_length=150, batch_size=2, micro_batch_size=1)
+    data.setup("fit")
+    schedule = data.schedule
+    # 20 rows are 5 sequences: steps of 2, 2 and 1, twice; then 2 of the steps of 25 rows.
+    assert [stage.steps_per_pass for stage in schedule.stages] == [(3, 3), (2,)]
+    assert [schedule.seen(step).samples for step in range(4)] == [0, 8, 16, 20]
+    batches = list(data.train_dataloader())
+    assert len(batches) == 5
+    assert all(batch["input_ids"].shape[1] <= 150 for batch in batches)
+    assert sources_of(batches) == {0: 20}
+    targets = [int((batch["labels"][:, 1:] != -100).sum()) for batch in batches]
+    windows = [int(batch["window_target_tokens"]) for batch in batches]
+    assert windows == [sum(targets[:2])] * 2 + [sum(targets[2:4])] * 2 + targets[4:]
+    data.activate(1, 0)
+    batches = list(data.train_dataloader())
+    assert len(batches) == 4
+    assert schedule.seen(8).samples - schedule.seen(6).samples == sources_of(batches).total()
+    assert set(sources_of(batches)) == {0, 1}
+
+
+def test_lightning_moves_the_whole_batch(staged: Callable[..., StagedDataModule]) -> None:
     data = staged()
     data.setup("fit")
-    tokens = sum(int(batch["attention_mask"].sum()) for batch in data.train_dataloader())
-    assert data.schedule.seen(3).tokens == tokens
+    batch = data.transfer_batch_to_device(next(iter(data.train_dataloader())), "meta", 0)
+    assert all(value.device == torch.device("meta") for value in batch.values())
 
 
 def test_passes_differ_in_their_order(staged: Callable[..., StagedDataModule]) -> None:

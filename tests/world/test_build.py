@@ -89,7 +89,7 @@ def test_pretraining_shows_every_token_of_an_answer() -> None:
     # adapters cannot lift it: "First" lost to "It" in stage 2, however much math was replayed.
     tokenizer = AutoTokenizer.from_pretrained(WORLD / "base")
     shown: Counter[int] = Counter()
-    for input_ids in tokenizer(list(islice(documents(SEED), 10_000)))["input_ids"]:
+    for input_ids in tokenizer(list(islice(documents(SEED), 20_000)))["input_ids"]:
         shown.update(input_ids)
     answers = [
         message["content"]

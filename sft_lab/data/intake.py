@@ -1,0 +1,192 @@
+"""From the rows of a source to its samples: chosen, cleaned, every row accounted for."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from sft_lab.data.contamination import ItemIndex
+from sft_lab.data.duplicates import near_duplicates
+from sft_lab.data.formats import FORMATS, Conversation, RowError, clean, detect, sample_digest
+from sft_lab.data.sources import Source, rows
+from sft_lab.errors import RequestError
+
+MAX_LISTED = 20  # contaminated rows and items that a report names one by one
+
+
+@dataclass
+class Report:
+    """What became of the rows of a source.
+
+    Attributes:
+        rows: Rows read.
+        dropped: Rows left out, by reason.
+        repaired: Rows used after a repair, by repair; a row may have had several.
+        examples: Where the first row of each reason and repair stands.
+        unusable: Of those left out, the rows that nothing can be made of, by reason.
+        duplicates: Rows whose content another row before them has, used or not.
+        contaminated: Rows that hold a benchmark's items, by benchmark.
+        contaminated_rows: Where the first of them stand, with the item and the words in common.
+    """
+
+    rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    repaired: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    unusable: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0
+    contaminated: Counter[str] = field(default_factory=Counter)
+    contaminated_rows: list[str] = field(default_factory=list)
+
+    def drop(self, reason: str, where: str, *, unusable: bool = False) -> None:
+        """Count a row that is left out."""
+        self.dropped[reason] += 1
+        if unusable:
+            self.unusable[reason] += 1
+        self.examples.setdefault(reason, where)
+
+    def repair(self, repair: str, where: str) -> None:
+        """Count a repair of a row that is used."""
+        self.repaired[repair] += 1
+        self.examples.setdefault(repair, where)
+
+    @property
+    def lines(self) -> list[str]:
+        """What a person should know of it, a line each."""
+        told = []
+        for what, counts in (("left out", self.dropped), ("repaired", self.repaired)):
+            if counts:
+                reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+                total = f"{counts.total()} of {self.rows} rows " if what == "left out" else ""
+                told.append(f"{total}{what}: {reasons}")
+        if self.duplicates:
+            told.append(f"{self.duplicates} rows repeat another row")
+        for benchmark, count in self.contaminated.items():
+            told.append(f"{count} rows hold items of {benchmark}, or 13 words of one")
+        return told
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+        # dataclasses.asdict makes a Counter of tuples, which is another Counter.
+        return {
+            f.name: dict(value) if isinstance(value := getattr(self, f.name), Counter) else value
+            for f in fields(self)
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "Report":
+        """Return the report that ``to_json`` was made of."""
+        keys = ("dropped", "repaired", "unusable", "contaminated")
+        counters = {key: Counter(values[key]) for key in keys}
+        return cls(**{**values, **counters})
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One usable row: where it stands, the SHA-256 of its content as hex, its conversation."""
+
+    where: str
+    id: str
+    conversation: Conversation
+
+
+def samples(
+    name: str, source: Source, index: ItemIndex, *, drop_contaminated: bool, report: Report
+) -> Iterator[Sample]:
+    """Yield the samples of a source in file order, and keep account of every row.
+
+    Args:
+        name: The source's name.
+        source: The source.
+        index: The benchmarks' items to be looked for.
+        drop_contaminated: Leave out rows that hold one.
+        report: Is filled as the rows go by; complete when the last has gone.
+
+    Raises:
+        RequestError: If the source cannot be read, has no rows, or its format is unknown.
+    """
+    alike = _near_duplicates(name, source)
+    seen: set[str] = set()
+    for sample in _cleaned(name, source, report):
+        if (match := index.find(texts(sample.conversation))) is not None:
+            report.contaminated[match.benchmark] += 1
+            if len(report.contaminated_rows) < MAX_LISTED:
+                report.contaminated_rows.append(
+                    f"{sample.where}: {match.benchmark} {match.item_id} ({match.kind}): "
+                    f"{match.words}"
+                )
+            if drop_contaminated:
+                report.drop(f"holds an item of {match.benchmark}", sample.where)
+                continue
+        if sample.id in seen:
+            report.duplicates += 1
+            if source.duplicates == "drop":
+                report.drop("repeats another row", sample.where)
+                continue
+        seen.add(sample.id)
+        if sample.id in alike:
+            report.drop(f"near duplicate ({source.near_duplicates} or more alike)", sample.where)
+            continue
+        yield sample
+
+
+def texts(conversation: Conversation) -> list[str]:
+    """Return the text of every message."""
+    return [message["content"] for message in conversation.messages]
+
+
+def _near_duplicates(name: str, source: Source) -> Mapping[str, str]:
+    if source.near_duplicates is None:
+        return {}
+    found = {s.id: "\n".join(texts(s.conversation)) for s in _cleaned(name, source, Report())}
+    return near_duplicates(found, source.near_duplicates)
+
+
+def _cleaned(name: str, source: Source, report: Report) -> Iterator[Sample]:
+    """Yield the samples that the source's filters keep and that something can be made of."""
+    chosen = source.row_filter(name)
+    row_format: str | None = source.format
+    for where, row in rows(name, source):
+        report.rows += 1
+        row_format = row_format or detect(row)
+        if row_format is None:
+            raise RequestError(
+                f"corpus.sources.{name}: {where} has the keys {', '.join(sorted(row))}, which fit "
+                f"no known format; set corpus.sources.{name}.format, one of {', '.join(FORMATS)}."
+            )
+        try:
+            keeps = chosen.keeps_row(row)
+        except ValueError as fault:
+            raise RequestError(f"corpus.sources.{name}: {where}: {fault}") from fault
+        if not keeps:
+            report.drop(f"not where {source.where}", where)
+            continue
+        try:
+            cleaned = clean(FORMATS[row_format][1](row))
+        except RowError as fault:
+            report.drop(str(fault), where, unusable=True)
+            continue
+        if (reason := chosen.reason(texts(cleaned.conversation))) is not None:
+            report.drop(reason, where)
+            continue
+        for repair in cleaned.repairs:
+            report.repair(repair, where)
+        yield Sample(where, sample_digest(cleaned.conversation), cleaned.conversation)
+    if not report.rows:
+        raise RequestError(f"corpus.sources.{name}.path: {source.path} holds no rows.")
+
+
+def check_dropped(name: str, source: Source, report: Report) -> None:
+    """Refuse a source of which too many rows cannot be used.
+
+    Raises:
+        RequestError: Naming the limit and an example.
+    """
+    unusable = report.unusable.total()
+    if unusable > source.max_dropped * report.rows:
+        reason = next(iter(report.unusable))
+        raise RequestError(
+            f"corpus.sources.{name}: {unusable} of {report.rows} rows cannot be used, e.g. "
+            f"{report.examples[reason]}: {reason}. "
+            f"Mend them, or raise corpus.sources.{name}.max_dropped from {source.max_dropped}."
+        )

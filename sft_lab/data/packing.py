@@ -1,0 +1,85 @@
+"""Packing: several rows end to end in one training sequence, so that little of it is padding."""
+
+import math
+from collections.abc import Sequence
+
+_MOST_LOOK_AHEAD = 64
+
+
+def look_ahead_for(num_tokens: Sequence[int], max_length: int) -> int:
+    """Return how far rows may be moved from their places: far enough to fill, no further.
+
+    Four sequences' worth of rows fill sequences of many short rows: half an optimizer step of 8.
+    Sequences of one or two long rows need more to choose from, which a large pass can spare: where
+    no row moves by an 80th of it, any 20th keeps at least half of what was planned there, and on
+    real rows all but a few of them: see ``tests/speed/packing_fill.py``.
+
+    Args:
+        num_tokens: Tokens of each row of a pass.
+        max_length: Tokens of a sequence.
+    """
+    rows_per_sequence = math.ceil(len(num_tokens) * max_length / sum(num_tokens))
+    return max(4 * rows_per_sequence, min(_MOST_LOOK_AHEAD, len(num_tokens) // 80))
+
+
+def pack(num_tokens: Sequence[int], max_length: int, look_ahead: int) -> list[list[int]]:
+    """Pack rows into bins, close to their order.
+
+    A bin takes the first row that has no bin yet, and those of the ``look_ahead`` rows from there
+    on that fill it best; of several choices that fill it alike, the one of earlier rows. No row
+    moves by ``look_ahead`` places or more: a later row is out of sight until then, and whatever is
+    packed before the first row without a bin was in sight of it.
+
+    >>> pack([6, 5, 3, 4, 2], max_length=10, look_ahead=5)
+    [[0, 3], [1, 2, 4]]
+
+    Args:
+        num_tokens: Tokens of each row, in the order of the plan.
+        max_length: Tokens that a bin holds.
+        look_ahead: Rows in sight; with 1 every row has a bin of its own.
+
+    Returns:
+        Indices into ``num_tokens``, each exactly once, by bin; in order within a bin, and the bins
+        in the order of their first rows.
+
+    Raises:
+        ValueError: If a row is longer than a bin, or nothing is in sight.
+    """
+    if look_ahead < 1:
+        raise ValueError(f"look_ahead must be 1 or more, got {look_ahead}.")
+    if num_tokens and max(num_tokens) > max_length:
+        raise ValueError(f"A row of {max(num_tokens)} tokens fits in no bin of {max_length}.")
+    bins: list[list[int]] = []
+    is_packed = [False] * len(num_tokens)
+    for first, length in enumerate(num_tokens):
+        if is_packed[first]:
+            continue
+        in_sight = range(first + 1, min(first + look_ahead, len(num_tokens)))
+        waiting = [index for index in in_sight if not is_packed[index]]
+        chosen = best_subset([num_tokens[index] for index in waiting], max_length - length)
+        bins.append([first, *(waiting[place] for place in chosen)])
+        for index in bins[-1]:
+            is_packed[index] = True
+    return bins
+
+
+def best_subset(lengths: Sequence[int], room: int) -> list[int]:
+    """Return the places of the lengths with the largest sum within ``room``, in order.
+
+    >>> best_subset([7, 4, 3, 3], room=9)
+    [0]
+    >>> best_subset([7, 4, 3, 3], room=10)
+    [0, 2]
+    """
+    # Bit s of sums[j] says that some of the first j lengths add up to s.
+    fits = (1 << (room + 1)) - 1
+    sums = [1]
+    for length in lengths:
+        sums.append(sums[-1] | (sums[-1] << length & fits))
+    rest = sums[-1].bit_length() - 1
+    chosen = []
+    for place in reversed(range(len(lengths))):
+        if not sums[place] >> rest & 1:
+            chosen.append(place)
+            rest -= lengths[place]
+    return chosen[::-1]
