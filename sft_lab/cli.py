@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
@@ -128,7 +129,13 @@ def _inspect(options: argparse.Namespace) -> int:
         raise RequestError("inspect needs --config FILE, for instance configs/world/dmt.yaml.")
     if rest:
         raise RequestError(f"inspect knows no {rest[0]}; see python -m sft_lab inspect --help.")
-    found = inspection(planned(composed, options.stage), options.stage, options.n)
+    log = logging.getLogger("sft_lab.data")
+    level = log.level
+    log.setLevel(logging.ERROR)  # what it warns of is told below
+    try:
+        found = inspection(planned(composed, options.stage), options.stage, options.n)
+    finally:
+        log.setLevel(level)
     if options.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:

@@ -2,7 +2,8 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import groupby
+from itertools import groupby, islice
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -10,6 +11,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from sft_lab.config import Composed
 from sft_lab.config_keys import check_keys
+from sft_lab.data.batches import bin_length
 from sft_lab.data.module import StagedDataModule
 from sft_lab.data.plan import RowRef, StagePlan
 from sft_lab.data.rendering import IGNORED, Renderer, TokenizedRow
@@ -20,6 +22,7 @@ from sft_lab.tables import format_table, percent
 _DATA_GROUPS = ("corpus", "evaluation", "data")
 _NUM_BINS = 10
 _BAR_WIDTH = 40
+_MAX_CONTAMINATED = 5  # rows of a source and benchmark that are shown
 _TRAINED, _SPECIAL, _PLAIN = "\033[32m", "\033[2m", "\033[0m"
 
 
@@ -66,9 +69,10 @@ def inspection(data: StagedDataModule, stage: str | None, num_samples: int) -> d
         num_samples: Samples to render of every source of every stage.
 
     Returns:
-        ``stages`` by name: ``steps``, ``passes``, ``mixture`` by source with ``asked``, ``rows``,
-        ``samples``, ``tokens`` and ``target_tokens``; ``sources`` by name: ``path``, ``rows``,
-        ``dropped`` by reason, ``held_out``, ``lengths`` in tokens; and ``samples`` in pieces.
+        ``stages`` by name: ``steps``, ``passes``, ``sequences`` with their ``fill`` in [0, 1] where
+        rows are packed, ``mixture`` by source with ``asked``, ``rows``, ``samples``, ``tokens`` and
+        ``target_tokens``; ``sources`` by name: ``path``, all that ``intake.Report`` counts,
+        ``held_out``, ``lengths`` in tokens; and ``samples`` in pieces.
     """
     modules = [m for m in data.stage_modules if stage in (None, m.plan.name)]
     loaded = data.corpus.loaded
@@ -82,6 +86,7 @@ def inspection(data: StagedDataModule, stage: str | None, num_samples: int) -> d
         stages[plan.name] = {
             "steps": plan.num_steps,
             "passes": len(plan.passes),
+            **_packed(data, plan),
             "mixture": {
                 name: {"asked": share, "rows": different.get(name, 0), **counted[name]}
                 for name, share in data.stages[plan.name].mixture.items()
@@ -104,6 +109,15 @@ def inspection(data: StagedDataModule, stage: str | None, num_samples: int) -> d
             sample for module in modules for sample in _samples(data, module.plan, num_samples)
         ],
     }
+
+
+def _packed(data: StagedDataModule, plan: StagePlan) -> dict[str, Any]:
+    if not data.packing:
+        return {}
+    sequences = [refs for window in plan.windows for refs in window]
+    tokens = sum(bin_length(data.corpus, refs) for refs in sequences)
+    fill = tokens / (len(sequences) * data.corpus.max_length)
+    return {"sequences": len(sequences), "fill": fill}
 
 
 def _different_rows(plan: StagePlan) -> dict[str, int]:
@@ -198,7 +212,12 @@ def _stage_table(stages: Mapping[str, Any]) -> str:
         all_rows = f"{sum(part['rows'] for part in mixture):,}"
         totals = [cell for key in counts for cell in (f"{total[key]:,}", "")]
         rows.append(["", "all", "", all_rows, *totals, f"{stage['steps']:,}"])
-    return format_table(header, rows)
+    packed = [
+        f"{name}: packed into {stage['sequences']:,} sequences, {percent(stage['fill'])} % full"
+        for name, stage in stages.items()
+        if "fill" in stage
+    ]
+    return "\n".join([format_table(header, rows), *packed])
 
 
 def _share(asked: Any) -> str:
@@ -218,8 +237,30 @@ def _source_table(sources: Mapping[str, Any]) -> str:
         rows.append(
             [name, *(f"{value:,}" for value in counts), *(f"{value:,.0f}" for value in spread)]
         )
-        reasons += [f"{name}: {n:,} left out: {reason}" for reason, n in source["dropped"].items()]
+        reasons += [f"{name}: {line}" for line in _account(source)]
     return "\n".join([format_table(header, rows), *reasons])
+
+
+def _account(source: Mapping[str, Any]) -> list[str]:
+    """Return what became of a source's rows, a line each reason, with an example of where."""
+    file = Path(source["path"]).name
+
+    def example(where: str) -> str:
+        return f"e.g. {where.rpartition(', ')[2]} of {file}"
+
+    counted = [("left out", source["dropped"]), ("repaired", source["repaired"])]
+    lines = [
+        f"{count:,} {what}: {reason} ({example(source['examples'][reason])})"
+        for what, counts in counted
+        for reason, count in counts.items()
+    ]
+    if source["duplicates"]:
+        lines.append(f"{source['duplicates']:,} rows repeat another row")
+    for benchmark, count in source["contaminated"].items():
+        lines.append(f"{count:,} rows hold items of {benchmark}, or 13 words of one:")
+        found = (row for row in source["contaminated_rows"] if f": {benchmark} " in row)
+        lines += [f"  {row.partition(', ')[2]}" for row in islice(found, _MAX_CONTAMINATED)]
+    return lines
 
 
 def _histogram(name: str, lengths: Sequence[int]) -> str:

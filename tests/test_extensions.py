@@ -1,5 +1,6 @@
 """What the README promises: a source, a benchmark, a strategy, a callback is added by one file."""
 
+import gzip
 import json
 import re
 from pathlib import Path
@@ -78,3 +79,57 @@ def test_a_callback_is_a_class(lab: Lab) -> None:
     assert outcome.code == 0, outcome.err
     assert json.loads((lab.folder / "n.json").read_text()) == 12
     assert lab.run.data.metrics["progress/samples"] == 45  # the lab's own callbacks still run
+
+
+def test_the_sources_of_the_readme_are_read(lab: Lab) -> None:
+    right = {"query": "1+1?", "response": "#### 2", "correct": True}
+    wrong = {"query": "1+2?", "response": "#### 4", "correct": False}
+    lines = "".join(json.dumps(row) + "\n" for row in (right, wrong, {**right, "query": "2+0?"}))
+    (lab.folder / "rft.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    alpaca = {"instruction": "Print 1.", "input": "", "output": "print(1)"}
+    lab.write("alpaca.json", json.dumps([alpaca, alpaca]))
+    turns = ("Write it in code.", "```x```"), ("What are equations?", "Hm."), ("A poem!", "Roses.")
+    chats = [
+        {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]}
+        for q, a in turns
+    ]
+    write_jsonl(lab.folder / "sharegpt.jsonl", chats)
+    lab.write("sources.yaml", code_block("# sources.yaml"))
+    lab.write(
+        "stages.yaml",
+        "model: {base: world://base}\nevaluation: {every_n_steps: 1, benchmarks: {}}\n"
+        "data: {stages: {all: {mixture: {math: 1, code: 1, general: 1}, epochs: 1, lr: 1e-3}}}\n",
+    )
+    outcome = lab("inspect", "--config=sources.yaml", "--config=stages.yaml", "--json", "-n0")
+    assert outcome.code == 0, outcome.err
+    mixture = json.loads(outcome.out)["stages"]["all"]["mixture"]
+    assert {name: part["rows"] for name, part in mixture.items()} == {
+        "math": 2,
+        "code": 1,
+        "general": 1,
+    }
+
+
+def test_a_test_question_in_a_source_is_reported_and_dropped_on_request(lab: Lab) -> None:
+    question = "A robe takes 2 bolts of blue fiber and half that much white fiber. How many in all?"
+    item = {"id": "g1", "messages": [{"role": "user", "content": question}], "answer": "3"}
+    write_jsonl(lab.folder / "items.jsonl", [item])
+    hidden = chat(f"My homework: {question.upper()} Please help.", "#### 3")
+    rows = [chat(f"A poem {n}", "roses") for n in range(12)]
+    write_jsonl(lab.folder / "poems.jsonl", [*rows, hidden])
+    benchmark = "evaluation.benchmarks.planted"
+    arguments = (
+        "--config=tiny.yaml",
+        *POEMS,
+        f"--{benchmark}.class_path=sft_lab.evaluation.world.WorldMath",
+        f"--{benchmark}.init_args={{path: items.jsonl, source: math, max_new_tokens: 4}}",
+        "-n0",
+    )
+    outcome = lab("inspect", *arguments)
+    assert outcome.code == 0, outcome.err
+    assert "poems: 1 rows hold items of planted, or 13 words of one:" in outcome.out
+    assert "line 13: planted g1 (13-gram): a robe takes 2 bolts of blue" in outcome.out
+    outcome = lab("inspect", *arguments, "--corpus.contamination=drop")
+    assert (
+        "poems: 1 left out: holds an item of planted (e.g. line 13 of poems.jsonl)" in outcome.out
+    )

@@ -61,7 +61,9 @@ def test_rows_left_out_are_counted_by_reason(alone: Lab) -> None:
     outcome = alone("inspect", "--config=alone.yaml", "--corpus.max_length=16", "-n0")
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
-    assert "four: 2 left out: longer than max_length 16" in lines
+    reason = "longer than max_length 16 (e.g. line 1 of four.jsonl)"
+    assert f"four: 2 left out: {reason}" in lines
+    assert outcome.err == ""  # said once
     table = [line.split() for line in lines]
     # Two rows, each trained twice: 2 (15 + 16) tokens.
     assert ["only", "four", "1", "2", "4", "100.0", "62", "100.0", "12", "100.0"] in table

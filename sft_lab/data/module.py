@@ -15,7 +15,7 @@ from sft_lab.data.batches import (
     eval_loader,
 )
 from sft_lab.data.corpus import Corpus
-from sft_lab.data.plan import StagePlan, Window
+from sft_lab.data.plan import Order, StagePlan, Window
 from sft_lab.data.shares import ShareValue, parse_share
 from sft_lab.data.stage import Stage, check_stages, plan
 from sft_lab.errors import RequestError
@@ -61,6 +61,8 @@ class StagedDataModule(LightningDataModule):
         stages: Stages by name, in order.
         batch_size: Training sequences per optimizer step.
         micro_batch_size: Training sequences per forward pass; the gradient does not depend on it.
+        order: ``even`` spreads every source evenly over each pass of a stage; ``random`` and
+            ``length``, batches of like length, do not, and are there to be compared with.
         packing: Pack rows into training sequences of up to ``corpus.max_length`` tokens, instead of
             one sequence a row. Rows of a sequence do not see each other.
         k: The replay share of DMT, for stages to refer to as ``${data.k}``.
@@ -78,6 +80,7 @@ class StagedDataModule(LightningDataModule):
         stages: dict[str, Stage],
         batch_size: int = 8,
         micro_batch_size: int = 8,
+        order: Order = "even",
         packing: bool = False,
         k: ShareValue | None = None,
         seed: int = 0,
@@ -94,6 +97,7 @@ class StagedDataModule(LightningDataModule):
         self.stages = stages
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
+        self.order: Order = order
         self.packing = packing
         self.k = k
         self.seed = seed
@@ -105,10 +109,18 @@ class StagedDataModule(LightningDataModule):
 
     @override
     def setup(self, stage: str) -> None:
-        mixed = {source for settings in self.stages.values() for source in settings.mixture}
-        self.corpus.load(
-            name for name in self.corpus.sources if name in mixed or self.corpus.val_rows
-        )
+        mixed = {
+            source
+            for settings in self.stages.values()
+            for source, share in settings.mixture.items()
+            if parse_share(source, share).amount
+        }
+        items = {
+            name: {item.id: benchmark.texts(item) for item in benchmark.items()}
+            for name, benchmark in self.evaluation.benchmarks.items()
+        }
+        names = [name for name in self.corpus.sources if name in mixed or self.corpus.val_rows]
+        self.corpus.load(names, items)
         if not self.eval_sets:
             self.eval_sets = self._eval_sets()
         if stage == "fit" and not self.stage_modules:
@@ -120,6 +132,7 @@ class StagedDataModule(LightningDataModule):
                         settings,
                         self.corpus,
                         batch_size=self.batch_size,
+                        order=self.order,
                         packing=self.packing,
                         seed=self.seed,
                     ),

@@ -5,15 +5,19 @@ import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sft_lab.data.packing import look_ahead_for, pack
 
+T = TypeVar("T")
+
 RowCounts = Mapping[str, Sequence[int] | NDArray[np.integer[Any]]]
 """A number for every row of a source, such as its tokens, by the source's name."""
+
+Order = Literal["even", "random", "length"]
 
 Counts = dict[str, dict[str, int]]
 """``samples``, ``tokens`` and ``target_tokens`` by source."""
@@ -39,6 +43,12 @@ def seeded(*parts: object) -> random.Random:
     return random.Random(hashlib.sha256(repr(parts).encode()).digest())
 
 
+def shuffled(items: Sequence[T], chance: random.Random) -> list[T]:
+    """Return the items by chance; ``Random.shuffle`` may change with Python's version."""
+    keys = [chance.random() for _ in items]
+    return [items[place] for place in sorted(range(len(items)), key=keys.__getitem__)]
+
+
 def spread_evenly(
     rows: Mapping[str, Sequence[int]], seed: int, stage_name: str, pass_index: int
 ) -> list[RowRef]:
@@ -56,14 +66,39 @@ def spread_evenly(
     placed: list[tuple[float, RowRef]] = []
     for source, indices in rows.items():
         chance = seeded(seed, stage_name, pass_index, source)
-        # random() alone is promised to stay the same over Python versions; shuffle() is not.
-        shuffled = [index for _, index in sorted((chance.random(), index) for index in indices)]
-        count = len(shuffled)
         placed += [
-            ((j + chance.random()) / count, RowRef(source, index))
-            for j, index in enumerate(shuffled)
+            ((j + chance.random()) / len(indices), RowRef(source, index))
+            for j, index in enumerate(shuffled(indices, chance))
         ]
     return [ref for _, ref in sorted(placed)]
+
+
+def random_order(
+    rows: Mapping[str, Sequence[int]], seed: int, stage_name: str, pass_index: int
+) -> list[RowRef]:
+    """Order the rows of one pass by chance alone, as most trainers do; see ``spread_evenly``."""
+    refs = [RowRef(source, index) for source, indices in sorted(rows.items()) for index in indices]
+    return shuffled(refs, seeded(seed, stage_name, pass_index))
+
+
+def length_order(
+    rows: Mapping[str, Sequence[int]],
+    seed: int,
+    stage_name: str,
+    pass_index: int,
+    num_tokens: RowCounts,
+    batch_size: int,
+) -> list[RowRef]:
+    """Order the rows of one pass in batches of like length, the batches by chance.
+
+    It saves padding, and gathers the rows of a source in few batches.
+    """
+    order = random_order(rows, seed, stage_name, pass_index)
+    order.sort(key=lambda ref: int(num_tokens[ref.source][ref.index]))
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    # The last one may be short, and only the last step of a pass may be.
+    *whole, last = batches
+    return list(chain(*shuffled(whole, seeded(seed, stage_name, pass_index, "batches")), last))
 
 
 def count_rows(
@@ -126,6 +161,7 @@ def plan_stage(
     *,
     batch_size: int,
     seed: int,
+    order: Order = "even",
     packed_length: int | None = None,
     epochs: int | None = None,
     max_steps: int | None = None,
@@ -139,6 +175,8 @@ def plan_stage(
         num_tokens: Tokens of every row, by source.
         batch_size: Training sequences per optimizer step.
         seed: Seed of the order.
+        order: ``even`` spreads every source over the pass; ``random`` and ``length`` do not, and
+            are there to be compared with.
         packed_length: Tokens of a training sequence into which rows are packed; by default every
             row is a sequence of its own.
         epochs: Passes over the mixture.
@@ -161,15 +199,20 @@ def plan_stage(
         )
 
     while not is_full() and (epochs is None or len(passes) < epochs):
-        order = spread_evenly(
-            {source: picked for source, picked in rows.items() if picked}, seed, name, len(passes)
-        )
-        bins = [[ref] for ref in order]
+        picked = {source: indices for source, indices in rows.items() if indices}
+        match order:
+            case "even":
+                refs = spread_evenly(picked, seed, name, len(passes))
+            case "random":
+                refs = random_order(picked, seed, name, len(passes))
+            case "length":
+                refs = length_order(picked, seed, name, len(passes), num_tokens, batch_size)
+        bins = [[ref] for ref in refs]
         if packed_length is not None:
-            lengths = [int(num_tokens[ref.source][ref.index]) for ref in order]
+            lengths = [int(num_tokens[ref.source][ref.index]) for ref in refs]
             look_ahead = look_ahead_for(lengths, packed_length)
             packed = pack(lengths, packed_length, look_ahead)
-            bins = [[order[place] for place in places] for places in packed]
+            bins = [[refs[place] for place in places] for places in packed]
         windows: list[Window] = []
         for start in range(0, len(bins), batch_size):
             if is_full():

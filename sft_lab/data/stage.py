@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sft_lab.data.corpus import Corpus
-from sft_lab.data.plan import StagePlan, plan_stage
+from sft_lab.data.plan import Order, StagePlan, plan_stage
 from sft_lab.data.shares import ShareValue, Size, parse_share, take, weighed
 from sft_lab.errors import RequestError
 
@@ -139,7 +139,14 @@ def choose_rows(name: str, stage: Stage, corpus: Corpus) -> dict[str, list[int]]
 
 
 def plan(
-    name: str, stage: Stage, corpus: Corpus, *, batch_size: int, packing: bool, seed: int
+    name: str,
+    stage: Stage,
+    corpus: Corpus,
+    *,
+    batch_size: int,
+    order: Order,
+    packing: bool,
+    seed: int,
 ) -> StagePlan:
     """Lay out one stage over the loaded corpus."""
     return plan_stage(
@@ -147,6 +154,7 @@ def plan(
         choose_rows(name, stage, corpus),
         {source: loaded.num_tokens for source, loaded in corpus.loaded.items()},
         batch_size=batch_size,
+        order=order,
         packed_length=corpus.max_length if packing else None,
         seed=seed,
         epochs=stage.epochs,

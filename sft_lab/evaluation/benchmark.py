@@ -75,6 +75,10 @@ class Benchmark(ABC):
     def score(self, items: Sequence[Item], completions: Sequence[str]) -> list[Verdict]:
         """Grade one completion per item, in order."""
 
+    def texts(self, item: Item) -> list[str]:
+        """Return the texts of an item that no training row should hold; by default its prompt."""
+        return [message["content"] for message in item.messages]
+
     def protocol(self) -> dict[str, Any]:
         """Return what decides a score besides the items; a subclass adds its own settings."""
         return {

@@ -2,7 +2,7 @@ from collections import Counter
 
 import pytest
 
-from sft_lab.data.plan import StagePlan, plan_stage, seeded, spread_evenly
+from sft_lab.data.plan import Order, RowRef, StagePlan, plan_stage, seeded, spread_evenly
 
 LENGTHS = {"a": [3] * 5}
 
@@ -167,3 +167,23 @@ def test_a_stage_without_end_or_rows_is_refused() -> None:
         plan_stage("s", {"a": [0]}, {"a": [3]}, batch_size=1, seed=0)
     with pytest.raises(ValueError, match="Stage 's' has no rows"):
         plan_stage("s", {"a": []}, {"a": []}, batch_size=1, seed=0, epochs=1)
+
+
+@pytest.mark.parametrize("order", ["even", "random", "length"])
+def test_every_order_trains_every_row_once(order: Order) -> None:
+    num_tokens = {"math": [3] * 10, "code": [9] * 7}
+    rows = {"math": range(10), "code": range(7)}
+    plan = plan_stage("s", rows, num_tokens, batch_size=4, seed=0, order=order, epochs=2)
+    for windows in plan.passes:
+        assert [len(window) for window in windows] == [4, 4, 4, 4, 1]
+        trained = Counter(ref for window in windows for refs in window for ref in refs)
+        assert trained == Counter(RowRef(name, i) for name, n in rows.items() for i in n)
+    assert plan.passes[0] != plan.passes[1]
+
+
+def test_batches_of_like_length_gather_the_rows_of_a_source() -> None:
+    num_tokens = {"math": [3] * 8, "code": [9] * 8}
+    rows = {"math": range(8), "code": range(8)}
+    plan = plan_stage("s", rows, num_tokens, batch_size=4, seed=0, order="length", epochs=1)
+    for window in plan.windows:
+        assert len({ref.source for refs in window for ref in refs}) == 1
