@@ -88,7 +88,7 @@ def test_the_sources_of_the_readme_are_read(lab: Lab) -> None:
     (lab.folder / "rft.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
     alpaca = {"instruction": "Print 1.", "input": "", "output": "print(1)"}
     lab.write("alpaca.json", json.dumps([alpaca, alpaca]))
-    turns = ("Write it in code.", "```x```"), ("What are equations?", "Hm."), ("A poem!", "Roses.")
+    turns = ("Write it in Python.", "x"), ("What are equations?", "Hm."), ("A poem!", "Roses.")
     chats = [
         {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]}
         for q, a in turns

@@ -1,6 +1,7 @@
-"""Runs the embedded world's strategies over seeds and prints the README's table.
+"""Runs the embedded world's strategies over seeds and prints the README's tables.
 
     python tests/world_table.py --seeds 0 1 2
+    python tests/world_table.py --seeds 0 1 2 --study order
 
 Runs that the store already holds as finished are not run again. Scores are those at a run's end,
 in percent, as mean [least, greatest] over the seeds; retention is that score over the best before.
@@ -15,12 +16,21 @@ from typing import Any
 from sft_lab.tracking import RunStore
 
 STORE = "sqlite:///mlruns/mlflow.db"
-RUNS: list[tuple[str, list[str]]] = [
-    ("sequential", []),
-    ("mixed_sequential", []),
-    ("dmt", ["--data.k=1/64"]),
-    ("dmt", ["--data.k=1/16"]),
-]
+REPLAY = "--data.k=1/64"
+STUDIES: dict[str, list[tuple[str, list[str]]]] = {
+    "strategies": [
+        ("sequential", []),
+        ("mixed_sequential", []),
+        ("dmt", [REPLAY]),
+        ("dmt", ["--data.k=1/16"]),
+    ],
+    # Why sources are spread evenly: the same rows in orders that let them fall together.
+    "order": [
+        ("dmt", [REPLAY]),
+        ("dmt", [REPLAY, "--data.order=random"]),
+        ("dmt", [REPLAY, "--data.order=length"]),
+    ],
+}
 SCORES = {
     "math": "world_math/accuracy",
     "code": "world_code/pass_at_1",
@@ -29,9 +39,9 @@ SCORES = {
 
 
 def run_name(strategy: str, overrides: Sequence[str], seed: int) -> str:
-    """Return the name that a run gives itself."""
-    k = "".join(f" k={o.removeprefix('--data.k=')}" for o in overrides)
-    return f"{strategy}{k} seed {seed}"
+    """Return the name of a run; without an order it is that which the run would give itself."""
+    changed = "".join(f" {override.removeprefix('--data.')}" for override in overrides)
+    return f"{strategy}{changed} seed {seed}"
 
 
 def finished(store: RunStore) -> dict[str, Any]:
@@ -58,19 +68,23 @@ def main() -> None:
     """Run what is missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--study", choices=STUDIES, default="strategies")
     options = parser.parse_args()
-    for strategy, overrides in RUNS:
+    study = STUDIES[options.study]
+    for strategy, overrides in study:
         for seed in options.seeds:
-            if run_name(strategy, overrides, seed) not in finished(RunStore(STORE)):
+            name = run_name(strategy, overrides, seed)
+            if name not in finished(RunStore(STORE)):
                 command = [sys.executable, "-m", "sft_lab", "fit"]
                 command += ["--config", f"configs/world/{strategy}.yaml"]
                 command += [*overrides, f"--seed_everything={seed}"]
+                command += [f"--trainer.logger.init_args.run_name={name}"]
                 subprocess.run(command, check=True, stdout=sys.stderr)
     store = RunStore(STORE)
     runs = finished(store)
     print("| run | " + " | ".join(SCORES) + " | best math | best code | math kept | code kept |")
     print("|---" * (len(SCORES) + 5) + "|")
-    for strategy, overrides in RUNS:
+    for strategy, overrides in study:
         found = [runs[run_name(strategy, overrides, seed)] for seed in options.seeds]
         last = [run.data.metrics for run in found]
         cells = [spread([m[key] for m in last], 100, 0) for key in SCORES.values()]

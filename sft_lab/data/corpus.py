@@ -1,5 +1,6 @@
 """The corpus: the sources of a run, tokenised once by one renderer, some rows held out."""
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -204,7 +205,7 @@ class Corpus:
             ) from fault
         try:
             self._tokenize(name, index, folder)
-            if not entry.is_dir():  # or another process was faster, with the same rows
+            with contextlib.suppress(OSError):  # another process was faster, with the same rows
                 folder.rename(entry)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -241,11 +242,17 @@ class Corpus:
             yield sample.id, row
 
     def _opened(self, name: str, entry: Path) -> TokenizedSource:
-        report = Report.from_json(json.loads((entry / "report.json").read_text(encoding="utf-8")))
+        try:
+            rows = TokenStore(entry / "tokens.arrow")
+            report = Report.from_json(json.loads((entry / "report.json").read_bytes()))
+        except (OSError, ValueError, KeyError, TypeError) as fault:  # of Arrow and JSON as well
+            raise RequestError(
+                f"SFT_LAB_CACHE: the tokenised rows of '{name}' in {entry} cannot be read: "
+                f"{str(fault).splitlines()[0]}. Remove that folder, and they are made again."
+            ) from fault
         check_dropped(name, self.sources[name], report)
         for line in report.lines:
             log.warning("%s: %s", name, line)
-        rows = TokenStore(entry / "tokens.arrow")
         ranked = hash_rank(rows.sample_ids, self.seed)
         val_rows = self.val_rows
         # Equal rows stand together in hash rank: training must not see what is held out.

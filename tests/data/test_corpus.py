@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -172,6 +173,21 @@ def test_an_entry_of_the_cache_is_whole_or_not_there(
     assert len(corpus_of(("a", "1"), ("b", "2")).loaded["math"].rows) == 2
     (entry,) = (tmp_path / "cache/tokens").iterdir()
     assert {path.name for path in entry.iterdir()} == {"tokens.arrow", "report.json"}
+
+
+@pytest.mark.parametrize("name", ["tokens.arrow", "report.json"])
+def test_a_damaged_entry_of_the_cache_is_named(
+    corpus_of: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+) -> None:
+    monkeypatch.setenv("SFT_LAB_CACHE", str(tmp_path / "cache"))
+    corpus_of(("a", "1"), ("b", "2"))
+    (entry,) = (tmp_path / "cache/tokens").iterdir()
+    content = (entry / name).read_bytes()
+    (entry / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(RequestError, match=rf"SFT_LAB_CACHE: .*'math' in {entry} .* Remove that"):
+        corpus_of(("a", "1"), ("b", "2"))
+    shutil.rmtree(entry)
+    assert len(corpus_of(("a", "1"), ("b", "2")).loaded["math"].rows) == 2
 
 
 def test_a_cache_that_cannot_be_written_is_named(
