@@ -78,6 +78,7 @@ def inspection(data: StagedDataModule, stage: str | None, num_samples: int) -> d
     loaded = data.corpus.loaded
     num_tokens = {name: source.num_tokens for name, source in loaded.items()}
     num_target_tokens = {name: source.num_target_tokens for name, source in loaded.items()}
+    nothing = {"samples": 0, "tokens": 0, "target_tokens": 0}  # the stage ends before its first row
     stages: dict[str, dict[str, Any]] = {}
     for module in modules:
         plan = module.plan
@@ -88,9 +89,9 @@ def inspection(data: StagedDataModule, stage: str | None, num_samples: int) -> d
             "passes": len(plan.passes),
             **_packed(data, plan),
             "mixture": {
-                name: {"asked": share, "rows": different.get(name, 0), **counted[name]}
+                name: {"asked": share, "rows": different.get(name, 0), **counted.get(name, nothing)}
                 for name, share in data.stages[plan.name].mixture.items()
-                if name in counted
+                if name in loaded
             },
         }
     mixed = [name for name in loaded if any(name in s["mixture"] for s in stages.values())]
@@ -245,8 +246,8 @@ def _account(source: Mapping[str, Any]) -> list[str]:
     """Return what became of a source's rows, a line each reason, with an example of where."""
     file = Path(source["path"]).name
 
-    def example(where: str) -> str:
-        return f"e.g. {where.rpartition(', ')[2]} of {file}"
+    def example(place: str) -> str:
+        return f"e.g. {place} of {file}"
 
     counted = [("left out", source["dropped"]), ("repaired", source["repaired"])]
     lines = [
@@ -259,7 +260,7 @@ def _account(source: Mapping[str, Any]) -> list[str]:
     for benchmark, count in source["contaminated"].items():
         lines.append(f"{count:,} rows hold items of {benchmark}, or 13 words of one:")
         found = (row for row in source["contaminated_rows"] if f": {benchmark} " in row)
-        lines += [f"  {row.partition(', ')[2]}" for row in islice(found, _MAX_CONTAMINATED)]
+        lines += [f"  {row}" for row in islice(found, _MAX_CONTAMINATED)]
     return lines
 
 

@@ -219,7 +219,7 @@ class Corpus:
         )
         with TokenWriter(folder / "tokens.arrow") as writer:
             while chunk := list(islice(stream, _CHUNK_ROWS)):
-                kept = list(self._rendered(chunk, report))
+                kept = list(self._rendered(name, chunk, report))
                 if kept:
                     ids, rows = zip(*kept, strict=True)
                     writer.add(ids, rows)
@@ -227,19 +227,27 @@ class Corpus:
         (folder / "report.json").write_text(json.dumps(report.to_json()), encoding="utf-8")
 
     def _rendered(
-        self, chunk: Sequence[Sample], report: Report
+        self, name: str, chunk: Sequence[Sample], report: Report
     ) -> Iterable[tuple[str, TokenizedRow]]:
-        rendered = self.renderer.rows(
-            [sample.conversation for sample in chunk], self.max_length, self.too_long
-        )
-        for sample, row in zip(chunk, rendered, strict=True):
+        for sample, row in zip(chunk, self._rows(name, chunk), strict=True):
             if isinstance(row, RowError):
                 unusable = not isinstance(row, RowTooLongError)
-                report.drop(str(row), sample.where, unusable=unusable)
+                report.drop(str(row), sample.place, unusable=unusable)
                 continue
-            if row.cut:
-                report.repair(f"cut to max_length {self.max_length}", sample.where)
+            cut = (f"cut to max_length {self.max_length}",) if row.cut else ()
+            for repair in (*sample.repairs, *cut):
+                report.repair(repair, sample.place)
             yield sample.id, row
+
+    def _rows(self, name: str, chunk: Sequence[Sample]) -> list[TokenizedRow | RowError]:
+        limits = (self.max_length, self.too_long)
+        try:
+            return self.renderer.rows([sample.conversation for sample in chunk], *limits)
+        except RequestError as fault:
+            if len(chunk) == 1:
+                where = f"{self.sources[name].path}, {chunk[0].place}"
+                raise RequestError(f"corpus.sources.{name}: {where}: {fault}") from fault
+            return [row for sample in chunk for row in self._rows(name, [sample])]
 
     def _opened(self, name: str, entry: Path) -> TokenizedSource:
         try:
@@ -265,7 +273,7 @@ class Corpus:
             raise RequestError(
                 f"corpus.sources.{name}: no row is left to train on: {len(rows)} usable rows "
                 f"({reasons or 'none dropped'}), of which corpus.val_rows = {self.val_rows} are "
-                f"held out. Raise corpus.max_length = {self.max_length}, or hold out fewer."
+                f"held out. Hold out fewer, or look at why rows are left out."
             )
         return TokenizedSource(rows, report, ranked, val_rows)
 

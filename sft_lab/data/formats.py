@@ -219,10 +219,10 @@ def detect(row: Mapping[str, Any]) -> str | None:
 def sample_digest(conversation: Conversation) -> str:
     """Return the SHA-256 of a conversation's content as hex, the same on every machine.
 
-    Roles and contents count; where there are tools or calls, so does all else.
+    Roles and contents count; where there is more, such as tools or names, so does all of it.
     """
     content: Any = [[message["role"], message["content"]] for message in conversation.messages]
-    if conversation.tools or any(message.get("tool_calls") for message in conversation.messages):
+    if conversation.tools or any(len(message) > 2 for message in conversation.messages):
         content = [conversation.messages, conversation.tools]
     encoded = json.dumps(content, ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(encoded.encode("utf-8", "surrogatepass")).hexdigest()

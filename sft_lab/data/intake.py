@@ -38,17 +38,17 @@ class Report:
     contaminated: Counter[str] = field(default_factory=Counter)
     contaminated_rows: list[str] = field(default_factory=list)
 
-    def drop(self, reason: str, where: str, *, unusable: bool = False) -> None:
+    def drop(self, reason: str, place: str, *, unusable: bool = False) -> None:
         """Count a row that is left out."""
         self.dropped[reason] += 1
         if unusable:
             self.unusable[reason] += 1
-        self.examples.setdefault(reason, where)
+        self.examples.setdefault(reason, place)
 
-    def repair(self, repair: str, where: str) -> None:
+    def repair(self, repair: str, place: str) -> None:
         """Count a repair of a row that is used."""
         self.repaired[repair] += 1
-        self.examples.setdefault(repair, where)
+        self.examples.setdefault(repair, place)
 
     @property
     def lines(self) -> list[str]:
@@ -83,11 +83,19 @@ class Report:
 
 @dataclass(frozen=True)
 class Sample:
-    """One usable row: where it stands, the SHA-256 of its content as hex, its conversation."""
+    """One usable row.
 
-    where: str
+    Attributes:
+        place: Where it stands in its file, ``line n`` or ``row n``.
+        id: SHA-256 of its content as hex.
+        conversation: What it says, after repair.
+        repairs: What was mended.
+    """
+
+    place: str
     id: str
     conversation: Conversation
+    repairs: tuple[str, ...]
 
 
 def samples(
@@ -100,34 +108,24 @@ def samples(
         source: The source.
         index: The benchmarks' items to be looked for.
         drop_contaminated: Leave out rows that hold one.
-        report: Is filled as the rows go by; complete when the last has gone.
+        report: Is filled as the rows go by; complete when the last has gone. Repairs of a sample
+            are for the caller to count, who knows whether it is used.
 
     Raises:
         RequestError: If the source cannot be read, has no rows, or its format is unknown.
     """
-    alike = _near_duplicates(name, source)
-    seen: set[str] = set()
-    for sample in _cleaned(name, source, report):
-        if (match := index.find(texts(sample.conversation))) is not None:
-            report.contaminated[match.benchmark] += 1
-            if len(report.contaminated_rows) < MAX_LISTED:
-                report.contaminated_rows.append(
-                    f"{sample.where}: {match.benchmark} {match.item_id} ({match.kind}): "
-                    f"{match.words}"
-                )
-            if drop_contaminated:
-                report.drop(f"holds an item of {match.benchmark}", sample.where)
-                continue
-        if sample.id in seen:
-            report.duplicates += 1
-            if source.duplicates == "drop":
-                report.drop("repeats another row", sample.where)
-                continue
-        seen.add(sample.id)
+    alike: Mapping[str, str] = {}
+    if source.near_duplicates is not None:
+        # Of a row that is left out for another reason nothing is a near duplicate. Too long ones
+        # are not known yet: a row may be left out for one that falls later.
+        told_apart = _told_apart(name, source, index, drop_contaminated, Report())
+        found = {sample.id: "\n".join(texts(sample.conversation)) for sample in told_apart}
+        alike = near_duplicates(found, source.near_duplicates)
+    for sample in _told_apart(name, source, index, drop_contaminated, report):
         if sample.id in alike:
-            report.drop(f"near duplicate ({source.near_duplicates} or more alike)", sample.where)
-            continue
-        yield sample
+            report.drop(f"near duplicate ({source.near_duplicates} or more alike)", sample.place)
+        else:
+            yield sample
 
 
 def texts(conversation: Conversation) -> list[str]:
@@ -135,45 +133,67 @@ def texts(conversation: Conversation) -> list[str]:
     return [message["content"] for message in conversation.messages]
 
 
-def _near_duplicates(name: str, source: Source) -> Mapping[str, str]:
-    if source.near_duplicates is None:
-        return {}
-    found = {s.id: "\n".join(texts(s.conversation)) for s in _cleaned(name, source, Report())}
-    return near_duplicates(found, source.near_duplicates)
+def _told_apart(
+    name: str, source: Source, index: ItemIndex, drop_contaminated: bool, report: Report
+) -> Iterator[Sample]:
+    """Yield the samples that are neither contaminated nor copies, where these are to be dropped."""
+    drop_copies = source.duplicates == "drop" or source.near_duplicates is not None
+    seen: set[str] = set()
+    for sample in _cleaned(name, source, report):
+        if (match := index.find(texts(sample.conversation))) is not None:
+            report.contaminated[match.benchmark] += 1
+            if len(report.contaminated_rows) < MAX_LISTED:
+                report.contaminated_rows.append(
+                    f"{sample.place}: {match.benchmark} {match.item_id} ({match.kind}): "
+                    f"{match.words}"
+                )
+            if drop_contaminated:
+                report.drop(f"holds an item of {match.benchmark}", sample.place)
+                continue
+        if sample.id in seen:
+            report.duplicates += 1
+            if drop_copies:
+                report.drop("repeats another row", sample.place)
+                continue
+        seen.add(sample.id)
+        yield sample
 
 
 def _cleaned(name: str, source: Source, report: Report) -> Iterator[Sample]:
     """Yield the samples that the source's filters keep and that something can be made of."""
     chosen = source.row_filter(name)
     row_format: str | None = source.format
-    for where, row in rows(name, source):
+    for place, row in rows(name, source):
         report.rows += 1
         row_format = row_format or detect(row)
+        where = f"corpus.sources.{name}: {source.path}, {place}"
         if row_format is None:
             raise RequestError(
-                f"corpus.sources.{name}: {where} has the keys {', '.join(sorted(row))}, which fit "
+                f"{where} has the keys {', '.join(sorted(row))}, which fit "
                 f"no known format; set corpus.sources.{name}.format, one of {', '.join(FORMATS)}."
             )
         try:
             keeps = chosen.keeps_row(row)
         except ValueError as fault:
-            raise RequestError(f"corpus.sources.{name}: {where}: {fault}") from fault
+            raise RequestError(f"{where}: {fault}") from fault
         if not keeps:
-            report.drop(f"not where {source.where}", where)
+            report.drop(f"not where {source.where}", place)
             continue
         try:
             cleaned = clean(FORMATS[row_format][1](row))
         except RowError as fault:
-            report.drop(str(fault), where, unusable=True)
+            report.drop(str(fault), place, unusable=True)
             continue
         if (reason := chosen.reason(texts(cleaned.conversation))) is not None:
-            report.drop(reason, where)
+            report.drop(reason, place)
             continue
-        for repair in cleaned.repairs:
-            report.repair(repair, where)
-        yield Sample(where, sample_digest(cleaned.conversation), cleaned.conversation)
+        digest = sample_digest(cleaned.conversation)
+        yield Sample(place, digest, cleaned.conversation, cleaned.repairs)
     if not report.rows:
-        raise RequestError(f"corpus.sources.{name}.path: {source.path} holds no rows.")
+        raise RequestError(
+            f"corpus.sources.{name}.path: {source.path} holds no rows; name another, or take "
+            f"corpus.sources.{name} out."
+        )
 
 
 def check_dropped(name: str, source: Source, report: Report) -> None:
@@ -187,6 +207,6 @@ def check_dropped(name: str, source: Source, report: Report) -> None:
         reason = next(iter(report.unusable))
         raise RequestError(
             f"corpus.sources.{name}: {unusable} of {report.rows} rows cannot be used, e.g. "
-            f"{report.examples[reason]}: {reason}. "
+            f"{source.path}, {report.examples[reason]}: {reason}. "
             f"Mend them, or raise corpus.sources.{name}.max_dropped from {source.max_dropped}."
         )

@@ -115,7 +115,9 @@ class Renderer:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of what decides a row's tokens: the tokenizer, as it is saved, and template."""
-        digest = hashlib.sha256((self._chat_template or "").encode())
+        # The probe as well: a template may print the date, and be another one tomorrow.
+        probe = self.text(_PROBE, add_generation_prompt=False)
+        digest = hashlib.sha256(((self._chat_template or "") + probe).encode())
         with TemporaryDirectory() as folder:
             self.tokenizer.save_pretrained(folder)
             for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):

@@ -1,6 +1,5 @@
 """Row filters: which rows of a source to use, by an expression over keys or by patterns in text."""
 
-import json
 import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
@@ -83,17 +82,6 @@ class RowFilter:
         ):
             return "matches no include"
         return None
-
-    @property
-    def fingerprint(self) -> str:
-        """The settings as text, equal for filters that keep the same rows for the same reasons."""
-        return json.dumps(
-            {
-                "where": self.where,
-                "include": sorted({pattern.pattern for pattern in self._include}),
-                "exclude": [pattern.pattern for pattern in self._exclude],
-            }
-        )
 
 
 class _RowEnvironment(ImmutableSandboxedEnvironment):

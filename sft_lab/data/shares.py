@@ -118,7 +118,9 @@ def weighed(
     if temperature is not None:
         amounts = {source: w * getattr(sizes[source], unit) for source, w in weights.items()}
         whole = whole or math.floor(math.fsum(amounts.values()))
-        weights = {source: amount ** (1 / temperature) for source, amount in amounts.items()}
+        # Over the largest, so that no temperature is too low for a float.
+        largest = max(amounts.values(), default=1)
+        weights = {source: (a / largest) ** (1 / temperature) for source, a in amounts.items()}
     quotas = {s: whole * w / math.fsum(weights.values()) for s, w in weights.items()}
     counts = {source: math.floor(quota) for source, quota in quotas.items()}
     left = whole - sum(counts.values())

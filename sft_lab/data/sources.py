@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+import os
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -38,7 +39,7 @@ class Source:
         exclude: Regular expressions; a row is left out if one of them is found in its text.
         duplicates: ``drop`` leaves out all but one of the rows of equal content.
         near_duplicates: Leave out all but one of the rows whose word 5-grams overlap by this much
-            or more (Jaccard), in (0, 1].
+            or more (Jaccard), in (0, 1], and of rows of equal content.
     """
 
     path: str
@@ -106,7 +107,7 @@ def content_digest(name: str, source: Source) -> str | None:
 
 
 def rows(name: str, source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield each row with where it stands, as "file, line n" or "file, row n".
+    """Yield each row with its place in the file, ``line n`` or ``row n``.
 
     JSONL, Parquet and hub data sets are streamed; a ``.json`` list is one document, and is parsed
     whole.
@@ -118,7 +119,7 @@ def rows(name: str, source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
     file = _local_file(key, source)
     if file is None:
         for number, row in enumerate(_hub_dataset(key, source), start=1):
-            yield f"{source.path}[{source.split}], row {number}", cast(Mapping[str, Any], row)
+            yield f"row {number}", cast(Mapping[str, Any], row)
     elif file.suffix == ".parquet":
         yield from _parquet_rows(key, file)
     else:
@@ -127,11 +128,13 @@ def rows(name: str, source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _local_file(key: str, source: Source) -> Path | None:
     """Return the file that a source is, or None if it is a hub name."""
+    if not source.path:
+        raise RequestError(f"{key} is empty; name a file or a hub name.")
     path = resolve(source.path)
-    file = Path(path)
-    if file.is_dir():
+    file = Path(path).expanduser()
+    if os.path.isdir(file):
         raise RequestError(f"{key}: {path} is a folder; name a file in it.")
-    if not file.is_file():
+    if not os.path.isfile(file):  # unlike Path.is_file, false of a name that is too long
         if path.endswith(_FILE_ENDINGS) or not is_hub_name(path):
             raise RequestError(f"{key}: there is no file {path}.")
         return None
@@ -147,12 +150,13 @@ def _json_rows(key: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
             IO[bytes], gzip.open(file) if file.suffix == ".gz" else open(file, "rb")
         ) as opened:
             numbered = _listed(key, file, opened.read()) if is_list else _lines(key, file, opened)
-            for where, row in numbered:
+            for place, row in numbered:
                 if not isinstance(row, dict):
                     raise RequestError(
-                        f"{key}: {where} holds {str(row)[:60]!r}, expected an object with keys."
+                        f"{key}: {file}, {place} holds {str(row)[:60]!r}, expected an object with "
+                        "keys. Mend it, or take it out."
                     )
-                yield where, row
+                yield place, row
     except (OSError, EOFError, zlib.error) as fault:
         raise RequestError(f"{key}: {file} cannot be read: {fault}.") from fault
 
@@ -161,8 +165,7 @@ def _lines(key: str, file: Path, stream: IO[bytes]) -> Iterator[tuple[str, Any]]
     # Bytes end lines at \n alone; text may hold other line separators, such as U+2028.
     for number, line in enumerate(stream, start=1):
         if line.strip(b"\xef\xbb\xbf \t\r\n"):
-            where = f"{file}, line {number}"
-            yield where, _parse(key, where, line)
+            yield f"line {number}", _parse(key, f"{file}, line {number}", line)
 
 
 def _listed(key: str, file: Path, content: bytes) -> Iterator[tuple[str, Any]]:
@@ -175,7 +178,7 @@ def _listed(key: str, file: Path, content: bytes) -> Iterator[tuple[str, Any]]:
             "If every line is a row, name it .jsonl."
         )
     for number, row in enumerate(listed, start=1):
-        yield f"{file}, row {number}", row
+        yield f"row {number}", row
 
 
 def _parse(key: str, where: str, content: bytes) -> Any:
@@ -183,9 +186,18 @@ def _parse(key: str, where: str, content: bytes) -> Any:
         # utf-8-sig: editors on Windows begin a file with a byte order mark.
         return json.loads(content.decode("utf-8-sig"))
     except UnicodeDecodeError as fault:
-        raise RequestError(f"{key}: {where} is not UTF-8 text: {fault.reason}.") from fault
-    except (json.JSONDecodeError, RecursionError) as fault:
-        raise RequestError(f"{key}: {where} is not JSON: {fault}.") from fault
+        raise RequestError(
+            f"{key}: {where} is not UTF-8 text: {fault.reason} at byte {fault.start + 1}. "
+            "Save it as UTF-8, or take the row out."
+        ) from fault
+    except json.JSONDecodeError as fault:
+        hint = " If every line is a row, name it .jsonl." if fault.msg == "Extra data" else ""
+        raise RequestError(
+            f"{key}: {where} is not JSON: {fault.msg} at character {fault.pos + 1}. "
+            f"Mend it, or take it out.{hint}"
+        ) from fault
+    except (ValueError, RecursionError) as fault:  # a number of 5,000 digits; 100,000 brackets
+        raise RequestError(f"{key}: {where} is not JSON that can be read: {fault}.") from fault
 
 
 def _parquet_rows(key: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -197,8 +209,8 @@ def _parquet_rows(key: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]
             for batch in parquet.iter_batches():
                 for row in batch.to_pylist():
                     number += 1
-                    yield f"{file}, row {number}", row
-    except (OSError, pyarrow.ArrowException) as fault:
+                    yield f"row {number}", row
+    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as fault:
         reason = str(fault).splitlines()[0]
         raise RequestError(f"{key}: {file} cannot be read as Parquet: {reason}") from fault
 

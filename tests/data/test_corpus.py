@@ -17,6 +17,8 @@ from sft_lab.data.shares import hash_rank
 from sft_lab.data.sources import Source
 from sft_lab.errors import RequestError
 
+TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+
 
 @pytest.fixture
 def corpus_of(tiny_base: Path, tmp_path: Path) -> Callable[..., Corpus]:
@@ -82,7 +84,9 @@ def test_a_copy_of_a_held_out_row_is_held_out_with_it(corpus_of: Callable[..., C
 def test_no_row_left_to_train_on_is_an_error(corpus_of: Callable[..., Corpus]) -> None:
     with pytest.raises(RequestError, match=r"3 usable rows .* corpus\.val_rows = 3 are held out"):
         corpus_of(("a", "1"), ("b", "2"), ("c", "3"), val_rows=3)
-    with pytest.raises(RequestError, match=r"0 usable .*2 longer than max_length 5.* Raise corpus"):
+    with pytest.raises(
+        RequestError, match=r"0 usable .*2 longer than max_length 5.* Hold out fewer"
+    ):
         corpus_of(("a", "1"), ("b", "2"), max_length=5)
     with pytest.raises(RequestError, match="no row is left to train on: 4 usable rows"):
         corpus_of(*[("a", "1")] * 4, val_rows=1)
@@ -173,6 +177,16 @@ def test_an_entry_of_the_cache_is_whole_or_not_there(
     assert len(corpus_of(("a", "1"), ("b", "2")).loaded["math"].rows) == 2
     (entry,) = (tmp_path / "cache/tokens").iterdir()
     assert {path.name for path in entry.iterdir()} == {"tokens.arrow", "report.json"}
+
+
+def test_a_row_that_the_template_refuses_is_named(tiny_base: Path, tmp_path: Path) -> None:
+    rows = [chat("a", "1"), {"messages": [*chat("b", "2")["messages"]], "tools": TOOLS}]
+    write_jsonl(tmp_path / "math.jsonl", rows)
+    corpus = Corpus({"math": Source(str(tmp_path / "math.jsonl"))}, str(tiny_base))
+    with pytest.raises(
+        RequestError, match=r"sources\.math: .*math\.jsonl, line 2: corpus\.template: .* the tools"
+    ):
+        corpus.load(["math"])
 
 
 @pytest.mark.parametrize("name", ["tokens.arrow", "report.json"])

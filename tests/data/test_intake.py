@@ -52,7 +52,8 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     ]
     path = write_jsonl(tmp_path / "rows.jsonl", rows)
     found, report = taken(path)
-    assert [sample.where for sample in found] == [f"{path}, line 1", f"{path}, line 3"]
+    assert [sample.place for sample in found] == ["line 1", "line 3"]
+    assert found[1].repairs == ("answers before the first question removed",)
     assert found[0].id == found[1].id
     assert report.rows == 4
     assert report.dropped == {
@@ -60,13 +61,12 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
         "'conversations' is not a list of turns": 1,
     }
     assert report.dropped == report.unusable
-    assert report.repaired == {"answers before the first question removed": 1}
+    assert not report.repaired  # the caller knows whether a row is used
     assert report.duplicates == 1
-    assert report.examples["'conversations' is not a list of turns"] == f"{path}, line 4"
+    assert report.examples["'conversations' is not a list of turns"] == "line 4"
     assert report.lines == [
         "2 of 4 rows left out: 1 no user turn followed by an assistant turn, "
         "1 'conversations' is not a list of turns",
-        "repaired: 1 answers before the first question removed",
         "1 rows repeat another row",
     ]
     assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
@@ -116,6 +116,23 @@ def test_near_duplicates_are_dropped_on_request_whatever_their_order(tmp_path: P
     assert {s.id for s in taken(again, near_duplicates=0.7)[0]} == {s.id for s in found}
 
 
+def test_of_copies_and_near_duplicates_one_stays(tmp_path: Path) -> None:
+    reworded = QUESTION.replace("does it take", "does it need")
+    path = pairs(tmp_path / "rows.jsonl", QUESTION, reworded, QUESTION, reworded)
+    found, report = taken(path, near_duplicates=0.7)
+    assert len(found) == 1
+    assert report.dropped == {"repeats another row": 2, "near duplicate (0.7 or more alike)": 1}
+
+
+def test_a_row_is_no_near_duplicate_of_one_that_is_left_out(tmp_path: Path) -> None:
+    # It has no 13 words of the item in a row, and 0.5 of its word 5-grams.
+    like = QUESTION.replace("half that much", "some more of the")
+    path = pairs(tmp_path / "rows.jsonl", QUESTION, like)
+    found, report = taken(path, items=ITEMS, drop=True, near_duplicates=0.3)
+    assert prompts(found) == [like]
+    assert report.dropped == {"holds an item of gsm8k": 1}
+
+
 def test_a_planted_test_question_is_found_and_dropped_on_request(tmp_path: Path) -> None:
     hidden = f"Please help me with my homework! {QUESTION.lower()} Thanks."
     path = pairs(tmp_path / "rows.jsonl", "What is a robe made of, and who wears it?", hidden)
@@ -123,7 +140,7 @@ def test_a_planted_test_question_is_found_and_dropped_on_request(tmp_path: Path)
     assert len(found) == 2
     assert report.contaminated == {"gsm8k": 1}
     words = "a robe takes 2 bolts of blue fiber and half that much white"
-    assert report.contaminated_rows == [f"{path}, line 2: gsm8k GSM8K/1 (13-gram): {words}"]
+    assert report.contaminated_rows == [f"line 2: gsm8k GSM8K/1 (13-gram): {words}"]
     found, report = taken(path, items=ITEMS, drop=True)
     assert len(found) == 1
     assert report.dropped == {"holds an item of gsm8k": 1}

@@ -173,13 +173,6 @@ def test_a_bad_pattern_is_refused_with_its_place(settings: dict[str, Any], messa
         RowFilter(**settings)
 
 
-def test_fingerprint_is_text_of_the_settings() -> None:
-    fingerprint = RowFilter("a == 1", include=["y", "x"], exclude=["z"]).fingerprint
-    assert fingerprint == '{"where": "a == 1", "include": ["x", "y"], "exclude": ["z"]}'
-    assert RowFilter("a == 1", include=["x", "y"], exclude=["z"]).fingerprint == fingerprint
-    assert RowFilter("a == 1", include=["x"], exclude=["z"]).fingerprint != fingerprint
-
-
 def test_rft_rows_with_the_right_answer_are_kept(shared_data: Callable[[str], Path]) -> None:
     path = shared_data("gsm8k_rft/rft_phi35mini_681q.jsonl.gz")
     rows = map(json.loads, gzip.decompress(path.read_bytes()).decode().splitlines())

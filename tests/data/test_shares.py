@@ -176,6 +176,10 @@ def test_temperature_lifts_small_sources() -> None:
     assert weigh(whole, temperature=1) == {"math": ("rows", 8000), "chat": ("rows", 500)}
     assert weigh(whole, temperature=2) == {"math": ("rows", 6800), "chat": ("rows", 1700)}
     assert weigh(whole, {"rows": 50}, temperature=2) == {"math": ("rows", 40), "chat": ("rows", 10)}
+    assert weigh(whole, {"rows": 50}, temperature=1e-9) == {
+        "math": ("rows", 50),
+        "chat": ("rows", 0),
+    }
     # Amounts are shares of the sources: of an eighth of math there are 1000 rows, twice the chat.
     assert weigh({"math": "1/8", "chat": 1}, {"rows": 300}, temperature=1) == {
         "math": ("rows", 200),

@@ -54,8 +54,8 @@ def test_parquet_files_are_read(tmp_path: Path) -> None:
     table = pyarrow.Table.from_pylist([{"messages": turns}, {"messages": turns[:1]}])
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
     assert list(rows("math", Source(str(tmp_path / "rows.parquet")))) == [
-        (f"{tmp_path}/rows.parquet, row 1", {"messages": turns}),
-        (f"{tmp_path}/rows.parquet, row 2", {"messages": turns[:1]}),
+        ("row 1", {"messages": turns}),
+        ("row 2", {"messages": turns[:1]}),
     ]
 
 
@@ -80,10 +80,19 @@ def test_unicode_line_separators_are_text(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.jsonl", LINES + "{broken\n", r"a\.jsonl, line 4 is not JSON: Expecting property"),
+        (
+            "a.jsonl",
+            LINES + '{"n": ' + "9" * 5000 + "}",
+            r"line 4 is not JSON that can be read: Exc",
+        ),
         ("a.jsonl", LINES + "[1, 2]\n", r"a\.jsonl, line 4 holds '\[1, 2\]', expected an object"),
         ("a.json", '["x"]', r"a\.json, row 1 holds 'x', expected an object"),
         ("a.json", '{"question": "q"}', r"holds one dict, expected a list of rows.* \.jsonl"),
-        ("a.json", LINES, r"a\.json is not JSON: Extra data"),
+        (
+            "a.json",
+            LINES,
+            r"a\.json is not JSON: Extra data at char.* every line is a row, name it",
+        ),
         ("a.json", "[" * 100_000, r"a\.json is not JSON"),
         ("a.json", "", r"corpus\.sources\.math\.path: .*a\.json holds no rows"),
         ("a.json", "[]", r"a\.json holds no rows"),
@@ -115,7 +124,9 @@ def test_damaged_files_are_request_errors(tmp_path: Path) -> None:
         prompts(tmp_path / "latin.jsonl")
 
 
-@pytest.mark.parametrize("path", ["/no/such/rows", "../rows", "rows.jsonl", "~/x.json", "a b/c"])
+@pytest.mark.parametrize(
+    "path", ["a" * 300 + ".jsonl", "/no/such/rows", "../rows", "rows.jsonl", "~/x.json", "a b/c"]
+)
 def test_a_missing_file_is_not_looked_for_on_the_hub(path: str) -> None:
     with pytest.raises(RequestError, match=r"math\.path: there is no file "):
         prompts(Path(path))
