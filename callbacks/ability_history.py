@@ -6,6 +6,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from sft_lab.data.stage import trains
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.forgetting import derived
 from sft_lab.module import SFTModule
@@ -58,7 +59,7 @@ class AbilityHistory(Callback):
         """Return by score key where in the history the stage ended that first trained it."""
         found: dict[str, int] = {}
         for name, benchmark in self.suite.benchmarks.items():
-            first = next((s for s in schedule.stages if benchmark.source in s.stage.mixture), None)
+            first = next((s for s in schedule.stages if trains(s.stage, benchmark.source)), None)
             if first is not None:
                 for index, measurement in enumerate(self.history):
                     if measurement.step == first.end_step:

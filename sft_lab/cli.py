@@ -173,8 +173,10 @@ def _doctor(options: argparse.Namespace) -> int:
 
 
 def _world(options: argparse.Namespace) -> int:
+    from sft_lab.tracking import make_folder
     from sft_lab.world.build import build
 
+    make_folder("--out", options.out)
     chosen = {"seed": options.seed, "num_tokens": options.tokens}
     build(options.out, **{key: value for key, value in chosen.items() if value is not None})
     return 0

@@ -237,7 +237,7 @@ class LabCLI(LightningCLI):
                 "set trainer.devices to 1."
             )
         uri, artifacts = str(logger.init_args.tracking_uri), logger.init_args.artifact_location
-        prepare_store(uri)
+        prepare_store(uri, str(logger.init_args.experiment_name))
         if artifacts and uri.startswith("sqlite:"):
             make_folder("trainer.logger.init_args.artifact_location", Path(artifacts))
         if self.subcommand == "fit" and self.settings.ckpt_path is not None:

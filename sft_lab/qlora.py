@@ -31,6 +31,16 @@ class Lora:
     lora_dropout: float = 0.0
     target_modules: str | list[str] = field(default="all-linear")
 
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise RequestError(f"model.lora.r must be 1 or more, got {self.r}.")
+        if self.lora_alpha <= 0:
+            raise RequestError(f"model.lora.lora_alpha must be above 0, got {self.lora_alpha}.")
+        if not 0 <= self.lora_dropout < 1:
+            raise RequestError(
+                f"model.lora.lora_dropout must lie in [0, 1), got {self.lora_dropout}."
+            )
+
 
 def check_base(base: str) -> str:
     """Return where a base is loaded from, having looked that something is there.

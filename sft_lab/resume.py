@@ -49,6 +49,9 @@ def resume_last(tracking_uri: str, dirpath: Path, config: Mapping[str, Any]) -> 
             key, before, now = changes[0]
             name = f"{newest.info.run_name} ({newest.info.run_id[:8]})"
             message += f" The newest, {name}, has {key} {before}, not {now}."
+            checkpoint = last_checkpoint(dirpath, newest.info.run_id)
+            if checkpoint.exists():
+                message += f" To edit a stage to come, name its checkpoint: {checkpoint}."
     raise RequestError(f"{message} Leave --ckpt_path out to start anew.")
 
 

@@ -133,16 +133,28 @@ def make_folder(key: str, folder: Path) -> None:
         )
 
 
-def prepare_store(tracking_uri: str) -> None:
+def prepare_store(tracking_uri: str, experiment_name: str) -> None:
     """Look that a run can be recorded in a store, and make the folder of a local one.
 
     Raises:
-        RequestError: If the folder cannot be written to, or ``check_store`` finds a fault.
+        RequestError: If the folder cannot be written to, the experiment has been deleted, or
+            ``check_store`` finds a fault.
     """
     check_store(tracking_uri)
     file = local_file(tracking_uri)
     if file is not None:
         make_folder(_URI_KEY, file.parent)
+        if not file.exists():
+            return
+    from mlflow.tracking import MlflowClient
+
+    experiment = MlflowClient(absolute(tracking_uri)).get_experiment_by_name(experiment_name)
+    if experiment is not None and experiment.lifecycle_stage == "deleted":
+        raise RequestError(
+            f"trainer.logger.init_args.experiment_name: {experiment_name} has been deleted in "
+            f"{tracking_uri}. Restore it (mlflow experiments restore --experiment-id "
+            f"{experiment.experiment_id}), or name another."
+        )
 
 
 def local_file(tracking_uri: str) -> Path | None:
@@ -214,8 +226,13 @@ def _is_alive(process: str) -> bool:
     if host != socket.gethostname():
         return True
     try:
+        found = psutil.Process(int(pid))
+        # A killed process that its parent has not asked after is a zombie: it is there, and dead.
         # The start time is reckoned from the clock, which may have been set a little meanwhile.
-        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 60
+        return (
+            found.status() != psutil.STATUS_ZOMBIE
+            and abs(found.create_time() - float(created)) < 60
+        )
     except psutil.NoSuchProcess:
         return False
 

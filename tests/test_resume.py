@@ -68,6 +68,11 @@ def test_only_stages_to_come_can_be_edited(stopped_lab: Lab) -> None:
     edit = ("--data.stages.second.max_steps=2", STOP, "--trainer.callbacks.step=6")
     with pytest.raises(RuntimeError, match="stopped by the test"):
         lab.fit(path, *edit)
+    refused = lab.fit("--ckpt_path=last", "--data.stages.second.max_steps=3")
+    assert refused.code == 2
+    assert f"To edit a stage to come, name its checkpoint: {lab.checkpoint}" in refused.err.replace(
+        "mlruns", f"{lab.folder}/mlruns"
+    )
     # The record says what is trained now, and `last` finds the run by it.
     assert lab.json("stage_plan.json")["stages"]["second"]["steps"] == 2
     outcome = lab.fit("--ckpt_path=last", "--data.stages.second.max_steps=2")

@@ -1,4 +1,7 @@
 import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -8,7 +11,7 @@ import psutil
 import pytest
 
 from sft_lab.errors import RequestError
-from sft_lab.tracking import DIGEST_TAG, RunLogger, RunStore, make_folder
+from sft_lab.tracking import DIGEST_TAG, RunLogger, RunStore, make_folder, prepare_store
 
 
 @pytest.fixture
@@ -43,6 +46,29 @@ def test_a_run_whose_process_is_gone_was_killed(logger: RunLogger, uri: str) -> 
     (run,) = RunStore(uri).runs()
     assert run.info.status == "KILLED"
     assert logger.experiment.get_run(logger.run_id).info.status == "KILLED"
+
+
+def test_a_killed_process_that_nobody_has_asked_after_is_dead(uri: str, tmp_path: Path) -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    created = psutil.Process(child.pid).create_time()
+    process = f"{socket.gethostname()}:{child.pid}:{created}"
+    tags = {DIGEST_TAG: "d", "sft_lab.process": process}
+    logger = RunLogger(uri, artifact_location=str(tmp_path / "artifacts"), tags=tags)
+    logger.start()
+    assert RunStore(uri).runs()[0].info.status == "RUNNING"
+    child.kill()
+    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+        time.sleep(0.01)
+    assert RunStore(uri).runs()[0].info.status == "KILLED"
+    child.wait()
+
+
+def test_a_deleted_experiment_is_refused(logger: RunLogger, uri: str) -> None:
+    prepare_store(uri, "sft_lab")
+    experiment = logger.experiment.get_experiment_by_name("sft_lab")
+    logger.experiment.delete_experiment(experiment.experiment_id)
+    with pytest.raises(RequestError, match=r"experiment_name: sft_lab has been deleted.* restore"):
+        prepare_store(uri, "sft_lab")
 
 
 def test_a_process_of_another_machine_is_left_alone(logger: RunLogger, uri: str) -> None:

@@ -17,7 +17,7 @@ from sft_lab.data.batches import (
 from sft_lab.data.corpus import Corpus
 from sft_lab.data.plan import Order, StagePlan, Window
 from sft_lab.data.shares import ShareValue, parse_share
-from sft_lab.data.stage import Stage, check_stages, plan
+from sft_lab.data.stage import Stage, check_stages, plan, trains
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.schedule import Schedule, StepSize
@@ -111,9 +111,8 @@ class StagedDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         mixed = {
             source
-            for settings in self.stages.values()
-            for source, share in settings.mixture.items()
-            if parse_share(source, share).amount
+            for source in self.corpus.sources
+            if any(trains(settings, source) for settings in self.stages.values())
         }
         items = {
             name: {item.id: benchmark.texts(item) for item in benchmark.items()}

@@ -46,6 +46,11 @@ class Stage:
 _MOST_PASSES = 1000
 
 
+def trains(stage: Stage, source: str | None) -> bool:
+    """Say whether a stage's mixture holds a source, and not with a share of 0."""
+    return source in stage.mixture and parse_share(source, stage.mixture[source]).amount > 0
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " (did you mean 'x'?)" for a misspelt name, or nothing.
 

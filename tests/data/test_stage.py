@@ -6,7 +6,7 @@ import pytest
 
 from sft_lab.data.corpus import Corpus
 from sft_lab.data.sources import Source
-from sft_lab.data.stage import Stage, check_stages, choose_rows
+from sft_lab.data.stage import Stage, check_stages, choose_rows, trains
 from sft_lab.errors import RequestError
 
 STAGE = Stage(mixture={"math": 1}, lr=1e-3, epochs=1)
@@ -96,3 +96,8 @@ def test_a_stage_weighs_its_sources(corpus: Corpus) -> None:
 def test_shares_that_cannot_be_meant_are_refused(corpus: Corpus, share: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         choose_rows("s", replace(STAGE, mixture={"math": share}), corpus)
+
+
+def test_a_share_of_zero_trains_nothing() -> None:
+    stage = replace(STAGE, mixture={"math": "1/64", "code": 0})
+    assert [trains(stage, name) for name in ("math", "code", "general")] == [True, False, False]
