@@ -1,5 +1,6 @@
 """A whole run from the command line: what it leaves in MLflow and what a person sees."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,22 @@ def test_config_plan_and_samples_are_kept(finished: FinishedRun) -> None:
     plan = lab.json("stage_plan.json")
     assert [stage["steps"] for stage in plan["stages"].values()] == [5, 7]
     assert plan["stages"]["second"]["trained"]["math"]["samples"] == 5
-    assert plan["sources"]["math"] | {"digest": ""} == {
-        "path": "world://data/math.jsonl",
-        "digest": "",
-        "rows": 24,
-        "held_out": 4,
-        "dropped": {},
-    }
+    math = plan["sources"]["math"]
+    assert (math["path"], math["rows"], math["held_out"]) == ("world://data/math.jsonl", 24, 4)
+    assert (math["report"]["rows"], math["report"]["dropped"]) == (24, {})
     assert all(len(source["digest"]) == 64 for source in plan["sources"].values())
     samples = lab.artifact("samples/second.tsv").read_text().splitlines()
     assert samples[0] == "source\tsample_id\ttimes"
     assert len(samples) == 1 + 25
     assert sum(line.startswith("math\t") for line in samples) == 5
+    written = lab.artifact("samples/second.tsv").read_bytes()
+    digest = plan["stages"]["second"]["manifest_digest"]
+    assert digest == hashlib.sha256(written).hexdigest()
+    windows = [line.split("\t") for line in lab.artifact("windows/second.tsv").open()][1:]
+    assert {int(step) for step, *_ in windows} == set(range(1, 8))
+    for column, key in ((2, "samples"), (3, "tokens"), (4, "target_tokens")):
+        in_windows = sum(int(row[column]) for row in windows if row[1] == "math")
+        assert in_windows == plan["stages"]["second"]["trained"]["math"][key]
 
 
 def test_scores_are_measured_before_between_and_behind_the_stages(finished: FinishedRun) -> None:
