@@ -8,10 +8,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 setup: .venv/ready
 
-# Pins come first: the torch wheel must be the one that constraints.txt names.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PIP) install -c constraints.txt torch
 	$(PIP) install -c constraints.txt -e '.[dev]'
 	touch $@
 
