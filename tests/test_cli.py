@@ -73,6 +73,7 @@ def free_port() -> int:
         ("--ckpt_path=tiny.yaml", "tiny.yaml is damaged or no checkpoint"),
     ],
 )
+@pytest.mark.slow
 def test_a_wrong_value_is_refused_before_a_run_is_made(
     lab: Lab, override: str, message: str
 ) -> None:

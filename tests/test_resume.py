@@ -33,6 +33,7 @@ def stop(lab: Lab, step: int, *arguments: str, number: int = 0) -> None:
         (signal.SIGTERM, "KILLED", 8),
     ],
 )
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_exactly(
     finished: FinishedRun, stopped_lab: Lab, number: int, status: str, saved_step: int
 ) -> None:

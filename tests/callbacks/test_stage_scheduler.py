@@ -41,6 +41,7 @@ class Watch(Callback):
 
 
 @pytest.mark.parametrize("hand_over", ["fresh", pytest.param("keep", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_stages_follow_each_other(lab: Lab, hand_over: str) -> None:
     lab.write("watcher.py", WATCHER)
     outcome = lab.fit(
