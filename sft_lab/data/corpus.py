@@ -195,20 +195,21 @@ class Corpus:
 
     def _fill(self, name: str, index: ItemIndex, entry: Path) -> None:
         """Make an entry of the cache: beside its place, and then moved there whole."""
+        folder: Path | None = None
         try:
             entry.parent.mkdir(parents=True, exist_ok=True)
             folder = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".unfinished-"))
-        except OSError as fault:
-            raise RequestError(
-                f"SFT_LAB_CACHE: tokenised rows cannot be kept under {entry.parent}: "
-                f"{fault.strerror}. Set it to a folder that can be written to."
-            ) from fault
-        try:
             self._tokenize(name, index, folder)
             with contextlib.suppress(OSError):  # another process was faster, with the same rows
                 folder.rename(entry)
+        except OSError as fault:  # a full disk as well; faults of the source are request errors
+            raise RequestError(
+                f"SFT_LAB_CACHE: tokenised rows cannot be kept under {entry.parent}: "
+                f"{fault.strerror or fault}. Set it to a folder with room that can be written to."
+            ) from fault
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _tokenize(self, name: str, index: ItemIndex, folder: Path) -> None:
         """Write ``tokens.arrow`` and ``report.json`` of one source."""

@@ -1,3 +1,4 @@
+import errno
 import json
 import logging
 import os
@@ -202,6 +203,23 @@ def test_a_damaged_entry_of_the_cache_is_named(
         corpus_of(("a", "1"), ("b", "2"))
     shutil.rmtree(entry)
     assert len(corpus_of(("a", "1"), ("b", "2")).loaded["math"].rows) == 2
+
+
+def test_a_full_disk_is_named_and_nothing_is_left(
+    corpus_of: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from sft_lab.data.token_store import TokenWriter
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setenv("SFT_LAB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(TokenWriter, "add", full)
+    with pytest.raises(
+        RequestError, match=r"SFT_LAB_CACHE: .*tokens: No space left on device\. Set"
+    ):
+        corpus_of(("a", "1"))
+    assert list((tmp_path / "cache/tokens").iterdir()) == []
 
 
 def test_a_cache_that_cannot_be_written_is_named(
