@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import sys
+from io import TextIOWrapper
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -51,12 +52,15 @@ def main(arguments: list[str]) -> int:
 
 
 def _be_quiet() -> None:
-    """Keep other libraries' progress bars and advice out of the one line that a person watches."""
+    """Keep libraries' bars and advice out of the one line that a person watches; show any text."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # rows hold what a terminal in ASCII cannot show
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _own_command(arguments: list[str]) -> int:

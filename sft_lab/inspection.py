@@ -1,5 +1,6 @@
 """What a config trains on, to the sample, before any model is loaded."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby, islice
@@ -24,6 +25,7 @@ _NUM_BINS = 10
 _BAR_WIDTH = 40
 _MAX_CONTAMINATED = 5  # rows of a source and benchmark that are shown
 _TRAINED, _SPECIAL, _PLAIN = "\033[32m", "\033[2m", "\033[0m"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def planned(composed: Composed, stage: str | None) -> StagedDataModule:
@@ -175,6 +177,11 @@ def inspection_text(found: Mapping[str, Any], *, color: bool) -> str:
     return "\n\n".join(blocks)
 
 
+def _shown(text: str) -> str:
+    """Return a row's text without what would steer the terminal: ``ESC [ 2 J`` clears it."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 def _stage_table(stages: Mapping[str, Any]) -> str:
     header = [
         "stage",
@@ -251,7 +258,7 @@ def _account(source: Mapping[str, Any]) -> list[str]:
 
     counted = [("left out", source["dropped"]), ("repaired", source["repaired"])]
     lines = [
-        f"{count:,} {what}: {reason} ({example(source['examples'][reason])})"
+        f"{count:,} {what}: {_shown(reason)} ({example(source['examples'][reason])})"
         for what, counts in counted
         for reason, count in counts.items()
     ]
@@ -290,7 +297,7 @@ def _sample(sample: Mapping[str, Any], color: bool) -> str:
         return head + "\n" + "".join(_colored(part) for part in parts)
     body = ""
     for is_trained, group in groupby(parts, key=lambda part: part["trained"]):
-        text = "".join(part["text"] for part in group)
+        text = _shown("".join(part["text"] for part in group))
         body += f"⟦{text}⟧" if is_trained else text
     return f"{head}\n{body}"
 
@@ -298,5 +305,6 @@ def _sample(sample: Mapping[str, Any], color: bool) -> str:
 def _colored(part: Mapping[str, Any]) -> str:
     codes = (_TRAINED if part["trained"] else "") + (_SPECIAL if part["special"] else "")
     # A line break that is trained is shown as one: at a line's end colour cannot be seen.
-    text = part["text"].replace("\n", "↵\n") if part["trained"] else part["text"]
+    text = _shown(part["text"])
+    text = text.replace("\n", "↵\n") if part["trained"] else text
     return f"{codes}{text}{_PLAIN}" if codes else text

@@ -1,6 +1,9 @@
 """What the command line refuses, and how; what it prints."""
 
+import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -166,3 +169,19 @@ def test_no_file_is_left_by_help(lab: Lab) -> None:
     lab("fit", "--help")
     lab.fit("--print_config")
     assert sorted(Path(lab.folder).iterdir()) == before
+
+
+@pytest.mark.slow
+def test_a_terminal_in_ascii_shows_any_text(lab: Lab) -> None:
+    command = [sys.executable, "-m", "sft_lab", "inspect", "--config=tiny.yaml"]
+    environment = {
+        **os.environ,
+        "PYTHONIOENCODING": "ascii",
+        "SFT_LAB_WORLD": str(lab.world),
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+    }
+    shown = subprocess.run(
+        command, cwd=lab.folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "\\u27e6" in shown.stdout  # the bracket before what is trained

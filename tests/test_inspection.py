@@ -71,6 +71,15 @@ def test_rows_left_out_are_counted_by_reason(alone: Lab) -> None:
     assert ["15", "█" * 40, "1"] in table
 
 
+def test_rows_cannot_steer_the_terminal(alone: Lab) -> None:
+    row = {"prompt": "a\033[2Jb\tc", "completion": "d\x9be\nf"}
+    (alone.folder / "hostile.jsonl").write_text(json.dumps(row))
+    assert (
+        "<user>a\\x1b[2Jb\tc<end><assistant>⟦d\\x9be\nf<end>⟧"
+        in alone("inspect", "--config=alone.yaml", "--corpus.sources.four.path=hostile.jsonl").out
+    )
+
+
 def test_samples_show_what_is_trained(alone: Lab) -> None:
     command = ("inspect", "--config=alone.yaml", "-n=9")
     plain = alone(*command).out

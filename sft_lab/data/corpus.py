@@ -7,10 +7,10 @@ import logging
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,8 @@ from sft_lab.data.contamination import ItemIndex
 from sft_lab.data.formats import RowError
 from sft_lab.data.hub import is_hub_name, settle_offline
 from sft_lab.data.intake import Report, Sample, check_dropped, samples
-from sft_lab.data.rendering import Renderer, RowTooLongError, TokenizedRow
+from sft_lab.data.render_pool import Rows, render
+from sft_lab.data.rendering import Renderer, RowTooLongError, TokenizedRow, TooLong
 from sft_lab.data.shares import hash_rank
 from sft_lab.data.sources import Source, check_source, content_digest
 from sft_lab.data.token_store import TokenStore, TokenWriter
@@ -33,8 +34,9 @@ log = logging.getLogger(__name__)
 Items = Mapping[str, Mapping[str, Sequence[str]]]
 """Texts of benchmark items, by benchmark and item id."""
 
-_CACHE_VERSION = 1  # what cleaning, rendering and checks make of the same input; raise on change
-_CHUNK_ROWS = 1000
+_UNFINISHED = ".unfinished-"
+_ABANDONED_S = 24 * 3600
+_CACHE_VERSION = 2  # what cleaning, rendering and checks make of the same input; raise on change
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,7 @@ class Corpus:
         tokenizer: str,
         template: str | None = None,
         max_length: int = 2048,
-        too_long: Literal["drop", "cut"] = "drop",
+        too_long: TooLong = "drop",
         contamination: Literal["report", "drop", "ignore"] = "report",
         val_rows: int = 0,
         seed: int = 0,
@@ -136,7 +138,7 @@ class Corpus:
         self.tokenizer_name = tokenizer
         self.template = template
         self.max_length = max_length
-        self.too_long: Literal["drop", "cut"] = too_long
+        self.too_long: TooLong = too_long
         self.contamination = contamination
         self.val_rows = val_rows
         self.seed = seed
@@ -198,7 +200,8 @@ class Corpus:
         folder: Path | None = None
         try:
             entry.parent.mkdir(parents=True, exist_ok=True)
-            folder = Path(tempfile.mkdtemp(dir=entry.parent, prefix=".unfinished-"))
+            _remove_abandoned(entry.parent)
+            folder = Path(tempfile.mkdtemp(dir=entry.parent, prefix=_UNFINISHED))
             self._tokenize(name, index, folder)
             with contextlib.suppress(OSError):  # another process was faster, with the same rows
                 folder.rename(entry)
@@ -219,18 +222,21 @@ class Corpus:
             name, source, index, drop_contaminated=self.contamination == "drop", report=report
         )
         with TokenWriter(folder / "tokens.arrow") as writer:
-            while chunk := list(islice(stream, _CHUNK_ROWS)):
-                kept = list(self._rendered(name, chunk, report))
+            limits = (self.max_length, self.too_long)
+            for chunk, rendered in render(stream, self.renderer, *limits):
+                kept = list(self._kept(name, chunk, rendered, report))
                 if kept:
                     ids, rows = zip(*kept, strict=True)
                     writer.add(ids, rows)
         check_dropped(name, source, report)
         (folder / "report.json").write_text(json.dumps(report.to_json()), encoding="utf-8")
 
-    def _rendered(
-        self, name: str, chunk: Sequence[Sample], report: Report
+    def _kept(
+        self, name: str, chunk: Sequence[Sample], rows: Rows | None, report: Report
     ) -> Iterable[tuple[str, TokenizedRow]]:
-        for sample, row in zip(chunk, self._rows(name, chunk), strict=True):
+        if rows is None:
+            rows = [self._row(name, sample) for sample in chunk]  # one of them says what is wrong
+        for sample, row in zip(chunk, rows, strict=True):
             if isinstance(row, RowError):
                 unusable = not isinstance(row, RowTooLongError)
                 report.drop(str(row), sample.place, unusable=unusable)
@@ -240,15 +246,13 @@ class Corpus:
                 report.repair(repair, sample.place)
             yield sample.id, row
 
-    def _rows(self, name: str, chunk: Sequence[Sample]) -> list[TokenizedRow | RowError]:
-        limits = (self.max_length, self.too_long)
+    def _row(self, name: str, sample: Sample) -> TokenizedRow | RowError:
         try:
-            return self.renderer.rows([sample.conversation for sample in chunk], *limits)
+            [row] = self.renderer.rows([sample.conversation], self.max_length, self.too_long)
         except RequestError as fault:
-            if len(chunk) == 1:
-                where = f"{self.sources[name].path}, {chunk[0].place}"
-                raise RequestError(f"corpus.sources.{name}: {where}: {fault}") from fault
-            return [row for sample in chunk for row in self._rows(name, [sample])]
+            where = f"{self.sources[name].path}, {sample.place}"
+            raise RequestError(f"corpus.sources.{name}: {where}: {fault}") from fault
+        return row
 
     def _opened(self, name: str, entry: Path) -> TokenizedSource:
         try:
@@ -277,6 +281,15 @@ class Corpus:
                 f"held out. Hold out fewer, or look at why rows are left out."
             )
         return TokenizedSource(rows, report, ranked, val_rows)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed runs have left; one that is at work has written within the day."""
+    for left in folder.glob(f"{_UNFINISHED}*"):
+        with contextlib.suppress(OSError):
+            written = max(path.stat().st_mtime for path in (left, *left.iterdir()))
+            if time.time() - written > _ABANDONED_S:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def load_tokenizer(name: str) -> Any:

@@ -1,6 +1,7 @@
 """One renderer for training and evaluation: conversation -> token ids and labels."""
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +17,7 @@ from sft_lab.data.templates import TEMPLATES
 from sft_lab.errors import RequestError
 
 IGNORED = -100
+TooLong = Literal["drop", "cut"]
 _ROWS_AT_ONCE = 512  # enough to keep all cores busy; a token being made takes some 100 bytes
 
 _PROBE = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "answer"})
@@ -85,6 +87,7 @@ class Renderer:
         self._chat_template = TEMPLATES[template] if template else None
         probe = self.text(_PROBE, add_generation_prompt=False)
         self._encoder = PrefixEncoder(tokenizer, probe)
+        self._special = _special_tokens(tokenizer)
         self._stops = {int(tokenizer.eos_token_id), self._answer_end(probe)}
         self.stop_token_ids = sorted(self._stops)
         """The ids that end an answer; a base's eos often ends documents, its template turns."""
@@ -203,7 +206,7 @@ class Renderer:
         self,
         conversation: Conversation,
         max_length: int | None = None,
-        too_long: Literal["drop", "cut"] = "drop",
+        too_long: TooLong = "drop",
     ) -> TokenizedRow:
         """Tokenise one training row, as ``rows`` does.
 
@@ -211,7 +214,7 @@ class Renderer:
             RequestError: If the template rewrites earlier turns, so that no prompt is a prefix.
             RowTooLongError: If the row is longer than ``max_length``.
             RowError: If tokens merge across the border of a prompt and its answer, an answer comes
-                to no token, or the last turn is not the assistant's.
+                to no token, a text holds a special token, or the last turn is not the assistant's.
         """
         [row] = self.rows([conversation], max_length, too_long)
         if isinstance(row, RowError):
@@ -222,7 +225,7 @@ class Renderer:
         self,
         conversations: Sequence[Conversation],
         max_length: int | None = None,
-        too_long: Literal["drop", "cut"] = "drop",
+        too_long: TooLong = "drop",
     ) -> list[TokenizedRow | RowError]:
         """Tokenise training rows; the loss falls on assistant turns and their end tokens only.
 
@@ -250,7 +253,7 @@ class Renderer:
         self,
         conversations: Sequence[Conversation],
         max_length: int | None,
-        too_long: Literal["drop", "cut"],
+        too_long: TooLong,
     ) -> list[TokenizedRow | RowError]:
         rendered = self._turns(conversations)
         pieces: dict[str, list[int]] = {}
@@ -262,12 +265,19 @@ class Renderer:
                 prefixes += chain.from_iterable((turn.prompt, turn.answered) for turn in turns)
         ids |= self._encoder.encode(prefixes, pieces)
         found: list[TokenizedRow | RowError] = []
-        for turns in rendered:
+        for conversation, turns in zip(conversations, rendered, strict=True):
             try:
+                self._check_texts(conversation)
                 found.append(self._row(turns, ids, max_length, too_long))
             except RowError as fault:
                 found.append(fault)
         return found
+
+    def _check_texts(self, conversation: Conversation) -> None:
+        """Refuse texts that the tokenizer would take for the ends and beginnings of turns."""
+        for message in conversation.messages:
+            if self._special and (match := self._special.search(message["content"])):
+                raise RowError(f"a text that holds the special token {match[0]}")
 
     def _turns(self, conversations: Sequence[Conversation]) -> list[list["_Turn"]]:
         """Render every assistant turn's prompt, and the conversation through that turn."""
@@ -300,7 +310,7 @@ class Renderer:
         turns: Sequence["_Turn"],
         ids: Mapping[str, list[int]],
         max_length: int | None,
-        too_long: Literal["drop", "cut"],
+        too_long: TooLong,
     ) -> TokenizedRow:
         if not turns:
             raise RowError("the last turn is not the assistant's")
@@ -347,6 +357,17 @@ class _Turn:
     index: int
     prompt: str
     answered: str
+
+
+def _special_tokens(tokenizer: Any) -> re.Pattern[str] | None:
+    """Return what finds special tokens written out in a text, which would become tokens of it."""
+    if tokenizer.split_special_tokens:
+        return None
+    known = tokenizer.added_tokens_decoder.values()
+    contents = {token.content for token in known if token.special}
+    contents |= set(tokenizer.all_special_tokens)  # without a tokenizer.json they are listed here
+    longest_first = sorted(contents, key=lambda content: (-len(content), content))
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
 
 def _prefix_length(prefix: list[int], input_ids: list[int]) -> int:

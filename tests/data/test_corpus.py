@@ -180,6 +180,22 @@ def test_an_entry_of_the_cache_is_whole_or_not_there(
     assert {path.name for path in entry.iterdir()} == {"tokens.arrow", "report.json"}
 
 
+def test_what_a_killed_run_left_in_the_cache_is_removed_after_a_day(
+    corpus_of: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SFT_LAB_CACHE", str(tmp_path / "cache"))
+    now = time.time()
+    for name, hours in (("old", 25), ("new", 23)):
+        left = tmp_path / "cache/tokens" / f".unfinished-{name}"
+        left.mkdir(parents=True)
+        (left / "tokens.arrow").write_bytes(b"x")
+        for path in (left / "tokens.arrow", left):
+            os.utime(path, (now, now - hours * 3600))
+    corpus_of(("a", "1"))
+    left_over = [path.name for path in (tmp_path / "cache/tokens").glob(".unfinished-*")]
+    assert left_over == [".unfinished-new"]
+
+
 def test_a_row_that_the_template_refuses_is_named(tiny_base: Path, tmp_path: Path) -> None:
     rows = [chat("a", "1"), {"messages": [*chat("b", "2")["messages"]], "tools": TOOLS}]
     write_jsonl(tmp_path / "math.jsonl", rows)

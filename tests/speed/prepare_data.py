@@ -1,7 +1,7 @@
 """Times the preparation of 110,142 rows of GSM8K's length: here, and by TRL's SFTTrainer.
 
     pip install -c constraints.txt trl
-    python tests/speed/prepare_data.py [--gsm8k FILE]
+    python tests/speed/prepare_data.py [--gsm8k FILE] [--rows N] [--without_trl]
 
 Rows are GSM8K's training rows, over and over, each time with another number in front, in the size
 of the paper's RFT set. Each job runs in a process of its own: chat template, tokens, and labels on
@@ -29,12 +29,12 @@ BASE = ROOT / "sft_lab" / "world" / "base"
 MakeJob = Callable[[Path], Callable[[], int]]
 
 
-def write_rows(gsm8k: Path, out: Path) -> None:
+def write_rows(gsm8k: Path, out: Path, num_rows: int) -> None:
     """Write the rows as messages."""
     with gzip.open(gsm8k, "rt", encoding="utf-8") as lines:
         given = [json.loads(line) for line in lines]
     with out.open("w", encoding="utf-8") as file:
-        for number in range(NUM_ROWS):
+        for number in range(num_rows):
             row = given[number % len(given)]
             messages = [
                 {"role": "user", "content": f"{number}. {row['question']}"},
@@ -45,6 +45,8 @@ def write_rows(gsm8k: Path, out: Path) -> None:
 
 def ours(rows: Path) -> Callable[[], int]:
     """Return the job as the lab does it; a second time it finds its own cache."""
+    import transformers.models.auto.tokenization_auto  # noqa: F401  imported when first used
+
     from sft_lab.data.corpus import Corpus
     from sft_lab.data.sources import Source
 
@@ -64,6 +66,7 @@ def by_trl(rows: Path) -> Callable[[], int]:
 
     model = AutoModelForCausalLM.from_pretrained(BASE)
     tokenizer = AutoTokenizer.from_pretrained(BASE)
+    datasets.disable_progress_bars()
     folder = str(rows.parent / "trl")
     settings = SFTConfig(
         folder, assistant_only_loss=True, max_length=2048, dataset_num_proc=2, use_cpu=True,
@@ -113,14 +116,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     shared = Path(os.environ.get("SFT_LAB_SHARED") or ROOT.parent / "shared")
     parser.add_argument("--gsm8k", type=Path, default=shared / "data" / "gsm8k" / "train.jsonl.gz")
+    parser.add_argument("--rows", type=int, default=NUM_ROWS)
+    parser.add_argument("--without_trl", action="store_true")
     options = parser.parse_args()
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder) / "rows.jsonl"
-        write_rows(options.gsm8k, rows)
+        write_rows(options.gsm8k, rows, options.rows)
+        print(f"{rows.stat().st_size / 2**20:.0f} MiB of JSON")
         os.environ["SFT_LAB_CACHE"] = folder
         found = {}
-        for name, make in (("sft_lab, cold", ours), ("sft_lab, warm", ours), ("TRL", by_trl)):
+        jobs = [("sft_lab, cold", ours), ("sft_lab, warm", ours), ("TRL", by_trl)]
+        for name, make in jobs[:-1] if options.without_trl else jobs:
             results = context.Queue()
             process = context.Process(target=run, args=(make, rows, results))
             process.start()
@@ -128,8 +135,9 @@ def main() -> None:
             process.join()
             num_rows, seconds, peak = found[name]
             print(f"{name:<14} {num_rows:,} rows  {seconds:6.1f} s  {peak:6.0f} MiB", flush=True)
-    ratio = found["TRL"][1] / found["sft_lab, cold"][1]
-    print(f"TRL takes {ratio:.2f} times as long as sft_lab, cold")
+    if "TRL" in found:
+        ratio = found["TRL"][1] / found["sft_lab, cold"][1]
+        print(f"TRL takes {ratio:.2f} times as long as sft_lab, cold")
 
 
 if __name__ == "__main__":

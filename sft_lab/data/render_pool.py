@@ -1,0 +1,118 @@
+"""Renders long sources in several processes: applying a template is Python, one core's work."""
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import chain, islice
+
+from sft_lab.data.formats import Conversation, RowError
+from sft_lab.data.intake import Sample
+from sft_lab.data.rendering import Renderer, TokenizedRow, TooLong
+from sft_lab.errors import RequestError
+
+_CHUNK_ROWS = 1000
+_ALONE_CHUNKS = 10  # are rendered in less time than processes take to start
+_MAX_PROCESSES = 8  # what this process, which reads and cleans, can keep busy
+
+Rows = list[TokenizedRow | RowError]
+Rendered = tuple[list[Sample], Rows | None]
+
+
+def render(
+    samples: Iterable[Sample], renderer: Renderer, max_length: int, too_long: TooLong
+) -> Iterator[Rendered]:
+    """Render samples in chunks, in order, as ``Renderer.rows`` does.
+
+    From 10,000 samples on this is done in as many processes as there are cores, 8 at most. They
+    import the main module, so a script of one's own needs ``if __name__ == "__main__"``.
+
+    Args:
+        samples: Are read only some chunks ahead of what is asked for.
+        renderer: The renderer; every process gets a copy.
+        max_length: Longest row in tokens.
+        too_long: See ``Renderer.rows``.
+
+    Yields:
+        A chunk of samples and its rows; None for the rows where the template fails.
+    """
+    chunks = _chunks(samples)
+    alone = _Render(renderer, max_length, too_long)
+    for chunk in islice(chunks, _ALONE_CHUNKS):
+        yield chunk, alone(_conversations(chunk))
+    if (following := next(chunks, None)) is None:
+        return
+    rest = chain([following], chunks)
+    if (processes := _num_processes()) == 1:
+        yield from ((chunk, alone(_conversations(chunk))) for chunk in rest)
+    else:
+        yield from _in_processes(rest, alone, processes)
+
+
+def _in_processes(
+    chunks: Iterable[list[Sample]], job: "_Render", processes: int
+) -> Iterator[Rendered]:
+    # Not forked: threads of torch and of tokenizers may hold locks, which a copy never releases.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(processes, context, _start, (job,))
+    waiting: deque[tuple[list[Sample], Future[Rows | None]]] = deque()
+    try:
+        for chunk in chunks:
+            waiting.append((chunk, pool.submit(_render, _conversations(chunk))))
+            if len(waiting) > 2 * processes:
+                first, rows = waiting.popleft()
+                yield first, rows.result()
+        while waiting:
+            first, rows = waiting.popleft()
+            yield first, rows.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Render:
+    """``Renderer.rows`` with its limits, as something that can be sent to a process."""
+
+    def __init__(self, renderer: Renderer, max_length: int, too_long: TooLong) -> None:
+        self.renderer = renderer
+        self.max_length = max_length
+        self.too_long: TooLong = too_long
+
+    def __call__(self, conversations: Sequence[Conversation]) -> Rows | None:
+        try:
+            return self.renderer.rows(conversations, self.max_length, self.too_long)
+        except RequestError:
+            return None
+
+
+_job: _Render | None = None  # of a process of the pool
+
+
+def _start(job: _Render) -> None:
+    global _job
+    _job = job
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes by threads would crowd the cores
+
+
+def _render(conversations: Sequence[Conversation]) -> Rows | None:
+    assert _job is not None
+    return _job(conversations)
+
+
+def _chunks(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
+    remaining = iter(samples)
+    while chunk := list(islice(remaining, _CHUNK_ROWS)):
+        yield chunk
+
+
+def _conversations(chunk: Sequence[Sample]) -> list[Conversation]:
+    return [sample.conversation for sample in chunk]
+
+
+def _num_processes() -> int:
+    """Return how many processes to use; a daemon, such as a worker of a loader, may have none."""
+    if multiprocessing.current_process().daemon:
+        return 1
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    return min(cores, _MAX_PROCESSES)
