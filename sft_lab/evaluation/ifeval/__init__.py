@@ -1,0 +1,1 @@
+"""IFEval's graders: which of a prompt's verifiable instructions a response follows."""
