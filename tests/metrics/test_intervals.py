@@ -1,6 +1,7 @@
+import numpy as np
 import pytest
 
-from sft_lab.metrics.intervals import wilson
+from sft_lab.metrics.intervals import bootstrap, wilson
 
 
 def test_half_right_by_hand() -> None:
@@ -39,3 +40,63 @@ def test_impossible_counts_are_refused(correct: int, total: int) -> None:
 def test_confidence_is_a_share() -> None:
     with pytest.raises(ValueError, match="got 95"):
         wilson(1, 2, confidence=95)
+
+
+@pytest.mark.parametrize(
+    ("confidence", "interval"),
+    [
+        # The mean of three draws from 0, 0, 3 is 3 with chance (1/3)^3 = 3.7 %, 0 with 8/27.
+        (0.95, (0.0, 3.0)),  # 3.7 % reaches into the upper 2.5 %
+        (0.90, (0.0, 2.0)),  # but not the upper 5 %: there 2 is, with 6/27
+        (0.30, (1.0, 1.0)),  # 35 and 65 %: P(0) = 29.6 %, P(0 or 1) = 74.1 %
+    ],
+)
+def test_bootstrap_of_three_values_by_hand(
+    confidence: float, interval: tuple[float, float]
+) -> None:
+    assert bootstrap([0, 0, 3], confidence=confidence) == interval
+
+
+def test_values_of_a_group_are_drawn_together() -> None:
+    # Each group has the mean 4, and so has every draw; four single values are all 0 or all 8 with
+    # chance 1/16 each, which is above 2.5 %.
+    assert bootstrap([0, 8, 0, 8], ["a", "a", "b", "b"]) == (4.0, 4.0)
+    assert bootstrap([0, 8, 0, 8]) == (0.0, 8.0)
+
+
+def test_a_larger_group_weighs_more() -> None:
+    # a twice, both, b twice: 0, (0 + 0 + 0 + 8) / 4 = 2, 8
+    assert bootstrap([0, 0, 0, 8], ["a", "a", "a", "b"], confidence=0.4) == (2.0, 2.0)
+
+
+def test_one_value_and_equal_values_have_no_width() -> None:
+    assert bootstrap([7.5]) == (7.5, 7.5)
+    assert bootstrap([4, 4, 4, 4]) == (4.0, 4.0)
+
+
+def test_bootstrap_depends_on_nothing_but_its_arguments() -> None:
+    values = [float(n % 10) for n in range(80)]
+    np.random.seed(1)
+    first = bootstrap(values)
+    np.random.seed(2)
+    assert bootstrap(values) == first
+    assert bootstrap(values, seed=1) != first
+    assert bootstrap(values, seed=1) == pytest.approx(first, abs=0.05)
+
+
+def test_bootstrap_agrees_with_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    values = np.random.default_rng(7).integers(1, 11, 80).astype(float)
+    theirs = stats.bootstrap(
+        (values,), np.mean, method="percentile", n_resamples=10_000, rng=np.random.default_rng(0)
+    ).confidence_interval
+    assert bootstrap(values.tolist()) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
+def test_bootstrap_refuses_what_has_no_interval() -> None:
+    with pytest.raises(ValueError, match="got none"):
+        bootstrap([])
+    with pytest.raises(ValueError, match="got 95"):
+        bootstrap([1.0], confidence=95)
+    with pytest.raises(ValueError, match="argument"):
+        bootstrap([1.0, 2.0], groups=["a"])

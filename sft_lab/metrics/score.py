@@ -1,0 +1,74 @@
+"""A score: its value, its 95 % interval and what it is made of."""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from math import comb
+from statistics import fmean
+
+from sft_lab.metrics.intervals import bootstrap, wilson
+
+
+@dataclass(frozen=True)
+class Score:
+    """A mean with its 95 % interval.
+
+    Attributes:
+        value: In [0, 1], of ratings in 1 to 10.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        n: How many values it is the mean of.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def accuracy(marks: Sequence[bool]) -> Score:
+    """Return the share that is right, with Wilson's interval.
+
+    Raises:
+        ValueError: If there are no marks.
+
+    >>> accuracy([True, False, True, True]).value
+    0.75
+    """
+    low, high = wilson(sum(marks), len(marks))
+    return Score(sum(marks) / len(marks), low, high, len(marks))
+
+
+def mean_score(values: Sequence[float], groups: Sequence[Hashable] | None = None) -> Score:
+    """Return a mean, with the bootstrap's interval.
+
+    Args:
+        values: What the mean is of.
+        groups: Values of one group are drawn together; each is its own when not given.
+
+    Raises:
+        ValueError: If there are no values.
+    """
+    low, high = bootstrap(values, groups)
+    return Score(fmean(values), low, high, len(values))
+
+
+def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
+    """Return the chance that of ``k`` samples of a task one passes, without bias.
+
+    It is 1 - C(n - c, k) / C(n, k): of all ways to take k of the n samples, those that hold one of
+    the c that passed.
+
+    Source: Chen et al. (2021), "Evaluating Large Language Models Trained on Code", equation 1.
+
+    Raises:
+        ValueError: If the counts are not 0 <= passed <= samples >= k >= 1.
+
+    >>> pass_at_k(num_samples=5, num_passed=2, k=2)  # 1 - 3 / 10
+    0.7
+    """
+    if not 0 <= num_passed <= num_samples or not 1 <= k <= num_samples:
+        raise ValueError(
+            "pass@k needs 0 <= passed <= samples and 1 <= k <= samples, "
+            f"got {num_passed} of {num_samples} and k = {k}."
+        )
+    return 1 - comb(num_samples - num_passed, k) / comb(num_samples, k)
