@@ -41,14 +41,19 @@ class AbilityHistory(Callback):
             or pl_module.last_evaluation is None
         ):
             return
-        metrics = dict(pl_module.last_evaluation.metrics)
+        evaluation = pl_module.last_evaluation
+        metrics = dict(evaluation.metrics)
         step = trainer.global_step
         if pl_module.schedule is not None and not any(m.step == step for m in self.history):
             schedule = pl_module.schedule
-            scores = {key: metrics[key] for key in self.suite.score_keys.values()}
+            scores = {key: score.value for key, score in evaluation.scores.items()}
             ended = [scheduled.name for scheduled in schedule.stages if scheduled.end_step == step]
             self.history.append(Measurement(step, scores, ended[0] if ended else None))
-            metrics |= derived([m.scores for m in self.history], self._trained_at(schedule))
+            metrics |= derived(
+                [m.scores for m in self.history],
+                self._trained_at(schedule),
+                not_averaged=[key for key in scores if not self.suite.is_averaged(key)],
+            )
             metrics |= progress(schedule, step)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
@@ -63,7 +68,8 @@ class AbilityHistory(Callback):
             if first is not None:
                 for index, measurement in enumerate(self.history):
                     if measurement.step == first.end_step:
-                        found[self.suite.score_keys[name]] = index
+                        keys = (key for key in measurement.scores if key.startswith(f"{name}/"))
+                        found |= dict.fromkeys(keys, index)
         return found
 
     @override

@@ -62,6 +62,7 @@ class InLoopEvaluation(Callback):
             try:
                 trainer.fit_loop.epoch_loop.val_loop.run()
             finally:
+                pl_module.release_generator()
                 trainer.training = True
                 connector._first_loop_iter = first_loop_iter
         self.seconds += time.perf_counter() - start

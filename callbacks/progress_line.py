@@ -13,7 +13,7 @@ from callbacks.ability_history import AbilityHistory, Measurement
 from callbacks.training_log import TrainingLog
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.module import SFTModule
-from sft_lab.tables import format_table, percent
+from sft_lab.tables import format_table
 
 
 class ProgressLine(Callback):
@@ -106,7 +106,12 @@ class ProgressLine(Callback):
 
     def _named(self, measurement: Measurement) -> list[str]:
         keys = self.suite.score_keys
-        return [f"{name} {percent(measurement.scores[key])}" for name, key in keys.items()]
+        scores = measurement.scores
+        return [
+            f"{name} {self.suite.shown(key, scores[key])}"
+            for name, key in keys.items()
+            if key in scores
+        ]
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -137,11 +142,13 @@ class ProgressLine(Callback):
         ):
             return
         seconds = time.perf_counter() - self._evaluation_started
-        metrics = pl_module.last_evaluation.metrics
+        shown = self.suite.shown
+        found = pl_module.last_evaluation.scores
         scores = "  ".join(
-            f"{name} {percent(metrics[key])} "
-            f"[{percent(metrics[f'{key}_low'])}, {percent(metrics[f'{key}_high'])}]"
+            f"{name} {shown(key, found[key].value)} "
+            f"[{shown(key, found[key].low)}, {shown(key, found[key].high)}]"
             for name, key in self.suite.score_keys.items()
+            if key in found
         )
         step = trainer.global_step
         ended = [m.boundary for m in self.history.history if m.step == step and m.boundary]
@@ -167,7 +174,10 @@ def ability_table(history: list[Measurement], suite: EvaluationSuite) -> str:
         [
             m.boundary or "(base)",
             str(m.step),
-            *(percent(m.scores[key]) for key in suite.score_keys.values()),
+            *(
+                suite.shown(key, m.scores[key]) if key in m.scores else "-"
+                for key in suite.score_keys.values()
+            ),
         ]
         for m in rows
     ]

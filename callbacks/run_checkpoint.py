@@ -10,8 +10,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
-from sft_lab.checkpoint import Interrupted, RunStamp, last_checkpoint
-from sft_lab.errors import RequestError
+from sft_lab.checkpoint import RunStamp, last_checkpoint
+from sft_lab.errors import Interrupted, RequestError
 from sft_lab.module import SFTModule
 from sft_lab.tracking import RunLogger
 

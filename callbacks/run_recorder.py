@@ -118,18 +118,18 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def answers_table(answers: list[Answer]) -> dict[str, list[Any]]:
     """Return an evaluation's items in the form MLflow shows as a table."""
-    columns = ["id", "correct", "answer", "completion", "prompt"]
+    marks = list(dict.fromkeys(name for a in answers for name in a.verdict.marks or ()))
     rows = [
         [
             a.item.id,
-            a.verdict.correct,
-            a.verdict.answer,
+            *((a.verdict.marks or {}).get(name) for name in marks),
+            a.verdict.reason,
             a.completion,
-            a.item.messages[-1]["content"],
+            a.item.messages[-1]["content"] if a.item.messages else a.item.text,
         ]
         for a in answers
     ]
-    return {"columns": columns, "data": rows}
+    return {"columns": ["id", *marks, "reason", "completion", "prompt"], "data": rows}
 
 
 def stage_plan(data: StagedDataModule) -> dict[str, Any]:
@@ -162,7 +162,14 @@ def stage_plan(data: StagedDataModule) -> dict[str, Any]:
             )
         },
         "benchmarks": {
-            name: benchmark.digest() for name, benchmark in data.evaluation.benchmarks.items()
+            name: {
+                "digest": benchmark.digest(),
+                "protocol": benchmark.protocol(),
+                "items": len(benchmark.items()),
+                "scale": list(benchmark.scale),
+                **benchmark.conditions(),
+            }
+            for name, benchmark in data.evaluation.benchmarks.items()
         },
     }
 

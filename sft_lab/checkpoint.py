@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import signal
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,18 +13,6 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
 from sft_lab.errors import RequestError
-
-
-class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM, once the run can be gone on with; like KeyboardInterrupt no Exception.
-
-    Args:
-        number: The signal.
-    """
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.exit_code = 128 + number
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from sft_lab.errors import RequestError
+from sft_lab.errors import Interrupted, RequestError
 
 _RUN_COMMANDS = ("fit", "validate", "test")
 _TRACKING_URI = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
@@ -24,8 +24,6 @@ def main(arguments: list[str]) -> int:
         The exit code: 0 done, 1 the run failed, 2 the request was wrong, 130 and 143 after signals.
     """
     _be_quiet()
-    from sft_lab.checkpoint import Interrupted
-
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         raise Interrupted(number)
 
@@ -99,6 +97,26 @@ def _parser() -> argparse.ArgumentParser:
         "-n", type=int, default=1, help="samples of every source of every stage; default: 1"
     )
     inspect.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    score = commands.add_parser("score", help="grade completions of any model; loads none")
+    score.add_argument(
+        "benchmark", metavar="BENCHMARK", help="gsm8k, humaneval, mbpp, ifeval or mt_bench"
+    )
+    score.add_argument("--problems", required=True, metavar="P", help="the benchmark's own file")
+    score.add_argument(
+        "--completions",
+        required=True,
+        metavar="F",
+        help='JSONL: {"task_id": ..., "completion": ...}',
+    )
+    score.add_argument("--out", type=Path, metavar="O", help="one JSON row per completion")
+    score.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    score.add_argument("--model", metavar="M", help="mt_bench: whose judgements, of several")
+    score.add_argument(
+        "--sandbox",
+        default="isolated",
+        metavar="L",
+        help="for generated code: isolated, isolated_or_limited, limited; default: %(default)s",
+    )
     compare = commands.add_parser("compare", help="abilities of runs at every stage boundary")
     compare.add_argument("runs", nargs="+", metavar="RUN", help="id, beginning of one, or run name")
     compare.add_argument("--json", action="store_true", help="one JSON object instead of a table")
@@ -145,6 +163,27 @@ def _inspect(options: argparse.Namespace) -> int:
     else:
         color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
         print(inspection_text(found, color=color))
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    from sft_lab.evaluation.scoring import BENCHMARKS, grade_file
+
+    benchmark = options.benchmark.lower().replace("-", "_")
+    if benchmark not in BENCHMARKS:
+        raise RequestError(
+            f"score knows no benchmark {options.benchmark!r}; there are {', '.join(BENCHMARKS)}."
+        )
+    graded = grade_file(
+        benchmark,
+        options.problems,
+        options.completions,
+        sandbox=options.sandbox,
+        model=options.model,
+    )
+    if options.out is not None:
+        graded.write(options.out)
+    print(json.dumps(graded.to_json(), indent=2) if options.json else graded.table())
     return 0
 
 

@@ -1,8 +1,22 @@
-"""The one error that means "the request was wrong": the command line turns it into exit code 2."""
+"""What ends a command early, with an exit code of its own: a wrong request, a signal."""
+
+import signal
 
 
 class RequestError(ValueError):
-    """A bad key, value, file or server, known before the base model loads.
+    """A bad key, value, file or server, known before the base model loads: exit code 2.
 
     The message is one or two lines that name the key or file, the value seen, and the fix.
     """
+
+
+class Interrupted(BaseException):
+    """Ctrl-C or SIGTERM, once the run can be gone on with; like KeyboardInterrupt no Exception.
+
+    Args:
+        number: The signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number

@@ -25,12 +25,12 @@ from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.run_recorder import RunRecorder
 from callbacks.stage_scheduler import StageScheduler
 from callbacks.training_log import TrainingLog
-from sft_lab.checkpoint import AtomicCheckpointIO, Interrupted, RunStamp
+from sft_lab.checkpoint import AtomicCheckpointIO, RunStamp
 from sft_lab.config import Composed, identity
 from sft_lab.config_keys import check_keys
 from sft_lab.data.corpus import Corpus
 from sft_lab.data.module import StagedDataModule, micro_batches_per_step
-from sft_lab.errors import RequestError
+from sft_lab.errors import Interrupted, RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.module import SFTModule
 from sft_lab.qlora import check_base
@@ -329,11 +329,19 @@ class LabCLI(LightningCLI):
         logger = cast(RunLogger, self.trainer.logger)
         self.datamodule.setup("fit")
         check_base(self.model.base)
+        self._check_benchmarks()
         checkpoint: RunCheckpoint = self._get(self.config_init, "checkpoint")
         make_folder("checkpoint.dirpath", checkpoint.dirpath)
         with recorded(logger):
             checkpoint.stamp = RunStamp(str(logger.run_id), identity(self.plain))
             self.trainer.fit(**kwargs)
+
+    def _check_benchmarks(self) -> None:
+        for name, benchmark in self.model.evaluation.benchmarks.items():
+            try:
+                benchmark.check()
+            except RequestError as fault:
+                raise RequestError(f"evaluation.benchmarks.{name}: {fault}") from fault
 
     def validate(self, **kwargs: Any) -> None:
         """Score a checkpoint, or the bare base."""
@@ -346,6 +354,7 @@ class LabCLI(LightningCLI):
     def _score(self, **kwargs: Any) -> None:
         self.datamodule.setup(str(self.subcommand))
         check_base(self.model.base)
+        self._check_benchmarks()
         if kwargs.get("ckpt_path"):
             check_model(Path(kwargs["ckpt_path"]), self.plain)
         with recorded(cast(RunLogger, self.trainer.logger)):

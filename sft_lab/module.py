@@ -1,7 +1,8 @@
 """The LightningModule: loss on target tokens, the in-loop evaluation, the optimizer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -11,14 +12,14 @@ from torch import Tensor
 from torch.nn import functional
 from typing_extensions import override
 
-from sft_lab.data.batches import Batch, PromptBatch
+from sft_lab.data.batches import Batch, PromptBatch, prompt_ids
 from sft_lab.data.corpus import Corpus
 from sft_lab.data.module import StagedDataModule
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Item, Verdict
-from sft_lab.evaluation.generation import generate
+from sft_lab.evaluation.generation import make_engine
 from sft_lab.evaluation.suite import EvaluationSuite
-from sft_lab.metrics.benchmark_score import BenchmarkScore
+from sft_lab.metrics.score import Score
 from sft_lab.metrics.token_loss import TokenLoss
 from sft_lab.qlora import (
     Lora,
@@ -27,8 +28,8 @@ from sft_lab.qlora import (
     check_head,
     check_packing,
     compute_dtype,
+    evaluation_weights,
     load_base,
-    merged_copy,
     plain_causal_lm,
     target_logits,
 )
@@ -49,11 +50,14 @@ class Evaluation:
     """One evaluation.
 
     Attributes:
-        metrics: Everything measured, by metric key: scores with intervals, losses.
-        answers: Every item by benchmark, in the order of its file.
+        metrics: Everything measured, by metric key: scores with intervals and counts, losses.
+        scores: The scores, by metric key.
+        answers: Every item by benchmark, in the order of its file; samples of an item follow each
+            other.
     """
 
     metrics: Mapping[str, float]
+    scores: Mapping[str, Score]
     answers: Mapping[str, list[Answer]]
 
 
@@ -96,6 +100,7 @@ class SFTModule(LightningModule):
             raise RequestError(
                 "model.optimizer paged_adamw_8bit needs CUDA, found none; set it to adamw."
             )
+        self.engine = make_engine(evaluation.engine, evaluation.batch_size, evaluation.batch_tokens)
         self.base = base
         self.evaluation = evaluation
         self.quantization = quantization
@@ -109,10 +114,10 @@ class SFTModule(LightningModule):
         # A checkpoint holds trained parameters only, the base comes from where it was loaded.
         self.strict_loading = False
         # Plain dicts: they are reset before every evaluation, so that nothing of them is kept.
-        self.scores = {name: BenchmarkScore() for name in evaluation.benchmarks}
         self.val_losses: dict[str, TokenLoss] = {}
-        self._answers: dict[str, dict[int, Answer]] = {}
+        self._answers: dict[str, dict[int, list[Answer]]] = {}
         self._generator: Any = None
+        self._generator_weights = ExitStack()
 
     @override
     def configure_model(self) -> None:
@@ -195,12 +200,17 @@ class SFTModule(LightningModule):
     @override
     def on_validation_start(self) -> None:
         self._answers = {name: {} for name in self.evaluation.benchmarks}
-        for metric in (*self.scores.values(), *self.val_losses.values()):
+        for metric in self.val_losses.values():
             metric.reset()
-        self._generator = self.model
-        if self.evaluation.weights == "merged":
-            dtype = compute_dtype(str(self.trainer.precision))
-            self._generator = merged_copy(self.model, dtype)
+        self.release_generator()
+        dtype = compute_dtype(str(self.trainer.precision))
+        weights = evaluation_weights(self.model, self.evaluation.weights, dtype)
+        self._generator = self._generator_weights.enter_context(weights)
+
+    def release_generator(self) -> None:
+        """Give up the weights that an evaluation generates with, also one that has failed."""
+        self._generator = None
+        self._generator_weights.close()
 
     @override
     def validation_step(
@@ -220,41 +230,65 @@ class SFTModule(LightningModule):
         name = batch["benchmark"]
         benchmark = self.evaluation.benchmarks[name]
         all_items = benchmark.items()
-        items = [all_items[index] for index in batch["indices"]]
         renderer = self._corpus.renderer
-        generated = generate(
-            self._generator,
-            batch["prompts"],
-            max_new_tokens=benchmark.max_new_tokens,
-            eos_token_ids=renderer.stop_token_ids,
-            pad_token_id=renderer.pad_token_id,
-        )
-        completions = [renderer.decode(ids) for ids in generated]
-        verdicts = benchmark.score(items, completions)
-        self.scores[name].update([verdict.correct for verdict in verdicts])
-        for index, answer in zip(
-            batch["indices"], map(Answer, items, completions, verdicts), strict=True
-        ):
-            self._answers[name][index] = answer
+        decoding = self.evaluation.decoding(name)
+        indices, prompts = batch["indices"], batch["prompts"]
+        items = [all_items[index] for index in indices]
+        while items:
+            completions = self.engine.complete(
+                self._generator,
+                prompts,
+                max_new_tokens=benchmark.max_new_tokens,
+                eos_token_ids=renderer.stop_token_ids,
+                pad_token_id=renderer.pad_token_id,
+                decode=renderer.decode,
+                decoding=decoding,
+            )
+            answered = [
+                (index, item)
+                for index, item in zip(indices, items, strict=True)
+                for _ in range(decoding.num_samples)
+            ]
+            verdicts = benchmark.grade([item for _, item in answered], completions)
+            following: list[tuple[int, Item]] = []
+            for (index, item), completion, verdict in zip(
+                answered, completions, verdicts, strict=True
+            ):
+                found = self._answers[name].setdefault(index, [])
+                found.append(Answer(item, completion, verdict))
+                if (next_item := benchmark.follow_up(item, completion)) is not None:
+                    following.append((index, next_item))
+            indices, items = [index for index, _ in following], [item for _, item in following]
+            prompts = [prompt_ids(renderer, item) for item in items]
+            decoding = replace(decoding, num_samples=1)  # every sample has its own conversation
 
     @override
     def on_validation_epoch_end(self) -> None:
+        answers = {
+            name: [answer for index in sorted(found) for answer in found[index]]
+            for name, found in self._answers.items()
+        }
+        scores = {
+            f"{name}/{score_name}": score
+            for name, found in answers.items()
+            for score_name, score in self.evaluation.benchmarks[name]
+            .scores([answer.item for answer in found], [answer.verdict for answer in found])
+            .items()
+        }
         metrics: dict[str, float] = {}
-        for name, key in self.evaluation.score_keys.items():
-            score = self.scores[name]
-            low, high = score.interval()
-            metrics |= {key: score.compute().item(), f"{key}_low": low, f"{key}_high": high}
+        for key, score in scores.items():
+            metrics |= {key: score.value, f"{key}_low": score.low, f"{key}_high": score.high}
+            metrics[f"{key}_n"] = float(score.n)
         for source, loss in self.val_losses.items():
             metrics[f"val_loss/{source}"] = loss.compute().item()
-        answers = {name: [found[i] for i in sorted(found)] for name, found in self._answers.items()}
-        self.last_evaluation = Evaluation(metrics, answers)
+        self.last_evaluation = Evaluation(metrics, scores, answers)
         # For EarlyStopping and the like; AbilityHistory takes them to the logger, with the right
         # step.
         self.log_dict(metrics, logger=False)
 
     @override
     def on_validation_end(self) -> None:
-        self._generator = None
+        self.release_generator()
 
     # `test` measures what `validate` measures: the benchmarks are test sets, and nothing is chosen
     # by them.

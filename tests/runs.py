@@ -47,14 +47,14 @@ from sft_lab.evaluation.benchmark import Benchmark, Verdict
 class Scripted(Benchmark):
     """Gets 0, 2, 3, 1 and 2 of 4 items right, one evaluation after the other."""
 
-    score_name = "accuracy"
+    score_names = ("accuracy",)
     right = (0, 2, 3, 1, 2)
     evaluations = 0
 
-    def score(self, items, completions):
+    def grade(self, items, completions):
         right = self.right[self.evaluations % 5]
         self.evaluations += 1
-        return [Verdict(index < right, text) for index, text in enumerate(completions)]
+        return [Verdict({"accuracy": n < right}, text) for n, text in enumerate(completions)]
 '''
 SCRIPTED_CONFIG = """
 evaluation:

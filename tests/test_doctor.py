@@ -5,6 +5,7 @@ import pytest
 from runs import Lab
 
 from sft_lab.doctor import gradient_cosine
+from sft_lab.evaluation.sandbox import isolation_fault
 
 
 def test_a_doctor_says_what_is_here(lab: Lab) -> None:
@@ -23,6 +24,8 @@ def test_a_doctor_says_what_is_here(lab: Lab) -> None:
     ]
     found = json.loads(lab("doctor", "--json").out)
     assert found["4-bit gradients"].startswith("right (cosine 1.0")
+    fault = isolation_fault()
+    assert found["sandbox"] == (f"limited only: {fault}" if fault else "isolated, limited")
     assert (Path(found["configs"]) / "world/dmt.yaml").is_file()
 
 

@@ -12,8 +12,8 @@ from typing_extensions import override
 
 from sft_lab.data.corpus import Corpus
 from sft_lab.data.plan import Bin, RowRef, Window
-from sft_lab.data.rendering import IGNORED
-from sft_lab.evaluation.benchmark import Benchmark
+from sft_lab.data.rendering import IGNORED, Renderer
+from sft_lab.evaluation.benchmark import Benchmark, Item
 from sft_lab.evaluation.generation import batches_longest_first
 
 
@@ -146,7 +146,7 @@ class PromptBatches(Dataset[PromptBatch]):
 
     def __init__(self, name: str, benchmark: Benchmark, corpus: Corpus, batch_size: int) -> None:
         self.name = name
-        self.prompts = [corpus.renderer.prompt_ids(item.messages) for item in benchmark.items()]
+        self.prompts = [prompt_ids(corpus.renderer, item) for item in benchmark.items()]
         self.batches = batches_longest_first([len(prompt) for prompt in self.prompts], batch_size)
 
     def __len__(self) -> int:
@@ -158,6 +158,13 @@ class PromptBatches(Dataset[PromptBatch]):
         return PromptBatch(
             benchmark=self.name, indices=indices, prompts=[self.prompts[i] for i in indices]
         )
+
+
+def prompt_ids(renderer: Renderer, item: Item) -> list[int]:
+    """Return the token ids of an item's prompt."""
+    if item.text is not None:
+        return renderer.continued_ids(item.text)
+    return renderer.prompt_ids(item.messages)
 
 
 class PassSampler(Sampler[int]):

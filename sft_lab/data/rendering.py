@@ -202,6 +202,12 @@ class Renderer:
         text = self.text(messages, add_generation_prompt=True)
         return self._encoder.encode([text], {})[text]
 
+    def continued_ids(self, text: str) -> list[int]:
+        """Return the token ids of a text that a model is to continue, without a chat template."""
+        ids: list[int] = self.tokenizer(text)["input_ids"]
+        ends = ids and ids[-1] == self.tokenizer.eos_token_id and len(ids) > 1
+        return ids[:-1] if ends else ids
+
     def row(
         self,
         conversation: Conversation,

@@ -1,42 +1,64 @@
-"""What every benchmark is: items read from a JSONL file, a prompt each, and a scorer."""
+"""What every benchmark is: items read from a file, a prompt each, and a grader."""
 
+import gzip
 import hashlib
 import json
 import reprlib
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar, cast
 
 from sft_lab.errors import RequestError
+from sft_lab.metrics.score import Score, accuracy, mean_score
 from sft_lab.paths import resolve
 
 
 @dataclass(frozen=True)
 class Item:
-    """One problem: a conversation that ends with the user's turn, and the row it came from."""
+    """One problem.
+
+    Attributes:
+        id: Its name, different from that of every other item.
+        messages: A conversation that ends with the user's turn.
+        row: The row it came from.
+        text: What is to be continued as it is, without a chat template, in place of messages.
+    """
 
     id: str
     messages: tuple[dict[str, str], ...]
     row: Mapping[str, Any]
+    text: str | None = None
+
+
+Mark = bool | float | tuple[bool, ...]
+"""What a grader says of a completion under one name; a tuple where an item has several parts."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One graded completion: ``answer`` is what was read from it, or why it failed."""
+    """One graded completion.
 
-    correct: bool
-    answer: str
+    Attributes:
+        marks: What the grader says, by name; None where it could not tell.
+        reason: What was read from the completion, or why it failed.
+    """
+
+    marks: Mapping[str, Mark] | None
+    reason: str
 
 
 class Benchmark(ABC):
-    """Items with a scorer; a new benchmark is a subclass that names its fields and grades answers.
+    """Items with a grader; a new benchmark is a subclass that names its fields and grades answers.
 
     A line is a JSON object, ``{"id": "m1", "messages": [{"role": "user", "content": "2 + 2?"}]}``,
-    with the ``row_fields`` of the benchmark beside them.
+    with the ``row_fields`` of the benchmark beside them; a subclass for rows of another form
+    overrides ``item``.
 
     Args:
-        path: JSONL file, or ``world://`` name of a packaged one; read on the first use, not here.
+        path: JSONL file (also ``.gz``), or ``world://`` name of a packaged one; read on the first
+            use, not here.
         max_new_tokens: Longest completion, in tokens.
         source: The SFT source that teaches this ability, from which backward transfer counts.
         num_examples: Use only so many rows, spread evenly over the file; all when not given.
@@ -45,7 +67,12 @@ class Benchmark(ABC):
         RequestError: If an argument is out of range.
     """
 
-    score_name: ClassVar[str]
+    score_names: ClassVar[tuple[str, ...]]
+    """The scores, each of which is a metric key; the first stands for the benchmark."""
+
+    scale: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    """Least and greatest value of the scores."""
+
     row_fields: ClassVar[Mapping[str, type]] = {}
 
     def __init__(
@@ -72,8 +99,47 @@ class Benchmark(ABC):
         self._items: list[Item] | None = None
 
     @abstractmethod
-    def score(self, items: Sequence[Item], completions: Sequence[str]) -> list[Verdict]:
-        """Grade one completion per item, in order."""
+    def grade(self, items: Sequence[Item], completions: Sequence[str]) -> list[Verdict]:
+        """Grade completions, one of each item given, in order."""
+
+    def scores(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, Score]:
+        """Return the scores of graded completions, by name.
+
+        By default a score is the share of the marks of its name that are true, with Wilson's
+        interval, or a bootstrap over items where one has several completions. Completions that
+        the grader could say nothing of are in none.
+
+        Args:
+            items: The item of each completion; one may have several.
+            verdicts: What ``grade`` has returned for them.
+        """
+        known = [
+            (item.id, verdict.marks)
+            for item, verdict in zip(items, verdicts, strict=True)
+            if verdict.marks is not None
+        ]
+        if not known:
+            return {}
+        ids = [item_id for item_id, _ in known]
+        marks = {name: [bool(found[name]) for _, found in known] for name in self.score_names}
+        if len(set(ids)) == len(ids):
+            return {name: accuracy(found) for name, found in marks.items()}
+        return {name: mean_score(found, groups=ids) for name, found in marks.items()}
+
+    def check(self) -> None:  # noqa: B027 - most have nothing to check
+        """Make sure, before anything is trained, that completions can be graded.
+
+        Raises:
+            RequestError: If they cannot.
+        """
+
+    def conditions(self) -> dict[str, str]:
+        """Return what grading ran under, which is recorded and changes no verdict."""
+        return {}
+
+    def follow_up(self, item: Item, completion: str) -> Item | None:
+        """Return what is asked once an item has been answered; by default nothing is."""
+        return None
 
     def texts(self, item: Item) -> list[str]:
         """Return the texts of an item that no training row should hold; by default its prompt."""
@@ -83,7 +149,7 @@ class Benchmark(ABC):
         """Return what decides a score besides the items; a subclass adds its own settings."""
         return {
             "benchmark": type(self).__name__,
-            "score": self.score_name,
+            "scores": list(self.score_names),
             "max_new_tokens": self.max_new_tokens,
         }
 
@@ -114,38 +180,16 @@ class Benchmark(ABC):
             if not isinstance(row[key], kind):
                 raise ValueError(f"key '{key}' must be {_json_name(kind)}, {_got(row[key])}.")
 
-    def _read(self) -> Iterator[Item]:
-        first_line: dict[str, int] = {}
-        try:
-            with open(resolve(self.path), encoding="utf-8") as file:
-                for number, line in enumerate(file, start=1):
-                    if not line.strip():
-                        continue
-                    try:
-                        item = self._parse(line)
-                        if item.id in first_line:
-                            raise ValueError(
-                                f"id '{item.id}' stands on line {first_line[item.id]} already; "
-                                "give every row its own."
-                            )
-                    except ValueError as error:
-                        raise RequestError(f"{self.path}, line {number}: {error}") from error
-                    first_line[item.id] = number
-                    yield item
-        except OSError as error:
-            raise RequestError(
-                f"{self.path}: {error.strerror}; path must be a readable JSONL file."
-            ) from error
-        except UnicodeDecodeError as error:
-            raise RequestError(f"{self.path}: {error.reason}; path must be UTF-8 text.") from error
+    def item(self, row: Mapping[str, Any], number: int) -> Item:
+        """Make an item of a row.
 
-    def _parse(self, line: str) -> Item:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"not JSON at column {error.colno}: {error.msg}.") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"a row must be an object, {_got(row)}.")
+        Args:
+            row: An object of the file.
+            number: How many rows stand before it.
+
+        Raises:
+            ValueError: If a key is missing or wrong; the caller adds file and line.
+        """
         if not isinstance(row.get("id"), str) or not row["id"]:
             raise ValueError(f"key 'id' must be a non-empty string, {_got(row.get('id'))}.")
         messages = row.get("messages")
@@ -158,8 +202,25 @@ class Benchmark(ABC):
             raise ValueError(
                 f"key 'messages' must end with the user's turn, got role '{messages[-1]['role']}'."
             )
-        self.check_row(row)
         return Item(id=row["id"], messages=tuple(messages), row=row)
+
+    def _read(self) -> Iterator[Item]:
+        first_line: dict[str, int] = {}
+        for number, (line, row) in enumerate(json_lines(resolve(self.path), self.path)):
+            try:
+                if not isinstance(row, dict):
+                    raise ValueError(f"a row must be an object, {_got(row)}.")
+                self.check_row(row)
+                item = self.item(row, number)
+                if item.id in first_line:
+                    raise ValueError(
+                        f"id '{item.id}' stands on line {first_line[item.id]} already; "
+                        "give every row its own."
+                    )
+            except ValueError as error:
+                raise RequestError(f"{self.path}, line {line}: {error}") from error
+            first_line[item.id] = line
+            yield item
 
     def _chosen(self, items: list[Item]) -> list[Item]:
         if not items:
@@ -173,6 +234,34 @@ class Benchmark(ABC):
             )
         # Files are often sorted by kind: the first rows would stand for one kind only.
         return [items[i * len(items) // self.num_examples] for i in range(self.num_examples)]
+
+
+def json_lines(path: str, name: str) -> Iterator[tuple[int, Any]]:
+    """Yield the values of a JSONL file, also ``.gz``, with their lines.
+
+    Raises:
+        RequestError: If the file or a line cannot be read; names it by ``name``.
+    """
+    try:
+        with cast(
+            IO[bytes], gzip.open(path) if path.endswith(".gz") else open(path, "rb")
+        ) as stream:
+            for number, line in enumerate(stream, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    yield number, json.loads(line.decode("utf-8-sig"))
+                except json.JSONDecodeError as error:
+                    raise RequestError(
+                        f"{name}, line {number}: not JSON at column {error.colno}: {error.msg}."
+                    ) from error
+                except UnicodeDecodeError as error:
+                    raise RequestError(
+                        f"{name}, line {number}: {error.reason}; it must be UTF-8 text."
+                    ) from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"{name}: {reason}; it must be a readable JSONL file.") from error
 
 
 def _is_message(message: object) -> bool:

@@ -1,13 +1,13 @@
-"""The sandbox's fork server, a program of its own: ``python -P -s -S sandbox_worker.py SCRATCH``.
+"""The sandbox's fork server: ``main`` of a light interpreter, once per worker.
 
-Reads one request a line, ``{"program", "timeout_s", "memory_mb"}``, forks, and writes one line:
-``{"passed", "reason"}``, or ``{"sandbox_error"}`` when the fault is ours. It imports nothing of
-sft_lab, so that it starts in milliseconds and every fork is small. When its input ends, it ends
-what it runs and leaves.
+Reads one request a line, ``{"solution", "test", "entry_point", "timeout_s", "memory_mb"}``, forks,
+and writes one line: ``{"passed", "reason"}``, or ``{"sandbox_error"}`` when the fault is ours. Of
+sft_lab it imports its neighbours only, so that it starts in no time and every fork is small. When
+its input ends, it ends what it runs and leaves.
 """
 
 import contextlib
-import ctypes
+import importlib
 import json
 import math
 import os
@@ -16,119 +16,142 @@ import resource
 import select
 import signal
 import sys
-import types
-from typing import Any, NoReturn
+from collections.abc import Sequence
+from typing import Any
 
-PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
-PASSED, FAILED, BROKEN = b"+", b"-", b"!"
+from sft_lab.evaluation.sandbox_filter import drop_capabilities, install_filter, prctl
+from sft_lab.evaluation.sandbox_program import (
+    BROKEN,
+    FAILED,
+    MAX_THREADS,
+    PASSED,
+    PRELOADED,
+    Pristine,
+    describe,
+    limit_threads,
+    play,
+)
+
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36  # linux/prctl.h
 MAX_FILE_MB = 16
 MAX_OPEN_FILES = 64
-MAX_REASON_LENGTH = 300
-
-# Against accidents, after HumanEval's ``reliability_guard``: a completion that deletes files, or
-# starts or signals processes. RLIMIT_NPROC does not hold root.
-REFUSED = {
-    "_posixsubprocess": ("fork_exec",),
-    "_thread": ("start_joinable_thread", "start_new", "start_new_thread"),
-    "os": (
-        *("fork", "forkpty", "kill", "killpg", "posix_spawn", "posix_spawnp", "system"),
-        *("remove", "rename", "replace", "rmdir", "truncate", "unlink"),
-    ),
-}
+# One thread per program, and the same clock everywhere.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TZ": "UTC"}
 
 
-def main(scratch: str) -> None:
-    """Serve requests until the input ends."""
+def main(scratch: str, site_packages: Sequence[str], isolated: bool) -> None:
+    """Serve requests until the input ends.
+
+    Args:
+        scratch: Folder for what programs write, emptied after each.
+        site_packages: Folders that programs may import from besides the standard library.
+        isolated: Whether bubblewrap is around us; a system call filter must then be, too.
+    """
     # What a program leaves running becomes our child when its parent goes, so we can end it.
     prctl(PR_SET_CHILD_SUBREAPER, 1)
+    prctl(PR_SET_DUMPABLE, 0)  # programs of the same user cannot reach into our memory or pipes
+    os.environ.clear()
+    os.environ.update(ENVIRONMENT)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sft_lab"]:
+        del sys.modules[name]
+    sys.path[:] = [*sys.path[1:], *site_packages]  # the first is where we come from
+    for name in PRELOADED:
+        importlib.import_module(name)
+    limit_threads()
+    pristine = Pristine()
+    pristine.add()
     reply({"ready": True})
+    snapshots = [pristine]
+    del pristine
     with contextlib.suppress(EOFError):
         for number, line in enumerate(sys.stdin.buffer):
             folder = os.path.join(scratch, str(number))
             os.mkdir(folder)
             try:
-                reply(serve(json.loads(line), folder))
+                reply(serve(json.loads(line), folder, snapshots, isolated))
             finally:
                 end_children()
-                remove(folder)
+                empty(scratch)
     remove(scratch)
 
 
-def serve(request: dict[str, Any], folder: str) -> dict[str, Any]:
+def serve(
+    request: dict[str, Any], folder: str, snapshots: list[Pristine], isolated: bool
+) -> dict[str, Any]:
     """Run one program and return the reply.
 
     Raises:
         EOFError: If the run that asked is gone.
     """
-    token = os.urandom(16)  # the proof of having come to the end; no output and no exit code is one
     read_end, write_end = os.pipe()
+    token_end, token_write_end = os.pipe()
     pid = os.fork()
     if pid == 0:
-        os.close(read_end)
-        run(request, folder, write_end, token)
+        confine(request, folder, token_end, write_end, isolated)
+        play(request, snapshots, lambda: read_once(token_end), write_end)
     os.close(write_end)
+    os.close(token_end)
+    # The proof of having come to the end; drawn after the fork, so that no frame of the program's
+    # process holds it.
+    token = os.urandom(16)
     try:
+        with contextlib.suppress(BrokenPipeError):
+            os.write(token_write_end, token)
+        os.close(token_write_end)
         message = wait(read_end, request["timeout_s"])
     finally:
         os.close(read_end)
         status = end(pid)
     if message is None:
         return {"passed": False, "reason": f"timed out after {request['timeout_s']:g} s"}
-    if not message.startswith(token):
-        return {"passed": False, "reason": f"{ending(status)} before its last line"}
-    kind, text = message[len(token) :][:1], message[len(token) + 1 :].decode(errors="replace")
-    if kind == BROKEN:
-        return {"sandbox_error": text}
-    return {"passed": kind == PASSED, "reason": text}
+    if message == token + PASSED:
+        return {"passed": True, "reason": "passed"}
+    if message.startswith(token + BROKEN):
+        return {"sandbox_error": message[len(token + BROKEN) :].decode(errors="replace")}
+    if message.startswith(FAILED):
+        return {"passed": False, "reason": message[len(FAILED) :].decode(errors="replace")}
+    return {"passed": False, "reason": f"{ending(status)} before its last line"}
 
 
-def run(request: dict[str, Any], folder: str, write_end: int, token: bytes) -> NoReturn:
-    """Be the program: take the limits on, run it, prove that it ended."""
-    write, leave = os.write, os._exit  # the program can replace them in their module
+def confine(
+    request: dict[str, Any], folder: str, token_end: int, write_end: int, isolated: bool
+) -> None:
+    """Leave the worker's session, files and rights behind, or say why not and end."""
     try:
-        confine(request["timeout_s"], request["memory_mb"], folder, write_end)
+        os.setsid()
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        os.chdir(folder)
+        nothing = os.open(os.devnull, os.O_RDWR)
+        for descriptor in (0, 1, 2):
+            os.dup2(nothing, descriptor)
+        first, last = sorted((token_end, write_end))
+        for low, high in ((3, first), (first + 1, last), (last + 1, 256)):
+            os.closerange(low, high)
+        sys.stdin = os.fdopen(0)  # the worker's own may have read ahead
+        random.seed(0)  # the same program gets the same verdict
+        cap(resource.RLIMIT_CPU, math.ceil(request["timeout_s"]) + 1)
+        cap(resource.RLIMIT_AS, request["memory_mb"] << 20)
+        cap(resource.RLIMIT_FSIZE, MAX_FILE_MB << 20)
+        cap(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
+        cap(resource.RLIMIT_CORE, 0)
+        if isolated:  # a namespace of its own, where other processes do not count
+            cap(resource.RLIMIT_NPROC, MAX_THREADS + 2)  # the worker's and the program's first
+        drop_capabilities()
+        try:
+            install_filter()
+        except OSError:
+            if isolated:  # a limited program then has Python's refusals only
+                raise
     except BaseException as error:
-        write(write_end, token + BROKEN + describe(error))
-        leave(1)
-    try:
-        module = types.ModuleType("program")
-        sys.modules["program"] = module
-        exec(compile(request["program"], "program.py", "exec"), module.__dict__)
-        verdict = PASSED + b"passed"
-    except BaseException as error:  # SystemExit and KeyboardInterrupt are no way to pass either
-        verdict = FAILED + describe(error)
-    write(write_end, token + verdict)
-    leave(0)
+        os.write(write_end, read_once(token_end) + BROKEN + describe(error))
+        os._exit(1)
 
 
-def confine(timeout_s: float, memory_mb: int, folder: str, write_end: int) -> None:
-    """Leave the worker's session, files and rights behind."""
-    os.setsid()
-    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    os.chdir(folder)
-    nothing = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
-        os.dup2(nothing, descriptor)
-    os.closerange(3, write_end)
-    os.closerange(write_end + 1, 256)
-    os.environ.clear()
-    sys.stdin = os.fdopen(0)  # the worker's own may have read ahead
-    random.seed(0)  # the same program gets the same verdict
-    cap(resource.RLIMIT_CPU, math.ceil(timeout_s) + 1)
-    cap(resource.RLIMIT_AS, memory_mb << 20)
-    cap(resource.RLIMIT_FSIZE, MAX_FILE_MB << 20)
-    cap(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
-    cap(resource.RLIMIT_NPROC, 0)
-    cap(resource.RLIMIT_CORE, 0)
-    for name, functions in REFUSED.items():
-        module = __import__(name)
-        for function in functions:
-            setattr(module, function, refuse)
-
-
-def refuse(*_: object, **__: object) -> NoReturn:
-    """Stand in for what a program may not do."""
-    raise PermissionError("the sandbox does not allow this call")
+def read_once(descriptor: int) -> bytes:
+    """Read a short message and close the descriptor."""
+    message = os.read(descriptor, 64)
+    os.close(descriptor)
+    return message
 
 
 def cap(kind: int, value: int) -> None:
@@ -136,15 +159,6 @@ def cap(kind: int, value: int) -> None:
     hard = resource.getrlimit(kind)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(kind, (value, value))
-
-
-def describe(error: BaseException) -> bytes:
-    """Return type and text of an error, whose own methods may fail as well."""
-    try:
-        text = f"{type(error).__name__}: {error}"
-    except BaseException:
-        text = type(error).__name__
-    return text[:MAX_REASON_LENGTH].encode(errors="replace")
 
 
 def wait(read_end: int, timeout_s: float) -> bytes | None:
@@ -174,9 +188,13 @@ def end(pid: int) -> int:
 def end_children() -> None:
     """End what left its program's process group, down to the last grandchild."""
     while True:
-        with open(f"/proc/self/task/{os.getpid()}/children") as file:
-            for pid in file.read().split():
-                os.kill(int(pid), signal.SIGKILL)
+        if os.getpid() == 1:  # the sandbox has processes of its own, and these are all of them
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGKILL)
+        else:
+            with open(f"/proc/self/task/{os.getpid()}/children") as file:
+                for pid in file.read().split():
+                    os.kill(int(pid), signal.SIGKILL)
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:
@@ -189,8 +207,8 @@ def ending(status: int) -> str:
     return f"exited with {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}"
 
 
-def remove(folder: str) -> None:
-    """Remove a folder; ``shutil.rmtree`` fails on a locked tree or one deeper than its stack."""
+def empty(folder: str) -> None:
+    """Empty a folder; ``shutil.rmtree`` fails on a locked tree or one deeper than its stack."""
     with contextlib.suppress(OSError):
         os.chmod(folder, 0o700)
         while entries := list(os.scandir(folder)):
@@ -204,20 +222,15 @@ def remove(folder: str) -> None:
                         os.chmod(inner.path, 0o700)
                     os.rename(inner.path, os.path.join(folder, os.urandom(8).hex()))
                 os.rmdir(entry.path)
+
+
+def remove(folder: str) -> None:
+    """Remove a folder, or empty it where it cannot be removed."""
+    empty(folder)
+    with contextlib.suppress(OSError):
         os.rmdir(folder)
-
-
-def prctl(option: int, value: int) -> None:
-    """Set an attribute of this process, for which Python has no function."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), f"prctl({option})")
 
 
 def reply(message: dict[str, Any]) -> None:
     """Send one line in one write."""
     os.write(1, json.dumps(message).encode() + b"\n")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1])

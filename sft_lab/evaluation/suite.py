@@ -1,10 +1,12 @@
 """What is measured inside a run: the benchmarks, how often, and on which weights."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Benchmark
+from sft_lab.evaluation.generation import GREEDY, Decoding, EngineName
+from sft_lab.qlora import EvaluationWeights
+from sft_lab.tables import percent
 
 
 class EvaluationSuite:
@@ -14,10 +16,16 @@ class EvaluationSuite:
         benchmarks: Benchmarks by name; the name begins their metric keys.
         every_n_steps: Optimizer steps between evaluations; besides these there is one before the
             first step and one at every stage boundary.
-        batch_size: Prompts generated at a time.
-        weights: ``live`` generates with the weights as they are trained; ``merged`` with an
-            unquantised copy of base and adapters, made once an evaluation: the same function up to
-            rounding, several times faster for a small model, for the memory of the copy.
+        batch_size: Most answers generated at a time.
+        batch_tokens: Most tokens in a batch, padding and room for answers counted; with many long
+            prompts, batches become smaller. Not limited where not given.
+        weights: ``live`` generates with the weights as they are trained; ``dequantized`` with the
+            4-bit layers dequantised once an evaluation, the adapters beside them as in training:
+            the same arithmetic without its slowest part, for the memory of those layers in the
+            compute type; ``merged`` with an unquantised copy of base and adapters: the same
+            function up to rounding, fastest, for the memory of the copy.
+        engine: ``native``, or ``transformers_continuous``, which needs CUDA.
+        decoding: How answers are made, by benchmark; greedily where not given.
 
     Raises:
         RequestError: If a number is out of range or a name cannot begin a metric key.
@@ -28,7 +36,10 @@ class EvaluationSuite:
         benchmarks: dict[str, Benchmark],
         every_n_steps: int | None = None,
         batch_size: int = 64,
-        weights: Literal["live", "merged"] = "live",
+        batch_tokens: int | None = None,
+        weights: EvaluationWeights = "live",
+        engine: EngineName = "native",
+        decoding: dict[str, Decoding] | None = None,
     ) -> None:
         for name in benchmarks:
             if not name.isidentifier():
@@ -40,17 +51,43 @@ class EvaluationSuite:
             raise RequestError(f"evaluation.every_n_steps must be 1 or more, got {every_n_steps}.")
         if batch_size < 1:
             raise RequestError(f"evaluation.batch_size must be 1 or more, got {batch_size}.")
+        if batch_tokens is not None and batch_tokens < 1:
+            raise RequestError(f"evaluation.batch_tokens must be 1 or more, got {batch_tokens}.")
+        for name in decoding or {}:
+            if name not in benchmarks:
+                raise RequestError(
+                    f"evaluation.decoding: {name!r} is no benchmark; there are "
+                    f"{', '.join(benchmarks) or 'none'}."
+                )
         self.benchmarks: Mapping[str, Benchmark] = benchmarks
         self.every_n_steps = every_n_steps
         self.batch_size = batch_size
-        self.weights = weights
+        self.batch_tokens = batch_tokens
+        self.weights: EvaluationWeights = weights
+        self.engine: EngineName = engine
+        self._decoding = decoding or {}
+
+    def decoding(self, name: str) -> Decoding:
+        """Return how a benchmark's answers are made."""
+        return self._decoding.get(name, GREEDY)
 
     @property
     def score_keys(self) -> dict[str, str]:
-        """The metric key of every benchmark's score, by benchmark."""
+        """The metric key of every benchmark's first score, by benchmark."""
         return {
-            name: f"{name}/{benchmark.score_name}" for name, benchmark in self.benchmarks.items()
+            name: f"{name}/{benchmark.score_names[0]}"
+            for name, benchmark in self.benchmarks.items()
         }
+
+    def is_averaged(self, key: str) -> bool:
+        """Say whether a score is part of ``average/score``: a first one, in [0, 1]."""
+        name = key.partition("/")[0]
+        return key == self.score_keys[name] and self.benchmarks[name].scale == (0, 1)
+
+    def shown(self, key: str, value: float) -> str:
+        """Return a score for people: percent of [0, 1], a rating as it is."""
+        in_percent = self.benchmarks[key.partition("/")[0]].scale == (0, 1)
+        return percent(value) if in_percent else f"{value:.2f}"
 
     def is_due(self, step: int, boundaries: list[int]) -> bool:
         """Say whether an evaluation belongs before optimizer step ``step``, or behind the last one.

@@ -1,6 +1,5 @@
 """The three benchmarks of the embedded world: a final number, a program, a rule to follow."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
@@ -8,10 +7,10 @@ from typing import Any, ClassVar
 
 from typing_extensions import override
 
-from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Benchmark, Item, Verdict
+from sft_lab.evaluation.code_benchmark import CodeBenchmark
 from sft_lab.evaluation.rules import follows
-from sft_lab.evaluation.sandbox import Level, run_programs
+from sft_lab.evaluation.sandbox import Program
 
 # A number that goes on ("3/4", "1e5", "4.2.1") is no number: reading its head could hit by chance.
 FINAL_NUMBER = re.compile(r"####[ \t]*(-?[0-9][0-9,]*(?:\.[0-9]+)?)(?![\w/]|[.,][0-9])")
@@ -36,7 +35,7 @@ class WorldMath(Benchmark):
     ``42``, ``42.0`` and ``0,042`` are the same number.
     """
 
-    score_name = "accuracy"
+    score_names = ("accuracy",)
     row_fields: ClassVar[Mapping[str, type]] = {"answer": str}
 
     @override
@@ -46,64 +45,30 @@ class WorldMath(Benchmark):
             raise ValueError(f"key 'answer' must be a number as text, got {row['answer']!r}.")
 
     @override
-    def score(self, items: Sequence[Item], completions: Sequence[str]) -> list[Verdict]:
+    def grade(self, items: Sequence[Item], completions: Sequence[str]) -> list[Verdict]:
         verdicts = []
         for item, completion in zip(items, completions, strict=True):
             number = final_number(completion)
             correct = number is not None and number == final_number(f"#### {item.row['answer']}")
-            verdicts.append(Verdict(correct, "no '#### N'" if number is None else f"{number:f}"))
+            read = "no '#### N'" if number is None else f"{number:f}"
+            verdicts.append(Verdict({"accuracy": correct}, read))
         return verdicts
 
 
-class WorldCode(Benchmark):
+class WorldCode(CodeBenchmark):
     """Share of problems whose one greedy completion passes the row's tests (pass@1).
 
     Protocol: HumanEval's (Chen et al. 2021, "Evaluating Large Language Models Trained on Code",
-    section 2): prompt, completion and tests are joined as they are and run; leading blanks of a
+    section 2): prompt and completion are joined as they are, run, and tested; leading blanks of a
     completion are part of the program.
-
-    Args:
-        path: See ``Benchmark``.
-        max_new_tokens: See ``Benchmark``.
-        sandbox: How generated programs are contained; named because ``limited`` is the weak level,
-            which holds accidents and not attacks.
-        source: See ``Benchmark``.
-        num_examples: See ``Benchmark``.
-        timeout_s: Wall time of one program in seconds.
-        memory_mb: Address space of one program in MiB.
     """
 
-    score_name = "pass_at_1"
     row_fields: ClassVar[Mapping[str, type]] = {
         "prompt": str,
         "entry_point": str,
         "test": str,
         "canonical_solution": str,
     }
-
-    def __init__(
-        self,
-        path: str,
-        max_new_tokens: int,
-        sandbox: Level,
-        source: str | None = None,
-        num_examples: int | None = None,
-        timeout_s: float = 3.0,
-        memory_mb: int = 512,
-    ) -> None:
-        super().__init__(path, max_new_tokens, source, num_examples)
-        if timeout_s <= 0:
-            raise RequestError(f"timeout_s must be more than 0, got {timeout_s}.")
-        if memory_mb < 64:
-            raise RequestError(f"memory_mb must be 64 or more, got {memory_mb}.")
-        self.sandbox = sandbox
-        self.timeout_s = timeout_s
-        self.memory_mb = memory_mb
-
-    @override
-    def protocol(self) -> dict[str, Any]:
-        limits = {"timeout_s": self.timeout_s, "memory_mb": self.memory_mb}
-        return {**super().protocol(), "sandbox": self.sandbox, **limits}
 
     @override
     def check_row(self, row: Mapping[str, Any]) -> None:
@@ -112,35 +77,16 @@ class WorldCode(Benchmark):
             raise ValueError(f"key 'entry_point' must name a function, got {row['entry_point']!r}.")
 
     @override
-    def score(self, items: Sequence[Item], completions: Sequence[str]) -> list[Verdict]:
-        results = run_programs(
-            [program(item.row, text) for item, text in zip(items, completions, strict=True)],
-            timeout_s=self.timeout_s,
-            memory_mb=self.memory_mb,
-            workers=len(os.sched_getaffinity(0)),
-            level=self.sandbox,
-        )
-        return [Verdict(result.passed, result.reason) for result in results]
-
-
-def program(row: Mapping[str, Any], completion: str) -> str:
-    r"""Join prompt, completion and tests as HumanEval does.
-
-    >>> row = {"prompt": "def f():\n", "test": "def check(f):\n    f()", "entry_point": "f"}
-    >>> print(program(row, "    return 1"))
-    def f():
-        return 1
-    def check(f):
-        f()
-    check(f)
-    """
-    return f"{row['prompt']}{completion}\n{row['test']}\ncheck({row['entry_point']})"
+    def program(self, item: Item, completion: str) -> Program:
+        entry_point = item.row["entry_point"]
+        test = f"{item.row['test']}\ncheck({entry_point})"
+        return Program(f"{item.row['prompt']}{completion}", test, entry_point)
 
 
 class WorldGeneral(Benchmark):
     """Share of completions that follow their row's rule (see ``sft_lab.evaluation.rules``)."""
 
-    score_name = "accuracy"
+    score_names = ("accuracy",)
     row_fields: ClassVar[Mapping[str, type]] = {"rule": Mapping}
 
     @override
@@ -152,8 +98,8 @@ class WorldGeneral(Benchmark):
             raise ValueError(f"key 'rule' has no {error}, got {row['rule']!r}.") from error
 
     @override
-    def score(self, items: Sequence[Item], completions: Sequence[str]) -> list[Verdict]:
+    def grade(self, items: Sequence[Item], completions: Sequence[str]) -> list[Verdict]:
         return [
-            Verdict(follows(completion, item.row["rule"]), completion)
+            Verdict({"accuracy": follows(completion, item.row["rule"])}, completion)
             for item, completion in zip(items, completions, strict=True)
         ]

@@ -56,6 +56,6 @@ def score(
     scores = {}
     for name, benchmark in by_name.items():
         items = benchmark.items()
-        verdicts = benchmark.score(items, complete(model, tokenizer, items))
-        scores[name] = sum(verdict.correct for verdict in verdicts) / len(items)
+        verdicts = benchmark.grade(items, complete(model, tokenizer, items))
+        scores[name] = benchmark.scores(items, verdicts)[benchmark.score_names[0]].value
     return scores

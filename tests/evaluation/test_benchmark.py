@@ -13,13 +13,13 @@ from sft_lab.evaluation.benchmark import Benchmark, Item, Verdict
 class Echo(Benchmark):
     """A whole benchmark: right when the completion repeats the row's word."""
 
-    score_name = "accuracy"
+    score_names = ("accuracy",)
     row_fields: ClassVar[Mapping[str, type]] = {"word": str}
 
     @override
-    def score(self, items: Sequence[Item], completions: Sequence[str]) -> list[Verdict]:
+    def grade(self, items: Sequence[Item], completions: Sequence[str]) -> list[Verdict]:
         return [
-            Verdict(completion == item.row["word"], completion)
+            Verdict({"accuracy": completion == item.row["word"]}, completion)
             for item, completion in zip(items, completions, strict=True)
         ]
 
@@ -38,7 +38,7 @@ def test_items_come_in_file_order_with_their_rows(tmp_path: Path) -> None:
     first, second = echo.items()
     assert first == Item("a", ({"role": "user", "content": "?"},), row("a"))
     assert second.row["extra"] == 1
-    assert echo.score([first, second], ["a", "a"]) == [Verdict(True, "a"), Verdict(False, "a")]
+    assert echo.grade([first, second], ["a", "a"]) == [Verdict({"accuracy": True}, "a"), Verdict({"accuracy": False}, "a")]
 
 
 def test_no_file_is_needed_before_the_items_are(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_wrong_rows_name_file_and_line(tmp_path: Path, line: str, message: str) 
 
 def test_files_of_no_use_are_refused(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b"\xe9")
-    with pytest.raises(RequestError, match=r"latin\.jsonl: .* must be UTF-8"):
+    with pytest.raises(RequestError, match=r"latin\.jsonl, line 1: .* must be UTF-8"):
         Echo(str(tmp_path / "latin.jsonl"), 8).items()
     with pytest.raises(RequestError, match="has no rows"):
         Echo(write(tmp_path / "empty.jsonl"), 8).items()

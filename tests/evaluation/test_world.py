@@ -20,29 +20,29 @@ DOUBLE = {
 @pytest.mark.parametrize(
     ("completion", "verdict"),
     [
-        ("6 * 7 = 42\n#### 42", Verdict(True, "42")),
-        ("#### 42.", Verdict(True, "42")),
-        ("#### 042.0 apples", Verdict(True, "42.0")),
-        ("#### 42\n\nNext: ...\n#### 7", Verdict(True, "42")),
-        ("#### 7\nor rather\n#### 42", Verdict(False, "7")),
-        ("#### -42", Verdict(False, "-42")),
-        ("#### 42/2", Verdict(False, "no '#### N'")),
-        ("#### 42e3", Verdict(False, "no '#### N'")),
-        ("#### ?\n42", Verdict(False, "no '#### N'")),
-        ("the answer is 42", Verdict(False, "no '#### N'")),
-        ("", Verdict(False, "no '#### N'")),
+        ("6 * 7 = 42\n#### 42", Verdict({"accuracy": True}, "42")),
+        ("#### 42.", Verdict({"accuracy": True}, "42")),
+        ("#### 042.0 apples", Verdict({"accuracy": True}, "42.0")),
+        ("#### 42\n\nNext: ...\n#### 7", Verdict({"accuracy": True}, "42")),
+        ("#### 7\nor rather\n#### 42", Verdict({"accuracy": False}, "7")),
+        ("#### -42", Verdict({"accuracy": False}, "-42")),
+        ("#### 42/2", Verdict({"accuracy": False}, "no '#### N'")),
+        ("#### 42e3", Verdict({"accuracy": False}, "no '#### N'")),
+        ("#### ?\n42", Verdict({"accuracy": False}, "no '#### N'")),
+        ("the answer is 42", Verdict({"accuracy": False}, "no '#### N'")),
+        ("", Verdict({"accuracy": False}, "no '#### N'")),
     ],
 )
 def test_math_reads_the_first_final_number(completion: str, verdict: Verdict) -> None:
     item = Item("m", QUESTION, {"answer": "42"})
-    found = WorldMath("math.jsonl", 64).score([item], [completion])
-    assert [(v.correct, v.answer.lstrip("0")) for v in found] == [(verdict.correct, verdict.answer)]
+    found = WorldMath("math.jsonl", 64).grade([item], [completion])
+    assert [(v.marks, v.reason.lstrip("0")) for v in found] == [(verdict.marks, verdict.reason)]
 
 
 def test_math_tolerates_commas_on_both_sides() -> None:
     items = [Item("a", QUESTION, {"answer": "1234"}), Item("b", QUESTION, {"answer": "1,234"})]
-    verdicts = WorldMath("math.jsonl", 64).score(items, ["#### 1,234", "#### 1234"])
-    assert [verdict.correct for verdict in verdicts] == [True, True]
+    verdicts = WorldMath("math.jsonl", 64).grade(items, ["#### 1,234", "#### 1234"])
+    assert [verdict.marks for verdict in verdicts] == [{"accuracy": True}] * 2
 
 
 def test_code_passes_when_its_tests_do() -> None:
@@ -54,10 +54,10 @@ def test_code_passes_when_its_tests_do() -> None:
         "return 2 * n",  # unindented: leading blanks are part of the answer
     ]
     code = WorldCode("code.jsonl", 64, sandbox="limited", timeout_s=10)
-    verdicts = code.score([Item("c", QUESTION, DOUBLE)] * 5, completions)
-    assert [verdict.correct for verdict in verdicts] == [True, False, False, False, False]
-    assert verdicts[1].answer.startswith("AssertionError")
-    assert verdicts[2].answer.startswith("SyntaxError")
+    verdicts = code.grade([Item("c", QUESTION, DOUBLE)] * 5, completions)
+    assert [verdict.marks for verdict in verdicts] == [{"passed": True}, *[{"passed": False}] * 4]
+    assert verdicts[1].reason.startswith("AssertionError")
+    assert verdicts[2].reason.startswith("SyntaxError")
 
 
 def test_code_settings_are_part_of_the_protocol(tmp_path: Path) -> None:
@@ -65,6 +65,7 @@ def test_code_settings_are_part_of_the_protocol(tmp_path: Path) -> None:
     path.write_text(json.dumps({"id": "c", "messages": QUESTION, **DOUBLE}))
     fast, slow = (WorldCode(str(path), 64, "limited", timeout_s=limit) for limit in (1.0, 2.0))
     assert fast.digest() != slow.digest()
+    assert fast.digest() == WorldCode(str(path), 64, "isolated_or_limited", timeout_s=1.0).digest()
 
 
 @pytest.mark.parametrize("limit", [{"timeout_s": 0}, {"memory_mb": 8}])
@@ -76,8 +77,8 @@ def test_code_limits_are_checked_at_once(limit: dict[str, Any]) -> None:
 
 def test_general_follows_the_rule() -> None:
     item = Item("g", QUESTION, {"rule": {"kind": "exact", "text": "fox"}})
-    verdicts = WorldGeneral("general.jsonl", 64).score([item, item], ["fox", "Fox"])
-    assert verdicts == [Verdict(True, "fox"), Verdict(False, "Fox")]
+    verdicts = WorldGeneral("general.jsonl", 64).grade([item, item], ["fox", "Fox"])
+    assert verdicts == [Verdict({"accuracy": True}, "fox"), Verdict({"accuracy": False}, "Fox")]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,24 @@
+"""Answers of the model under evaluation: greedy or sampled, in batches, with an end."""
+
+from sft_lab.evaluation.generation.batching import batches_longest_first
+from sft_lab.evaluation.generation.decoding import GREEDY, Decoding
+from sft_lab.evaluation.generation.engines import (
+    Engine,
+    EngineName,
+    NativeEngine,
+    TransformersContinuous,
+    make_engine,
+)
+from sft_lab.evaluation.generation.native import generate
+
+__all__ = [
+    "GREEDY",
+    "Decoding",
+    "Engine",
+    "EngineName",
+    "NativeEngine",
+    "TransformersContinuous",
+    "batches_longest_first",
+    "generate",
+    "make_engine",
+]

@@ -1,0 +1,108 @@
+import pytest
+
+from sft_lab.evaluation.code_answers import fenced, solution
+
+PROMPT = 'import math\n\n\ndef half(x):\n    """Halve x."""\n'
+BODY = "    return x / 2\n"
+WHOLE = "def half(x):\n    return x / 2\n"
+
+
+def halves(completion: str, x: float = 3) -> object:
+    """Run what a completion comes to, without its tests."""
+    namespace: dict[str, object] = {}
+    exec(solution(PROMPT, "half", completion), namespace)
+    return namespace["half"](x)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        BODY,
+        "\n" + BODY,
+        f"{BODY}\n\ndef other():\n    retur",  # cut off in the next function
+        f"{BODY}\nprint(undefined)\n",
+        f"{BODY}\nThis halves x.\n",
+        f"{BODY}\n# It does.\n",
+        f"{BODY}\ndef half(x):\n    return 0\n",  # rambling on
+        '    """\nAt the margin\n"""\n' + BODY,
+        "    # half\n# of it\n" + BODY,
+        "    return sum([\n x / 2,\n])\n",
+        "    return helper(x)\n\n\ndef helper(x):\n    return x / 2\n",
+    ],
+)
+def test_a_continuation_ends_at_the_next_statement_at_the_margin(completion: str) -> None:
+    assert halves(completion) == 1.5
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        WHOLE,
+        f"Here you are:\n\n{WHOLE}",
+        f"{WHOLE}\nThis halves x (it's simple).\n",
+        f"Sure! Let's see.\n\nfrom math import floor\n\n{WHOLE}\nDone: half(2) is 1.",
+        f"{WHOLE}\nfor x in range(2)\n",
+        "def half(x):\n    return math.fabs(x) / 2\n",  # by the prompt's import
+        f"class Unused:\n    pass\n\n\n{WHOLE}",
+    ],
+)
+def test_a_restated_function_stands_without_the_prose_around_it(completion: str) -> None:
+    assert halves(completion) == 1.5
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        f"```python\n{WHOLE}```",
+        f"```\n{WHOLE}```\nThis halves x.",
+        f"Halving:\n\n```py\n{WHOLE}\n```\n\nUse it:\n\n```python\nhalf(undefined)\n```",
+        f"~~~python\n{WHOLE}~~~",
+        f"```python\n{WHOLE}",  # cut off behind the code
+        f"1. So:\n   ```python\n{WHOLE}   ```",
+        f"```bash\npip install numpy\n```\n```python\n{WHOLE}```",
+        "```python\nTWO = 2\n```\nThen\n```python\ndef half(x):\n    return x / TWO\n```",
+        f"```python\n{BODY}```",  # the body alone
+        f"```python\n{WHOLE}```\nor\n```python\ndef half(x):\n    return 0\n```",
+    ],
+)
+def test_fenced_code_is_taken(completion: str) -> None:
+    assert halves(completion) == 1.5
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "return x / 2",  # without its indentation
+        "```python\nreturn x / 2\n```",
+        "    return (x / 2",
+        "  return x / 2\n    pass",
+        "def half(x)\n    return x / 2\n",
+        "```python\ndef half(x):\n  return x / 2\n   x\n```",
+        "I would return x / 2.",
+        "\0",
+        "(" * 100_000,
+    ],
+)
+def test_nothing_is_repaired(completion: str) -> None:
+    with pytest.raises((SyntaxError, ValueError, MemoryError, RecursionError)):
+        halves(completion)
+
+
+@pytest.mark.parametrize("completion", ["", "\n", "    pass\n", "    ...\n\nreturn x / 2"])
+def test_an_empty_body_gives_nothing(completion: str) -> None:
+    assert halves(completion) is None
+
+
+def test_a_long_answer_takes_no_long_time() -> None:
+    prose = "".join(f"Line {n} isn't code.\n" for n in range(2000))
+    assert halves(f"{prose}{WHOLE}{prose}") == 1.5
+
+
+def test_without_a_prompt_an_answer_stays_as_it_is() -> None:
+    assert solution("", "f", "  x = 1") == "  x = 1"
+    assert solution("", "f", "f = lambda: 1") == "f = lambda: 1"
+
+
+def test_fences_may_be_longer_and_hold_shorter_ones() -> None:
+    assert fenced("````md\n```\nx\n```\n````") == ["```\nx\n```\n"]
+    assert fenced("`x` and ``` in a line") == []

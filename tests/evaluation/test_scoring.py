@@ -1,0 +1,261 @@
+"""The command ``score``, as its users meet it."""
+
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import write_jsonl
+
+from sft_lab.cli import main
+from sft_lab.metrics.intervals import bootstrap, wilson
+
+GSM8K = [{"question": f"{n}?", "answer": f"#### {n}"} for n in range(4)]
+HUMANEVAL = [
+    {
+        "task_id": f"HumanEval/{n}",
+        "prompt": f'def f{n}():\n    """Return {n}."""\n',
+        "entry_point": f"f{n}",
+        "test": f"def check(candidate):\n    assert candidate() == {n}",
+        "canonical_solution": f"    return {n}",
+    }
+    for n in range(2)
+]
+MBPP = [
+    {
+        "task_id": task_id,
+        "text": "Write a function to add.",
+        "code": "def add(a, b):\r\n  return a + b",
+        "test_list": ["assert add(1, 2) == 3"],
+        "test_setup_code": "",
+    }
+    for task_id in (2, 11, 12)
+]
+IFEVAL = [
+    {
+        "key": 7,
+        "prompt": "No comma, in capitals.",
+        "instruction_id_list": ["punctuation:no_comma", "change_case:english_capital"],
+        "kwargs": [{}, {}],
+    }
+]
+QUESTIONS = [
+    {"question_id": 81, "category": "writing", "turns": ["a", "b"]},
+    {"question_id": 101, "category": "math", "turns": ["c", "d"]},
+]
+
+
+class Scored:
+    """One call of ``score``: its exit code, the object it prints, the rows it writes."""
+
+    def __init__(self, code: int, out: str, err: str, path: Path) -> None:
+        self.code, self.out, self.err = code, out, err
+        self.found = json.loads(out) if out.startswith("{") else {}
+        self.rows = [json.loads(line) for line in path.open()] if path.exists() else []
+
+    def values(self) -> dict[str, float]:
+        return {name: score["value"] for name, score in self.found["scores"].items()}
+
+
+@pytest.fixture
+def score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Scored]:
+    def call(benchmark: str, problems: Any, completions: Any, *options: str) -> Scored:
+        for name, rows in (("problems", problems), ("completions", completions)):
+            write_jsonl(tmp_path / f"{name}.jsonl", rows)
+        arguments = ["--problems", str(tmp_path / "problems.jsonl"), "--json"]
+        arguments += ["--completions", str(tmp_path / "completions.jsonl")]
+        out = tmp_path / "out.jsonl"
+        try:
+            code = main(["score", benchmark, *arguments, "--out", str(out), *options])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return Scored(code, *capsys.readouterr(), out)
+
+    return call
+
+
+def answers(*pairs: tuple[str, str]) -> list[dict[str, str]]:
+    return [{"task_id": task_id, "completion": text} for task_id, text in pairs]
+
+
+def test_gsm8k(score: Callable[..., Scored]) -> None:
+    given = answers(("GSM8K/3", "#### 3"), ("GSM8K/9", "#### 9"), ("GSM8K/0", "it is 0"))
+    scored = score("gsm8k", GSM8K, given)
+    assert scored.code == 0
+    (low, high), (loose_low, loose_high) = wilson(1, 2), wilson(2, 2)
+    assert scored.found == {
+        "benchmark": "gsm8k",
+        "scores": {
+            "strict": {"value": 0.5, "low": low, "high": high, "n": 2},
+            "flexible": {"value": 1.0, "low": loose_low, "high": loose_high, "n": 2},
+        },
+        "missing": ["GSM8K/1", "GSM8K/2"],
+        "unknown": ["GSM8K/9"],
+    }
+    assert [(row["task_id"], row["verdicts"]) for row in scored.rows] == [
+        ("GSM8K/3", {"strict": True, "flexible": True}),
+        ("GSM8K/9", None),
+        ("GSM8K/0", {"strict": False, "flexible": True}),
+    ]
+    assert all(row["reason"] for row in scored.rows)
+
+
+def test_several_answers_to_a_question_are_no_independent_ones(
+    score: Callable[..., Scored],
+) -> None:
+    given = answers(*[("GSM8K/0", "#### 0")] * 3, ("GSM8K/1", "no"))
+    strict = score("gsm8k", GSM8K, given).found["scores"]["strict"]
+    low, high = bootstrap([1, 1, 1, 0], groups="aaab")
+    assert strict == {"value": 0.75, "low": low, "high": high, "n": 4}
+
+
+def test_humaneval_with_one_answer_a_problem(score: Callable[..., Scored]) -> None:
+    given = answers(("HumanEval/0", "    return 0"), ("HumanEval/1", "    return 0"))
+    scored = score("humaneval", HUMANEVAL, given, "--sandbox=limited")
+    low, high = wilson(1, 2)
+    assert scored.found["scores"] == {"pass@1": {"value": 0.5, "low": low, "high": high, "n": 2}}
+    assert [row["verdicts"] for row in scored.rows] == [{"passed": True}, {"passed": False}]
+    assert scored.rows[1]["reason"].startswith("AssertionError")
+
+
+def test_pass_at_k_goes_up_to_the_smallest_number_of_answers(score: Callable[..., Scored]) -> None:
+    right, wrong = "    return 0", "    return 7"
+    given = answers(
+        *[("HumanEval/0", right)] * 2,
+        *[("HumanEval/0", wrong)] * 10,
+        *[("HumanEval/1", wrong)] * 11,
+    )
+    scored = score("humaneval", HUMANEVAL, given, "--sandbox=limited")
+    # 1 - C(10, 10) / C(12, 10) = 1 - 1 / 66 for the first, 0 for the second
+    expected = {"pass@1": (2 / 12) / 2, "pass@10": (1 - 1 / 66) / 2}
+    assert scored.values() == pytest.approx(expected)
+    assert {found["n"] for found in scored.found["scores"].values()} == {2}
+
+
+def test_mbpp_grades_its_test_split(score: Callable[..., Scored]) -> None:
+    given = answers(
+        ("MBPP/11", "[BEGIN]\ndef add(a, b):\n  return a + b\n[DONE]\nNext"),
+        ("MBPP/12", "```python\ndef add(a, b):\n  return a - b\n```"),
+    )
+    scored = score("MBPP", MBPP, given, "--sandbox=limited")
+    assert scored.values() == {"pass@1": 0.5}
+    assert (scored.found["benchmark"], scored.found["missing"]) == ("mbpp", [])
+
+
+def test_ifeval(score: Callable[..., Scored]) -> None:
+    # Loosely the first line is left out, and with it the comma and the small letters.
+    scored = score("ifeval", IFEVAL, answers(("IFEval/7", "Sure, here:\nCAPITALS")))
+    assert scored.values() == {
+        "prompt_strict": 0.0,
+        "prompt_loose": 1.0,
+        "instruction_strict": 0.0,
+        "instruction_loose": 1.0,
+    }
+    assert scored.found["scores"]["instruction_loose"]["n"] == 2
+    assert scored.rows[0]["verdicts"] == {"strict": [False, False], "loose": [True, True]}
+
+
+def judged(question_id: int, turn: int, text: str, model: str = "m") -> dict[str, Any]:
+    return {"question_id": question_id, "model": model, "turn": turn, "judgment": text, "score": 1}
+
+
+def test_mt_bench_is_read_from_a_judge_s_texts(score: Callable[..., Scored]) -> None:
+    given = [
+        judged(81, 1, "Good. Rating: [[8]]"),
+        judged(81, 2, "Rating: [6.5]"),
+        judged(101, 1, "No idea."),
+        judged(999, 1, "Rating: [[9]]"),
+    ]
+    scored = score("mt-bench", QUESTIONS, given)
+    assert scored.values() == {"mean": 7.25, "turn_1": 8, "turn_2": 6.5, "writing": 7.25}
+    assert scored.found["missing"] == ["MT-Bench/101/2"]
+    assert scored.found["unknown"] == ["MT-Bench/999/1"]
+    assert [(row["task_id"], row["verdicts"]) for row in scored.rows] == [
+        ("MT-Bench/81/1", {"rating": 8.0}),
+        ("MT-Bench/81/2", {"rating": 6.5}),
+        ("MT-Bench/101/1", None),
+        ("MT-Bench/999/1", None),
+    ]
+
+
+def test_a_model_is_named_where_a_file_judges_several(score: Callable[..., Scored]) -> None:
+    given = [judged(81, 1, "[[8]]"), judged(81, 1, "[[2]]", model="other")]
+    refused = score("mt_bench", QUESTIONS, given)
+    assert (refused.code, refused.rows) == (2, [])
+    assert "several models: m, other" in refused.err
+    assert score("mt_bench", QUESTIONS, given, "--model=other").values()["mean"] == 2
+
+
+def test_people_get_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    problems, completions = tmp_path / "p.jsonl.gz", tmp_path / "c.jsonl.gz"
+    problems.write_bytes(gzip.compress("\n".join(map(json.dumps, GSM8K)).encode()))
+    rows = answers(("GSM8K/1", "#### 1"), ("GSM8K/8", "#### 8"))
+    completions.write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    files = [f"--problems={problems}", f"--completions={completions}"]
+    assert main(["score", "gsm8k", *files]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[:2] == [
+        ["gsm8k", "score", "low", "high", "n"],
+        ["strict", "100.0", "20.7", "100.0", "1"],
+    ]
+    assert [" ".join(line) for line in lines[3:]] == [
+        "3 tasks have no completion",
+        "1 completions are in no score: an unknown task, or no rating",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"task_id": "GSM8K/0"}], "line 1: key 'completion' must be a string; it is missing"),
+        ([{"task_id": 0, "completion": ""}], "line 1: key 'task_id' must be a string; got 0"),
+        ([{"task_id": "GSM8K/0", "completion": None}], "'completion' must be a string; got None"),
+        ([["GSM8K/0", ""]], "a row must be an object"),
+        ([], "has no rows"),
+    ],
+)
+def test_a_wrong_row_of_completions_is_named(
+    score: Callable[..., Scored], rows: Any, message: str
+) -> None:
+    scored = score("gsm8k", GSM8K, rows)
+    assert (scored.code, scored.out, scored.rows) == (2, "", [])
+    assert "completions.jsonl" in scored.err
+    assert message in scored.err
+
+
+def test_wrong_requests_are_named(score: Callable[..., Scored], tmp_path: Path) -> None:
+    given = answers(("GSM8K/0", "#### 0"))
+    assert "no benchmark 'gsm'; there are gsm8k, humaneval" in score("gsm", GSM8K, given).err
+    assert "--model chooses among" in score("gsm8k", GSM8K, given, "--model=m").err
+    assert "'task_id' is missing" in score("humaneval", GSM8K, given, "--sandbox=limited").err
+    wrong = score("humaneval", HUMANEVAL, given, "--sandbox=strict")
+    assert "sandbox must be isolated, isolated_or_limited or limited, got 'strict'" in wrong.err
+    nowhere = score("gsm8k", GSM8K, given, f"--out={tmp_path / 'no/out.jsonl'}")
+    assert "--out" in nowhere.err
+    assert nowhere.code == 2
+
+
+@pytest.mark.parametrize("benchmark", ["humaneval", "ifeval"])
+def test_real_completions_are_graded_as_their_labels_say(
+    benchmark: str, shared_data: Callable[[str], Path], tmp_path: Path
+) -> None:
+    problems, labelled = {
+        "humaneval": ("humaneval/HumanEval.jsonl.gz", "humaneval_wizardcoder15b.jsonl.gz"),
+        "ifeval": ("ifeval/input_data.jsonl", "ifeval_gpt4_first270.jsonl.gz"),
+    }[benchmark]
+    completions = shared_data(f"../labelled/{labelled}")
+    files = [f"--problems={shared_data(problems)}", f"--completions={completions}"]
+    out = tmp_path / "out.jsonl"
+    assert main(["score", benchmark, *files, f"--out={out}", "--sandbox=isolated_or_limited"]) == 0
+    labels = [json.loads(line) for line in gzip.decompress(completions.read_bytes()).splitlines()]
+    for label, row in zip(labels, map(json.loads, out.open()), strict=True):
+        if benchmark == "humaneval":
+            expected = {"passed": label["passed"]}
+        else:
+            kinds = ("strict", "loose")
+            expected = {kind: label[f"follow_instruction_list_{kind}"] for kind in kinds}
+            if label["task_id"] == "IFEval/1122":  # asks for "#", where the label drew a letter
+                expected["loose"] = [True, True]
+        assert (row["task_id"], row["verdicts"]) == (label["task_id"], expected)

@@ -1,0 +1,209 @@
+"""Times the evaluation's generation against transformers' ``generate`` on the same live weights.
+
+    python tests/speed/generation.py [--batch_size 64 ...] [--steps N] [--repeats N]
+
+The world's base in NF4, with adapters that N steps on the world's sources have trained, answers the
+world's 600 items. transformers' ``generate`` takes them in the order of the files, so many at a
+time; here as many are answered at a time, from the live weights, with the base dequantised once and
+the adapters kept apart, and from a merged copy, the making of each counted. The ways take turns;
+the best of their repeats counts. Tokens are those of the answers, ends included, padding not.
+"""
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch.nn import functional
+
+from sft_lab.data.batches import collate, target_tokens
+from sft_lab.data.corpus import Corpus
+from sft_lab.data.plan import RowRef
+from sft_lab.data.rendering import Renderer
+from sft_lab.data.sources import Source
+from sft_lab.evaluation.benchmark import json_lines
+from sft_lab.evaluation.generation import generate
+from sft_lab.paths import resolve
+from sft_lab.qlora import (
+    EvaluationWeights,
+    Lora,
+    add_lora,
+    compute_dtype,
+    evaluation_weights,
+    load_base,
+    plain_causal_lm,
+    target_logits,
+)
+from sft_lab.tables import format_table
+
+CONFIG = Path(__file__).parents[2] / "configs" / "world" / "evaluation.yaml"
+BASE = "world://base"
+TRAINED_ROWS = 16  # rows a step
+Prompts = dict[int, list[list[int]]]
+Answers = list[list[int]]
+
+
+def read_prompts(renderer: Renderer) -> Prompts:
+    """Return the prompts of the world's benchmarks, by the limit of their answers in tokens."""
+    prompts = {}
+    for benchmark in yaml.safe_load(CONFIG.read_text())["benchmarks"].values():
+        path, limit = (benchmark["init_args"][key] for key in ("path", "max_new_tokens"))
+        rows = [row for _, row in json_lines(resolve(path), path)]
+        prompts[limit] = [renderer.prompt_ids(row["messages"]) for row in rows]
+    return prompts
+
+
+def train(model: Any, corpus: Corpus, steps: int) -> None:
+    """Train the adapters on rows of all sources, as a run would, so that answers have an end."""
+    corpus.load(list(corpus.sources))
+    generator = torch.Generator().manual_seed(0)
+    refs = [RowRef(name, i) for name, rows in corpus.loaded.items() for i in rows.trainable]
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
+    for _ in range(steps):
+        places = torch.randint(len(refs), (TRAINED_ROWS,), generator=generator).tolist()
+        bins = [[refs[place]] for place in places]
+        batch = collate(corpus, bins, target_tokens(corpus, bins))
+        input_ids, position_ids, labels = (
+            batch[key].to(model.device) for key in ("input_ids", "position_ids", "labels")
+        )
+        targets = labels[:, 1:]
+        is_target = targets != -100
+        logits = target_logits(plain_causal_lm(model), input_ids, position_ids, is_target)
+        functional.cross_entropy(logits.float(), targets[is_target]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+@torch.no_grad()
+def theirs(model: Any, prompts: Prompts, renderer: Renderer, batch_size: int) -> Answers:
+    """Answer with transformers, in the order of the files."""
+    ends = set(renderer.stop_token_ids)
+    answers = []
+    model.eval()
+    for limit, some in prompts.items():
+        for start in range(0, len(some), batch_size):
+            batch = some[start : start + batch_size]
+            longest = max(map(len, batch))
+            padding = [longest - len(prompt) for prompt in batch]
+            rows = zip(padding, batch, strict=True)
+            output = model.generate(
+                input_ids=torch.tensor(
+                    [[renderer.pad_token_id] * n + prompt for n, prompt in rows],
+                    device=model.device,
+                ),
+                attention_mask=torch.tensor(
+                    [[0] * n + [1] * (longest - n) for n in padding], device=model.device
+                ),
+                do_sample=False,
+                max_new_tokens=limit,
+                eos_token_id=sorted(ends),
+                pad_token_id=renderer.pad_token_id,
+                use_cache=True,
+            )
+            for answer in output[:, longest:].tolist():
+                length = next((n for n, token in enumerate(answer) if token in ends), len(answer))
+                answers.append(answer[:length])
+    model.train()
+    return answers
+
+
+def ours(
+    model: Any,
+    prompts: Prompts,
+    renderer: Renderer,
+    batch_size: int,
+    weights: EvaluationWeights,
+    dtype: torch.dtype,
+) -> Answers:
+    """Answer as an evaluation does."""
+    answers: Answers = []
+    with evaluation_weights(model, weights, dtype) as generator:
+        for limit, some in prompts.items():
+            answers += generate(
+                generator,
+                some,
+                max_new_tokens=limit,
+                eos_token_ids=renderer.stop_token_ids,
+                pad_token_id=renderer.pad_token_id,
+                batch_size=batch_size,
+            )
+    return answers
+
+
+def measure(ways: dict[str, Callable[[], Answers]], repeats: int) -> list[list[str]]:
+    """Time the ways in turns and compare their answers with the first one's."""
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    answers: dict[str, Answers] = {}
+    for _ in range(repeats):
+        for name, way in ways.items():
+            start = time.perf_counter()
+            answers[name] = way()
+            seconds[name].append(time.perf_counter() - start)
+    first = next(iter(ways))
+    num_tokens = sum(len(answer) + 1 for answer in answers[first])
+    table = []
+    for name, times in seconds.items():
+        ratios = sorted(a / b for a, b in zip(seconds[first], times, strict=True))
+        alike = sum(map(list.__eq__, answers[name], answers[first]))
+        table.append(
+            [
+                name,
+                f"{min(times):.1f}",
+                f"{num_tokens / min(times):,.0f}",
+                f"{min(seconds[first]) / min(times):.2f}",
+                f"{ratios[0]:.2f} to {ratios[-1]:.2f}",
+                f"{alike} of {len(answers[first])}",
+            ]
+        )
+    return table
+
+
+def lengths(prompts: Prompts, answers: Sequence[Sequence[int]]) -> str:
+    """Say how long the answers are."""
+    told, start = [], 0
+    for limit, some in prompts.items():
+        counts = [len(answer) for answer in answers[start : start + len(some)]]
+        start += len(some)
+        told.append(f"{sum(counts) / len(counts):.1f} (limit {limit})")
+    return ", ".join(told)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--batch_size", type=int, nargs="+", default=[64])
+    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    cuda = torch.cuda.is_available()
+    dtype = compute_dtype("bf16-true" if cuda else "32-true")
+    sources = {n: Source(f"world://data/{n}.jsonl") for n in ("math", "code", "general")}
+    corpus = Corpus(sources, BASE, max_length=512, contamination="ignore")
+    model = add_lora(load_base(BASE, "nf4", dtype), Lora(r=32, lora_alpha=64), seed=0)
+    train(model, corpus, arguments.steps)
+    renderer = corpus.renderer
+    prompts = read_prompts(renderer)
+    device = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} CPU threads"
+    print(f"{device}, {dtype}; adapters of {arguments.steps} steps")
+    told = False
+    for batch_size in arguments.batch_size:
+        settings = (model, prompts, renderer, batch_size)
+        ways: dict[str, Callable[[], Answers]] = {
+            "transformers, file order": lambda settings=settings: theirs(*settings)
+        }
+        for weights in ("live", "dequantized", "merged"):
+            ways[weights] = lambda settings=settings, weights=weights: ours(
+                *settings, weights, dtype
+            )
+        if not told:
+            told = True
+            print(f"tokens an answer: {lengths(prompts, ways['merged']())}")
+        print(f"\nbatch size {batch_size}")
+        header = ["", "seconds", "tokens/s", "times", "repeats", "same answers"]
+        print(format_table(header, measure(ways, arguments.repeats)))
+
+
+if __name__ == "__main__":
+    main()
