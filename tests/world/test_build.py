@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from sft_lab.evaluation.benchmark import Item
+from sft_lab.evaluation.benchmark import Benchmark, Item
 from sft_lab.world.build import (
     GENERATORS,
     NUM_ITEMS,
@@ -117,18 +117,22 @@ def reference(item: Item) -> str:
     return item.row["canonical_solution"]
 
 
+def share_right(benchmark: Benchmark, answers: list[str]) -> float:
+    items = benchmark.items()
+    return benchmark.scores(items, benchmark.grade(items, answers))[benchmark.score_names[0]].value
+
+
 @pytest.mark.parametrize("name", ["world_math", "world_code", "world_general"])
 @pytest.mark.slow
 def test_reference_answers_are_right_and_others_wrong(name: str) -> None:
     benchmark = benchmarks(WORLD / "data")[name]
     items = benchmark.items()
     answers = [reference(item) for item in items]
-    assert all(verdict.correct for verdict in benchmark.score(items, answers))
+    assert share_right(benchmark, answers) == 1
     # The same answers, each given to another item; a list of fruits may do for two items.
-    others = benchmark.score(items, answers[7:] + answers[:7])
-    assert sum(verdict.correct for verdict in others) / len(items) < 0.06
+    assert share_right(benchmark, answers[7:] + answers[:7]) < 0.06
     for wrong in ("", "OK.", "    return None"):
-        assert not any(verdict.correct for verdict in benchmark.score(items, [wrong] * len(items)))
+        assert share_right(benchmark, [wrong] * len(items)) == 0
 
 
 def test_base_loads_and_is_small() -> None:
