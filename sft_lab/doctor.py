@@ -10,7 +10,7 @@ import torch
 
 from sft_lab.config import best_precision
 from sft_lab.errors import RequestError
-from sft_lab.evaluation.sandbox import isolation_fault
+from sft_lab.evaluation.sandbox import isolation_fault, isolation_route
 from sft_lab.paths import find_config
 from sft_lab.qlora import Lora, add_lora, load_base, merged_copy
 from sft_lab.tracking import check_store, local_file
@@ -70,7 +70,8 @@ def report(tracking_uri: str) -> list[tuple[str, str]]:
     )
     findings.append(("MLflow store", _store_state(tracking_uri)))
     fault = isolation_fault()
-    findings.append(("sandbox", f"limited only: {fault}" if fault else "isolated, limited"))
+    levels = f"isolated (by {isolation_route()}), limited"
+    findings.append(("sandbox", f"limited only: {fault}" if fault else levels))
     findings.append(("configs", str(find_config("configs/trainer.yaml").parent.resolve())))
     return findings
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-pytest_plugins = ["runs"]  # fixtures that run the command line
+pytest_plugins = ["runs", "judge_server"]  # fixtures: the command line, a judge
 
 
 @pytest.fixture(scope="session", autouse=True)

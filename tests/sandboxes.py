@@ -1,5 +1,9 @@
 """Programs for the sandbox's tests, and the levels that this machine can hold."""
 
+import time
+from contextlib import suppress
+from pathlib import Path
+
 import pytest
 
 from sft_lab.evaluation.sandbox import (
@@ -26,3 +30,34 @@ def run(
         workers=workers,
         level=level,
     )
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process has started, and those that they have, and so on."""
+    children: list[int] = []
+    with suppress(FileNotFoundError, ProcessLookupError):  # gone by now
+        for file in Path(f"/proc/{pid}/task").glob("*/children"):
+            children += map(int, file.read_text().split())
+    return children + [d for child in children for d in descendants(child)]
+
+
+def status(pid: int) -> dict[str, str]:
+    """Return what the kernel tells of a process, by name."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return dict(line.split(":\t") for line in lines)
+    return {}
+
+
+def running(pid: int, limit_s: float = 30.0) -> list[int]:
+    """Wait for a process to run a program in the sandbox; return its descendants, the first first.
+
+    The program, behind its system call filter, is the last of them.
+    """
+    deadline = time.monotonic() + limit_s
+    while time.monotonic() < deadline:
+        found = descendants(pid)
+        if found and status(found[-1]).get("Seccomp") == "2":
+            return found
+        time.sleep(0.01)
+    raise TimeoutError(f"no program runs after {limit_s} s")

@@ -5,7 +5,7 @@ import pytest
 from runs import Lab
 
 from sft_lab.doctor import gradient_cosine
-from sft_lab.evaluation.sandbox import isolation_fault
+from sft_lab.evaluation.sandbox import isolation_fault, isolation_route
 
 
 def test_a_doctor_says_what_is_here(lab: Lab) -> None:
@@ -25,7 +25,8 @@ def test_a_doctor_says_what_is_here(lab: Lab) -> None:
     found = json.loads(lab("doctor", "--json").out)
     assert found["4-bit gradients"].startswith("right (cosine 1.0")
     fault = isolation_fault()
-    assert found["sandbox"] == (f"limited only: {fault}" if fault else "isolated, limited")
+    levels = f"isolated (by {isolation_route()}), limited"
+    assert found["sandbox"] == (f"limited only: {fault}" if fault else levels)
     assert (Path(found["configs"]) / "world/dmt.yaml").is_file()
 
 

@@ -15,6 +15,8 @@ from sft_lab.qlora import (
     add_lora,
     check_head,
     check_packing,
+    dequantized,
+    evaluation_weights,
     load_base,
     merged_copy,
     plain_causal_lm,
@@ -104,6 +106,59 @@ def test_merging_changes_no_bit_of_the_live_model(make_model: MakeModel, quantiz
     assert torch.equal(logits(model), live)
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in weights.items())
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_dequantised_layers_have_the_live_models_logits(
+    make_model: MakeModel, quantization: str
+) -> None:
+    model = make_model(quantization)
+    live = logits(model)
+    with dequantized(model):
+        once = logits(model)
+    tolerance = 1e-5 if quantization == "nf4" else 0  # sums in another order; others are untouched
+    assert (once - live).abs().max() <= tolerance * live.abs().max()
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_dequantising_keeps_to_what_peft_does(make_model: MakeModel, plain: bool) -> None:
+    model = make_model("nf4")
+    if not plain:  # in autocast, and with adapters of another type, PEFT rounds in between
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.bfloat16()
+    live = logits(model)
+    with dequantized(model):
+        adapted = plain_causal_lm(model).model.layers[0].mlp.up_proj
+        assert hasattr(adapted, "lora_A") != plain
+        once = logits(model)
+    assert (once - live).abs().max() <= (1e-5 if plain else 0) * live.abs().max()
+    with model.disable_adapter():
+        base = logits(model)
+        with dequantized(model):
+            assert torch.equal(logits(model), base)
+
+
+@pytest.mark.parametrize("weights", ["live", "dequantized", "merged"])
+def test_generating_leaves_modules_weights_and_gradient(
+    make_model: MakeModel, weights: Any
+) -> None:
+    model = make_model("nf4")
+    before = gradient(model)
+    modules = dict(model.named_modules())
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+
+    def fail() -> None:
+        with evaluation_weights(model, weights, torch.float32) as generator:
+            logits(generator)
+            raise KeyError("lost")
+
+    with pytest.raises(KeyError, match="lost"):
+        fail()
+    assert dict(model.named_modules()) == modules
+    after = model.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in state.items())
+    assert torch.equal(gradient(model), before)
 
 
 def test_nf4_quantises_the_linear_layers_twice(make_model: MakeModel) -> None:

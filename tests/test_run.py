@@ -10,6 +10,7 @@ import yaml
 from runs import EVALUATED_STEPS, FinishedRun, Lab, Terminal
 
 from sft_lab.data.stage import Stage
+from sft_lab.evaluation import budget
 from sft_lab.schedule import stage_lr
 
 
@@ -197,3 +198,17 @@ def test_the_shipped_dmt_trains_a_four_bit_base(lab: Lab) -> None:
     assert lab.run.info.run_name == "dmt k=1/4 seed 0"
     assert set(lab.points("world_code/pass_at_1")) == {0, 4, 7}
     assert lab.run.data.params["model.quantization"] == "nf4"
+
+
+def test_a_budget_measures_fewer_items_between_boundaries(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "MIN_ITEMS", 1)
+    outcome = lab("fit", "--config=tiny.yaml", "--evaluation.budget=0.001%")
+    assert outcome.code == 0, outcome.err
+    counts = lab.points("world_math/accuracy_n")
+    assert counts == {0: 4, 4: 1, 5: 4, 8: 1, 12: 4}
+    first, second = (lab.json(f"answers/step_{s:06d}/world_math.json")["data"] for s in (4, 8))
+    assert [row[0] for row in first] == [row[0] for row in second]
+    [params] = [run.data.params for run in lab.runs]
+    assert params["items_between.world_math"] == "1"

@@ -13,6 +13,7 @@ from typing_extensions import override
 from sft_lab.data.corpus import Corpus
 from sft_lab.data.plan import Bin, RowRef, Window
 from sft_lab.data.rendering import IGNORED, Renderer
+from sft_lab.data.shares import hash_rank
 from sft_lab.evaluation.benchmark import Benchmark, Item
 from sft_lab.evaluation.generation import batches_longest_first
 
@@ -142,19 +143,36 @@ class PromptBatch(TypedDict):
 
 
 class PromptBatches(Dataset[PromptBatch]):
-    """The prompts of one benchmark, longest first: the prompts of a batch are of like length."""
+    """The prompts of one benchmark, longest first: the prompts of a batch are of like length.
+
+    Its length is that with all items, which Lightning asks for once; where fewer are used, the
+    last batches are empty.
+    """
 
     def __init__(self, name: str, benchmark: Benchmark, corpus: Corpus, batch_size: int) -> None:
         self.name = name
-        self.prompts = [prompt_ids(corpus.renderer, item) for item in benchmark.items()]
-        self.batches = batches_longest_first([len(prompt) for prompt in self.prompts], batch_size)
+        self.batch_size = batch_size
+        items = benchmark.items()
+        self.prompts = [prompt_ids(corpus.renderer, item) for item in items]
+        self._ranked = hash_rank([item.id for item in items], seed=0)
+        self.use(None)
+        self._length = len(self.batches)
+
+    def use(self, num_items: int | None) -> None:
+        """Use so many items from now on, all where it is None; fewer lie within more."""
+        indices = sorted(self._ranked[:num_items])
+        lengths = [len(self.prompts[index]) for index in indices]
+        self.batches = [
+            [indices[place] for place in batch]
+            for batch in batches_longest_first(lengths, self.batch_size)
+        ]
 
     def __len__(self) -> int:
-        return len(self.batches)
+        return self._length
 
     @override
     def __getitem__(self, index: int) -> PromptBatch:
-        indices = self.batches[index]
+        indices = self.batches[index] if index < len(self.batches) else []
         return PromptBatch(
             benchmark=self.name, indices=indices, prompts=[self.prompts[i] for i in indices]
         )

@@ -1,62 +1,44 @@
 """Run generated programs where they can do no harm.
 
-``isolated`` is bubblewrap: namespaces of its own, no network, no files but the interpreter's.
+``isolated`` is namespaces of its own, no network, and no files but the interpreter's; bubblewrap or
+util-linux makes them (``sandbox_routes.py``).
 ``limited`` bounds what a program uses and promises no isolation: it sees the machine's files with
 the rights of the run. Both grade alike. ``docs/sandbox.md`` says what each one promises.
 """
 
 import functools
 import json
-import os
 import queue
 import select
-import shutil
-import site
 import subprocess
 import sys
-import sysconfig
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 from sft_lab.errors import RequestError
-from sft_lab.evaluation.sandbox_worker import remove
+from sft_lab.evaluation.sandbox_routes import (
+    TOOLS,
+    Route,
+    find_tool,
+    isolated_command,
+    limited_command,
+)
+from sft_lab.evaluation.sandbox_worker import SCRATCH_PREFIX, remove
 
 Level = Literal["isolated", "limited"]
 LevelChoice = Literal["isolated", "isolated_or_limited", "limited"]
 
 START_LIMIT_S = 60.0
 CLEANUP_LIMIT_S = 30.0  # beyond a program's own time: to end what it left and empty its folder
-SCRATCH_MB = 64
 MIN_MEMORY_MB = 64
 
-# Neither site nor any path of the run's, which would be the project's. Not -I, which ignores the
-# fixed hash seed: without it the order of a set decides some verdicts.
-EXECUTABLE = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
-PYTHON = (EXECUTABLE, "-P", "-s", "-S", "-c")
-START = (
-    "import json, sys; root, *arguments = json.loads(sys.argv[1]); sys.path.insert(0, root); "
-    "from sft_lab.evaluation.sandbox_worker import main; main(*arguments)"
-)
 # With an arena a thread, a few threads would fill a program's address space.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"}
-ROOT = Path(__file__).parents[2]
-WORKER_FILES = [
-    *("sft_lab/__init__.py", "sft_lab/evaluation/__init__.py"),
-    *(f"sft_lab/evaluation/sandbox_{part}.py" for part in ("filter", "program", "worker")),
-]
-
-# What the interpreter may need besides its own folders.
-SYSTEM_PATHS = (
-    *("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libexec"),
-    *("/etc/ld.so.cache", "/usr/share/zoneinfo"),
-)
-DEVICES = ("/dev/full", "/dev/null", "/dev/random", "/dev/urandom", "/dev/zero")
 
 
 @dataclass(frozen=True)
@@ -118,7 +100,7 @@ def run_programs(
             f"The sandbox needs timeout_s above 0, memory_mb from {MIN_MEMORY_MB} and workers "
             f"from 1 on, got {timeout_s}, {memory_mb} and {workers}."
         )
-    resolve_level(level)
+    route = isolation_route() if resolve_level(level) == "isolated" else None
     limits = {"timeout_s": timeout_s, "memory_mb": memory_mb}
     idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
 
@@ -132,7 +114,7 @@ def run_programs(
     count = min(workers, len(programs))
     with ExitStack() as stack:
         for _ in range(count):
-            idle.put(stack.enter_context(_Worker(level)))
+            idle.put(stack.enter_context(_Worker(route)))
         # Entered last, so that every thread is done before the workers are ended.
         threads = stack.enter_context(ThreadPoolExecutor(max(count, 1)))
         return list(threads.map(run, programs))
@@ -161,88 +143,59 @@ def resolve_level(choice: LevelChoice) -> Level:
     if choice == "isolated":
         raise RequestError(
             f"sandbox 'isolated' is not to be had here: {fault}. Install bubblewrap 0.7 or newer, "
-            "or set sandbox: limited, which does not keep generated code from files."
+            "or util-linux 2.36 or newer, where user namespaces are allowed (docs/sandbox.md), or "
+            "set sandbox: limited, which does not keep generated code from files."
         )
     return "limited"
 
 
+def isolation_route() -> Route | None:
+    """Return the first route that isolates programs on this machine; each is tried once."""
+    return next((route for route in TOOLS if _route_fault(route) is None), None)
+
+
 def isolation_fault() -> str | None:
-    """Return what keeps this machine from isolating programs, None when it can; tried once."""
-    bwrap = shutil.which("bwrap")
-    return "bwrap is not on PATH" if bwrap is None else _bubblewrap_fault(bwrap)
+    """Return what keeps this machine from isolating programs, None when it can."""
+    if isolation_route() is not None:
+        return None
+    return "; ".join(f"{route}: {_route_fault(route)}" for route in TOOLS)
+
+
+def _route_fault(route: Route) -> str | None:
+    tools = {name: find_tool(name) for name in TOOLS[route]}
+    missing = [name for name, path in tools.items() if path is None]
+    if missing:
+        return f"no {', '.join(missing)} on PATH"
+    return _trial_fault(route, *tools.values())
 
 
 @functools.cache
-def _bubblewrap_fault(bwrap: str) -> str | None:
+def _trial_fault(route: Route, *_tools: str) -> str | None:
     limits = {"timeout_s": 30.0, "memory_mb": 256}
     try:
-        with _Worker("isolated") as worker:
+        with _Worker(route) as worker:
             result = worker.run(Program("", "import decimal"), limits)
     except (OSError, RuntimeError) as error:
-        return f"{bwrap} fails: {error}"
-    return None if result.passed else f"{bwrap} runs, but a trial program: {result.reason}"
-
-
-def worker_command(scratch: str | None) -> list[str]:
-    """Return the command line of a limited worker, or of an isolated one, without a ``scratch``."""
-    folders = [os.path.realpath(folder) for folder in _site_packages()]
-    if scratch is not None:
-        return [*PYTHON, START, json.dumps([str(ROOT), scratch, folders, False])]
-    bwrap = shutil.which("bwrap")
-    assert bwrap is not None
-    return [
-        bwrap,
-        *("--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"),
-        *("--unshare-cgroup-try", "--uid", "65534", "--gid", "65534", "--cap-drop", "ALL"),
-        # As process 1, the worker cannot be signalled by what it starts, and takes it along.
-        *("--as-pid-1", "--new-session", "--die-with-parent"),
-        *_binds(folders),
-        *("--size", str(SCRATCH_MB << 20), "--tmpfs", "/tmp", "--chdir", "/tmp"),
-        *("--remount-ro", "/"),
-        *(*PYTHON, START, json.dumps(["/worker", "/tmp", folders, True])),
-    ]
-
-
-def _site_packages() -> list[str]:
-    """Return the folders of installed packages that this interpreter uses itself."""
-    user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
-    return [folder for folder in [*user, *site.getsitepackages()] if os.path.isdir(folder)]
-
-
-def _binds(site_packages: Sequence[str]) -> list[str]:
-    """Return bwrap's arguments for what a worker can read; never a parent of what it needs.
-
-    A virtual environment often lies in the project, and an interpreter in the home folder.
-    """
-    base = os.path.realpath(sys.base_prefix)
-    own = [EXECUTABLE, os.path.realpath(sysconfig.get_path("stdlib"))]
-    own += [os.path.join(base, name) for name in ("lib", "lib64")]
-    arguments = []
-    for path in (*SYSTEM_PATHS, *own, *site_packages):
-        if os.path.islink(path):
-            arguments += ["--symlink", os.readlink(path), path]
-        elif os.path.exists(path):
-            arguments += ["--ro-bind", path, path]
-    for name in WORKER_FILES:
-        arguments += ["--ro-bind", str(ROOT / name), f"/worker/{name}"]
-    for device in DEVICES:
-        arguments += ["--dev-bind", device, device]
-    return arguments
+        return str(error)
+    return None if result.passed else f"runs, but a trial program: {result.reason}"
 
 
 class _Worker:
     """A fork server: a light interpreter that forks once per program, restarted when it is lost."""
 
-    def __init__(self, level: Level) -> None:
-        self.level = level
+    def __init__(self, route: Route | None) -> None:
+        self.route = route  # None is limited
         self._start()
 
     def _start(self) -> None:
-        # An isolated worker has its scratch folder in memory.
-        limited = self.level == "limited"
-        self.scratch = tempfile.mkdtemp(prefix="sft-sandbox-") if limited else None
+        self.scratch: str | None = None  # an isolated worker has its scratch folder in memory
+        if self.route is None:
+            self.scratch = tempfile.mkdtemp(prefix=SCRATCH_PREFIX)
+            command = limited_command(self.scratch)
+        else:
+            command = isolated_command(self.route)
         self.process = subprocess.Popen(
-            worker_command(self.scratch),
+            command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -251,7 +204,8 @@ class _Worker:
             start_new_session=True,  # Ctrl-C is for the run, which then ends its workers
         )
         if self._reply(START_LIMIT_S) is None:
-            said = self.close().strip().splitlines()
+            # Indented lines are hints, as mount gives them below its message.
+            said = [line for line in self.close().splitlines() if line[:1].strip()]
             raise RuntimeError(f"the sandbox did not start: {said[-1] if said else 'no reply'}")
 
     def run(self, program: Program, limits: dict[str, float]) -> ProgramResult:

@@ -19,7 +19,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sft_lab.evaluation.sandbox_filter import drop_capabilities, install_filter, prctl
+from sft_lab.evaluation.sandbox_filter import (
+    drop_capabilities,
+    install_filter,
+    make_read_only,
+    prctl,
+)
 from sft_lab.evaluation.sandbox_program import (
     BROKEN,
     FAILED,
@@ -33,6 +38,7 @@ from sft_lab.evaluation.sandbox_program import (
 )
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36  # linux/prctl.h
+SCRATCH_PREFIX = "sft-sandbox-"
 MAX_FILE_MB = 16
 MAX_OPEN_FILES = 64
 # One thread per program, and the same clock everywhere.
@@ -45,8 +51,17 @@ def main(scratch: str, site_packages: Sequence[str], isolated: bool) -> None:
     Args:
         scratch: Folder for what programs write, emptied after each.
         site_packages: Folders that programs may import from besides the standard library.
-        isolated: Whether bubblewrap is around us; a system call filter must then be, too.
+        isolated: Whether a sandbox is around us; a system call filter must then be, too.
+
+    Raises:
+        RuntimeError: If the sandbox is not as it should be; nothing has been removed then.
     """
+    if isolated and os.getpid() != 1:
+        raise RuntimeError("an isolated worker is process 1 of its sandbox")
+    if os.listdir(scratch):  # a mount that went wrong, say: these would be somebody's files
+        raise RuntimeError(f"the scratch folder {scratch} is not empty")
+    if isolated:
+        seal()
     # What a program leaves running becomes our child when its parent goes, so we can end it.
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     prctl(PR_SET_DUMPABLE, 0)  # programs of the same user cannot reach into our memory or pipes
@@ -73,6 +88,13 @@ def main(scratch: str, site_packages: Sequence[str], isolated: bool) -> None:
                 end_children()
                 empty(scratch)
     remove(scratch)
+
+
+def seal() -> None:
+    """Give up the rights that made the sandbox, and first those of a root run over the devices."""
+    for name in os.listdir("/dev"):  # bwrap binds devices writable, which lets root change modes
+        make_read_only(f"/dev/{name}")
+    drop_capabilities()
 
 
 def serve(
@@ -135,7 +157,8 @@ def confine(
         cap(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
         cap(resource.RLIMIT_CORE, 0)
         if isolated:  # a namespace of its own, where other processes do not count
-            cap(resource.RLIMIT_NPROC, MAX_THREADS + 2)  # the worker's and the program's first
+            # The threads of the worker and of unshare, and the program's first.
+            cap(resource.RLIMIT_NPROC, MAX_THREADS + 3)
         drop_capabilities()
         try:
             install_filter()
@@ -208,7 +231,15 @@ def ending(status: int) -> str:
 
 
 def empty(folder: str) -> None:
-    """Empty a folder; ``shutil.rmtree`` fails on a locked tree or one deeper than its stack."""
+    """Empty a folder; ``shutil.rmtree`` fails on a locked tree or one deeper than its stack.
+
+    Raises:
+        ValueError: If it is not a scratch folder: one of that name, or in a root of our own, where
+            we are process 1. Another would be somebody's files.
+    """
+    named = os.path.basename(folder).startswith(SCRATCH_PREFIX)
+    if not (named or (os.getpid() == 1 and folder == "/tmp")):
+        raise ValueError(f"{folder} is no scratch folder, and will not be emptied.")
     with contextlib.suppress(OSError):
         os.chmod(folder, 0o700)
         while entries := list(os.scandir(folder)):

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Benchmark
+from sft_lab.evaluation.budget import budget_share
 from sft_lab.evaluation.generation import GREEDY, Decoding, EngineName
 from sft_lab.qlora import EvaluationWeights
 from sft_lab.tables import percent
@@ -26,6 +27,9 @@ class EvaluationSuite:
             function up to rounding, fastest, for the memory of the copy.
         engine: ``native``, or ``transformers_continuous``, which needs CUDA.
         decoding: How answers are made, by benchmark; greedily where not given.
+        budget: Share of a run's time that evaluations may take, ``10%`` or ``0.1``: the ones
+            between stage boundaries then use a part of the items, always the same one, which is
+            chosen by the run's pace when the first of them is due.
 
     Raises:
         RequestError: If a number is out of range or a name cannot begin a metric key.
@@ -40,6 +44,7 @@ class EvaluationSuite:
         weights: EvaluationWeights = "live",
         engine: EngineName = "native",
         decoding: dict[str, Decoding] | None = None,
+        budget: float | str | None = None,
     ) -> None:
         for name in benchmarks:
             if not name.isidentifier():
@@ -66,6 +71,7 @@ class EvaluationSuite:
         self.weights: EvaluationWeights = weights
         self.engine: EngineName = engine
         self._decoding = decoding or {}
+        self.budget = budget_share(budget)
 
     def decoding(self, name: str) -> Decoding:
         """Return how a benchmark's answers are made."""

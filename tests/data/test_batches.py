@@ -164,3 +164,16 @@ def test_prompt_batches_hold_every_item_once(corpus: Corpus, tiny_world: Path) -
     assert {batch["benchmark"] for batch in batches} == {"world_math"}
     item = benchmark.items()[batches[0]["indices"][0]]
     assert batches[0]["prompts"][0] == corpus.renderer.prompt_ids(item.messages)
+
+
+def test_prompts_of_fewer_items_lie_within_those_of_more(corpus: Corpus, tiny_world: Path) -> None:
+    benchmark = WorldMath(str(tiny_world / "data" / "world_math.jsonl"), max_new_tokens=4)
+    prompts = PromptBatches("world_math", benchmark, corpus, batch_size=3)
+    used = []
+    for count in (1, 2, 3, None):
+        prompts.use(count)
+        batches = list(eval_loader(prompts))
+        assert len(batches) == len(prompts) == 2  # Lightning asks for the length once
+        used.append({index for batch in batches for index in batch["indices"]})
+    assert list(map(len, used)) == [1, 2, 3, 4]
+    assert used[0] < used[1] < used[2] < used[3]

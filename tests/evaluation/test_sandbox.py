@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from sandboxes import LEVELS, run
+from sandboxes import run, running
 
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.sandbox import (
@@ -17,11 +17,11 @@ from sft_lab.evaluation.sandbox import (
     Program,
     ProgramResult,
     isolation_fault,
+    isolation_route,
     resolve_level,
     run_programs,
 )
-
-pytestmark = pytest.mark.parametrize("level", LEVELS)
+from sft_lab.evaluation.sandbox_routes import TOOLS, Route, limited_command
 
 # How a program gets at a system call; no Python function stands in the way.
 LIBC = "import ctypes, os, time\nlibc = ctypes.CDLL(None, use_errno=True)\n"
@@ -212,25 +212,12 @@ def test_a_killed_run_leaves_no_process_and_no_folder(level: Level, tmp_path: Pa
         f"timeout_s=60, memory_mb=256, workers=1, level={level!r})"
     )
     run_process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
-    deadline = time.monotonic() + 30
-
-    def descendants(pid: int) -> list[int]:
-        try:
-            text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-        except (FileNotFoundError, ProcessLookupError):
-            return []
-        children = [int(child) for child in text.split()]
-        return children + [d for child in children for d in descendants(child)]
-
-    # The worker and the program, behind bubblewrap's own process where that watches over them.
-    expected = {"limited": 2, "isolated": 3}[level]
-    found: list[int] = []
-    while len(found) < expected and time.monotonic() < deadline:
-        time.sleep(0.01)
-        found = descendants(run_process.pid)
-    assert len(found) == expected
+    found = running(run_process.pid)
+    # The worker and the program, behind bwrap or unshare where that watches over them.
+    assert len(found) == {"limited": 2, "isolated": 3}[level]
     run_process.send_signal(signal.SIGKILL)
     run_process.wait()
+    deadline = time.monotonic() + 30
     while any(map(runs_still, found)) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(map(runs_still, found))
@@ -257,6 +244,18 @@ def test_nothing_is_left_in_the_temporary_folder(
     assert (outside / "kept").read_text() == "kept"
 
 
+def test_a_worker_takes_no_folder_that_holds_files(tmp_path: Path) -> None:
+    scratch = tmp_path / "sft-sandbox-taken"
+    (scratch / "inner").mkdir(parents=True)
+    (scratch / "inner/kept").write_text("kept")
+    worker = subprocess.run(
+        limited_command(str(scratch)), input=b"", capture_output=True, env={}, check=False
+    )
+    assert worker.returncode == 1
+    assert f"RuntimeError: the scratch folder {scratch} is not empty".encode() in worker.stderr
+    assert (scratch / "inner/kept").read_text() == "kept"
+
+
 def test_wrong_limits_are_refused(level: Level) -> None:
     with pytest.raises(RequestError, match="got 0, 256 and 1"):
         run(level, "1 + 1", timeout_s=0)
@@ -273,14 +272,42 @@ def test_a_choice_resolves_to_a_level(level: Level) -> None:
         run_programs([Program("", "")], timeout_s=1, memory_mb=256, workers=1, level="strict")  # type: ignore[arg-type]
 
 
+def test_without_bubblewrap_util_linux_isolates(
+    route: Route, util_linux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(util_linux))
+    assert (isolation_route(), isolation_fault()) == ("util-linux", None)
+    assert resolve_level("isolated") == "isolated"
+
+
 def test_isolation_is_refused_where_it_is_not_to_be_had(
-    level: Level, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(RequestError, match=r"bwrap is not on PATH\. Install .* sandbox: limited"):
+    missing = r"bubblewrap: no bwrap on PATH; util-linux: no setpriv, unshare, .*umount on PATH\. "
+    with pytest.raises(RequestError, match=missing + "Install .* sandbox: limited"):
         resolve_level("isolated")
+    assert isolation_route() is None
     assert resolve_level("isolated_or_limited") == "limited"
-    (tmp_path / "bwrap").write_text("#!/bin/sh\necho 'no namespaces for you' >&2; exit 1\n")
-    (tmp_path / "bwrap").chmod(0o755)
-    with pytest.raises(RequestError, match=r"bwrap fails: .*no namespaces for you"):
+    for tool in ("bwrap", *TOOLS["util-linux"]):
+        (tmp_path / tool).write_text(
+            f"#!/bin/sh\necho 'no namespaces for {tool}' >&2\necho '  a hint' >&2\nexit 1\n"
+        )
+        (tmp_path / tool).chmod(0o755)
+    faults = [
+        f"the sandbox did not start: no namespaces for {tool}" for tool in ("bwrap", "setpriv")
+    ]
+    with pytest.raises(RequestError, match=f"bubblewrap: {faults[0]}; util-linux: {faults[1]}"):
         resolve_level("isolated")
+
+
+def test_no_folder_but_a_scratch_folder_is_emptied(tmp_path: Path) -> None:
+    from sft_lab.evaluation.sandbox_worker import empty, main
+
+    (tmp_path / "kept").write_text("x")
+    with pytest.raises(ValueError, match="is no scratch folder"):
+        empty(str(tmp_path))
+    # Outside its sandbox a worker that believes to be in one stops before it touches a file.
+    with pytest.raises(RuntimeError, match="process 1 of its sandbox"):
+        main(str(tmp_path), [], True)
+    assert (tmp_path / "kept").read_text() == "x"

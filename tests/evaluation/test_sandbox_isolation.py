@@ -1,18 +1,20 @@
-"""What an isolated program cannot see, reach or write; these need bubblewrap."""
+"""What an isolated program cannot see, reach or write, by every route that works here."""
 
 import os
 import socket
 import subprocess
 import sys
+import sysconfig
 import threading
 from pathlib import Path
 
 import pytest
-from sandboxes import needs_isolation, run
+from sandboxes import run, running, status
 
-from sft_lab.evaluation.sandbox import Program, ProgramResult, run_programs
+from sft_lab.evaluation.sandbox import Program, ProgramResult, resolve_level, run_programs
+from sft_lab.evaluation.sandbox_routes import Route
 
-pytestmark = needs_isolation
+pytestmark = pytest.mark.usefixtures("route")
 
 PASSED = ProgramResult(True, "passed")
 LIBC = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
@@ -66,6 +68,67 @@ for path in {[sys.prefix, sys.base_prefix, "/worker/sft_lab/evaluation/sandbox_w
     raise Exception(path)
 """
     assert run("isolated", program) == [PASSED]
+
+
+def test_devices_work_and_cannot_be_changed() -> None:
+    program = """
+import os
+assert open('/dev/null', 'wb').write(b'x') == 1 and open('/dev/zero', 'rb').read(1) == bytes(1)
+assert len(os.listdir('/dev')) == 5
+for name in (*os.scandir('/dev'), 0):  # by descriptor, too: 0 is /dev/null
+    # The mode that it has, so that a failing test harms no machine.
+    try: os.chmod(name, os.stat(name).st_mode & 0o7777)
+    except OSError as error: assert error.strerror == 'Read-only file system', error
+    else: raise Exception(name)
+"""
+    assert run("isolated", program) == [PASSED]
+
+
+def test_what_is_mounted_inside_a_bound_folder_is_read_only_too(tmp_path: Path) -> None:
+    folder = Path(sysconfig.get_path("stdlib")).resolve() / "wsgiref"
+    program = f"open({str(folder / 'there')!r})\nopen({str(folder / 'new')!r}, 'w')"
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from sft_lab.evaluation.sandbox import *\n"
+        f"print(run_programs([Program({program!r}, '')],"
+        " timeout_s=5, memory_mb=256, workers=1, level='isolated'))\n"
+    )
+    # In a user namespace, where the kernel does not let go of a mount's flags.
+    mount = f"mount -t tmpfs -o nosuid,noexec,noatime none {folder} && : > {folder}/there"
+    outcome = subprocess.run(
+        [
+            *("unshare", "--user", "--map-root-user", "--mount"),
+            *("sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, str(script)),
+        ],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "Read-only file system" in outcome.stdout, outcome.stderr
+
+
+def test_the_worker_has_no_rights_and_no_mounts_but_its_own(route: Route) -> None:
+    sleeper = Program("import time; time.sleep(1)", "")
+    thread = threading.Thread(
+        target=run_programs,
+        args=([sleeper],),
+        kwargs={"timeout_s": 5, "memory_mb": 256, "workers": 1, "level": "isolated"},
+    )
+    resolve_level("isolated")
+    thread.start()
+    _, worker, program = running(os.getpid())
+    for pid in (worker, program):
+        rights = status(pid)
+        assert {rights[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Amb")} == {"0" * 16}
+        assert rights["NoNewPrivs"] == "1"
+        mounts = [
+            line.split()[4:6] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()
+        ]
+        assert {point for point, flags in mounts if "ro" not in flags.split(",")} == {"/tmp"}
+        for kind in ("user", "mnt", "pid", "net", "ipc", "uts", "cgroup"):
+            assert os.readlink(f"/proc/{pid}/ns/{kind}") != os.readlink(f"/proc/self/ns/{kind}")
+    thread.join()
 
 
 def test_the_scratch_folder_is_small() -> None:

@@ -144,8 +144,12 @@ class TransformersContinuous:
             num_return_sequences=decoding.num_samples,
             **draw,
         )
+        # Left to itself it would take most of the memory that is free, which is the training's.
+        tokens = max(map(len, prompts)) + max_new_tokens
         batching = ContinuousBatchingConfig(
-            max_requests_per_batch=self.batch_size, seed=decoding.seed
+            max_requests_per_batch=self.batch_size,
+            num_blocks=self.batch_size * (tokens // ContinuousBatchingConfig.page_size + 1),
+            seed=decoding.seed,
         )
         # It seeds the global random state, that of greedy decoding too.
         with torch.random.fork_rng(), evaluating(base):

@@ -59,7 +59,7 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = self._in_use()
 
     def join(self, other: "RoomyLayer") -> None:
-        """Append rows of no more tokens than are held here, so that all end together."""
+        """Append rows of no more tokens than are held here; all end together."""
         first = self._size
         self._make_room(first + other._size, 0)
         self._size += other._size

@@ -113,8 +113,8 @@ class _Batch:
         pad_token_id: int,
     ) -> None:
         longest = max(map(len, prompts))
-        padding = [longest - len(prompt) for prompt in prompts]
         self.rows = rows
+        self.padding = padding = [longest - len(prompt) for prompt in prompts]
         self.input_ids = torch.tensor(
             [[pad_token_id] * n + list(prompt) for n, prompt in zip(padding, prompts, strict=True)],
             device=model.device,
@@ -145,28 +145,36 @@ class _Batch:
         if not all(going):
             kept = kept_rows(going)
             self.rows = [self.rows[index] for index in kept]
+            self.padding = [self.padding[index] for index in kept]
             if not kept:
                 return
             keep = torch.tensor(kept, device=token_ids.device)
             self.cache.batch_select_indices(keep)
             token_ids, self.position_ids = token_ids[keep], self.position_ids[keep]
             self.attention_mask = self.attention_mask[keep]
+            self._forget_padding()
         self.input_ids = token_ids[:, None]
         seen = torch.ones_like(self.input_ids)
         self.attention_mask = torch.cat([self.attention_mask, seen], dim=-1)
 
     def join(self, other: "_Batch") -> None:
-        """Take in rows whose prompts are not longer than what every row here has seen."""
-        unseen = int(self.attention_mask.argmax(-1).min())
-        self.attention_mask = self.attention_mask[:, unseen:]
-        self.cache.forget(unseen)
-        self.cache.join(other.cache)
+        """Take in rows whose prompts are not longer than what a row here has seen."""
         padding = self.attention_mask.shape[1] - other.attention_mask.shape[1]
         mask = torch.nn.functional.pad(other.attention_mask, (padding, 0))
         self.attention_mask = torch.cat([self.attention_mask, mask])
         self.input_ids = torch.cat([self.input_ids, other.input_ids])
         self.position_ids = torch.cat([self.position_ids, other.position_ids])
-        self.rows = self.rows + other.rows
+        self.cache.join(other.cache)
+        self.padding += [padding + own for own in other.padding]
+        self.rows += other.rows
+
+    def _forget_padding(self) -> None:
+        """Give up what is padding in every row, so that the longest row decides the width."""
+        shared = min(self.padding)
+        if shared and self.cache.takes_rows:
+            self.attention_mask = self.attention_mask[:, shared:]
+            self.cache.forget(shared)
+            self.padding = [own - shared for own in self.padding]
 
 
 class _Answers:

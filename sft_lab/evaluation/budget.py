@@ -1,0 +1,76 @@
+"""How many items an evaluation may take, when evaluations have a share of a run's time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import floor
+
+from sft_lab.errors import RequestError
+
+MIN_ITEMS = 16  # of a benchmark; fewer say nothing at all
+
+
+def budget_share(budget: float | str | None) -> float | None:
+    """Return a budget as a share of a run's time.
+
+    Raises:
+        RequestError: If it is neither a share in (0, 1) nor a percentage.
+
+    >>> budget_share("10%")
+    0.1
+    """
+    if budget is None:
+        return None
+    try:
+        text = str(budget)
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise RequestError(
+            f"evaluation.budget must be a share of a run's time between 0 and 1, such as 10%, "
+            f"got {budget!r}. Leave it out to measure all items every time."
+        )
+    return share
+
+
+@dataclass(frozen=True)
+class Pace:
+    """What is known of a run when the first evaluation between boundaries is due.
+
+    Attributes:
+        evaluation_s: Seconds that a full evaluation takes.
+        step_s: Seconds that an optimizer step takes.
+        num_steps: Optimizer steps of the whole run.
+        num_full: Evaluations on all items: before the first step, and at stage boundaries.
+        num_between: All others.
+    """
+
+    evaluation_s: float
+    step_s: float
+    num_steps: int
+    num_full: int
+    num_between: int
+
+
+def items_between(num_items: Mapping[str, int], budget: float, pace: Pace) -> dict[str, int]:
+    """Return how many items of each benchmark an evaluation between boundaries may take.
+
+    Full evaluations are paid for first; the others share what is left of the budget, and take the
+    same part of every benchmark, but no fewer than 16 items: where full evaluations alone need
+    more than the budget, it is exceeded.
+
+    Args:
+        num_items: All items, by benchmark.
+        budget: Share of the run's time that evaluations may take, in (0, 1).
+        pace: How fast the run is.
+
+    >>> pace = Pace(evaluation_s=60, step_s=1, num_steps=1900, num_full=2, num_between=4)
+    >>> items_between({"math": 300}, 0.1, pace)  # 1900 / 9 s in all, 211 - 120 for four: 23 s each
+    {'math': 113}
+    """
+    allowed_s = budget / (1 - budget) * pace.step_s * pace.num_steps
+    left_s = allowed_s - pace.num_full * pace.evaluation_s
+    share = left_s / (max(pace.num_between, 1) * max(pace.evaluation_s, 1e-9))
+    return {
+        name: min(count, max(MIN_ITEMS, floor(count * share))) for name, count in num_items.items()
+    }
