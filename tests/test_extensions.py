@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from benchmark_files import write_benchmarks
 from conftest import chat, write_jsonl
-from runs import Lab
+from runs import CONFIGS, EVALUATED_STEPS, Lab
 
 pytestmark = pytest.mark.slow
 
@@ -133,3 +134,23 @@ def test_a_test_question_in_a_source_is_reported_and_dropped_on_request(lab: Lab
     assert (
         "poems: 1 left out: holds an item of planted (e.g. line 13 of poems.jsonl)" in outcome.out
     )
+
+
+def test_the_field_s_benchmarks_are_measured_beside_one_s_own(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFT_LAB_DATA", str(write_benchmarks(lab.folder / "data")))
+    sizes = ("gsm8k.init_args.num_examples=3", "humaneval.init_args.num_examples=2")
+    overrides = [f"--evaluation.benchmarks.{size}" for size in sizes]
+    config = CONFIGS / "real_files/benchmarks.yaml"
+    outcome = lab.fit(f"--config={config}", *overrides)
+    assert outcome.code == 0, outcome.err
+    for key in ("gsm8k/strict", "gsm8k/flexible", "humaneval/pass_at_1", "world_math/accuracy"):
+        assert set(lab.points(key)) == set(EVALUATED_STEPS), key
+        assert f"forgetting/{key}" in lab.run.data.metrics
+    assert lab.points("humaneval/pass_at_1_n")[12] == 2
+    plan = lab.json("stage_plan.json")["benchmarks"]
+    assert plan["humaneval"]["sandbox"] in ("isolated", "limited")
+    assert "sandbox" not in plan["gsm8k"]
+    table = lab.json("answers/step_000012/gsm8k.json")
+    assert table["columns"][:4] == ["id", "strict", "flexible", "reason"]

@@ -7,44 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_files import GSM8K, HUMANEVAL, IFEVAL, MBPP, QUESTIONS
 from conftest import write_jsonl
 
 from sft_lab.cli import main
 from sft_lab.metrics.intervals import bootstrap, wilson
-
-GSM8K = [{"question": f"{n}?", "answer": f"#### {n}"} for n in range(4)]
-HUMANEVAL = [
-    {
-        "task_id": f"HumanEval/{n}",
-        "prompt": f'def f{n}():\n    """Return {n}."""\n',
-        "entry_point": f"f{n}",
-        "test": f"def check(candidate):\n    assert candidate() == {n}",
-        "canonical_solution": f"    return {n}",
-    }
-    for n in range(2)
-]
-MBPP = [
-    {
-        "task_id": task_id,
-        "text": "Write a function to add.",
-        "code": "def add(a, b):\r\n  return a + b",
-        "test_list": ["assert add(1, 2) == 3"],
-        "test_setup_code": "",
-    }
-    for task_id in (2, 11, 12)
-]
-IFEVAL = [
-    {
-        "key": 7,
-        "prompt": "No comma, in capitals.",
-        "instruction_id_list": ["punctuation:no_comma", "change_case:english_capital"],
-        "kwargs": [{}, {}],
-    }
-]
-QUESTIONS = [
-    {"question_id": 81, "category": "writing", "turns": ["a", "b"]},
-    {"question_id": 101, "category": "math", "turns": ["c", "d"]},
-]
 
 
 class Scored:
