@@ -71,6 +71,9 @@ def compare(store: RunStore, names: Sequence[str]) -> dict[str, Any]:
             {
                 "run_id": run.info.run_id,
                 "name": run.info.run_name,
+                "benchmarks": json.loads(store.artifact_text(run.info.run_id, "stage_plan.json"))[
+                    "benchmarks"
+                ],
                 "strategy": run.data.tags.get("strategy"),
                 "status": run.info.status,
                 "boundaries": boundary_scores(store, run),
@@ -86,15 +89,21 @@ def compare(store: RunStore, names: Sequence[str]) -> dict[str, Any]:
 
 
 def comparison_table(compared: dict[str, Any]) -> str:
-    """Return a comparison for people: percent, with 95 % intervals, retention at the end."""
-    keys = sorted(
-        {key for run in compared["runs"] for b in run["boundaries"] for key in b["scores"]}
-    )
+    """Return a comparison for people: the first score of every benchmark, in percent if in [0, 1].
+
+    With 95 % intervals, and retention at the end.
+    """
+    shown = {
+        f"{name}/{benchmark['protocol']['scores'][0]}": benchmark["scale"] == [0, 1]
+        for run in compared["runs"]
+        for name, benchmark in run["benchmarks"].items()
+    }
+    keys = sorted(shown)
     rows = []
     for run in compared["runs"]:
         status = "" if run["status"] == "FINISHED" else f" ({run['status']})"
         for boundary in run["boundaries"]:
-            cells = [_cell(boundary["scores"].get(key)) for key in keys]
+            cells = [_cell(boundary["scores"].get(key), shown[key]) for key in keys]
             after = boundary["after"] or "(base)"
             rows.append([run["name"] + status, after, str(boundary["step"]), *cells])
         retained = [run["final"].get(f"retention/{key}") for key in keys]
@@ -105,8 +114,11 @@ def comparison_table(compared: dict[str, Any]) -> str:
     return format_table(["run", "after", "step", *keys], rows[:-1])
 
 
-def _cell(score: dict[str, float] | None) -> str:
+def _cell(score: dict[str, float] | None, in_percent: bool) -> str:
     if score is None:
         return "-"
-    low, high = percent(score["low"]), percent(score["high"])
-    return f"{percent(score['value'])} [{low}, {high}]"
+    value, low, high = (
+        percent(score[key]) if in_percent else f"{score[key]:.2f}"
+        for key in ("value", "low", "high")
+    )
+    return f"{value} [{low}, {high}]"
