@@ -14,6 +14,7 @@ import yaml
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from sft_lab.data.batches import PromptBatches
 from sft_lab.data.module import StagedDataModule
 from sft_lab.module import Answer, SFTModule
 from sft_lab.qlora import save_trained
@@ -138,6 +139,7 @@ def stage_plan(data: StagedDataModule) -> dict[str, Any]:
     num_target_tokens = {
         source: loaded.num_target_tokens for source, loaded in data.corpus.loaded.items()
     }
+    prompts = {found.name: found for found in data.eval_sets if isinstance(found, PromptBatches)}
     return {
         "sources": {
             source: {
@@ -165,6 +167,7 @@ def stage_plan(data: StagedDataModule) -> dict[str, Any]:
             name: {
                 "digest": benchmark.digest(),
                 "protocol": benchmark.protocol(),
+                "prompts": prompts[name].digest,
                 "items": len(benchmark.items()),
                 "scale": list(benchmark.scale),
                 **benchmark.conditions(),

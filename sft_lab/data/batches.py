@@ -1,5 +1,7 @@
 """Batches: the micro-batches of a planned pass, of held-out rows, of prompts; their loaders."""
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, TypedDict
@@ -157,6 +159,11 @@ class PromptBatches(Dataset[PromptBatch]):
         self._ranked = hash_rank([item.id for item in items], seed=0)
         self.use(None)
         self._length = len(self.batches)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all prompts as the model is given them, token ids, as hex."""
+        return hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()
 
     def use(self, num_items: int | None) -> None:
         """Use so many items from now on, all where it is None; fewer lie within more."""

@@ -155,7 +155,8 @@ class Benchmark(ABC):
 
     def digest(self) -> str:
         """Return the sha256 of protocol and items: scores compare only where it is equal."""
-        document = {"protocol": self.protocol(), "items": [dict(item.row) for item in self.items()]}
+        items = [[item.id, item.messages, item.text, dict(item.row)] for item in self.items()]
+        document = {"protocol": self.protocol(), "items": items}
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
     def items(self) -> list[Item]:

@@ -3,7 +3,7 @@
 import os
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from typing_extensions import override
@@ -57,6 +57,13 @@ class CodeBenchmark(Benchmark):
         self.level = resolve_level(sandbox)
         self.timeout_s = timeout_s
         self.memory_mb = memory_mb
+
+    @override
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        super().check_row(row)
+        name = row.get("entry_point", "f")  # rows of MBPP have none
+        if not str(name).isidentifier():
+            raise ValueError(f"key 'entry_point' must name a function, got {name!r}.")
 
     @abstractmethod
     def program(self, item: Item, completion: str) -> Program:

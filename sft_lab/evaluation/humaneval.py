@@ -9,7 +9,7 @@ from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Item
 from sft_lab.evaluation.code_answers import solution
 from sft_lab.evaluation.code_benchmark import CodeBenchmark
-from sft_lab.evaluation.sandbox import LevelChoice, Program
+from sft_lab.evaluation.sandbox import Program
 
 _CHAT = "Complete this Python function. Answer with the whole function in one code block.\n\n"
 
@@ -23,13 +23,9 @@ class HumanEval(CodeBenchmark):
     Args:
         path: See ``Benchmark``.
         max_new_tokens: See ``Benchmark``.
-        sandbox: See ``CodeBenchmark``.
         prompt: How a model is asked: ``chat`` asks for the whole function in a code block,
             ``continuation`` gives it the row's prompt to go on with, without a chat template.
-        source: See ``Benchmark``.
-        num_examples: See ``Benchmark``.
-        timeout_s: See ``CodeBenchmark``; 3 seconds in the source.
-        memory_mb: See ``CodeBenchmark``.
+        kwargs: See ``CodeBenchmark``.
     """
 
     row_fields: ClassVar[Mapping[str, type]] = {
@@ -44,14 +40,10 @@ class HumanEval(CodeBenchmark):
         self,
         path: str,
         max_new_tokens: int,
-        sandbox: LevelChoice = "isolated",
         prompt: Literal["chat", "continuation"] = "chat",
-        source: str | None = None,
-        num_examples: int | None = None,
-        timeout_s: float = 3.0,
-        memory_mb: int = 1024,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(path, max_new_tokens, sandbox, source, num_examples, timeout_s, memory_mb)
+        super().__init__(path, max_new_tokens, **kwargs)
         if prompt not in ("chat", "continuation"):
             raise RequestError(f"prompt must be 'chat' or 'continuation', got '{prompt}'.")
         self.prompt = prompt
@@ -59,12 +51,6 @@ class HumanEval(CodeBenchmark):
     @override
     def protocol(self) -> dict[str, Any]:
         return {**super().protocol(), "prompt": self.prompt}
-
-    @override
-    def check_row(self, row: Mapping[str, Any]) -> None:
-        super().check_row(row)
-        if not row["entry_point"].isidentifier():
-            raise ValueError(f"key 'entry_point' must name a function, got {row['entry_point']!r}.")
 
     @override
     def item(self, row: Mapping[str, Any], number: int) -> Item:

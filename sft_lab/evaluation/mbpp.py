@@ -11,7 +11,7 @@ from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Item
 from sft_lab.evaluation.code_answers import solution
 from sft_lab.evaluation.code_benchmark import CodeBenchmark
-from sft_lab.evaluation.sandbox import LevelChoice, Program
+from sft_lab.evaluation.sandbox import Program
 
 _EXAMPLE_IDS = (2, 3, 4)
 _TEST_IDS = range(11, 511)
@@ -27,14 +27,10 @@ class MBPP(CodeBenchmark):
     Args:
         path: See ``Benchmark``.
         max_new_tokens: See ``Benchmark``.
-        sandbox: See ``CodeBenchmark``.
         prompt: How a model is asked. ``three_shot``: the paper's prompt of section 3.2, with the
             rows of ``task_id`` 2, 3 and 4 worked out, to be continued without a chat template;
             the answer ends at ``[DONE]``. ``chat``: the task and its tests as one question.
-        source: See ``Benchmark``.
-        num_examples: See ``Benchmark``.
-        timeout_s: See ``CodeBenchmark``.
-        memory_mb: See ``CodeBenchmark``.
+        kwargs: See ``CodeBenchmark``.
     """
 
     row_fields: ClassVar[Mapping[str, type]] = {
@@ -48,14 +44,10 @@ class MBPP(CodeBenchmark):
         self,
         path: str,
         max_new_tokens: int,
-        sandbox: LevelChoice = "isolated",
         prompt: Literal["three_shot", "chat"] = "chat",
-        source: str | None = None,
-        num_examples: int | None = None,
-        timeout_s: float = 3.0,
-        memory_mb: int = 1024,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(path, max_new_tokens, sandbox, source, num_examples, timeout_s, memory_mb)
+        super().__init__(path, max_new_tokens, **kwargs)
         if prompt not in ("three_shot", "chat"):
             raise RequestError(f"prompt must be 'three_shot' or 'chat', got '{prompt}'.")
         self.prompt = prompt

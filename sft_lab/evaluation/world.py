@@ -71,12 +71,6 @@ class WorldCode(CodeBenchmark):
     }
 
     @override
-    def check_row(self, row: Mapping[str, Any]) -> None:
-        super().check_row(row)
-        if not row["entry_point"].isidentifier():
-            raise ValueError(f"key 'entry_point' must name a function, got {row['entry_point']!r}.")
-
-    @override
     def program(self, item: Item, completion: str) -> Program:
         entry_point = item.row["entry_point"]
         test = f"{item.row['test']}\ncheck({entry_point})"

@@ -8,7 +8,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 from typing_extensions import override
 
-_ROOM = 64  # tokens; all that is held is copied once in so many
+_ROOM = 16  # tokens; all that is held is copied once in so many
 
 
 class RoomyLayer(DynamicLayer):
@@ -76,14 +76,13 @@ class RoomyLayer(DynamicLayer):
         if rows <= held_rows and self._end + num_tokens <= held_tokens:
             return
         length = self.get_seq_length()
-        old = self._in_use()
-        self._memory = []
-        for states in old:
-            shape = (max(rows, held_rows), states.shape[1], length + num_tokens + _ROOM)
+        self.keys = self.values = None  # or the old memory would stay beside the new
+        for place, held in enumerate(self._memory):
+            shape = (rows, held.shape[1], length + num_tokens + _ROOM, held.shape[3])
             # Zeros: what is not attended to is still multiplied, and must be finite.
-            memory = states.new_zeros(*shape, states.shape[-1])
-            memory[: self._size, :, :length] = states
-            self._memory.append(memory)
+            memory = held.new_zeros(shape)
+            memory[: self._size, :, :length] = held[: self._size, :, self._start : self._end]
+            self._memory[place] = memory
         self._start, self._end = 0, length
 
 
