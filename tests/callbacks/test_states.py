@@ -27,6 +27,7 @@ def test_callbacks_are_restored_from_a_file(tmp_path: Any) -> None:
     saved = group()
     saved["evaluation"].evaluated_step = 40
     saved["evaluation"].seconds = 2.5
+    saved["evaluation"].items_between = {"math": 40}
     saved["log"].nll += torch.tensor([1.5, 0.25])
     saved["log"].target_tokens += torch.tensor([3, 1])
     saved["history"].history = [
@@ -41,6 +42,7 @@ def test_callbacks_are_restored_from_a_file(tmp_path: Any) -> None:
         callback.load_state_dict(state)
     assert restored["evaluation"].evaluated_step == 40
     assert restored["evaluation"].seconds == 2.5
+    assert restored["evaluation"].items_between == {"math": 40}
     assert restored["log"].nll.tolist() == [1.5, 0.25]
     assert restored["log"].target_tokens.tolist() == [3, 1]
     assert restored["history"].history == saved["history"].history
