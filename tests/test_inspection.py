@@ -128,3 +128,25 @@ def test_a_wrong_request_is_refused(lab: Lab, arguments: list[str], message: str
     assert outcome.code == 2
     assert message in outcome.err
     assert outcome.out == ""
+
+
+def test_contamination_is_looked_for_among_all_items_not_those_measured(
+    alone: Lab,
+) -> None:
+    asked = [f"How many {word} are in the big old box by the door now?" for word in ("a", "b")]
+    items = [
+        {"id": word, "messages": [{"role": "user", "content": word}], "answer": "1"}
+        for word in asked
+    ]
+    rows = [{"prompt": asked[1], "completion": "1"}]
+    for name, written in (("items", items), ("rows", rows)):
+        (alone.folder / f"{name}.jsonl").write_text("\n".join(map(json.dumps, written)))
+    alone.write(
+        "one.yaml",
+        "evaluation: {benchmarks: {one: {class_path: sft_lab.evaluation.world.WorldMath, "
+        "init_args: {path: items.jsonl, max_new_tokens: 4, num_examples: 1}}}}\n"
+        "corpus: {sources: {four: {path: rows.jsonl}}}\n",
+    )
+    outcome = alone("inspect", "--config=alone.yaml", "--config=one.yaml", "--json", "-n0")
+    assert outcome.code == 0, outcome.err
+    assert json.loads(outcome.out)["sources"]["four"]["contaminated"] == {"one": 1}

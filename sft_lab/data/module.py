@@ -115,7 +115,7 @@ class StagedDataModule(LightningDataModule):
             if any(trains(settings, source) for settings in self.stages.values())
         }
         items = {
-            name: {item.id: benchmark.texts(item) for item in benchmark.items()}
+            name: {item.id: benchmark.texts(item) for item in benchmark.all_items()}
             for name, benchmark in self.evaluation.benchmarks.items()
         }
         names = [name for name in self.corpus.sources if name in mixed or self.corpus.val_rows]

@@ -67,10 +67,10 @@ class Benchmark(ABC):
         RequestError: If an argument is out of range.
     """
 
-    score_names: ClassVar[tuple[str, ...]]
+    score_names: tuple[str, ...]
     """The scores, each of which is a metric key; the first stands for the benchmark."""
 
-    scale: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    scale: tuple[float, float] = (0.0, 1.0)
     """Least and greatest value of the scores."""
 
     row_fields: ClassVar[Mapping[str, type]] = {}
@@ -96,6 +96,7 @@ class Benchmark(ABC):
         self.max_new_tokens = max_new_tokens
         self.source = source
         self.num_examples = num_examples
+        self._all_items: list[Item] | None = None
         self._items: list[Item] | None = None
 
     @abstractmethod
@@ -133,6 +134,13 @@ class Benchmark(ABC):
             RequestError: If they cannot.
         """
 
+    def is_ability(self, score_name: str) -> bool:
+        """Say whether more of a score is better, so that one can speak of forgetting; by default.
+
+        Others are measured and logged, and nothing is derived from them.
+        """
+        return True
+
     def conditions(self) -> dict[str, str]:
         """Return what grading ran under, which is recorded and changes no verdict."""
         return {}
@@ -166,8 +174,14 @@ class Benchmark(ABC):
             RequestError: If the file or a row is unusable; names the file, the line and the key.
         """
         if self._items is None:
-            self._items = self._chosen(list(self._read()))
+            self._items = self._chosen(self.all_items())
         return list(self._items)
+
+    def all_items(self) -> list[Item]:
+        """Return the problems of the whole file; ``items`` are those of them that are measured."""
+        if self._all_items is None:
+            self._all_items = list(self._read())
+        return list(self._all_items)
 
     def check_row(self, row: Mapping[str, Any]) -> None:
         """Check the benchmark's own fields of one row.
