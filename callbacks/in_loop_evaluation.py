@@ -7,7 +7,7 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
-from sft_lab.data.batches import PromptBatches
+from sft_lab.data.batches import Prompts
 from sft_lab.evaluation.budget import Pace, items_between
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.module import SFTModule
@@ -67,7 +67,7 @@ class InLoopEvaluation(Callback):
         if not full and self.items_between is None and self._trained_from is not None:
             self.items_between = self._count_items(trainer, pl_module.schedule, *self._trained_from)
         for eval_set in trainer.datamodule.eval_sets:  # type: ignore[attr-defined]
-            if isinstance(eval_set, PromptBatches):
+            if isinstance(eval_set, Prompts):
                 counts = {} if full or self.items_between is None else self.items_between
                 eval_set.use(counts.get(eval_set.name))
         # What Lightning's own training loop does around a validation between two batches; it has no

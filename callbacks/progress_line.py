@@ -118,20 +118,19 @@ class ProgressLine(Callback):
         self._evaluation_started = time.perf_counter()
 
     @override
-    def on_validation_batch_end(
+    def on_validation_batch_start(
         self,
         trainer: Trainer,
         pl_module: LightningModule,
-        outputs: Any,
         batch: Any,
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
         if self._is_terminal:
-            batches = trainer.num_test_batches if trainer.testing else trainer.num_val_batches
-            total = batches[dataloader_idx]
-            what = batch.get("benchmark", "held-out loss")
-            self._write_over(f"evaluating {what}: batch {batch_idx + 1}/{total}")
+            what = "held-out loss"
+            if "benchmark" in batch:
+                what = f"{batch['benchmark']}: {len(batch['indices']):,} items"
+            self._write_over(f"evaluating {what}")
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -156,7 +155,7 @@ class ProgressLine(Callback):
         self._write_line(f"evaluation at step {step}{after}: {scores}  in {seconds:.1f} s")
 
     on_test_start = on_validation_start
-    on_test_batch_end = on_validation_batch_end
+    on_test_batch_start = on_validation_batch_start
     on_test_end = on_validation_end
 
     @override

@@ -6,6 +6,7 @@ import platform
 import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import yaml
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from sft_lab.data.batches import PromptBatches
+from sft_lab.data.batches import Prompts
 from sft_lab.data.module import StagedDataModule
 from sft_lab.module import Answer, SFTModule
 from sft_lab.qlora import save_trained
@@ -139,7 +140,7 @@ def stage_plan(data: StagedDataModule) -> dict[str, Any]:
     num_target_tokens = {
         source: loaded.num_target_tokens for source, loaded in data.corpus.loaded.items()
     }
-    prompts = {found.name: found for found in data.eval_sets if isinstance(found, PromptBatches)}
+    prompts = {found.name: found for found in data.eval_sets if isinstance(found, Prompts)}
     return {
         "sources": {
             source: {
@@ -167,6 +168,8 @@ def stage_plan(data: StagedDataModule) -> dict[str, Any]:
             name: {
                 "digest": benchmark.digest(),
                 "protocol": benchmark.protocol(),
+                "decoding": asdict(data.evaluation.decoding(name)),
+                "weights": data.evaluation.weights,
                 "prompts": prompts[name].digest,
                 "items": len(benchmark.items()),
                 "scale": list(benchmark.scale),

@@ -167,13 +167,15 @@ def _inspect(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    from sft_lab.evaluation.scoring import BENCHMARKS, grade_file
+    from sft_lab.evaluation.scoring import BENCHMARKS, check_out, grade_file
 
     benchmark = options.benchmark.lower().replace("-", "_")
     if benchmark not in BENCHMARKS:
         raise RequestError(
             f"score knows no benchmark {options.benchmark!r}; there are {', '.join(BENCHMARKS)}."
         )
+    if options.out is not None:
+        check_out(options.out, options.problems, options.completions)
     graded = grade_file(
         benchmark,
         options.problems,

@@ -12,8 +12,9 @@ from sft_lab.config import best_precision
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.sandbox import isolation_fault, isolation_route
 from sft_lab.paths import find_config
-from sft_lab.qlora import Lora, add_lora, load_base, merged_copy
+from sft_lab.qlora import Lora, add_lora, load_base
 from sft_lab.tracking import check_store, local_file
+from sft_lab.unquantized import merged_copy
 
 _PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "mlflow")
 

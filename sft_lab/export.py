@@ -12,8 +12,9 @@ from sft_lab.checkpoint import read_checkpoint, stamp_of
 from sft_lab.data.corpus import load_tokenizer
 from sft_lab.data.templates import TEMPLATES
 from sft_lab.errors import RequestError
-from sft_lab.qlora import Lora, add_lora, compute_dtype, load_base, merged_copy, save_trained
+from sft_lab.qlora import Lora, add_lora, compute_dtype, load_base, save_trained
 from sft_lab.tracking import make_folder
+from sft_lab.unquantized import merged_copy
 
 
 def load_trained(checkpoint_path: Path) -> tuple[Any, Mapping[str, Any]]:

@@ -18,6 +18,8 @@ from sft_lab.data.module import StagedDataModule
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Item, Verdict
 from sft_lab.evaluation.generation import make_engine
+from sft_lab.evaluation.harness import HarnessTask
+from sft_lab.evaluation.harness_requests import HarnessModel
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.score import Score
 from sft_lab.metrics.token_loss import TokenLoss
@@ -28,12 +30,12 @@ from sft_lab.qlora import (
     check_head,
     check_packing,
     compute_dtype,
-    evaluation_weights,
     load_base,
     plain_causal_lm,
     target_logits,
 )
 from sft_lab.schedule import Schedule
+from sft_lab.unquantized import evaluation_weights
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Evaluation:
 
     Attributes:
         metrics: Everything measured, by metric key: scores with intervals and counts, losses.
-        scores: The scores, by metric key.
+        scores: The scores of which more is better, by metric key.
         answers: Every item by benchmark, in the order of its file; samples of an item follow each
             other.
     """
@@ -231,9 +233,12 @@ class SFTModule(LightningModule):
         benchmark = self.evaluation.benchmarks[name]
         all_items = benchmark.items()
         renderer = self._corpus.renderer
-        decoding = self.evaluation.decoding(name)
         indices, prompts = batch["indices"], batch["prompts"]
         items = [all_items[index] for index in indices]
+        if isinstance(benchmark, HarnessTask):
+            self._measure(benchmark, name, indices, items)
+            return
+        decoding = self.evaluation.decoding(name)
         while items:
             completions = self.engine.complete(
                 self._generator,
@@ -262,6 +267,22 @@ class SFTModule(LightningModule):
             prompts = [prompt_ids(renderer, item) for item in items]
             decoding = replace(decoding, num_samples=1)  # every sample has its own conversation
 
+    def _measure(
+        self, benchmark: HarnessTask, name: str, indices: list[int], items: list[Item]
+    ) -> None:
+        model = HarnessModel(
+            self._generator,
+            self._corpus.renderer,
+            self.engine,
+            batch_size=self.evaluation.batch_size,
+            batch_tokens=self.evaluation.batch_tokens,
+            chat=benchmark.chat,
+            max_new_tokens=benchmark.max_new_tokens,
+        )
+        measured = benchmark.measure(items, model)
+        for index, item, (said, verdict) in zip(indices, items, measured, strict=True):
+            self._answers[name][index] = [Answer(item, said, verdict)]
+
     @override
     def on_validation_epoch_end(self) -> None:
         answers = {
@@ -281,7 +302,13 @@ class SFTModule(LightningModule):
             metrics[f"{key}_n"] = float(score.n)
         for source, loss in self.val_losses.items():
             metrics[f"val_loss/{source}"] = loss.compute().item()
-        self.last_evaluation = Evaluation(metrics, scores, answers)
+        benchmarks = self.evaluation.benchmarks
+        abilities = {
+            key: score
+            for key, score in scores.items()
+            if benchmarks[key.split("/")[0]].is_ability(key.split("/")[1])
+        }
+        self.last_evaluation = Evaluation(metrics, abilities, answers)
         # For EarlyStopping and the like; AbilityHistory takes them to the logger, with the right
         # step.
         self.log_dict(metrics, logger=False)

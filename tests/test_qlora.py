@@ -15,13 +15,11 @@ from sft_lab.qlora import (
     add_lora,
     check_head,
     check_packing,
-    dequantized,
-    evaluation_weights,
     load_base,
-    merged_copy,
     plain_causal_lm,
     target_logits,
 )
+from sft_lab.unquantized import dequantized, evaluation_weights, merged_copy
 
 QUANTIZATIONS = ["nf4", "int8", "bf16", "fp32"]
 # Largest difference of logits over the largest logit; int8 rounds activations too, merges do not.

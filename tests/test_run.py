@@ -171,7 +171,7 @@ def test_a_terminal_gets_one_line_that_moves(lab: Lab) -> None:
     moving = [line for line in outcome.out.split("\r") if line.startswith("first 3/5  step 3/12")]
     assert len(moving) == 1
     assert "\n" not in moving[0]
-    assert "evaluating world_math: batch 1/1" in outcome.out
+    assert "evaluating world_math: 4 items" in outcome.out
     assert "\nfirst 3/5" not in outcome.out
 
 

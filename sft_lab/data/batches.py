@@ -144,21 +144,15 @@ class PromptBatch(TypedDict):
     prompts: list[list[int]]
 
 
-class PromptBatches(Dataset[PromptBatch]):
-    """The prompts of one benchmark, longest first: the prompts of a batch are of like length.
+class Prompts(Dataset[PromptBatch]):
+    """The prompts of one benchmark, all in one batch: who generates knows how many go together."""
 
-    Its length is that with all items, which Lightning asks for once; where fewer are used, the
-    last batches are empty.
-    """
-
-    def __init__(self, name: str, benchmark: Benchmark, corpus: Corpus, batch_size: int) -> None:
+    def __init__(self, name: str, benchmark: Benchmark, corpus: Corpus) -> None:
         self.name = name
-        self.batch_size = batch_size
         items = benchmark.items()
         self.prompts = [prompt_ids(corpus.renderer, item) for item in items]
         self._ranked = hash_rank([item.id for item in items], seed=0)
         self.use(None)
-        self._length = len(self.batches)
 
     @property
     def digest(self) -> str:
@@ -167,21 +161,19 @@ class PromptBatches(Dataset[PromptBatch]):
 
     def use(self, num_items: int | None) -> None:
         """Use so many items from now on, all where it is None; fewer lie within more."""
-        indices = sorted(self._ranked[:num_items])
-        lengths = [len(self.prompts[index]) for index in indices]
-        self.batches = [
-            [indices[place] for place in batch]
-            for batch in batches_longest_first(lengths, self.batch_size)
-        ]
+        self.indices = sorted(self._ranked[:num_items])
 
     def __len__(self) -> int:
-        return self._length
+        return 1
 
     @override
     def __getitem__(self, index: int) -> PromptBatch:
-        indices = self.batches[index] if index < len(self.batches) else []
+        if index != 0:
+            raise IndexError(index)
         return PromptBatch(
-            benchmark=self.name, indices=indices, prompts=[self.prompts[i] for i in indices]
+            benchmark=self.name,
+            indices=self.indices,
+            prompts=[self.prompts[index] for index in self.indices],
         )
 
 

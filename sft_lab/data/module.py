@@ -9,7 +9,7 @@ from typing_extensions import override
 from sft_lab.data.batches import (
     HeldOutBatches,
     MicroBatches,
-    PromptBatches,
+    Prompts,
     ResumableLoader,
     bin_length,
     eval_loader,
@@ -146,7 +146,7 @@ class StagedDataModule(LightningDataModule):
         rows = 4 * self.micro_batch_size
         held_out = [HeldOutBatches(self.corpus, source, rows) for source in self.corpus.loaded]
         prompts = [
-            PromptBatches(name, benchmark, self.corpus, self.evaluation.batch_size)
+            Prompts(name, benchmark, self.corpus)
             for name, benchmark in self.evaluation.benchmarks.items()
         ]
         return [*(held_out if self.corpus.val_rows else []), *prompts]

@@ -192,7 +192,7 @@ class Benchmark(ABC):
         for key, kind in self.row_fields.items():
             if key not in row:
                 raise ValueError(f"key '{key}' is missing; {type(self).__name__} rows need it.")
-            if not isinstance(row[key], kind):
+            if not isinstance(row[key], kind) or (kind is int and isinstance(row[key], bool)):
                 raise ValueError(f"key '{key}' must be {_json_name(kind)}, {_got(row[key])}.")
 
     def item(self, row: Mapping[str, Any], number: int) -> Item:
@@ -273,6 +273,10 @@ def json_lines(path: str, name: str) -> Iterator[tuple[int, Any]]:
                 except UnicodeDecodeError as error:
                     raise RequestError(
                         f"{name}, line {number}: {error.reason}; it must be UTF-8 text."
+                    ) from error
+                except (ValueError, RecursionError) as error:  # 5,000 digits; 100,000 brackets
+                    raise RequestError(
+                        f"{name}, line {number}: no JSON that can be read: {error}."
                     ) from error
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error

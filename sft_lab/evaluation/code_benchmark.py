@@ -1,5 +1,6 @@
 """What benchmarks of code share: programs run in the sandbox, and pass@k."""
 
+import keyword
 import os
 from abc import abstractmethod
 from collections import defaultdict
@@ -62,7 +63,7 @@ class CodeBenchmark(Benchmark):
     def check_row(self, row: Mapping[str, Any]) -> None:
         super().check_row(row)
         name = row.get("entry_point", "f")  # rows of MBPP have none
-        if not str(name).isidentifier():
+        if not str(name).isidentifier() or keyword.iskeyword(name):
             raise ValueError(f"key 'entry_point' must name a function, got {name!r}.")
 
     @abstractmethod

@@ -9,16 +9,18 @@ from typing_extensions import override
 
 from sft_lab.evaluation.benchmark import Benchmark, Item, Verdict
 
+_GREATEST = 10**300  # beyond it is no number but a model that repeats a digit
 _TOLERANCE = Fraction(1, 10_000)
 _STRICT = re.compile(r"#### (-?[0-9.,]+)")
 _NUMBER = re.compile(
     r"""
-    (?P<sign>(?<![\w)])[-\N{MINUS SIGN}])?             # of "10-5" and "(2)-5" it is no sign
+    (?P<sign>(?<![\w)])[-\N{MINUS SIGN}\N{EN DASH}])?  # of "10-5" and "(2)-5" it is no sign
     (?:[$€£¥]\s?)?
     (?P<inner_sign>(?<=[$€£¥])-)?
     (?:
-      \\[dt]?frac\{(?P<above>\d+)\}\{(?P<below>\d+)\}
-    | (?:(?P<whole>\d+)[ ](?=\d+/\d))?(?P<numerator>\d+)\s?/\s?(?P<denominator>\d+)(?![\d.,]*\d|/)
+      (?P<latex_whole>\d+)?\\[dt]?frac\{(?P<above>[\d,]+)\}\{(?P<below>[\d,]+)\}
+    | (?<![\d/])(?:(?P<whole>\d+)[ ](?=\d+/\d))?(?P<numerator>[\d,]*\d)\s?/\s?
+      (?P<denominator>\d+)(?![\d.,]*\d|/)
     | (?P<decimal>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)
       (?:[eE](?P<exponent>[+-]?\d{1,3})(?!\w))?
     )
@@ -42,9 +44,10 @@ def strict_number(completion: str) -> Fraction | None:
     """
     match = _STRICT.search(completion.partition("\0")[0])
     try:
-        return Fraction(match[1].replace(",", "")) if match else None
+        value = Fraction(match[1].replace(",", "")) if match else None
     except ValueError:  # "1.2.3", or points alone
         return None
+    return None if value is None or abs(value) > _GREATEST else value
 
 
 def flexible_number(completion: str) -> Fraction | None:
@@ -64,14 +67,18 @@ def flexible_number(completion: str) -> Fraction | None:
 
 def _value(match: re.Match[str]) -> Fraction | None:
     found = match.groupdict(default="")
-    above, below = found["above"] + found["numerator"], found["below"] + found["denominator"]
+    above = (found["above"] + found["numerator"]).replace(",", "")
+    below = (found["below"] + found["denominator"]).replace(",", "")
     try:
         if above:
-            value = int(found["whole"] or 0) + Fraction(int(above), int(below))
+            whole = int(found["latex_whole"] + found["whole"] or 0)
+            value = whole + Fraction(int(above), int(below))
         else:
             value = Fraction(found["decimal"].replace(",", ""))
             value *= Fraction(10) ** int(found["exponent"] or 0)
     except (ValueError, ZeroDivisionError):  # Python reads no number of more than 4,300 digits
+        return None
+    if value > _GREATEST:
         return None
     return -value if found["sign"] or found["inner_sign"] else value
 
@@ -120,4 +127,4 @@ def _equal(number: Fraction | None, right: Fraction | None) -> bool:
 def _shown(number: Fraction | None) -> str:
     if number is None:
         return "no number"
-    return str(number) if number.denominator == 1 else f"{float(number):g}"
+    return str(number) if number.denominator == 1 else f"{float(number):g}"  # below 1e300

@@ -30,12 +30,12 @@ class MBPP(CodeBenchmark):
         prompt: How a model is asked. ``three_shot``: the paper's prompt of section 3.2, with the
             rows of ``task_id`` 2, 3 and 4 worked out, to be continued without a chat template;
             the answer ends at ``[DONE]``. ``chat``: the task and its tests as one question.
+        timeout_s: Wall time of one program in seconds; one of the reference solutions needs four.
         kwargs: See ``CodeBenchmark``.
     """
 
     row_fields: ClassVar[Mapping[str, type]] = {
         "task_id": int,
-        "text": str,
         "code": str,
         "test_list": list,
     }
@@ -45,9 +45,10 @@ class MBPP(CodeBenchmark):
         path: str,
         max_new_tokens: int,
         prompt: Literal["three_shot", "chat"] = "chat",
+        timeout_s: float = 10.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(path, max_new_tokens, **kwargs)
+        super().__init__(path, max_new_tokens, timeout_s=timeout_s, **kwargs)
         if prompt not in ("three_shot", "chat"):
             raise RequestError(f"prompt must be 'three_shot' or 'chat', got '{prompt}'.")
         self.prompt = prompt
@@ -59,12 +60,21 @@ class MBPP(CodeBenchmark):
     @override
     def check_row(self, row: Mapping[str, Any]) -> None:
         super().check_row(row)
+        if not isinstance(_text(row), str):
+            raise ValueError("key 'text' (or 'prompt', in the sanitized set) must be a string.")
         tests = row["test_list"]
         if not tests or not all(isinstance(test, str) for test in tests):
             raise ValueError(f"key 'test_list' must be a list of assert lines, got {tests!r}.")
         for key in ("test_setup_code", "test_imports"):
-            if not isinstance(row.get(key, ""), str | list):
-                raise ValueError(f"key '{key}' must be a string, got {row[key]!r}.")
+            lines = row.get(key, "")
+            if not isinstance(lines, str) and not (
+                isinstance(lines, list) and all(isinstance(line, str) for line in lines)
+            ):
+                raise ValueError(f"key '{key}' must be a string, or a list of them, got {lines!r}.")
+        try:
+            function_name(row["code"], tests)
+        except (SyntaxError, ValueError, RecursionError, MemoryError) as fault:
+            raise ValueError(f"key 'code' must be Python, and is not: {fault}.") from fault
 
     @override
     def item(self, row: Mapping[str, Any], number: int) -> Item:
@@ -92,7 +102,8 @@ class MBPP(CodeBenchmark):
 
     @override
     def texts(self, item: Item) -> list[str]:
-        return [item.row["text"], f"{item.row['text']}\n{item.row['code']}"]
+        text = _text(item.row)
+        return [text, f"{text}\n{item.row['code']}"]
 
     @override
     def program(self, item: Item, completion: str) -> Program:
@@ -115,10 +126,14 @@ def function_name(code: str, tests: Sequence[str]) -> str:
     return next((name for name in reversed(defined) if name in called), "")
 
 
+def _text(row: Mapping[str, Any]) -> Any:
+    return row.get("text", row.get("prompt"))
+
+
 def _task(row: Mapping[str, Any]) -> str:
     tests = "\n".join(row["test_list"])
     return (
-        f"You are an expert Python programmer, and here is your task: {row['text']} "
+        f"You are an expert Python programmer, and here is your task: {_text(row)} "
         f"Your code should pass these tests:\n\n{tests}"
     )
 

@@ -244,6 +244,8 @@ def _object(line: str) -> Mapping[str, Any]:
         row = json.loads(line)
     except json.JSONDecodeError as fault:
         raise ValueError(f"not JSON at column {fault.colno}: {fault.msg}.") from fault
+    except RecursionError as fault:
+        raise ValueError(f"no JSON that can be read: {fault}.") from fault
     if not isinstance(row, dict):
         raise ValueError(f"a row must be an object, {_got(row)}.")
     return row

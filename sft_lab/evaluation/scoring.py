@@ -1,9 +1,10 @@
 """Grades completions that any model has made, from a file: what ``score`` does."""
 
+import errno
+import gzip
 import json
 import os
 import reprlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -74,27 +75,57 @@ class Graded:
         """Write one JSON row per completion: ``task_id``, ``verdicts``, ``reason``.
 
         Raises:
-            RequestError: If the file cannot be written; nothing is left of it then.
+            RequestError: If the file cannot be written; a file that was there is then as it was.
         """
         lines = [
             json.dumps({"task_id": task_id, "verdicts": v.marks, "reason": v.reason}) + "\n"
             for task_id, v in self.rows
         ]
-        beside: str | None = None
+        content = "".join(lines).encode()
+        if path.suffix == ".gz":
+            content = gzip.compress(content, mtime=0)
+        target = path.resolve()
+        # Written beside its place and moved there whole, but a pipe or a device is written to.
+        beside = target if is_special(target) else target.with_name(f".{target.name}.{os.getpid()}")
         try:
-            with tempfile.NamedTemporaryFile(
-                "w", encoding="utf-8", dir=path.parent, prefix=f".{path.name}-", delete=False
-            ) as file:
-                beside = file.name
-                file.writelines(lines)
-            os.replace(beside, path)
+            beside.write_bytes(content)
+            if beside != target:
+                os.replace(beside, target)
         except OSError as fault:
-            if beside is not None:
-                Path(beside).unlink(missing_ok=True)
-            raise RequestError(
-                f"--out {path} cannot be written: {fault.strerror}. Name a file in a folder that "
-                "is there."
-            ) from fault
+            if beside != target:
+                beside.unlink(missing_ok=True)
+            raise _unwritable(path, fault) from fault
+
+
+def is_special(path: Path) -> bool:
+    """Whether a path is there and is no regular file."""
+    return path.exists() and not path.is_file()
+
+
+def check_out(path: Path, *inputs: str) -> None:
+    """Make sure, before anything is graded, that a file can be written.
+
+    Raises:
+        RequestError: If it cannot, or is one of those that are read.
+    """
+    for given in inputs:
+        if path.exists() and Path(given).exists() and path.samefile(given):
+            raise RequestError(f"--out {path} is a file that is read; name another.")
+    if path.is_dir():
+        raise RequestError(f"--out {path} is a folder; name a file.")
+    target = path.resolve()
+    writable = target if target.exists() else target.parent
+    if not os.access(writable, os.W_OK):
+        missing = OSError(errno.ENOENT, "there is no such folder")
+        denied = OSError(errno.EACCES, "permission denied")
+        raise _unwritable(path, denied if writable.exists() else missing)
+
+
+def _unwritable(path: Path, fault: OSError) -> RequestError:
+    return RequestError(
+        f"--out {path} cannot be written: {fault.strerror}. Name a file in a folder that is there "
+        "and that you may write to."
+    )
 
 
 def grade_file(

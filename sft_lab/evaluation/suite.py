@@ -6,8 +6,9 @@ from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Benchmark
 from sft_lab.evaluation.budget import budget_share
 from sft_lab.evaluation.generation import GREEDY, Decoding, EngineName
-from sft_lab.qlora import EvaluationWeights
+from sft_lab.evaluation.harness import HarnessTask
 from sft_lab.tables import percent
+from sft_lab.unquantized import EvaluationWeights
 
 
 class EvaluationSuite:
@@ -64,6 +65,11 @@ class EvaluationSuite:
                     f"evaluation.decoding: {name!r} is no benchmark; there are "
                     f"{', '.join(benchmarks) or 'none'}."
                 )
+            if isinstance(benchmarks[name], HarnessTask):
+                raise RequestError(
+                    f"evaluation.decoding: {name!r} is a task of lm-evaluation-harness, which says "
+                    "itself how answers are made; leave it out."
+                )
         self.benchmarks: Mapping[str, Benchmark] = benchmarks
         self.every_n_steps = every_n_steps
         self.batch_size = batch_size
@@ -75,6 +81,9 @@ class EvaluationSuite:
 
     def decoding(self, name: str) -> Decoding:
         """Return how a benchmark's answers are made."""
+        benchmark = self.benchmarks[name]
+        if isinstance(benchmark, HarnessTask):
+            return benchmark.decoding
         return self._decoding.get(name, GREEDY)
 
     @property

@@ -9,7 +9,7 @@ import torch
 from sft_lab.data.batches import (
     HeldOutBatches,
     MicroBatches,
-    PromptBatches,
+    Prompts,
     ResumableLoader,
     collate,
     eval_loader,
@@ -156,24 +156,21 @@ def test_held_out_batches_hold_only_held_out_rows(tiny_base: Path, four_rows: Pa
     assert [int(batch["window_target_tokens"]) for batch in batches] == [6, 3]
 
 
-def test_prompt_batches_hold_every_item_once(corpus: Corpus, tiny_world: Path) -> None:
+def test_a_benchmark_s_prompts_come_together(corpus: Corpus, tiny_world: Path) -> None:
     benchmark = WorldMath(str(tiny_world / "data" / "world_math.jsonl"), max_new_tokens=4)
-    batches = list(eval_loader(PromptBatches("world_math", benchmark, corpus, batch_size=3)))
-    assert [len(batch["prompts"]) for batch in batches] == [3, 1]
-    assert sorted(index for batch in batches for index in batch["indices"]) == [0, 1, 2, 3]
-    assert {batch["benchmark"] for batch in batches} == {"world_math"}
-    item = benchmark.items()[batches[0]["indices"][0]]
-    assert batches[0]["prompts"][0] == corpus.renderer.prompt_ids(item.messages)
+    [batch] = list(eval_loader(Prompts("world_math", benchmark, corpus)))
+    assert (batch["benchmark"], batch["indices"]) == ("world_math", [0, 1, 2, 3])
+    item = benchmark.items()[2]
+    assert batch["prompts"][2] == corpus.renderer.prompt_ids(item.messages)
 
 
 def test_prompts_of_fewer_items_lie_within_those_of_more(corpus: Corpus, tiny_world: Path) -> None:
     benchmark = WorldMath(str(tiny_world / "data" / "world_math.jsonl"), max_new_tokens=4)
-    prompts = PromptBatches("world_math", benchmark, corpus, batch_size=3)
+    prompts = Prompts("world_math", benchmark, corpus)
     used = []
     for count in (1, 2, 3, None):
         prompts.use(count)
-        batches = list(eval_loader(prompts))
-        assert len(batches) == len(prompts) == 2  # Lightning asks for the length once
-        used.append({index for batch in batches for index in batch["indices"]})
+        [batch] = list(eval_loader(prompts))
+        used.append(set(batch["indices"]))
     assert list(map(len, used)) == [1, 2, 3, 4]
     assert used[0] < used[1] < used[2] < used[3]

@@ -1,6 +1,8 @@
+import time
+
 import pytest
 
-from sft_lab.evaluation.code_answers import fenced, solution
+from sft_lab.evaluation.code_answers import solution
 
 PROMPT = 'import math\n\n\ndef half(x):\n    """Halve x."""\n'
 BODY = "    return x / 2\n"
@@ -23,6 +25,11 @@ def halves(completion: str, x: float = 3) -> object:
         f"{BODY}\nprint(undefined)\n",
         f"{BODY}\nThis halves x.\n",
         f"{BODY}\n# It does.\n",
+        "    return helper(x)\n\n\ndef helper(x):\n    return x / 2\n\n\nprint(undefined)\n",
+        "    return x / K\n\n\nK = 2\nif K:\n    half(undefined)\n",
+        '    """Half.\n\n    ```\n    half(2)\n    ```\n    """\n' + BODY,
+        f"{BODY}```\n",  # closes what the prompt had opened
+        f"{BODY}```\n\nThis halves x.\n",
         f"{BODY}\ndef half(x):\n    return 0\n",  # rambling on
         '    """\nAt the margin\n"""\n' + BODY,
         "    # half\n# of it\n" + BODY,
@@ -44,6 +51,12 @@ def test_a_continuation_ends_at_the_next_statement_at_the_margin(completion: str
         f"{WHOLE}\nfor x in range(2)\n",
         "def half(x):\n    return math.fabs(x) / 2\n",  # by the prompt's import
         f"class Unused:\n    pass\n\n\n{WHOLE}",
+        f"{WHOLE}```\n",
+        f"python\n{WHOLE}```\n",
+        f"{WHOLE}```\nThis halves x.\n",
+        f"from __future__ import annotations\n\n\n{WHOLE}",
+        "half = lambda x: x / 2\n",
+        'def half(x):\n    """Half.\n\n    ```\n    half(2)\n    ```\n    """\n' + BODY,
     ],
 )
 def test_a_restated_function_stands_without_the_prose_around_it(completion: str) -> None:
@@ -62,6 +75,19 @@ def test_a_restated_function_stands_without_the_prose_around_it(completion: str)
         f"```bash\npip install numpy\n```\n```python\n{WHOLE}```",
         "```python\nTWO = 2\n```\nThen\n```python\ndef half(x):\n    return x / TWO\n```",
         f"```python\n{BODY}```",  # the body alone
+        f"Halving:\n\n```python\n{WHOLE}```\n".replace("\n", "\r\n"),
+        f"Here is the code: ```python\n{WHOLE}```\nThis halves x.",
+        "1. Do it:\n   ```python\n   def half(x):\n       return x / 2\n   ```\n",
+        f"```python\nassert half(2) == 1\n```\n```python\n{WHOLE}```",
+        f"```bash\nmake\n```\n```python\n{WHOLE}```",
+        f'```json\n{{"a": true}}\n```\n```python\n{WHOLE}```',
+        f"```\nd = a - b\n```\n```python\n{WHOLE}```",
+        f"```python\n{PROMPT}```\nbecomes\n```python\n{WHOLE}```",  # the prompt, echoed
+        "```py\ndef half(x):\n  return div(x)\n```\n```py\ndef div(x):\n  return x / 2\n```",
+        "```python\nimport operator\n```\n```python\nhalf = lambda x: operator.truediv(x, 2)\n```",
+        f"```python\nfrom __future__ import annotations\n\n{WHOLE}```",
+        '```python\ndef half(x):\n    """\n    ```\n    half(2)\n    ```\n    """\n' + f"{BODY}```",
+        f"````md\n```\n````\n~~~py\n{WHOLE}~~~",
         f"```python\n{WHOLE}```\nor\n```python\ndef half(x):\n    return 0\n```",
     ],
 )
@@ -103,6 +129,15 @@ def test_without_a_prompt_an_answer_stays_as_it_is() -> None:
     assert solution("", "f", "f = lambda: 1") == "f = lambda: 1"
 
 
-def test_fences_may_be_longer_and_hold_shorter_ones() -> None:
-    assert fenced("````md\n```\nx\n```\n````") == ["```\nx\n```\n"]
-    assert fenced("`x` and ``` in a line") == []
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "def half(:\n" + "import x y\n" * 20_000,
+        "    x = (\n" + "Some prose here\n" * 20_000,
+        "if you see this line\n" * 20_000 + WHOLE,
+    ],
+)
+def test_a_hostile_answer_takes_no_long_time(answer: str) -> None:
+    started = time.perf_counter()
+    solution(PROMPT, "half", answer)
+    assert time.perf_counter() - started < 20  # a minute and more, where it grew with the square

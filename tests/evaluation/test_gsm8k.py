@@ -28,6 +28,7 @@ from sft_lab.evaluation.gsm8k import GSM8K, flexible_number, strict_number
         ("\0#### 18", None),
         ("", None),
         ("#### " + "9" * 5000, None),  # more digits than Python reads
+        ("#### " + "9" * 4000 + ".5", None),
     ],
 )
 def test_strict_reads_the_first_number_behind_the_mark(
@@ -67,6 +68,13 @@ def test_strict_reads_the_first_number_behind_the_mark(
         ("<<2*3=6>>6 per day", 6),
         ("3300/", 3300),
         ("9" * 5000, None),
+        ("9" * 400 + ".5", None),  # no number but a digit repeated
+        ("9" * 4300 + "e999", None),
+        (r"2\frac{1}{2}", Fraction(5, 2)),
+        ("1,234/2", 617),
+        ("on 5/6/2024", 2024),
+        ("\N{EN DASH}5", -5),
+        ("3\N{EN DASH}5", 5),
         ("none", None),
         ("", None),
     ],

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -199,6 +200,9 @@ def test_wrong_requests_are_named(score: Callable[..., Scored], tmp_path: Path) 
     assert "'task_id' is missing" in score("humaneval", GSM8K, given, "--sandbox=limited").err
     wrong = score("humaneval", HUMANEVAL, given, "--sandbox=strict")
     assert "sandbox must be isolated, isolated_or_limited or limited, got 'strict'" in wrong.err
+    taken = score("gsm8k", GSM8K, given, f"--out={tmp_path / 'completions.jsonl'}")
+    assert "is a file that is read" in taken.err
+    assert len((tmp_path / "completions.jsonl").read_text().splitlines()) == 1
     nowhere = score("gsm8k", GSM8K, given, f"--out={tmp_path / 'no/out.jsonl'}")
     assert "--out" in nowhere.err
     assert nowhere.code == 2
@@ -226,3 +230,56 @@ def test_real_completions_are_graded_as_their_labels_say(
             if label["task_id"] == "IFEval/1122":  # asks for "#", where the label drew a letter
                 expected["loose"] = [True, True]
         assert (row["task_id"], row["verdicts"]) == (label["task_id"], expected)
+
+
+def test_out_is_written_to_what_is_there(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "p.jsonl", GSM8K)
+    write_jsonl(tmp_path / "c.jsonl", answers(("GSM8K/1", "#### 1")))
+    files = [f"--problems={tmp_path / 'p.jsonl'}", f"--completions={tmp_path / 'c.jsonl'}"]
+
+    def out(path: Path) -> int:
+        return main(["score", "gsm8k", *files, f"--out={path}"])
+
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    assert out(tmp_path / "link") == 0
+    assert (tmp_path / "link").is_symlink()
+    row = json.loads((tmp_path / "target").read_text())
+    assert row["task_id"] == "GSM8K/1"
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    assert out(tmp_path / "pipe") == 0
+    assert json.loads(os.read(reader, 10_000)) == row
+    os.close(reader)
+    assert out(tmp_path / "rows.gz") == 0
+    assert json.loads(gzip.decompress((tmp_path / "rows.gz").read_bytes())) == row
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+@pytest.mark.parametrize("line", ["[" * 200_000, '{"n": ' + "9" * 5000 + "}"])
+def test_json_that_cannot_be_read_is_named(
+    line: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_jsonl(tmp_path / "p.jsonl", GSM8K)
+    (tmp_path / "c.jsonl").write_text(line)
+    files = [f"--problems={tmp_path / 'p.jsonl'}", f"--completions={tmp_path / 'c.jsonl'}"]
+    assert main(["score", "gsm8k", *files]) == 2
+    assert "c.jsonl, line 1: no JSON that can be read" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"code": "def f(:"}, "key 'code' must be Python"),
+        ({"code": "\0"}, "key 'code' must be Python"),
+        ({"test_imports": [3]}, "key 'test_imports' must be a string, or a list of them, got [3]"),
+        ({"task_id": True}, "key 'task_id' must be"),
+        ({"text": 5}, "key 'text' (or 'prompt'"),
+    ],
+)
+def test_a_wrong_problem_of_mbpp_is_named(
+    score: Callable[..., Scored], changes: dict[str, Any], message: str
+) -> None:
+    scored = score("mbpp", [{**MBPP[1], **changes}], answers(("MBPP/11", "")), "--sandbox=limited")
+    assert (scored.code, scored.rows) == (2, [])
+    assert message in scored.err

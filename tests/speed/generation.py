@@ -28,16 +28,15 @@ from sft_lab.evaluation.benchmark import json_lines
 from sft_lab.evaluation.generation import generate
 from sft_lab.paths import resolve
 from sft_lab.qlora import (
-    EvaluationWeights,
     Lora,
     add_lora,
     compute_dtype,
-    evaluation_weights,
     load_base,
     plain_causal_lm,
     target_logits,
 )
 from sft_lab.tables import format_table
+from sft_lab.unquantized import EvaluationWeights, evaluation_weights
 
 CONFIG = Path(__file__).parents[2] / "configs" / "world" / "evaluation.yaml"
 BASE = "world://base"

@@ -35,8 +35,11 @@ class RoomyLayer(DynamicLayer):
         new = (key_states, value_states)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            self._size = len(key_states)
-            self._memory = [states[:, :, :0] for states in new]
+            # As they are: room can wait for the next token, when the prompt's activations are gone.
+            self._memory = list(new)
+            self._size, self._end = len(key_states), key_states.shape[-2]
+            self.keys, self.values = new
+            return new
         self._make_room(self._size, key_states.shape[-2])
         start, self._end = self._end, self._end + key_states.shape[-2]
         for memory, states in zip(self._memory, new, strict=True):
