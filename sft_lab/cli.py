@@ -24,6 +24,7 @@ def main(arguments: list[str]) -> int:
         The exit code: 0 done, 1 the run failed, 2 the request was wrong, 130 and 143 after signals.
     """
     _be_quiet()
+
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
         raise Interrupted(number)
 
