@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-pytest_plugins = ["runs", "judge_server"]  # fixtures: the command line, a judge
+# Fixtures: the command line, a judge, ways to isolate programs.
+pytest_plugins = ["runs", "judge_server", "sandboxes"]
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -1,5 +1,6 @@
-"""Programs for the sandbox's tests, and the levels that this machine can hold."""
+"""Programs for the sandbox's tests, and the levels and routes that this machine can hold."""
 
+import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -11,8 +12,10 @@ from sft_lab.evaluation.sandbox import (
     Program,
     ProgramResult,
     isolation_fault,
+    isolation_route,
     run_programs,
 )
+from sft_lab.evaluation.sandbox_routes import TOOLS, Route, find_tool
 
 FAULT = isolation_fault()
 needs_isolation = pytest.mark.skipif(FAULT is not None, reason=f"no isolation here: {FAULT}")
@@ -61,3 +64,43 @@ def running(pid: int, limit_s: float = 30.0) -> list[int]:
             return found
         time.sleep(0.01)
     raise TimeoutError(f"no program runs after {limit_s} s")
+
+
+@pytest.fixture(scope="session")
+def util_linux(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of programs without bubblewrap."""
+    folder = tmp_path_factory.mktemp("tools")
+    for path in (folder, folder.parent, folder.parent.parent):
+        path.chmod(0o755)  # for a test that runs as another user
+    for name in TOOLS["util-linux"]:
+        if tool := find_tool(name):
+            (folder / name).symlink_to(tool)
+    return folder
+
+
+def choose(route: str, monkeypatch: pytest.MonkeyPatch, util_linux: Path) -> None:
+    if route == "util-linux":
+        monkeypatch.setenv("PATH", str(util_linux))
+    if isolation_route() != route:
+        fault = isolation_fault() or (shutil.which("bwrap") or "no bwrap") + " does not work"
+        pytest.skip(f"no isolation by {route} here: {fault}")
+
+
+@pytest.fixture(params=list(TOOLS))
+def route(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, util_linux: Path
+) -> Route:
+    """A route to isolation, the only one to be found."""
+    choose(request.param, monkeypatch, util_linux)
+    return request.param
+
+
+@pytest.fixture(params=["limited", *TOOLS])
+def level(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, util_linux: Path
+) -> Level:
+    """A level, by each of its routes."""
+    if request.param == "limited":
+        return "limited"
+    choose(request.param, monkeypatch, util_linux)
+    return "isolated"
