@@ -154,3 +154,30 @@ def test_the_field_s_benchmarks_are_measured_beside_one_s_own(
     assert "sandbox" not in plan["gsm8k"]
     table = lab.json("answers/step_000012/gsm8k.json")
     assert table["columns"][:4] == ["id", "strict", "flexible", "reason"]
+
+
+def test_several_samples_of_a_problem_are_drawn_in_the_run(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFT_LAB_DATA", str(write_benchmarks(lab.folder / "data")))
+    lab.write(
+        "samples.yaml",
+        "evaluation:\n"
+        "  benchmarks:\n"
+        "    gsm8k: {init_args: {num_examples: 3}}\n"
+        "    humaneval: {init_args: {num_examples: 2, max_new_tokens: 8}}\n"
+        "  decoding: {humaneval: {num_samples: 10, temperature: 1.0}}\n",
+    )
+    files = [f"--config={CONFIGS / 'real_files/benchmarks.yaml'}", "--config=samples.yaml"]
+    assert lab.fit(*files).code == 0
+    table = lab.json("answers/step_000012/humaneval.json")
+    assert [row[0] for row in table["data"]] == [
+        f"HumanEval/{n}" for n in (0, 1) for _ in range(10)
+    ]
+    completions = {row[3] for row in table["data"][:10]}
+    assert len(completions) == 10  # a random model seldom says the same twice
+    for key in ("humaneval/pass_at_1", "humaneval/pass_at_10"):
+        assert set(lab.points(key)) == set(EVALUATED_STEPS)
+        assert lab.points(f"{key}_n")[12] == 2
+    decoding = lab.json("stage_plan.json")["benchmarks"]["humaneval"]["decoding"]
+    assert (decoding["num_samples"], decoding["temperature"]) == (10, 1.0)
