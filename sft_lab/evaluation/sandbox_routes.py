@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from sft_lab.evaluation.sandbox_worker import SCRATCH
+
 Route = Literal["bubblewrap", "util-linux"]
 
 TOOLS: dict[Route, tuple[str, ...]] = {
@@ -47,7 +49,7 @@ DEVICES = ("/dev/full", "/dev/null", "/dev/random", "/dev/urandom", "/dev/zero")
 # Makes a root of its own, swaps it for the machine's, and becomes the worker. It grows under /sys,
 # where nothing to bind lies; the first tmpfs hides what is mounted there. Submounts come along with
 # a bind but not its flags, so each is made read-only, with the flags that the kernel holds locked.
-# The old root goes to /tmp, over the scratch folder; to find it there, umount needs /proc.
+# The old root goes to /scratch, over that folder; to find it there, umount needs /proc.
 SCRIPT = """
 set -eu
 PATH=$1 umount=$2 size=$3 root=/sys/root
@@ -55,7 +57,7 @@ shift 3
 mount -n -t tmpfs -o mode=755,nosuid,nodev tmpfs /sys
 mkdir $root
 mount -n -t tmpfs -o mode=755,nosuid,nodev tmpfs $root
-mkdir $root/proc $root/tmp
+mkdir $root/proc $root/scratch
 while [ "$1" != -- ]; do
     mkdir -p "$root${3%/*}"
     if [ "$1" = --symlink ]; then
@@ -72,12 +74,12 @@ while read -r _ _ _ _ point flags _; do
         $root | $root/*) mount -n -o "remount,bind,$flags,ro" none "$(printf %b "$point")" ;;
     esac
 done < /proc/self/mountinfo
-mount -n -t tmpfs -o "mode=755,nosuid,nodev,size=$size" tmpfs $root/tmp
+mount -n -t tmpfs -o "mode=755,nosuid,nodev,size=$size" tmpfs $root/scratch
 mount -n --rbind /proc $root/proc
 cd $root
-pivot_root . tmp
-"/tmp$umount" -n -l /tmp /proc
-cd /tmp
+pivot_root . scratch
+"/scratch$umount" -n -l /scratch /proc
+cd /scratch
 exec "$@"
 """
 
@@ -97,7 +99,7 @@ def limited_command(scratch: str) -> list[str]:
 def isolated_command(route: Route) -> list[str]:
     """Return the command line of an isolated worker; all ``TOOLS`` of its route must be there."""
     site_packages = _site_packages()
-    worker = [*PYTHON, START, json.dumps(["/worker", "/tmp", site_packages, True])]
+    worker = [*PYTHON, START, json.dumps(["/worker", SCRATCH, site_packages, True])]
     build = {"bubblewrap": _bubblewrap, "util-linux": _util_linux}[route]
     return build([str(find_tool(name)) for name in TOOLS[route]], _binds(site_packages), worker)
 
@@ -112,7 +114,7 @@ def _bubblewrap(tools: Sequence[str], binds: Sequence[str], worker: Sequence[str
         # As process 1, the worker cannot be signalled by what it starts, and takes it along.
         *("--as-pid-1", "--new-session", "--die-with-parent"),
         *binds,
-        *("--size", str(SCRATCH_MB << 20), "--tmpfs", "/tmp", "--chdir", "/tmp"),
+        *("--size", str(SCRATCH_MB << 20), "--tmpfs", SCRATCH, "--chdir", SCRATCH),
         *("--remount-ro", "/"),
         *worker,
     ]

@@ -39,6 +39,7 @@ from sft_lab.evaluation.sandbox_program import (
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36  # linux/prctl.h
 SCRATCH_PREFIX = "sft-sandbox-"
+SCRATCH = "/scratch"  # of an isolated worker; not /tmp, under which an interpreter may lie
 MAX_FILE_MB = 16
 MAX_OPEN_FILES = 64
 # One thread per program, and the same clock everywhere.
@@ -238,7 +239,7 @@ def empty(folder: str) -> None:
             we are process 1. Another would be somebody's files.
     """
     named = os.path.basename(folder).startswith(SCRATCH_PREFIX)
-    if not (named or (os.getpid() == 1 and folder == "/tmp")):
+    if not (named or (os.getpid() == 1 and folder == SCRATCH)):
         raise ValueError(f"{folder} is no scratch folder, and will not be emptied.")
     with contextlib.suppress(OSError):
         os.chmod(folder, 0o700)

@@ -97,6 +97,7 @@ def test_each_judgement_is_a_file_with_what_was_asked(
 def test_a_judgement_is_kept_while_others_are_awaited(
     server: Server, make_judge: MakeJudge
 ) -> None:
+    make_judge().ask(prompts("first"))  # so that the SDK is imported
     server.planned["slow"] = [Reply(completion("late"), wait_s=60)]
     timer = threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT))
     timer.start()
