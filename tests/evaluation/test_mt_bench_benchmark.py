@@ -9,6 +9,8 @@ from conftest import write_jsonl
 from judge_server import Reply, Server, completion
 from runs import Lab
 
+pytestmark = pytest.mark.slow
+
 CONFIG = """
 evaluation:
   benchmarks:

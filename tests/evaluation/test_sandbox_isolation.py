@@ -14,7 +14,7 @@ from sandboxes import run, running, status
 from sft_lab.evaluation.sandbox import Program, ProgramResult, resolve_level, run_programs
 from sft_lab.evaluation.sandbox_routes import Route
 
-pytestmark = pytest.mark.usefixtures("route")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("route")]
 
 PASSED = ProgramResult(True, "passed")
 LIBC = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"

@@ -5,7 +5,7 @@ from sandboxes import LEVELS, run
 
 from sft_lab.evaluation.sandbox import Level, Program, ProgramResult, run_programs
 
-pytestmark = pytest.mark.parametrize("level", LEVELS)
+pytestmark = [pytest.mark.slow, pytest.mark.parametrize("level", LEVELS)]
 
 # As HumanEval writes tests; the right answer is n + 1.
 CHECK = """
