@@ -7,7 +7,7 @@ from typing_extensions import override
 
 from sft_lab.evaluation.benchmark import Benchmark, Item, Verdict
 from sft_lab.evaluation.ifeval.grading import check_row, grade
-from sft_lab.metrics.score import Score, accuracy
+from sft_lab.metrics.score import Score, accuracy, mean_score
 
 
 class IFEval(Benchmark):
@@ -48,12 +48,16 @@ class IFEval(Benchmark):
     @override
     def scores(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, Score]:
         found: dict[str, Score] = {}
+        ids = [item.id for item in items]
+        once = len(set(ids)) == len(ids)  # several answers to a prompt are not independent
         for kind in ("strict", "loose"):
             prompts = [parts(verdict, kind) for verdict in verdicts]
             if prompts:
-                found[f"prompt_{kind}"] = accuracy([all(marks) for marks in prompts])
-                instructions = [mark for marks in prompts for mark in marks]
-                found[f"instruction_{kind}"] = accuracy(instructions)
+                whole = [all(marks) for marks in prompts]
+                each = [mark for marks in prompts for mark in marks]
+                owners = [name for name, marks in zip(ids, prompts, strict=True) for _ in marks]
+                found[f"prompt_{kind}"] = accuracy(whole) if once else mean_score(whole, ids)
+                found[f"instruction_{kind}"] = accuracy(each) if once else mean_score(each, owners)
         return {name: found[name] for name in self.score_names if name in found}
 
 

@@ -84,9 +84,10 @@ class Graded:
         content = "".join(lines).encode()
         if path.suffix == ".gz":
             content = gzip.compress(content, mtime=0)
-        target = path.resolve()
-        # Written beside its place and moved there whole, but a pipe or a device is written to.
-        beside = target if is_special(target) else target.with_name(f".{target.name}.{os.getpid()}")
+        # Written beside its place and moved there whole, but a pipe or a device is written to: not
+        # by its resolved name, which /dev/stdout may not have.
+        target = path if is_special(path) else path.resolve()
+        beside = target if is_special(path) else target.with_name(f".{target.name}.{os.getpid()}")
         try:
             beside.write_bytes(content)
             if beside != target:
@@ -113,8 +114,7 @@ def check_out(path: Path, *inputs: str) -> None:
             raise RequestError(f"--out {path} is a file that is read; name another.")
     if path.is_dir():
         raise RequestError(f"--out {path} is a folder; name a file.")
-    target = path.resolve()
-    writable = target if target.exists() else target.parent
+    writable = path if path.exists() else path.resolve().parent
     if not os.access(writable, os.W_OK):
         missing = OSError(errno.ENOENT, "there is no such folder")
         denied = OSError(errno.EACCES, "permission denied")

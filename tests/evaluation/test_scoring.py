@@ -125,6 +125,16 @@ def test_ifeval(score: Callable[..., Scored]) -> None:
     assert scored.rows[0]["verdicts"] == {"strict": [False, False], "loose": [True, True]}
 
 
+def test_ifeval_with_several_answers_bootstraps_over_prompts(score: Callable[..., Scored]) -> None:
+    problems = [IFEVAL[0], {**IFEVAL[0], "key": 8}]
+    given = answers(*[("IFEval/7", "CAPITALS")] * 2, ("IFEval/8", "small, and with a comma"))
+    found = score("ifeval", problems, given).found["scores"]
+    low, high = bootstrap([1, 1, 0], groups="aab")
+    assert found["prompt_strict"] == {"value": 2 / 3, "low": low, "high": high, "n": 3}
+    low, high = bootstrap([1, 1, 1, 1, 0, 0], groups="aaaabb")
+    assert found["instruction_strict"] == {"value": 2 / 3, "low": low, "high": high, "n": 6}
+
+
 def judged(question_id: int, turn: int, text: str, model: str = "m") -> dict[str, Any]:
     return {"question_id": question_id, "model": model, "turn": turn, "judgment": text, "score": 1}
 
