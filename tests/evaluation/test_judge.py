@@ -100,10 +100,15 @@ def test_a_judgement_is_kept_while_others_are_awaited(
     make_judge().ask(prompts("first"))  # so that the SDK is imported
     server.planned["slow"] = [Reply(completion("late"), wait_s=60)]
     timer = threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT))
+    # A job in the background of a shell is started with Ctrl-C ignored.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
     timer.start()
     started = time.monotonic()
-    with pytest.raises(KeyboardInterrupt):
-        make_judge(timeout_s=60).ask(prompts("slow", "a"))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            make_judge(timeout_s=60).ask(prompts("slow", "a"))
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert time.monotonic() - started < 2  # Ctrl-C does not wait for the server
     server.asked.clear()
     make_judge().ask(prompts("a"))
