@@ -229,7 +229,10 @@ class LabCLI(LightningCLI):
             )
         self._check_trainer()
         logger.init_args.run_name = logger.init_args.run_name or self._run_name()
-        logger.init_args.tags = run_tags(self.plain, self.strategy, str(self.subcommand))
+        logger.init_args.tags = {  # what the lab finds runs by wins over the user's own
+            **(logger.init_args.tags or {}),
+            **run_tags(self.plain, self.strategy, str(self.subcommand)),
+        }
         devices, num_nodes = self.settings.trainer.devices, self.settings.trainer.num_nodes
         if str(devices) not in ("1", "[0]", "0,") or num_nodes != 1:
             raise RequestError(

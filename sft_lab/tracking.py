@@ -39,7 +39,7 @@ class RunLogger(MLFlowLogger):
         artifact_location: Where a local store keeps artifacts; a server decides for itself.
         run_name: The run's name; by default the strategy with what sets the run apart.
         run_id: Goes on with this run.
-        tags: Tags that the run has from its first moment.
+        tags: Tags that the run has from its first moment; the lab adds its own, which win.
     """
 
     def __init__(

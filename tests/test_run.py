@@ -32,6 +32,20 @@ def test_a_run_says_what_it_is(finished: FinishedRun) -> None:
     assert "version.torch" in params
 
 
+def test_a_run_has_the_users_name_and_tags_beside_the_labs(lab: Lab) -> None:
+    tags = '{"mlflow.parentRunId": "1f", "sft_lab.cell": "dmt, seed 0", "strategy": "mine"}'
+    logger = "--trainer.logger.init_args"
+    outcome = lab(
+        "validate", "--config=tiny.yaml", f"{logger}.tags={tags}", f"{logger}.run_name=cell 3"
+    )
+    assert outcome.code == 0, outcome.err
+    assert lab.run.info.run_name == "cell 3"
+    found = lab.run.data.tags
+    assert found["mlflow.parentRunId"] == "1f"
+    assert found["sft_lab.cell"] == "dmt, seed 0"
+    assert (found["strategy"], found["command"]) == ("tiny", "validate")  # the lab's own win
+
+
 def test_config_plan_and_samples_are_kept(finished: FinishedRun) -> None:
     lab = finished.lab
     config = yaml.safe_load(lab.artifact("config.yaml").read_text())
