@@ -1,1 +1,1 @@
-"""torchmetrics classes; forgetting and intervals as pure functions beside them."""
+"""torchmetrics classes; forgetting, intervals and paired tests as pure functions beside them."""

@@ -31,14 +31,26 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
     if not 0 <= correct <= total or total == 0:
         raise ValueError(f"An interval needs 0 <= correct <= total > 0, got {correct} of {total}.")
     _check_confidence(confidence)
-    z = NormalDist().inv_cdf((1 + confidence) / 2)
-    share = correct / total
-    centre = share + z**2 / (2 * total)
-    half = z * sqrt(share * (1 - share) / total + z**2 / (4 * total**2))
-    scale = 1 + z**2 / total
+    return share_interval(correct / total, total, NormalDist().inv_cdf((1 + confidence) / 2))
+
+
+def share_interval(share: float, n: float, quantile: float) -> tuple[float, float]:
+    """Return Wilson's interval of a share for an effective number of items and a quantile.
+
+    Args:
+        share: In [0, 1].
+        n: Independent items that would make the share as certain as it is; need not be whole.
+        quantile: Standard errors from the share to its interval's ends, 1.96 for 95 %.
+
+    Returns:
+        Lower and upper end, in [0, 1].
+    """
+    centre = share + quantile**2 / (2 * n)
+    half = quantile * sqrt(share * (1 - share) / n + quantile**2 / (4 * n**2))
+    scale = 1 + quantile**2 / n
     # Rounding alone could leave the interval of 0 or all right beside its own share.
-    low = 0.0 if correct == 0 else (centre - half) / scale
-    high = 1.0 if correct == total else (centre + half) / scale
+    low = 0.0 if share == 0 else (centre - half) / scale
+    high = 1.0 if share == 1 else (centre + half) / scale
     return low, high
 
 

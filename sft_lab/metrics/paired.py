@@ -1,0 +1,239 @@
+"""Paired tests: is one run better than another on the same items, or may it be chance?"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf, sqrt
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from sft_lab.metrics.intervals import wilson
+from sft_lab.metrics.seeds import are_shares, crossed_variance, marks_array
+
+_NUM_RESAMPLES = 10_000
+K = TypeVar("K", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What changed between two runs on the same items.
+
+    Attributes:
+        value: Mean of after minus mean of before, in the score's unit.
+        low: Lower end of the 95 % interval; -inf where items are too few for one.
+        high: Upper end; inf where items are too few.
+        p: Two-sided.
+        n: Items compared.
+        gained: Items right only after; 0 where marks are ratings or means.
+        lost: Items right only before.
+        test: Name of the test.
+    """
+
+    value: float
+    low: float
+    high: float
+    p: float
+    n: int
+    gained: int
+    lost: int
+    test: str
+
+
+def paired_shares(before: Sequence[bool], after: Sequence[bool]) -> Difference:
+    """Test the difference of two shares of right items exactly, with Newcombe's interval.
+
+    Given how many items changed, gained and lost ones are as likely if nothing differs; the exact
+    p may therefore stay above 5 % where the interval, an approximation, leaves 0 out.
+
+    Source: McNemar (1947), "Note on the Sampling Error of the Difference between Correlated
+    Proportions or Percentages", Psychometrika 12; Newcombe (1998), "Improved Confidence Intervals
+    for the Difference between Binomial Proportions Based on Paired Data", Statistics in Medicine
+    17, method 10.
+
+    Args:
+        before: Whether each item was right.
+        after: Whether it is now, in the same order.
+
+    Raises:
+        ValueError: If there are no items, or not the same number of them.
+
+    >>> change = paired_shares([True] * 6, [False] * 6)
+    >>> change.value, change.p  # 2 / 2^6
+    (-1.0, 0.03125)
+    """
+    n = _same_length(before, after)
+    pairs = list(zip(map(bool, before), map(bool, after), strict=True))
+    both, lost, gained, neither = (
+        pairs.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False))
+    )
+    test = mcnemar([[both, lost], [gained, neither]], exact=True)
+    low, high = _newcombe(both, lost, gained, neither)
+    value = (gained - lost) / n
+    return Difference(value, low, high, float(test.pvalue), n, gained, lost, "exact McNemar")
+
+
+def _newcombe(both: int, lost: int, gained: int, neither: int) -> tuple[float, float]:
+    """Return Newcombe's square-and-add interval of the share after minus the share before."""
+    n = both + lost + gained + neither
+    right_after, right_before = both + gained, both + lost
+    low_after, high_after = wilson(right_after, n)
+    low_before, high_before = wilson(right_before, n)
+    after, before = right_after / n, right_before / n
+    margins = right_after * right_before * (n - right_after) * (n - right_before)
+    product = float(both * neither - lost * gained)
+    if product > 0:
+        product = max(product - n / 2, 0)  # his correction for continuity
+    phi = product / sqrt(margins) if margins else 0.0
+
+    def distance(of_after: float, of_before: float) -> float:
+        # Never negative, since phi is in [-1, 1]; rounding could make it so.
+        return sqrt(max(of_after**2 - 2 * phi * of_after * of_before + of_before**2, 0.0))
+
+    value = (gained - lost) / n
+    return (
+        max(value - distance(after - low_after, high_before - before), -1.0),
+        min(value + distance(high_after - after, before - low_before), 1.0),
+    )
+
+
+def paired_means(
+    before: Sequence[float], after: Sequence[float], groups: Sequence[Hashable] | None = None
+) -> Difference:
+    """Test the difference of two means by the paired bootstrap over items.
+
+    The interval is the expanded percentile interval, which makes up for the bootstrap's narrowness
+    at few items, and p is the level at which it just reaches 0: it is below 5 % where the 95 %
+    interval leaves 0 out. With three items or groups or fewer there is no interval.
+
+    Source: Efron and Tibshirani (1993), "An Introduction to the Bootstrap", chapters 13 and 15;
+    Hesterberg (2015), "What Teachers Should Know About the Bootstrap", The American Statistician
+    69, section 3.3.
+
+    Args:
+        before: A mark of each item.
+        after: The mark now, in the same order.
+        groups: The group of each item; the items of one group are drawn together. Each is its own
+            when not given.
+
+    Raises:
+        ValueError: If there are no items, or not the same number of marks and groups.
+    """
+    n = _same_length(before, after)
+    changes = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+    if not np.isfinite(changes).all():
+        raise ValueError("Marks must be finite; leave items out that could not be graded.")
+    names = range(n) if groups is None else groups
+    place = {name: index for index, name in enumerate(dict.fromkeys(names))}
+    members = [place[name] for name, _ in zip(names, changes, strict=True)]
+    sums, sizes = np.bincount(members, weights=changes), np.bincount(members)
+    value = float(changes.mean())
+    low, high, p = _bootstrapped(sums, sizes)
+    return Difference(value, low, high, p, n, 0, 0, "paired bootstrap")
+
+
+def _bootstrapped(sums: NDArray[Any], sizes: NDArray[Any]) -> tuple[float, float, float]:
+    """Return interval and p of the mean of groups, from their sums and sizes."""
+    num_groups = len(sums)
+    if num_groups == 1:
+        return -inf, inf, 1.0
+    drawn = stats.bootstrap(
+        (sums, sizes),
+        lambda total, size, axis: total.sum(axis=axis) / size.sum(axis=axis),
+        paired=True,
+        n_resamples=_NUM_RESAMPLES,
+        batch=1000,  # of many items, all draws at once would take gigabytes
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).bootstrap_distribution
+    # A mean of n draws varies less than a mean of n items, by (n - 1) / n, and its tails are not
+    # those of a t distribution: normal quantiles are taken as the t quantiles they stand for.
+    df, narrowness = num_groups - 1, sqrt((num_groups - 1) / num_groups)
+    rounding = 1e-12 * max(float(np.abs(drawn).max()), 1.0)
+    tails = [(drawn <= rounding).sum(), (drawn >= -rounding).sum()]
+    tail = (min(tails) + 1) / (_NUM_RESAMPLES + 1)  # no p of 0 from finitely many draws
+    p = min(2 * float(stats.t.cdf(stats.norm.ppf(min(tail, 1)) * narrowness, df)), 1.0)
+    level = float(stats.norm.cdf(stats.t.ppf(0.025, df) / narrowness))
+    if level < 1 / (_NUM_RESAMPLES + 1):
+        return -inf, inf, p
+    low, high = np.quantile(drawn, [level, 1 - level])
+    return float(low), float(high), p
+
+
+def paired_over_seeds(
+    before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]
+) -> Difference:
+    """Test the difference of two means over seeds and items, which holds for others of both.
+
+    Items are paired, seeds are not: a run of the same seed shares nothing with another strategy's
+    but chance. Seeds and items are taken as crossed random effects with variances that may differ
+    between the sides; the sum of their mean squares, less what is counted twice, is the variance,
+    and Student's t with Satterthwaite's degrees of freedom the distribution (``crossed_variance``).
+    Assumed are runs that differ in nothing but the seed within a side, items drawn independently
+    of each other, and means that scatter about normally. In simulations at 5 %, with 2 to 5 seeds,
+    30 and 200 items and weak to strong seed effects, a null is rejected in 1 to 6 % of cases.
+
+    One seed on both sides, a single item, or no variation at all is left to ``paired_shares`` or,
+    of ratings, ``paired_means``.
+
+    Args:
+        before: Marks by seed, then item.
+        after: Marks by seed, then the same items.
+
+    Raises:
+        ValueError: If there are no seeds or items, not the same number of items everywhere, a mark
+            is not finite, or one side alone has a single seed, whose variation is unknown.
+    """
+    old, new = marks_array(before), marks_array(after)
+    if old.shape[1] != new.shape[1]:
+        raise ValueError(
+            f"Both sides must have the same items, got {old.shape[1]} before and {new.shape[1]}."
+        )
+    if min(len(old), len(new)) == 1 and len(old) != len(new):
+        raise ValueError(
+            f"Both sides need two seeds or more, or one each, got {len(old)} and {len(new)}."
+        )
+    changes = new.mean(axis=0) - old.mean(axis=0)
+    variance, df = crossed_variance(changes, [old, new])
+    if len(old) == 1 or len(changes) == 1 or variance == 0:
+        return _paired_items(old.mean(axis=0), new.mean(axis=0))
+    value, error = float(changes.mean()), sqrt(variance)
+    half = float(stats.t.ppf(0.975, df)) * error
+    p = float(2 * stats.t.sf(abs(value) / error, df))
+    return Difference(
+        value, value - half, value + half, p, len(changes), 0, 0, "t over seeds and items"
+    )
+
+
+def _paired_items(before: NDArray[Any], after: NDArray[Any]) -> Difference:
+    if are_shares(before) and are_shares(after):
+        return paired_shares([bool(mark) for mark in before], [bool(mark) for mark in after])
+    return paired_means(before.tolist(), after.tolist())
+
+
+def holm(p_values: Mapping[K, float]) -> dict[K, float]:
+    """Return p values adjusted for their number, so that 5 % holds for all of them together.
+
+    Source: Holm (1979), "A Simple Sequentially Rejective Multiple Test Procedure", Scandinavian
+    Journal of Statistics 6.
+
+    >>> holm({"math": 0.01, "code": 0.04})
+    {'math': 0.02, 'code': 0.04}
+    """
+    if not p_values:
+        return {}
+    adjusted = multipletests(list(p_values.values()), method="holm")[1]
+    return {key: float(p) for key, p in zip(p_values, adjusted, strict=True)}
+
+
+def _same_length(before: Sequence[Any], after: Sequence[Any]) -> int:
+    if len(before) != len(after):
+        raise ValueError(
+            f"Paired marks need the same items, got {len(before)} before and {len(after)} after."
+        )
+    if not len(before):
+        raise ValueError("A paired test needs at least one item, got none.")
+    return len(before)
