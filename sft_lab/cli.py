@@ -67,7 +67,7 @@ def _own_command(arguments: list[str]) -> int:
     if options.command is None:
         _parser().print_help()
         return 2
-    if options.command == "inspect":
+    if options.command in ("inspect", "study"):
         options.rest = rest
     elif rest:
         _parser().error(f"unrecognized arguments: {' '.join(rest)}")
@@ -122,6 +122,18 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", nargs="+", metavar="RUN", help="id, beginning of one, or run name")
     compare.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     compare.add_argument("--tracking_uri", default=_TRACKING_URI, help="default: %(default)s")
+    study = commands.add_parser(
+        "study",
+        help="a grid of runs that answers a question, on Ray; goes on where it was",
+        usage="python -m sft_lab study --config S [--KEY VALUE ...] [--plan | --print] "
+        "[--address A]",
+        allow_abbrev=False,
+    )
+    study.add_argument("--address", metavar="A", help="a Ray cluster; default: one of its own")
+    what = study.add_mutually_exclusive_group()
+    what.add_argument("--plan", action="store_true", help="say what would run, and run nothing")
+    what.add_argument("--print", action="store_true", help="one command a run, for Slurm and others")
+    study.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     export = commands.add_parser("export", help="a checkpoint as PEFT adapter or merged model")
     export.add_argument("--ckpt_path", type=Path, required=True, metavar="K")
     export.add_argument("--out", type=Path, required=True, metavar="D", help="a new folder")
@@ -197,6 +209,23 @@ def _compare(options: argparse.Namespace) -> int:
     compared = compare(RunStore(options.tracking_uri), options.runs)
     print(json.dumps(compared, indent=2) if options.json else comparison_table(compared))
     return 0
+
+
+def _study(options: argparse.Namespace) -> int:
+    from sft_lab.study.command import lay_out, outcome_table, print_commands, run_study
+    from sft_lab.study.cost import plan_table, study_plan
+
+    study = lay_out(options.rest)
+    if options.print:
+        print(print_commands(study))
+        return 0
+    if options.plan:
+        plan = study_plan(study)
+        print(json.dumps(plan, indent=2) if options.json else plan_table(plan))
+        return 0
+    progress = run_study(study, options.address)
+    print(outcome_table(progress))
+    return 0 if all(p.state == "finished" for p in progress.values()) else 1
 
 
 def _export(options: argparse.Namespace) -> int:

@@ -6,7 +6,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,7 +75,9 @@ _DECIDED_ELSEWHERE = {
 """Keys of the Trainer that would contradict the lab's own, and the key to set instead."""
 
 
-def compose(arguments: list[str]) -> tuple[Composed, list[str], list[str]]:
+def compose(
+    arguments: list[str], keys: Collection[str] = (*GROUPS, "seed_everything")
+) -> tuple[Composed, list[str], list[str]]:
     """Merge config files and dotted overrides, which win; leave other arguments to LightningCLI.
 
     Args:
@@ -96,7 +98,7 @@ def compose(arguments: list[str]) -> tuple[Composed, list[str], list[str]]:
         is_config = name in ("--config", "-c")
         is_override = (
             name.startswith("--")
-            and key.split(".")[0] in (*GROUPS, "seed_everything")
+            and key.split(".")[0] in keys
             and not key.endswith(("+", ".help"))
             and key.rpartition(".")[0] not in appended
         )

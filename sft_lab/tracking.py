@@ -23,7 +23,7 @@ from sft_lab.config import digest
 from sft_lab.errors import RequestError
 
 DIGEST_TAG = "sft_lab.config_digest"
-_PROCESS_TAG = "sft_lab.process"
+PROCESS_TAG = "sft_lab.process"
 _SQLITE = "sqlite:///"
 _URI_KEY = "trainer.logger.init_args.tracking_uri"
 
@@ -52,7 +52,7 @@ class RunLogger(MLFlowLogger):
         tags: dict[str, str] | None = None,
     ) -> None:
         is_local = tracking_uri.startswith(_SQLITE)
-        self._start_tags = {_PROCESS_TAG: _this_process(), **(tags or {})}
+        self._start_tags = {PROCESS_TAG: this_process(), **(tags or {})}
         super().__init__(
             experiment_name=experiment_name,
             run_name=run_name,
@@ -214,13 +214,13 @@ def _check_sqlite(file: Path) -> None:
         )
 
 
-def _this_process() -> str:
+def this_process() -> str:
     process = psutil.Process()
     # Process ids are used again; with the start time they are not.
     return f"{socket.gethostname()}:{process.pid}:{process.create_time():.0f}"
 
 
-def _is_alive(process: str) -> bool:
+def is_alive(process: str) -> bool:
     """Say whether the process of a tag still runs; one on another machine is taken to."""
     host, pid, created = process.rsplit(":", 2)
     if host != socket.gethostname():
@@ -304,8 +304,8 @@ class RunStore:
             if not token:
                 break
         for run in found:
-            process = run.data.tags.get(_PROCESS_TAG)
-            if run.info.status == "RUNNING" and process and not _is_alive(process):
+            process = run.data.tags.get(PROCESS_TAG)
+            if run.info.status == "RUNNING" and process and not is_alive(process):
                 self.client.set_terminated(run.info.run_id, "KILLED")
                 run.info._status = "KILLED"
         return found

@@ -1,0 +1,200 @@
+"""The commands of a study: its plan, its run, the commands that would run it elsewhere."""
+
+import os
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sft_lab.errors import Interrupted, RequestError
+from sft_lab.lab_cli import compose, silence
+from sft_lab.study.design import STUDY_KEYS, StudyDesign, cells, read_design
+from sft_lab.study.executors import Executor, RayExecutor
+from sft_lab.study.job import CELL_TAG, Job, run_arguments
+from sft_lab.study.parent_run import ParentRun, open_parent
+from sft_lab.study.progress_table import ProgressTable
+from sft_lab.study.runner import Progress, Runner
+from sft_lab.study.runs import StudyRun, plan_runs
+from sft_lab.tables import format_table
+from sft_lab.tracking import RunStore, absolute, prepare_store
+
+
+class Study(NamedTuple):
+    """A study that has been read and laid out.
+
+    Attributes:
+        design: Its design.
+        config: Its config, resolved.
+        runs: Its runs.
+    """
+
+    design: StudyDesign
+    config: Mapping[str, Any]
+    runs: list[StudyRun]
+
+    @property
+    def logger(self) -> Mapping[str, Any]:
+        """The settings of the logger that all runs share."""
+        settings: Mapping[str, Any] = self.runs[0].config["trainer"]["logger"]["init_args"]
+        return settings
+
+    @property
+    def store(self) -> RunStore:
+        """The store of all runs."""
+        return RunStore(str(self.logger["tracking_uri"]))
+
+
+def read_study_config(arguments: list[str]) -> tuple[StudyDesign, Mapping[str, Any]]:
+    """Return design and resolved config of a study.
+
+    Args:
+        arguments: ``--config FILE``, overrides ``--KEY VALUE``.
+
+    Raises:
+        RequestError: If something is wrong with them.
+    """
+    composed, files, rest = compose(arguments, STUDY_KEYS)
+    if not files:
+        raise RequestError("study needs --config FILE, for instance configs/studies/rq4.yaml.")
+    if rest:
+        raise RequestError(f"study knows no {rest[0]}; see python -m sft_lab study --help.")
+    return read_design(composed), composed.resolved()
+
+
+def lay_out(arguments: list[str]) -> Study:
+    """Read a study and lay out all its runs.
+
+    Raises:
+        RequestError: If something is wrong with the study or with the config of a cell.
+    """
+    silence()
+    design, config = read_study_config(arguments)
+    runs = plan_runs(cells(design))
+    stores = {str(run.config["trainer"]["logger"]["init_args"]["tracking_uri"]) for run in runs}
+    if len(stores) > 1:
+        raise RequestError(
+            f"the runs of a study share one store, got {', '.join(sorted(stores))}; "
+            "set trainer.logger.init_args.tracking_uri under set."
+        )
+    return Study(design, config, runs)
+
+
+def finished_runs(study: Study) -> dict[str, str]:
+    """Return run ids by digest of what the store holds as finished."""
+    found: dict[str, str] = {}
+    for run in reversed(study.store.runs()):
+        digest = run.data.tags.get(CELL_TAG)
+        if digest and run.info.status == "FINISHED":
+            found[digest] = run.info.run_id
+    return found
+
+
+def print_commands(study: Study) -> str:
+    """Return a command for every run that is missing, to be run in any order, anywhere.
+
+    What they train is found by the same study afterwards.
+    """
+    there = finished_runs(study)
+    return "\n".join(
+        shlex.join(
+            [
+                "python",
+                "-m",
+                "sft_lab",
+                "fit",
+                *run.arguments,
+                *run_arguments(run.name, {CELL_TAG: run.digest}),
+            ]
+        )
+        for run in study.runs
+        if run.digest not in there
+    )
+
+
+def run_study(study: Study, address: str | None) -> dict[str, Progress]:
+    """Run what is missing of a study; its run in MLflow tells how it ended.
+
+    Returns:
+        The progress of every run, by digest.
+    """
+    uri, experiment = str(study.logger["tracking_uri"]), str(study.logger["experiment_name"])
+    prepare_store(uri, experiment)
+    location = study.logger.get("artifact_location")
+    artifacts = (
+        Path(str(location)).resolve().as_uri()
+        if location and absolute(uri).startswith("sqlite:")
+        else None
+    )
+    parent = open_parent(study.store, experiment, artifacts, study.design.name, study.config)
+    try:
+        executor = RayExecutor(study.design.resources, address)
+        try:
+            progress = _fill(study, parent, executor)
+        finally:
+            executor.stop()
+    except (Interrupted, KeyboardInterrupt):
+        parent.end("KILLED")
+        raise
+    except BaseException:
+        parent.end("FAILED")
+        raise
+    complete = all(p.state == "finished" for p in progress.values())
+    parent.end("FINISHED" if complete else "FAILED")
+    return progress
+
+
+def _fill(study: Study, parent: ParentRun, executor: Executor) -> dict[str, Progress]:
+    abilities = study.runs[0].abilities
+    recorded: dict[str, str] = {}
+
+    def tell(progress: Mapping[str, Progress]) -> None:
+        states = {digest: p.state for digest, p in progress.items()}
+        if states != recorded:
+            parent.record(study.design, abilities, progress)
+            recorded.update(states)
+        table(progress)
+
+    with ProgressTable(study.store) as table:
+        runner = Runner(
+            executor,
+            lambda run, fork: make_job(study, parent, run, fork),
+            attempts=study.design.attempts,
+            tell=tell,
+        )
+        return runner.run(study.runs, finished_runs(study))
+
+
+def make_job(study: Study, parent: ParentRun, run: StudyRun, fork: str | None) -> Job:
+    """Return the job of a run."""
+    folder = Path.cwd()
+    dirpath = run.config.get("checkpoint", {}).get("dirpath", "mlruns/checkpoints")
+    threads = str(study.design.resources.cpus)
+    return Job(
+        digest=run.digest,
+        name=run.name,
+        arguments=run.arguments,
+        fork=fork,
+        parent=parent.run_id,
+        tracking_uri=str(study.logger["tracking_uri"]),
+        dirpath=Path(dirpath),
+        log=folder / "mlruns" / "studies" / study.design.name / f"{run.digest[:12]}.log",
+        folder=folder,
+        environment={
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "COLUMNS": os.environ.get("COLUMNS", "100"),
+        },
+    )
+
+
+def outcome_table(progress: Mapping[str, Progress]) -> str:
+    """Return how a study ended: counts, and every run that failed with its reason."""
+    states = [p.state for p in progress.values()]
+    lines = [f"{states.count('finished')} of {len(states)} runs finished."]
+    failed = [p for p in progress.values() if p.state == "failed"]
+    if failed:
+        rows = [[p.run.name, str(p.attempts), p.reason[:100]] for p in failed]
+        lines.append(format_table(["failed", "attempts", "reason"], rows))
+    return "\n".join(lines)
+
+

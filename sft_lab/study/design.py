@@ -1,0 +1,291 @@
+"""A study as its config writes it: questions, their arms, and the cells that come of them."""
+
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser
+
+from sft_lab.config import Composed
+from sft_lab.config_keys import check_keys
+from sft_lab.errors import RequestError
+from sft_lab.lab_cli import GROUPS as RUN_GROUPS
+from sft_lab.lab_cli import explain
+from sft_lab.paths import find_config
+
+Scalar = int | float | str
+Kind = Literal["single", "mixed", "ratio", "strategies", "grid"]
+
+
+@dataclass(frozen=True)
+class Axis:
+    """Values that config keys take one after the other.
+
+    Args:
+        values: The values.
+        keys: Dotted keys of a run's config, which all take the same value.
+    """
+
+    values: list[Scalar]
+    keys: list[str]
+
+
+@dataclass(frozen=True)
+class Search:
+    """Looks for the smallest value of an arm's axis that keeps abilities, instead of trying all.
+
+    Args:
+        axis: The axis, whose values ascend.
+        retention: The least retention of each ability, in (0, 1], by metric key.
+        confidence: How sure it must be, in (0.5, 1).
+    """
+
+    axis: str
+    retention: dict[str, float]
+    confidence: float = 0.9
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Runs of one strategy.
+
+    Args:
+        config: A strategy's file, by its name in the study's ``strategies``, or a path.
+        also: Config files laid over it.
+        set: Values by dotted key, as overrides.
+        grid: Axes by name; with several, every combination is a run.
+        seeds: ``seed_everything`` of its runs; the question's where not given.
+        search: Tries only the values of an axis that it needs.
+    """
+
+    config: str
+    also: list[str] = field(default_factory=list)
+    set: dict[str, Any] = field(default_factory=dict)
+    grid: dict[str, Axis] = field(default_factory=dict)
+    seeds: list[int] | None = None
+    search: Search | None = None
+
+
+@dataclass(frozen=True)
+class QuestionDesign:
+    """One question.
+
+    Args:
+        title: One line.
+        arms: What is compared, by name.
+        design: How it is drawn and read, see ``study_results.Question``.
+        seeds: Of its runs; the study's where not given.
+    """
+
+    title: str
+    arms: dict[str, Arm]
+    design: Kind = "grid"
+    seeds: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one run takes.
+
+    Args:
+        cpus: CPU cores, and threads that it computes with.
+        gpus: GPUs; 0.5 lets two runs share one.
+        memory_gb: Main memory in GB; not counted where not given.
+    """
+
+    cpus: int = 1
+    gpus: float = 0
+    memory_gb: float | None = None
+
+
+@dataclass(frozen=True)
+class Representation:
+    """Runs whose hidden states are drawn before and after.
+
+    Args:
+        question: The question.
+        arm: The arm.
+        axis: Its values of the run's axes; the first run of the arm where not given.
+        layer: Decoder layer, from 1; negative from the last.
+        num_queries: Queries of each source.
+    """
+
+    question: str
+    arm: str
+    axis: dict[str, Scalar] = field(default_factory=dict)
+    layer: int = -1
+    num_queries: int = 100
+
+
+@dataclass(frozen=True)
+class StudyDesign:
+    """A study.
+
+    Args:
+        name: Its name, under which it is found again.
+        strategies: Folder of a base's strategies, such as ``configs/world``.
+        questions: Questions by name.
+        seeds: ``seed_everything`` of every run.
+        fractions: Amounts that questions refer to as ``${fractions}``.
+        set: Values by dotted key, of every run.
+        resources: What one run takes.
+        attempts: How often a run that crashes is begun or gone on with.
+        representation: Runs whose hidden states the report shows.
+    """
+
+    name: str
+    strategies: str
+    questions: dict[str, QuestionDesign]
+    seeds: list[int] = field(default_factory=lambda: [0])
+    fractions: list[Scalar] = field(default_factory=list)
+    set: dict[str, Any] = field(default_factory=dict)
+    resources: Resources = Resources()
+    attempts: int = 3
+    representation: Representation | None = None
+
+
+STUDY_KEYS = tuple(StudyDesign.__dataclass_fields__)
+
+
+@dataclass(frozen=True)
+class CellSpec:
+    """One run of a study: where it stands in the grid, and the arguments of its ``fit``.
+
+    Attributes:
+        question: The question's name.
+        arm: The arm's name.
+        axis: Its values by axis name, as text.
+        seed: ``seed_everything``.
+        arguments: What stands behind ``fit``.
+    """
+
+    question: str
+    arm: str
+    axis: Mapping[str, str]
+    seed: int
+    arguments: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The run's name in MLflow, the same for equal runs of one question only.
+
+        >>> CellSpec("rq4", "dmt", {"k": "1/64"}, 0, ()).name
+        'rq4 dmt k=1/64 seed 0'
+        """
+        axis = [f"{name}={value}" for name, value in self.axis.items()]
+        return " ".join([self.question, self.arm, *axis, f"seed {self.seed}"])
+
+
+def read_design(composed: Composed) -> StudyDesign:
+    """Return the design that a config holds, checked as far as it can be without any run's config.
+
+    Raises:
+        RequestError: Naming the key, where it was written, the value and the fix.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--study", type=StudyDesign)
+    nested = Composed()
+    nested.config = composed.config
+    nested.origins = composed.origins
+    check_keys(nested, {}, list(STUDY_KEYS))
+    whole = composed.resolved()
+    for key in ("name", "strategies", "questions"):
+        if not whole.get(key):
+            raise RequestError(
+                f"{composed.origin(key)}{key}: a study needs it; see configs/studies/rq4.yaml."
+            )
+    try:
+        design: StudyDesign = parser.instantiate(parser.parse_object({"study": whole})).study
+    except ArgumentError as fault:
+        raise RequestError(explain(str(fault).replace("study.", ""), composed)) from fault
+    _check(design, composed)
+    return design
+
+
+def _check(design: StudyDesign, composed: Composed) -> None:
+    def refuse(key: str, why: str) -> RequestError:
+        return RequestError(f"{composed.origin(key)}{key}{why}")
+
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", design.name):
+        raise refuse("name", f" is part of paths: use letters, digits, _, . and -, got {design.name!r}.")
+    if design.attempts < 1:
+        raise refuse("attempts", f" must be 1 or more, got {design.attempts}.")
+    if design.resources.cpus < 1 or design.resources.gpus < 0:
+        raise refuse("resources", f": a run takes 1 core or more and no GPU or some, got {design.resources.cpus} and {design.resources.gpus}.")
+    for name, question in design.questions.items():
+        key = f"questions.{name}"
+        if not question.arms:
+            raise refuse(f"{key}.arms", " is empty; a question compares at least one arm.")
+        for arm_name, arm in question.arms.items():
+            for axis_name, axis in arm.grid.items():
+                axis_key = f"{key}.arms.{arm_name}.grid.{axis_name}"
+                if not axis.values or not axis.keys:
+                    raise refuse(axis_key, " needs values and keys, got "
+                                 f"{len(axis.values)} values and {len(axis.keys)} keys.")
+                for config_key in axis.keys:
+                    if config_key.split(".")[0] not in RUN_GROUPS:
+                        raise refuse(f"{axis_key}.keys", f": {config_key!r} is no key of a run's config; it begins with one of {', '.join(RUN_GROUPS)}.")
+            if arm.search is not None and arm.search.axis not in arm.grid:
+                raise refuse(f"{key}.arms.{arm_name}.search.axis", f" must be an axis of its grid ({', '.join(arm.grid)}), got {arm.search.axis!r}.")
+
+
+def cells(design: StudyDesign) -> list[CellSpec]:
+    """Return every cell of a study in order: by question, arm, grid, seed.
+
+    Raises:
+        RequestError: If there is no file of a strategy's name.
+    """
+    return [
+        cell
+        for name, question in design.questions.items()
+        for arm_name, arm in question.arms.items()
+        for cell in arm_cells(design, name, arm_name, arm, question.seeds)
+    ]
+
+
+def arm_cells(
+    design: StudyDesign,
+    question: str,
+    arm_name: str,
+    arm: Arm,
+    seeds: Sequence[int] | None = None,
+) -> list[CellSpec]:
+    """Return the cells of one arm: every combination of its axes' values, under every seed."""
+    files = [_file(design, file) for file in (arm.config, *arm.also)]
+    fixed = {**design.set, **arm.set}
+    found: list[CellSpec] = []
+    for values in itertools.product(*(axis.values for axis in arm.grid.values())):
+        axis = dict(zip(arm.grid, map(str, values), strict=True))
+        gridded = {
+            key: value
+            for (_, settings), value in zip(arm.grid.items(), values, strict=True)
+            for key in settings.keys
+        }
+        for seed in arm.seeds or seeds or design.seeds:
+            overrides = {**fixed, **gridded, "seed_everything": seed}
+            arguments = [f"--config={file}" for file in files]
+            arguments += [f"--{key}={_written(value)}" for key, value in overrides.items()]
+            found.append(CellSpec(question, arm_name, axis, seed, tuple(arguments)))
+    return found
+
+
+def _file(design: StudyDesign, name: str) -> str:
+    path = name if "/" in name else f"{design.strategies}/{name}"
+    find_config(path)
+    return path
+
+
+def _written(value: Any) -> str:
+    """Return a value as the command line takes it."""
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("\n...")
+
+
+def strategy_name(cell: CellSpec) -> str:
+    """Return the name of a cell's strategy, that of its first config file."""
+    return Path(cell.arguments[0].partition("=")[2]).stem

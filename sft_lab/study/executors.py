@@ -1,0 +1,120 @@
+"""Where jobs run: on a Ray cluster, embedded in this process or named by its address."""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from sft_lab.errors import RequestError
+from sft_lab.study.design import Resources
+from sft_lab.study.job import Ended, Job, run_job
+
+
+class Executor(Protocol):
+    """Runs jobs, as many at a time as there is room for."""
+
+    def submit(self, job: Job) -> None:
+        """Take a job; those that came first begin first."""
+
+    def wait(self, timeout_s: float) -> Sequence[Ended]:
+        """Return the jobs that have ended since, after some seconds at the latest."""
+
+    def stop(self) -> None:
+        """Stop what runs, each run with a checkpoint, and give everything back."""
+
+
+class RayExecutor:
+    """Runs jobs as tasks of Ray.
+
+    Args:
+        resources: What each job takes.
+        address: A running cluster, ``auto`` for that of this machine; by default one is started
+            for this process, over all cores and GPUs of the machine.
+
+    Raises:
+        RequestError: If Ray is not installed, or no cluster answers, or none of its machines has
+            what a job takes.
+    """
+
+    def __init__(self, resources: Resources, address: str | None = None) -> None:
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
+        # Said by Ray itself of a release to come; a job that takes no GPU shall see none.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        try:
+            import ray
+        except ImportError as fault:
+            raise RequestError(
+                "study runs on Ray, which is not installed: pip install 'sft_lab[study]'; "
+                "or take --print, and run the commands elsewhere."
+            ) from fault
+        self._ray = ray
+        self._jobs: dict[Any, Job] = {}
+        quiet: dict[str, Any] = {
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+        }
+        if address is None:
+            quiet |= {"include_dashboard": False, "object_store_memory": 100 * 1024**2}
+        try:
+            ray.init(address=address or "local", **quiet)
+        except (ConnectionError, RuntimeError, ValueError) as fault:
+            raise RequestError(
+                f"--address {address}: no Ray cluster answers ({str(fault).splitlines()[0]}). "
+                "Start one (ray start --head), or leave --address out."
+            ) from fault
+        self._check(resources)
+        wanted: dict[str, Any] = {"num_cpus": resources.cpus, "max_retries": 0}
+        if resources.gpus:
+            wanted["num_gpus"] = resources.gpus
+        if resources.memory_gb:
+            wanted["memory"] = int(resources.memory_gb * 10**9)
+        self._task = ray.remote(**wanted)(run_job)
+
+    def _check(self, resources: Resources) -> None:
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        wanted = {
+            "CPU": resources.cpus,
+            "GPU": resources.gpus,
+            "memory": (resources.memory_gb or 0) * 10**9,
+        }
+        if not any(all(node.get(k, 0) >= v for k, v in wanted.items()) for node in nodes):
+            self._ray.shutdown()
+            raise RequestError(
+                f"resources: a run takes {resources.cpus} cores, {resources.gpus} GPUs and "
+                f"{resources.memory_gb or 0} GB, which no machine of the cluster has; "
+                "lower resources.cpus, resources.gpus or resources.memory_gb."
+            )
+
+    def submit(self, job: Job) -> None:
+        """Take a job."""
+        self._jobs[self._task.options(name=job.name).remote(job)] = job
+
+    def wait(self, timeout_s: float) -> Sequence[Ended]:
+        """Return the jobs that have ended since."""
+        if not self._jobs:
+            return []
+        refs = list(self._jobs)
+        ended, _ = self._ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
+        return [self._result(ref) for ref in ended]
+
+    def _result(self, ref: Any) -> Ended:
+        job = self._jobs.pop(ref)
+        exceptions = self._ray.exceptions
+        try:
+            result: Ended = self._ray.get(ref)
+            return result
+        except exceptions.RayTaskError as fault:
+            # Of our own function: a store that is gone, a folder that is not shared.
+            return Ended(job.digest, 1, None, str(fault).strip().splitlines()[-1])
+        except exceptions.RayError as fault:
+            return Ended(job.digest, None, None, str(fault).strip().splitlines()[0])
+
+    def stop(self) -> None:
+        """Stop what runs."""
+        for ref in self._jobs:
+            # As Ctrl-C in the task, which tells its process to stop and waits for it.
+            self._ray.cancel(ref, force=False)
+        if self._jobs:
+            self._ray.wait(list(self._jobs), num_returns=len(self._jobs), timeout=150)
+        self._ray.shutdown()

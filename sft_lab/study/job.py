@@ -1,0 +1,169 @@
+"""One run of a study on whatever machine it falls to: begun, gone on with, or found finished."""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sft_lab.checkpoint import last_checkpoint
+from sft_lab.tracking import RunStore
+
+CELL_TAG = "sft_lab.cell"
+PARENT_TAG = "mlflow.parentRunId"
+_LINUX_PDEATHSIG = 1  # PR_SET_PDEATHSIG of linux/prctl.h
+_STOP_S = 120
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a machine needs to know to fill a cell; paths are those of a shared file system.
+
+    Attributes:
+        digest: The run's digest, by which runs are found in the store.
+        name: The run's name.
+        arguments: What stands behind ``fit``.
+        fork: ``RUN_ID@STAGE`` to start from, or None.
+        parent: The study's run in MLflow.
+        tracking_uri: The store.
+        dirpath: Folder of checkpoints.
+        log: File for what ``fit`` prints; it is added to.
+        folder: The folder to work in.
+        environment: Environment variables beside those of the machine.
+    """
+
+    digest: str
+    name: str
+    arguments: tuple[str, ...]
+    fork: str | None
+    parent: str
+    tracking_uri: str
+    dirpath: Path
+    log: Path
+    folder: Path
+    environment: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How an attempt at a job ended.
+
+    Attributes:
+        digest: The run's digest.
+        code: Exit code of ``fit``; None where the machine was lost.
+        run_id: The finished run; None where there is none.
+        reason: Why there is none, in a line.
+    """
+
+    digest: str
+    code: int | None
+    run_id: str | None
+    reason: str = ""
+
+
+def find_runs(store: RunStore, digest: str) -> list[Any]:
+    """Return the runs of a digest, newest first."""
+    return [run for run in store.runs() if run.data.tags.get(CELL_TAG) == digest]
+
+
+def run_job(job: Job) -> Ended:
+    """Fill a cell in a process of its own, which stops when this one does."""
+    os.chdir(job.folder)
+    store = RunStore(job.tracking_uri)
+    runs = _settled(store, job.digest)
+    finished = next((run for run in runs if run.info.status == "FINISHED"), None)
+    if finished is not None:
+        return Ended(job.digest, 0, finished.info.run_id)
+    command = [sys.executable, "-m", "sft_lab", "fit", *fit_arguments(job, runs)]
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    with job.log.open("ab") as log:
+        log.write(f"$ {' '.join(command)}\n".encode())
+        log.flush()
+        begin = log.tell()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **job.environment},
+            preexec_fn=_stop_with(os.getpid()),
+        )
+        try:
+            code = process.wait()
+        except BaseException:
+            process.terminate()
+            try:
+                process.wait(_STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            raise
+    done = next((r for r in find_runs(store, job.digest) if r.info.status == "FINISHED"), None)
+    if code == 0 and done is not None:
+        return Ended(job.digest, 0, done.info.run_id)
+    return Ended(job.digest, code, None, _last_line(job.log, begin))
+
+
+def fit_arguments(job: Job, runs: list[Any]) -> list[str]:
+    """Return the arguments of ``fit``.
+
+    Args:
+        job: What is asked for.
+        runs: Runs of it that have not finished, newest first: the newest is gone on with.
+    """
+    tags = {CELL_TAG: job.digest, PARENT_TAG: job.parent}
+    arguments = [*job.arguments, *run_arguments(job.name, tags)]
+    if runs:
+        checkpoint = last_checkpoint(job.dirpath, runs[0].info.run_id)
+        return [*arguments, f"--ckpt_path={checkpoint if checkpoint.exists() else 'last'}"]
+    return [*arguments, f"--from={job.fork}"] if job.fork else arguments
+
+
+def run_arguments(name: str, tags: Mapping[str, str]) -> list[str]:
+    """Return the arguments that give a run its name and tags."""
+    logger = "--trainer.logger.init_args"
+    written = yaml.safe_dump(dict(tags), default_flow_style=True, width=10**6).strip()
+    return [f"{logger}.run_name={name}", f"{logger}.tags={written}"]
+
+
+def _settled(store: RunStore, digest: str) -> list[Any]:
+    """Return the runs of a digest once none runs: one whose study was killed ends by itself."""
+    deadline = time.monotonic() + _STOP_S
+    while True:
+        runs = find_runs(store, digest)
+        running = [run for run in runs if run.info.status == "RUNNING"]
+        if not running:
+            return runs
+        if time.monotonic() > deadline:
+            raise TimeoutError(
+                f"run {running[0].info.run_id} of this cell still runs, in another process; "
+                "stop it, or mark it killed in MLflow if its machine is gone"
+            )
+        time.sleep(1)
+
+
+def _stop_with(parent: int) -> Any:
+    """Return what a child does at its start to be told to stop when its parent dies."""
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+
+    def prepare() -> None:
+        libc.prctl(_LINUX_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before it was asked
+            os._exit(143)
+
+    return prepare
+
+
+def _last_line(log: Path, begin: int) -> str:
+    with log.open("rb") as file:
+        file.seek(begin)
+        lines = file.read().decode(errors="replace").replace("\r", "\n").splitlines()
+    return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")

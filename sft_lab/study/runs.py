@@ -1,0 +1,223 @@
+"""The runs of a study: equal cells once, each with a digest, and what can be forked from what."""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from sft_lab.config import Composed, identity
+from sft_lab.data.module import StagedDataModule
+from sft_lab.data.shares import parse_share
+from sft_lab.errors import RequestError
+from sft_lab.evaluation.suite import EvaluationSuite
+from sft_lab.inspection import planned
+from sft_lab.lab_cli import compose
+from sft_lab.paths import package_dir
+from sft_lab.study.design import CellSpec
+
+_PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes")
+
+
+@dataclass(frozen=True)
+class Fork:
+    """Where a run starts: at the end of a stage of another run."""
+
+    run: str  # the other run's digest
+    stage: str
+
+
+@dataclass(frozen=True)
+class StudyRun:
+    """One run that fills one cell, or several that are equal.
+
+    Attributes:
+        digest: Of config, data and code: equal ones need to run once only.
+        cells: The cells that it fills, of which the first names it.
+        steps: Optimizer steps of each stage, by name.
+        samples: Samples trained on.
+        tokens: Tokens trained on, prompts included.
+        stages: The stages as they are compared, by name.
+        base: Digest of all else that decides its numbers.
+        config: The resolved config, as it is written.
+        abilities: Metric key of each benchmark's first score, by the source that teaches it; a
+            source's second benchmark, and one without a source, go by the benchmark's own name.
+        fork: What it can be forked from.
+    """
+
+    digest: str
+    cells: tuple[CellSpec, ...]
+    steps: Mapping[str, int]
+    samples: int
+    tokens: int
+    stages: Mapping[str, str]
+    base: str
+    config: Mapping[str, Any]
+    abilities: Mapping[str, str]
+    fork: Fork | None = None
+
+    @property
+    def name(self) -> str:
+        """The run's name."""
+        return self.cells[0].name
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """What stands behind ``fit``."""
+        return self.cells[0].arguments
+
+    @property
+    def steps_to_train(self) -> int:
+        """Optimizer steps that are left to train behind the fork."""
+        shared = list(self.stages).index(self.fork.stage) + 1 if self.fork else 0
+        return sum(list(self.steps.values())[shared:])
+
+
+def plan_runs(
+    cells: Sequence[CellSpec], tell: Callable[[int, int], None] = lambda done, total: None
+) -> list[StudyRun]:
+    """Return the runs that fill all cells, every config checked and laid out as ``fit`` does it.
+
+    Args:
+        cells: The cells.
+        tell: Called with how many are laid out, of how many.
+
+    Raises:
+        RequestError: If the config of a cell is wrong, naming the cell.
+    """
+    found: dict[str, StudyRun] = {}
+    for index, cell in enumerate(cells):
+        tell(index, len(cells))
+        run = plan_run(cell)
+        if run.digest in found:
+            known = found[run.digest]
+            run = replace(known, cells=(*known.cells, cell))
+        found[run.digest] = run
+    tell(len(cells), len(cells))
+    return with_forks(list(found.values()))
+
+
+def plan_run(cell: CellSpec) -> StudyRun:
+    """Lay out one cell.
+
+    Raises:
+        RequestError: If its config is wrong, naming the cell.
+    """
+    try:
+        composed, _, rest = compose(list(cell.arguments))
+        if rest:
+            raise RequestError(f"fit knows no {rest[0]}.")
+        return describe(cell, composed, planned(composed, None))
+    except RequestError as fault:
+        raise RequestError(f"cell '{cell.name}': {fault}") from fault
+
+
+def describe(cell: CellSpec, composed: Composed, data: StagedDataModule) -> StudyRun:
+    """Return the run of one cell.
+
+    Args:
+        cell: The cell.
+        composed: Its config.
+        data: What that trains on.
+    """
+    config = composed.resolved()
+    comparable = identity(config)
+    stages = comparable["data"].pop("stages")
+    comparable["data"].pop("k", None)  # acts through the shares of stages alone
+    compared = {name: _canonical(name, stage) for name, stage in stages.items()}
+    digests = {
+        "sources": {name: loaded.digest for name, loaded in data.corpus.loaded.items()},
+        "benchmarks": {n: b.digest() for n, b in data.evaluation.benchmarks.items()},
+        "code": code_digest(),
+    }
+    base = _digest([comparable, digests])
+    schedule = data.schedule
+    seen = schedule.seen(schedule.num_steps)
+    return StudyRun(
+        digest=_digest([base, list(compared.items())]),
+        cells=(cell,),
+        steps={stage.name: stage.num_steps for stage in schedule.stages},
+        samples=seen.samples,
+        tokens=seen.tokens,
+        stages=compared,
+        base=base,
+        config=config,
+        abilities=_abilities(data.evaluation),
+    )
+
+
+def _abilities(suite: EvaluationSuite) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for name, benchmark in suite.benchmarks.items():
+        source = benchmark.source
+        found[source if source and source not in found else name] = suite.score_keys[name]
+    return found
+
+
+def _canonical(name: str, stage: Mapping[str, Any]) -> str:
+    """Return a stage as it is compared: a share of 0 is as none, and 0.25 as 1/4."""
+    shares = {
+        source: parse_share(f"data.stages.{name}.mixture.{source}", value)
+        for source, value in stage["mixture"].items()
+    }
+    # In order of names: the order in which a mixture is written decides nothing.
+    mixture = {
+        source: [share.kind, str(share.amount)]
+        for source, share in sorted(shares.items())
+        if share.amount
+    }
+    return json.dumps({**stage, "mixture": mixture}, sort_keys=True)
+
+
+def with_forks(runs: Sequence[StudyRun]) -> list[StudyRun]:
+    """Return the runs, each with the earlier one that shares most of its first stages.
+
+    A run trains its own last stage itself, since equal runs have been made one before.
+    """
+    placed: list[StudyRun] = []
+    for run in runs:
+        names = list(run.stages)
+        best: tuple[int, StudyRun] | None = None
+        for other in placed:
+            shared = _shared_stages(run, other)
+            if shared and (best is None or shared > best[0]):
+                best = shared, other
+        fork = Fork(best[1].digest, names[best[0] - 1]) if best else None
+        placed.append(replace(run, fork=fork))
+    return placed
+
+
+def _shared_stages(run: StudyRun, other: StudyRun) -> int:
+    if run.base != other.base:
+        return 0
+    shared = 0
+    for one, two in zip(list(run.stages.items())[:-1], other.stages.items(), strict=False):
+        if one != two:
+            break
+        shared += 1
+    return shared
+
+
+@cache
+def code_digest() -> str:
+    """Return the digest of the code that trains and measures, and of what it stands on.
+
+    It holds every module of the packages but those of studies, which run and draw it.
+    """
+    folders = (package_dir(), Path(str(files("callbacks"))))
+    found = hashlib.sha256()
+    for folder in folders:
+        for file in sorted(folder.rglob("*.py")):
+            place = file.relative_to(folder)
+            if place.parts[0] != "study":
+                found.update(f"{folder.name}/{place}\0".encode() + file.read_bytes() + b"\0")
+    found.update(json.dumps({name: version(name) for name in _PACKAGES}).encode())
+    return found.hexdigest()
+
+
+def _digest(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
