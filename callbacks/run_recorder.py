@@ -54,8 +54,15 @@ class RunRecorder(Callback):
         logger.log_hyperparams({k: v for k, v in parameters.items() if k not in standing})
         client.log_text(run_id, yaml.safe_dump(dict(self.config), sort_keys=False), "config.yaml")
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit, unknown to its types
-        if stage == "fit" and isinstance(data, StagedDataModule):
-            client.log_text(run_id, json.dumps(stage_plan(data), indent=2), "stage_plan.json")
+        if (
+            stage == "fit"
+            and isinstance(data, StagedDataModule)
+            and isinstance(pl_module, SFTModule)
+        ):
+            weights = pl_module.generates_with
+            client.log_text(
+                run_id, json.dumps(stage_plan(data, weights), indent=2), "stage_plan.json"
+            )
             for name in data.stages:
                 client.log_text(run_id, manifest(data, name), f"samples/{name}.tsv")
                 client.log_text(run_id, window_table(data, name), f"windows/{name}.tsv")
@@ -134,8 +141,13 @@ def answers_table(answers: list[Answer]) -> dict[str, list[Any]]:
     return {"columns": ["id", *marks, "reason", "completion", "prompt"], "data": rows}
 
 
-def stage_plan(data: StagedDataModule) -> dict[str, Any]:
-    """Return what every stage trains on, by source, with the digests of sources and benchmarks."""
+def stage_plan(data: StagedDataModule, weights: str) -> dict[str, Any]:
+    """Return what every stage trains on, by source, with the digests of sources and benchmarks.
+
+    Args:
+        data: The stages and benchmarks.
+        weights: What answers the benchmarks.
+    """
     num_tokens = {source: loaded.num_tokens for source, loaded in data.corpus.loaded.items()}
     num_target_tokens = {
         source: loaded.num_target_tokens for source, loaded in data.corpus.loaded.items()
@@ -169,7 +181,7 @@ def stage_plan(data: StagedDataModule) -> dict[str, Any]:
                 "digest": benchmark.digest(),
                 "protocol": benchmark.protocol(),
                 "decoding": asdict(data.evaluation.decoding(name)),
-                "weights": data.evaluation.weights,
+                "weights": weights,
                 "prompts": prompts[name].digest,
                 "items": len(benchmark.items()),
                 "scale": list(benchmark.scale),

@@ -191,6 +191,9 @@ def _origins(node: Any, file: Path, prefix: str = "") -> Iterator[tuple[str, str
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a resolved config that decides a run's numbers."""
     chosen = {key: config[key] for key in TRAINED_KEYS if key in config}
+    if isinstance(chosen.get("evaluation"), Mapping):
+        # Where a server is may change under a resumed run.
+        chosen["evaluation"] = {k: v for k, v in chosen["evaluation"].items() if k != "vllm"}
     trainer = config.get("trainer", {})
     chosen["trainer"] = {key: trainer[key] for key in TRAINED_TRAINER_KEYS if key in trainer}
     plain: dict[str, Any] = json.loads(json.dumps(chosen, default=str))

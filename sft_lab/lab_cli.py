@@ -28,9 +28,11 @@ from callbacks.training_log import TrainingLog
 from sft_lab.checkpoint import AtomicCheckpointIO, RunStamp
 from sft_lab.config import Composed, identity
 from sft_lab.config_keys import check_keys
+from sft_lab.data.batches import Prompts
 from sft_lab.data.corpus import Corpus
 from sft_lab.data.module import StagedDataModule, micro_batches_per_step
 from sft_lab.errors import Interrupted, RequestError
+from sft_lab.evaluation.generation import VllmEngine
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.module import SFTModule
 from sft_lab.qlora import check_base
@@ -334,19 +336,31 @@ class LabCLI(LightningCLI):
         logger = cast(RunLogger, self.trainer.logger)
         self.datamodule.setup("fit")
         check_base(self.model.base)
-        self._check_benchmarks()
+        self._check_evaluation()
         checkpoint: RunCheckpoint = self._get(self.config_init, "checkpoint")
         make_folder("checkpoint.dirpath", checkpoint.dirpath)
         with recorded(logger):
             checkpoint.stamp = RunStamp(str(logger.run_id), identity(self.plain))
             self.trainer.fit(**kwargs)
 
-    def _check_benchmarks(self) -> None:
+    def _check_evaluation(self) -> None:
         for name, benchmark in self.model.evaluation.benchmarks.items():
             try:
                 benchmark.check()
             except RequestError as fault:
                 raise RequestError(f"evaluation.benchmarks.{name}: {fault}") from fault
+        self._check_server()
+
+    def _check_server(self) -> None:
+        model: SFTModule = self.model
+        if not isinstance(model.engine, VllmEngine) or model.lora is None:
+            return
+        lengths = [
+            max(map(len, found.prompts)) + model.evaluation.benchmarks[found.name].max_new_tokens
+            for found in self.datamodule.eval_sets
+            if isinstance(found, Prompts)
+        ]
+        model.engine.check(model.base, rank=model.lora.r, num_tokens=max(lengths, default=0))
 
     def validate(self, **kwargs: Any) -> None:
         """Score a checkpoint, or the bare base."""
@@ -359,7 +373,7 @@ class LabCLI(LightningCLI):
     def _score(self, **kwargs: Any) -> None:
         self.datamodule.setup(str(self.subcommand))
         check_base(self.model.base)
-        self._check_benchmarks()
+        self._check_evaluation()
         if kwargs.get("ckpt_path"):
             check_model(Path(kwargs["ckpt_path"]), self.plain)
         with recorded(cast(RunLogger, self.trainer.logger)):

@@ -1,9 +1,10 @@
 """The LightningModule: loss on target tokens, the in-loop evaluation, the optimizer."""
 
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
+from uuid import uuid4
 
 import torch
 from lightning import LightningModule
@@ -17,7 +18,7 @@ from sft_lab.data.corpus import Corpus
 from sft_lab.data.module import StagedDataModule
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Item, Verdict
-from sft_lab.evaluation.generation import make_engine
+from sft_lab.evaluation.generation import VllmEngine, make_engine
 from sft_lab.evaluation.harness import HarnessTask
 from sft_lab.evaluation.harness_requests import HarnessModel
 from sft_lab.evaluation.suite import EvaluationSuite
@@ -102,7 +103,14 @@ class SFTModule(LightningModule):
             raise RequestError(
                 "model.optimizer paged_adamw_8bit needs CUDA, found none; set it to adamw."
             )
-        self.engine = make_engine(evaluation.engine, evaluation.batch_size, evaluation.batch_tokens)
+        if lora is None and evaluation.engine == "vllm":
+            raise RequestError(
+                "model.lora is null, and evaluation.engine vllm hands adapters to its server, not "
+                "whole models; set evaluation.engine to native, or give model.lora."
+            )
+        self.engine = make_engine(
+            evaluation.engine, evaluation.batch_size, evaluation.batch_tokens, evaluation.vllm
+        )
         self.base = base
         self.evaluation = evaluation
         self.quantization = quantization
@@ -205,9 +213,24 @@ class SFTModule(LightningModule):
         for metric in self.val_losses.values():
             metric.reset()
         self.release_generator()
+        self._generator = self._generator_weights.enter_context(self._serving())
+
+    def _serving(self) -> AbstractContextManager[Any]:
+        """Return what holds, while an evaluation lasts, what the engine generates with."""
+        if isinstance(self.engine, VllmEngine):
+            run_id = getattr(self.trainer.logger, "run_id", None) or "run"
+            # A run that goes on measures a step again; what was served then is another adapter.
+            name = f"sft_lab-{run_id}-step-{self.trainer.global_step}-{uuid4().hex[:8]}"
+            return self.engine.serving(self.model, name)
         dtype = compute_dtype(str(self.trainer.precision))
-        weights = evaluation_weights(self.model, self.evaluation.weights, dtype)
-        self._generator = self._generator_weights.enter_context(weights)
+        return evaluation_weights(self.model, self.evaluation.weights, dtype)
+
+    @property
+    def generates_with(self) -> str:
+        """What answers in an evaluation, for the record."""
+        if isinstance(self.engine, VllmEngine):
+            return f"vllm: adapters on {self.engine.served_base or self.base}"
+        return self.evaluation.weights
 
     def release_generator(self) -> None:
         """Give up the weights that an evaluation generates with, also one that has failed."""

@@ -1,6 +1,8 @@
 """An OpenAI-compatible endpoint: its address, what counts as a reply, and what its faults mean."""
 
 import json
+import os
+import re
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -34,6 +36,43 @@ def check_base_url(base_url: str) -> None:
         )
     if url.path.rstrip("/").endswith("/completions"):
         raise RequestError(f"base_url must end before /chat/completions, got {base_url!r}.")
+
+
+def check_api_key_env(api_key_env: str | None) -> None:
+    """Check the name of the environment variable that holds a key, where there is one.
+
+    Raises:
+        RequestError: If it is no such name.
+    """
+    if api_key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", api_key_env, re.ASCII):
+        # The value may be the key itself, so it is not shown.
+        raise RequestError(
+            "api_key_env must be the name of an environment variable, such as OPENAI_API_KEY, "
+            "which holds the key; a config never does."
+        )
+
+
+def read_api_key(api_key_env: str | None, base_url: str) -> str | None:
+    """Return the key of an endpoint, None where it needs none.
+
+    Raises:
+        RequestError: If the variable is not set, or what it holds is no key.
+    """
+    if api_key_env is None:
+        return None
+    key = os.environ.get(api_key_env, "")
+    if not key:
+        raise RequestError(
+            f"api_key_env: the environment variable {api_key_env} is not set; export the "
+            f"API key of {base_url} in it."
+        )
+    if not re.fullmatch(r"[!-~]+", key):
+        # The HTTP library would show the whole key in its error.
+        raise RequestError(
+            f"api_key_env: {api_key_env} holds white space or letters that no key has; "
+            "export it again, without a line break."
+        )
+    return key
 
 
 def import_openai() -> Any:

@@ -2,8 +2,6 @@
 
 import json
 import logging
-import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +13,10 @@ from sft_lab.errors import RequestError
 from sft_lab.evaluation.chat_endpoint import (
     HttpClient,
     answer_of,
+    check_api_key_env,
     check_base_url,
     import_openai,
+    read_api_key,
     reason_and_fix,
 )
 from sft_lab.evaluation.judgement_store import JudgementStore
@@ -76,12 +76,7 @@ class Judge:
         if not model:
             raise RequestError("model must name the judge model, got ''.")
         check_base_url(base_url)
-        if api_key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", api_key_env, re.ASCII):
-            # The value may be the key itself, so it is not shown.
-            raise RequestError(
-                "api_key_env must be the name of an environment variable, such as OPENAI_API_KEY, "
-                "which holds the key; a config never does."
-            )
+        check_api_key_env(api_key_env)
         counts = {"max_tokens": max_tokens, "concurrency": concurrency, "max_tries": max_tries}
         for name, count in counts.items():
             if count is not None and count < 1:
@@ -242,21 +237,7 @@ class Judge:
         )
 
     def _api_key(self) -> str | None:
-        if self.api_key_env is None:
-            return None
-        key = os.environ.get(self.api_key_env, "")
-        if not key:
-            raise RequestError(
-                f"api_key_env: the environment variable {self.api_key_env} is not set; export the "
-                f"API key of {self.base_url} in it."
-            )
-        if not re.fullmatch(r"[!-~]+", key):
-            # The HTTP library would show the whole key in its error.
-            raise RequestError(
-                f"api_key_env: {self.api_key_env} holds white space or letters that no key has; "
-                "export it again, without a line break."
-            )
-        return key
+        return read_api_key(self.api_key_env, self.base_url)
 
     def _told(self, fault: Exception, timeout_s: float) -> str:
         """Return what went wrong and the fix, without the key, which a server may have echoed."""

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Benchmark
 from sft_lab.evaluation.budget import budget_share
-from sft_lab.evaluation.generation import GREEDY, Decoding, EngineName
+from sft_lab.evaluation.generation import GREEDY, Decoding, EngineName, VllmServer
 from sft_lab.evaluation.harness import HarnessTask
 from sft_lab.tables import percent
 from sft_lab.unquantized import EvaluationWeights
@@ -26,7 +26,9 @@ class EvaluationSuite:
             the same arithmetic without its slowest part, for the memory of those layers in the
             compute type; ``merged`` with an unquantised copy of base and adapters: the same
             function up to rounding, fastest, for the memory of the copy.
-        engine: ``native``, or ``transformers_continuous``, which needs CUDA.
+        engine: ``native``; ``transformers_continuous``, which needs CUDA; or ``vllm``, a server
+            that answers with its own base and the adapters of the run.
+        vllm: The server of ``vllm``; the one on this machine's port 8000 where not given.
         decoding: How answers are made, by benchmark; greedily where not given.
         budget: Share of a run's time that evaluations may take, ``10%`` or ``0.1``: the ones
             between stage boundaries then use a part of the items, always the same one, which is
@@ -44,6 +46,7 @@ class EvaluationSuite:
         batch_tokens: int | None = None,
         weights: EvaluationWeights = "live",
         engine: EngineName = "native",
+        vllm: VllmServer | None = None,
         decoding: dict[str, Decoding] | None = None,
         budget: float | str | None = None,
     ) -> None:
@@ -59,6 +62,17 @@ class EvaluationSuite:
             raise RequestError(f"evaluation.batch_size must be 1 or more, got {batch_size}.")
         if batch_tokens is not None and batch_tokens < 1:
             raise RequestError(f"evaluation.batch_tokens must be 1 or more, got {batch_tokens}.")
+        if engine == "vllm" and weights != "live":
+            raise RequestError(
+                f"evaluation.weights {weights} says how this process generates, and with "
+                "evaluation.engine vllm a server does, from the base it has loaded; set it to live."
+            )
+        for name, benchmark in benchmarks.items():
+            if engine == "vllm" and isinstance(benchmark, HarnessTask):
+                raise RequestError(
+                    f"evaluation.benchmarks.{name}: tasks of lm-evaluation-harness need "
+                    "likelihoods, which evaluation.engine vllm does not give; set it to native."
+                )
         for name in decoding or {}:
             if name not in benchmarks:
                 raise RequestError(
@@ -76,6 +90,7 @@ class EvaluationSuite:
         self.batch_tokens = batch_tokens
         self.weights: EvaluationWeights = weights
         self.engine: EngineName = engine
+        self.vllm = vllm
         self._decoding = decoding or {}
         self.budget = budget_share(budget)
 

@@ -10,6 +10,8 @@ from sft_lab.evaluation.generation.engines import (
     make_engine,
 )
 from sft_lab.evaluation.generation.native import generate
+from sft_lab.evaluation.generation.vllm_engine import VllmEngine
+from sft_lab.evaluation.generation.vllm_server import VllmServer
 
 __all__ = [
     "GREEDY",
@@ -18,6 +20,8 @@ __all__ = [
     "EngineName",
     "NativeEngine",
     "TransformersContinuous",
+    "VllmEngine",
+    "VllmServer",
     "batches_longest_first",
     "generate",
     "make_engine",

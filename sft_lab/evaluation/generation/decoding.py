@@ -53,11 +53,15 @@ class Decoding:
                 f"got {self.stop_strings!r}."
             )
 
-    def draws(self, prompt: Sequence[int], sample: int, num_tokens: int) -> Tensor:
-        """Return the numbers that decide one answer, float32 ``[num_tokens]`` in [0, 1)."""
+    def seed_of(self, prompt: Sequence[int], sample: int) -> int:
+        """Return the seed of one answer, in [0, 2^63)."""
         key = f"{self.seed} {sample} {' '.join(map(str, prompt))}"
         digest = hashlib.sha256(key.encode()).digest()
-        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) % 2**63)
+        return int.from_bytes(digest[:8]) % 2**63
+
+    def draws(self, prompt: Sequence[int], sample: int, num_tokens: int) -> Tensor:
+        """Return the numbers that decide one answer, float32 ``[num_tokens]`` in [0, 1)."""
+        generator = torch.Generator().manual_seed(self.seed_of(prompt, sample))
         return torch.rand(num_tokens, generator=generator)
 
 

@@ -1,4 +1,4 @@
-"""What generates: the loop of this project, or transformers' continuous batching on CUDA."""
+"""What generates: this project's loop, transformers' continuous batching, or a vLLM server."""
 
 from collections.abc import Collection, Sequence
 from typing import Any, Literal, Protocol
@@ -9,8 +9,10 @@ from sft_lab.errors import RequestError
 from sft_lab.evaluation.generation.decoding import GREEDY, Decoding
 from sft_lab.evaluation.generation.native import evaluating, generate
 from sft_lab.evaluation.generation.stop_strings import Decode, before_stop
+from sft_lab.evaluation.generation.vllm_engine import VllmEngine
+from sft_lab.evaluation.generation.vllm_server import VllmServer
 
-EngineName = Literal["native", "transformers_continuous"]
+EngineName = Literal["native", "transformers_continuous", "vllm"]
 
 
 class Engine(Protocol):
@@ -30,7 +32,8 @@ class Engine(Protocol):
         """Return ``decoding.num_samples`` completions of each prompt, as text, prompt by prompt.
 
         Args:
-            model: A causal language model of transformers, or PEFT's wrapper around one.
+            model: A causal language model of transformers, or PEFT's wrapper around one; for
+                ``vllm`` the name under which the server holds the adapters.
             prompts: Token ids of each prompt, not padded.
             max_new_tokens: Longest completion, in tokens.
             eos_token_ids: Tokens that end a completion, and are no part of it.
@@ -40,19 +43,27 @@ class Engine(Protocol):
         """
 
 
-def make_engine(name: EngineName, batch_size: int, batch_tokens: int | None = None) -> Engine:
+def make_engine(
+    name: EngineName,
+    batch_size: int,
+    batch_tokens: int | None = None,
+    vllm: VllmServer | None = None,
+) -> Engine:
     """Return an engine by its name in a config.
 
     Args:
-        name: ``native`` or ``transformers_continuous``.
+        name: ``native``, ``transformers_continuous`` or ``vllm``.
         batch_size: Most answers that are generated at a time.
         batch_tokens: Most tokens in a batch of ``native``, padding and room for answers counted.
+        vllm: The server of ``vllm``; the one on this machine's port 8000 where not given.
 
     Raises:
         RequestError: If the machine has not what the engine needs.
     """
     if name == "native":
         return NativeEngine(batch_size, batch_tokens)
+    if name == "vllm":
+        return VllmEngine(vllm or VllmServer(), batch_size)
     if not torch.cuda.is_available():
         raise RequestError(
             "evaluation.engine transformers_continuous needs CUDA, found none; set it to native."
