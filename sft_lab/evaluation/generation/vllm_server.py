@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 
 import anyio
 import httpx2
+from anyio.from_thread import start_blocking_portal
+from typing_extensions import override
 
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.chat_endpoint import check_api_key_env, check_base_url, read_api_key
@@ -79,6 +81,10 @@ class VllmServer:
             raise RequestError(
                 f"evaluation.vllm.max_tries must be 1 or more, got {self.max_tries}."
             )
+
+    @override
+    def __str__(self) -> str:
+        return f"evaluation.vllm: the server at {self.root}"
 
     @property
     def root(self) -> str:
@@ -185,3 +191,21 @@ def _asked_pause(reply: httpx2.Response) -> float | None:
         return min(max(float(reply.headers["Retry-After"]), 0.0), _LONGEST_ASKED_PAUSE_S)
     except (KeyError, ValueError):
         return None
+
+
+def ask_server(
+    server: VllmServer,
+    path: str,
+    body: dict[str, Any] | None,
+    parse: Callable[[bytes], T],
+    **settings: Any,
+) -> T:
+    """Ask one thing and wait for it; arguments and errors are those of ``VllmClient.ask``."""
+
+    async def ask() -> T:
+        async with VllmClient(server, concurrency=1) as client:
+            return await client.ask(path, body, parse, **settings)
+
+    # An event loop in a thread of its own also works in a notebook, and ends with Ctrl-C.
+    with start_blocking_portal() as portal:
+        return portal.call(ask)

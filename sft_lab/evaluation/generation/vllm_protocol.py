@@ -1,0 +1,91 @@
+"""What is asked of a vLLM server, and how its replies are read."""
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from sft_lab.evaluation.generation.decoding import GREEDY, Decoding
+
+MODELS, COMPLETIONS = "/v1/models", "/v1/completions"
+LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+
+# A server fills what a request leaves out from the model's generation_config.json, which of an
+# instruction-tuned model may hold a repetition penalty.
+_NEUTRAL = {
+    "top_k": 0,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+
+
+def completion_request(
+    model: str,
+    prompt: Sequence[int],
+    *,
+    max_new_tokens: int,
+    eos_token_ids: Collection[int],
+    decoding: Decoding = GREEDY,
+    sample: int = 0,
+) -> dict[str, Any]:
+    """Return the request for one answer.
+
+    Args:
+        model: The name of a base or of adapters.
+        prompt: Token ids.
+        max_new_tokens: Longest answer, in tokens.
+        eos_token_ids: Tokens that end it.
+        decoding: How tokens are chosen, and the strings that end it.
+        sample: Which of its prompt's samples it is.
+    """
+    request = {
+        "model": model,
+        "prompt": list(prompt),
+        "max_tokens": max_new_tokens,
+        "temperature": decoding.temperature,
+        "top_p": decoding.top_p,
+        "stop": list(decoding.stop_strings),
+        "stop_token_ids": sorted(eos_token_ids),
+        "ignore_eos": True,  # its own, so that only the above end an answer
+        "return_token_ids": True,
+        **_NEUTRAL,
+    }
+    if decoding.temperature > 0:
+        request["seed"] = decoding.seed_of(prompt, sample)
+    return request
+
+
+def model_cards(body: bytes) -> list[Mapping[str, Any]]:
+    """Return what a server lists of its bases and adapters, each with its ``id``.
+
+    Raises:
+        ValueError: If the reply is no such list.
+    """
+    try:
+        cards = json.loads(body)["data"]
+        return [card for card in cards if isinstance(card["id"], str)]
+    except (ValueError, TypeError, KeyError, RecursionError) as fault:
+        raise ValueError(f"the reply lists no models, got {_shown(body)}") from fault
+
+
+def completed_token_ids(body: bytes) -> list[int]:
+    """Return the token ids of an answer, the one that ended it included.
+
+    Raises:
+        ValueError: If the reply is no answer, or not a whole one.
+    """
+    try:
+        choice = json.loads(body)["choices"][0]
+        reason, token_ids = choice["finish_reason"], choice.get("token_ids")
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as fault:
+        raise ValueError(f"the reply is no completion, got {_shown(body)}") from fault
+    if reason not in ("stop", "length"):
+        raise ValueError(f"the answer was not finished, finish_reason {reason!r}")
+    if not isinstance(token_ids, list) or not all(isinstance(each, int) for each in token_ids):
+        raise ValueError("the reply has no token_ids, which vLLM returns from 0.10.2 on")
+    return token_ids
+
+
+def _shown(body: bytes) -> str:
+    return repr(body[:100].decode(errors="replace"))
