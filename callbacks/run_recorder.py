@@ -17,6 +17,7 @@ from typing_extensions import override
 
 from sft_lab.data.batches import Prompts
 from sft_lab.data.module import StagedDataModule
+from sft_lab.machine import device_name
 from sft_lab.module import Answer, SFTModule
 from sft_lab.qlora import save_trained
 from sft_lab.tracking import RunLogger
@@ -42,7 +43,11 @@ class RunRecorder(Callback):
             return
         client, run_id = logger.experiment, logger.run_id
         environment = {f"version.{package}": version(package) for package in _PACKAGES}
-        environment |= {"machine": platform.machine(), "precision": str(trainer.precision)}
+        environment |= {
+            "machine": platform.machine(),
+            "device": device_name(),
+            "precision": str(trainer.precision),
+        }
         groups = {
             key: self.config[key]
             for key in ("seed_everything", "model", "corpus", "data", "evaluation")
@@ -184,6 +189,7 @@ def stage_plan(data: StagedDataModule, weights: str) -> dict[str, Any]:
                 "weights": weights,
                 "prompts": prompts[name].digest,
                 "items": len(benchmark.items()),
+                "turns": benchmark.turns,
                 "scale": list(benchmark.scale),
                 **benchmark.conditions(),
             }

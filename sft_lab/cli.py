@@ -31,6 +31,11 @@ def main(arguments: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
     try:
+        if arguments[:1] == ["fit"] and "--plan" in arguments:
+            from sft_lab.plan_cli import plan_fit
+
+            print(plan_fit(arguments[1:]))
+            return 0
         if arguments and arguments[0] in _RUN_COMMANDS:
             from sft_lab.lab_cli import LabCLI
 

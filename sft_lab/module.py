@@ -133,10 +133,21 @@ class SFTModule(LightningModule):
     def configure_model(self) -> None:
         if hasattr(self, "model"):
             return
-        dtype = compute_dtype(str(self.trainer.precision))
-        model = load_base(self.base, self.quantization, dtype)
+        self.load(str(self.trainer.precision), packing=self._data.packing)
+
+    def load(self, precision: str, *, packing: bool) -> None:
+        """Load the base and put the adapters in.
+
+        Args:
+            precision: The Trainer's.
+            packing: Whether rows are packed, for which the architecture is checked.
+
+        Raises:
+            RequestError: If the base cannot be trained here.
+        """
+        model = load_base(self.base, self.quantization, compute_dtype(precision))
         check_head(model)
-        if self._data.packing:
+        if packing:
             check_packing(model)
         if self.lora is not None:
             model = add_lora(model, self.lora, self.seed)
@@ -186,7 +197,7 @@ class SFTModule(LightningModule):
             ``loss`` float ``[]``; ``nll`` float64 ``[S]`` and ``target_tokens`` int64 ``[S]``,
             summed over this micro-batch by source.
         """
-        nll, source_ids = self._token_nll(batch)
+        nll, source_ids = self.token_nll(batch)
         num_sources = len(self._corpus.sources)
         # Lightning divides by accumulate_grad_batches. What is wanted is the mean over all target
         # tokens of the window, not a mean of means: lightning issue 20350.
@@ -197,7 +208,7 @@ class SFTModule(LightningModule):
             "target_tokens": torch.bincount(source_ids, minlength=num_sources),
         }
 
-    def _token_nll(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def token_nll(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return negative log-likelihood and source of every target token, both ``[N]``."""
         targets = batch["labels"][:, 1:]
         is_target = targets != -100
@@ -245,7 +256,7 @@ class SFTModule(LightningModule):
             self._answer(cast(PromptBatch, batch))
             return
         batch = cast(Batch, batch)
-        nll, _ = self._token_nll(batch)
+        nll, _ = self.token_nll(batch)
         source = list(self._corpus.sources)[int(batch["source_ids"][0, 0])]
         if source not in self.val_losses:
             self.val_losses[source] = TokenLoss().to(self.device)

@@ -22,6 +22,9 @@ from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.schedule import Schedule, StepSize
 
+HELD_OUT_FACTOR = 4
+"""Training micro-batches that fit at once where nothing is kept for a backward pass."""
+
 
 class StageDataModule(LightningDataModule):
     """The data of one stage; its loader gives the ``Batch`` of one pass.
@@ -142,8 +145,7 @@ class StagedDataModule(LightningDataModule):
             ]
 
     def _eval_sets(self) -> list[Dataset[Any]]:
-        # Four training micro-batches at once fit: nothing is kept for a backward pass.
-        rows = 4 * self.micro_batch_size
+        rows = HELD_OUT_FACTOR * self.micro_batch_size
         held_out = [HeldOutBatches(self.corpus, source, rows) for source in self.corpus.loaded]
         prompts = [
             Prompts(name, benchmark, self.corpus)

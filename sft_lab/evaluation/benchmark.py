@@ -73,6 +73,9 @@ class Benchmark(ABC):
     scale: tuple[float, float] = (0.0, 1.0)
     """Least and greatest value of the scores."""
 
+    turns: ClassVar[int] = 1
+    """Most answers to an item, those to ``follow_up`` counted."""
+
     row_fields: ClassVar[Mapping[str, type]] = {}
 
     def __init__(

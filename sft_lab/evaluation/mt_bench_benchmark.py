@@ -37,6 +37,7 @@ class MTBench(Benchmark):
 
     score_names = ("mean", "turn_1", "turn_2")
     scale = (1.0, 10.0)
+    turns = 2
     row_fields: ClassVar[Mapping[str, type]] = {
         "question_id": int,
         "category": str,

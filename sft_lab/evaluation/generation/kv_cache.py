@@ -8,7 +8,7 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 from typing_extensions import override
 
-_ROOM = 16  # tokens; all that is held is copied once in so many
+CACHE_ROOM = 16  # tokens; all that is held is copied once in so many
 
 
 class RoomyLayer(DynamicLayer):
@@ -81,7 +81,7 @@ class RoomyLayer(DynamicLayer):
         length = self.get_seq_length()
         self.keys = self.values = None  # or the old memory would stay beside the new
         for place, held in enumerate(self._memory):
-            shape = (rows, held.shape[1], length + num_tokens + _ROOM, held.shape[3])
+            shape = (rows, held.shape[1], length + num_tokens + CACHE_ROOM, held.shape[3])
             # Zeros: what is not attended to is still multiplied, and must be finite.
             memory = held.new_zeros(shape)
             memory[: self._size, :, :length] = held[: self._size, :, self._start : self._end]
