@@ -10,7 +10,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
-from sft_lab.checkpoint import RunStamp, last_checkpoint
+from sft_lab.checkpoint import RunStamp, last_checkpoint, link_or_copy, stage_checkpoint
 from sft_lab.errors import Interrupted, RequestError
 from sft_lab.module import SFTModule
 from sft_lab.tracking import RunLogger
@@ -21,17 +21,26 @@ class RunCheckpoint(Checkpoint):
 
     It is written every n optimizer steps, before every evaluation but the last, and at the end of
     every pass, and replaced in one move. Lightning calls callbacks of this kind behind all others.
+    The one of a stage's end stays as ``DIRPATH/<run id>/stages/<stage name>.ckpt``, from which
+    ``fit --from`` starts other runs. It holds no evaluation of that boundary but the last one's.
 
     Args:
         every_n_steps: Optimizer steps between checkpoints.
         dirpath: Folder of all runs' checkpoints.
+        keep_stages: Whether checkpoints of stages' ends are kept.
     """
 
-    def __init__(self, every_n_steps: int = 50, dirpath: Path = Path("mlruns/checkpoints")) -> None:
+    def __init__(
+        self,
+        every_n_steps: int = 50,
+        dirpath: Path = Path("mlruns/checkpoints"),
+        keep_stages: bool = True,
+    ) -> None:
         if every_n_steps < 1:
             raise RequestError(f"checkpoint.every_n_steps must be 1 or more, got {every_n_steps}.")
         self.every_n_steps = every_n_steps
         self.dirpath = dirpath
+        self.keep_stages = keep_stages
         self.stamp: RunStamp | None = None
         self.saved_step = -1
         self._signal: int | None = None
@@ -41,10 +50,7 @@ class RunCheckpoint(Checkpoint):
 
     def path(self, trainer: Trainer) -> Path:
         """Return the checkpoint's file."""
-        logger = trainer.logger
-        if not isinstance(logger, RunLogger):
-            raise TypeError("RunCheckpoint files checkpoints by the run id of a RunLogger.")
-        return last_checkpoint(self.dirpath, str(logger.run_id))
+        return last_checkpoint(self.dirpath, _run_id(trainer))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -99,12 +105,18 @@ class RunCheckpoint(Checkpoint):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer)
+        self._save(trainer, _ended_stage(trainer, pl_module) if self.keep_stages else None)
         if self._signal is not None:
             raise Interrupted(self._signal)
 
-    def _save(self, trainer: Trainer) -> None:
-        trainer.save_checkpoint(self.path(trainer))
+    def _save(self, trainer: Trainer, ended_stage: str | None = None) -> None:
+        if ended_stage is None:
+            trainer.save_checkpoint(self.path(trainer))
+        else:
+            # Before `last`: a run that goes on from there does not come back to the stage's end.
+            kept = stage_checkpoint(self.dirpath, _run_id(trainer), ended_stage)
+            trainer.save_checkpoint(kept)
+            link_or_copy(kept, self.path(trainer))
         self.saved_step = trainer.global_step
 
     @override
@@ -128,3 +140,18 @@ class RunCheckpoint(Checkpoint):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._rng = state_dict["rng"]
+
+
+def _run_id(trainer: Trainer) -> str:
+    logger = trainer.logger
+    if not isinstance(logger, RunLogger):
+        raise TypeError("RunCheckpoint files checkpoints by the run id of a RunLogger.")
+    return str(logger.run_id)
+
+
+def _ended_stage(trainer: Trainer, pl_module: LightningModule) -> str | None:
+    """Return the stage that ended with the last step, None in the middle of one."""
+    if not isinstance(pl_module, SFTModule) or pl_module.schedule is None:
+        raise TypeError("RunCheckpoint saves an SFTModule with a schedule.")
+    ended = (s.name for s in pl_module.schedule.stages if s.end_step == trainer.global_step)
+    return next(ended, None)

@@ -20,9 +20,8 @@ from sft_lab.data.module import StagedDataModule
 from sft_lab.machine import device_name
 from sft_lab.module import Answer, SFTModule
 from sft_lab.qlora import save_trained
-from sft_lab.tracking import RunLogger
+from sft_lab.tracking import TABLES_TAG, RunLogger
 
-_TABLES_TAG = "mlflow.loggedArtifacts"
 _PACKAGES = ("sft_lab", "torch", "lightning", "transformers", "peft", "bitsandbytes", "mlflow")
 
 
@@ -90,10 +89,10 @@ class RunRecorder(Callback):
             # One file an evaluation, written whole: MLflow's own log_table appends, and after a
             # kill it would append the same items again. The tag makes the page show a table.
             client.log_text(run_id, json.dumps(answers_table(answers)), path)
-        tables = json.loads(client.get_run(run_id).data.tags.get(_TABLES_TAG, "[]"))
+        tables = json.loads(client.get_run(run_id).data.tags.get(TABLES_TAG, "[]"))
         tables += [{"path": path, "type": "table"} for path in paths]
         unique = {table["path"]: table for table in tables}
-        client.set_tag(run_id, _TABLES_TAG, json.dumps(list(unique.values())))
+        client.set_tag(run_id, TABLES_TAG, json.dumps(list(unique.values())))
 
     on_test_end = on_validation_end
 

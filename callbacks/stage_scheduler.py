@@ -52,7 +52,18 @@ class StageScheduler(Callback):
     def _activate(self) -> None:
         if self._data is None or self.schedule is None:
             raise RuntimeError("StageScheduler is used before its setup.")
-        self._data.activate(*self.schedule.stage_of_pass(self.next_pass))
+        # Behind the last pass nothing is asked for; its stage stays the active one.
+        last = self.schedule.num_passes - 1
+        self._data.activate(*self.schedule.stage_of_pass(min(self.next_pass, last)))
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # A checkpoint holds the rate that its own run would have gone on with; stages behind it
+        # may have been edited since, or be those of another run.
+        if self.schedule is not None:
+            for optimizer in trainer.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = self.schedule.lr(trainer.global_step)
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -69,9 +80,9 @@ class StageScheduler(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self.schedule is not None and self.next_pass + 1 < self.schedule.num_passes:
-            self.next_pass += 1
-            self._activate()
+        # Also behind the last pass: what a checkpoint says must not depend on the stages to come.
+        self.next_pass += 1
+        self._activate()
 
     @override
     def state_dict(self) -> dict[str, Any]:

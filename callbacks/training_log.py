@@ -14,10 +14,11 @@ from sft_lab.module import SFTModule
 
 
 class TrainingLog(Callback):
-    """Logs every ``trainer.log_every_n_steps`` optimizer steps, and at the last step.
+    """Logs every ``trainer.log_every_n_steps`` optimizer steps, and at the last step of a stage.
 
     ``train_loss/all`` and ``train_loss/<source>`` are means over the target tokens since the point
-    before, in nats; a source that had none since then gets no point.
+    before, in nats, and so over steps of one stage; a source that had none since then gets no
+    point.
 
     Args:
         sources: Names of the sources, in the order of their ids.
@@ -67,8 +68,8 @@ class TrainingLog(Callback):
         self.target_tokens += _on_cpu(outputs["target_tokens"])
         step = trainer.global_step
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        is_last = step == pl_module.schedule.num_steps
-        if step == self._logged_step or (step % every and not is_last):
+        is_boundary = step in pl_module.schedule.boundaries
+        if step == self._logged_step or (step % every and not is_boundary):
             return
         schedule = pl_module.schedule
         metrics = self._losses() | progress(schedule, step)

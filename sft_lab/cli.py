@@ -47,7 +47,9 @@ def main(arguments: list[str]) -> int:
         return 2
     except Interrupted as stop:
         goes_on = arguments[:1] == ["fit"]
-        how = " The same command with --ckpt_path last goes on from here." if goes_on else ""
+        forked = any(argument.partition("=")[0] == "--from" for argument in arguments)
+        which = "The same command without --from," if forked else "The same command"
+        how = f" {which} with --ckpt_path last goes on from here." if goes_on else ""
         print(f"\nStopped by {stop}.{how}", file=sys.stderr)
         return stop.exit_code
     except BrokenPipeError:
@@ -83,7 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m sft_lab",
         description="What does each source of fine-tuning data do to each ability of a model?",
-        epilog="Runs take a config: python -m sft_lab fit --config configs/world/dmt.yaml",
+        epilog="Runs take a config: python -m sft_lab fit --config configs/world/dmt.yaml. "
+        "fit --ckpt_path last goes on with a run that was stopped; fit --from RUN@STAGE starts a "
+        "new one from the end of another run's stage.",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for name, help_ in (

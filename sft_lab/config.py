@@ -220,6 +220,32 @@ def changed_keys(
     return changes
 
 
+def contradiction(
+    old: Mapping[str, Any], new: Mapping[str, Any], num_stages: int
+) -> tuple[str, Any, Any] | None:
+    """Return the first key in which a config contradicts what a run has trained.
+
+    Args:
+        old: Identity of the config that the run was trained with.
+        new: Identity of the config that is asked for.
+        num_stages: How many stages of the run count; those behind them may differ.
+
+    Returns:
+        The dotted key with both values; for other stages than the run's, ``data.stages`` and their
+        names in order. None where nothing contradicts.
+    """
+    names = list(old["data"]["stages"])[:num_stages]
+    asked = list(new["data"]["stages"])[:num_stages]
+    if asked != names:
+        return "data.stages", ", ".join(names), ", ".join(asked)
+    for key, before, after in changed_keys(old, new):
+        stage = key.split(".")[2] if key.startswith("data.stages.") else None
+        # k acts only through the shares of stages, which are compared resolved.
+        if not f"{key}.".startswith("data.k.") and (stage is None or stage in names):
+            return key, before, after
+    return None
+
+
 def check_resumable(old: Mapping[str, Any], new: Mapping[str, Any], *, started_stages: int) -> None:
     """Refuse to go on with a run under a config that contradicts what it has trained.
 
@@ -231,20 +257,18 @@ def check_resumable(old: Mapping[str, Any], new: Mapping[str, Any], *, started_s
     Raises:
         RequestError: Naming the first key that changed.
     """
-    old_stages = list(old["data"]["stages"])
-    started = old_stages[:started_stages]
-    if list(new["data"]["stages"])[:started_stages] != started:
+    found = contradiction(old, new, started_stages)
+    if found is None:
+        return
+    key, before, after = found
+    if key == "data.stages":
         raise RequestError(
-            f"data.stages: the run has trained {', '.join(started)} in this order; stages behind "
+            f"data.stages: the run has trained {before} in this order; stages behind "
             "these may change, these may not. Put them back, or start anew without --ckpt_path."
         )
-    for key, before, after in changed_keys(old, new):
-        stage = key.split(".")[2] if key.startswith("data.stages.") else None
-        # k acts only through the shares of stages, which are compared resolved.
-        if f"{key}.".startswith("data.k.") or (stage is not None and stage not in started):
-            continue
-        what = f"stage '{stage}' has been trained with" if stage else "the run was started with"
-        raise RequestError(
-            f"{key}: {what} {before}, the config now says {after}. "
-            "Put it back, or start anew without --ckpt_path."
-        )
+    stage = key.split(".")[2] if key.startswith("data.stages.") else None
+    what = f"stage '{stage}' has been trained with" if stage else "the run was started with"
+    raise RequestError(
+        f"{key}: {what} {before}, the config now says {after}. "
+        "Put it back, or start anew without --ckpt_path."
+    )

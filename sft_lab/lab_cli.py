@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import json
 import logging
 import re
 import sys
@@ -22,7 +23,7 @@ from callbacks.ability_history import AbilityHistory
 from callbacks.in_loop_evaluation import InLoopEvaluation
 from callbacks.progress_line import ProgressLine
 from callbacks.run_checkpoint import RunCheckpoint
-from callbacks.run_recorder import RunRecorder
+from callbacks.run_recorder import RunRecorder, stage_plan
 from callbacks.stage_scheduler import StageScheduler
 from callbacks.training_log import TrainingLog
 from sft_lab.checkpoint import AtomicCheckpointIO, RunStamp
@@ -34,10 +35,13 @@ from sft_lab.data.module import StagedDataModule, micro_batches_per_step
 from sft_lab.errors import Interrupted, RequestError
 from sft_lab.evaluation.generation import VllmEngine
 from sft_lab.evaluation.suite import EvaluationSuite
+from sft_lab.fork import FORK_TAG, Fork, check_plans, find_fork
+from sft_lab.fork_record import check_end, place_checkpoints, take_over
 from sft_lab.module import SFTModule
 from sft_lab.qlora import check_base
 from sft_lab.resume import Resume, check_model, check_run, resume_last, resume_path
-from sft_lab.tracking import RunLogger, make_folder, prepare_store, run_tags
+from sft_lab.run_lock import run_lock
+from sft_lab.tracking import RunLogger, RunStore, make_folder, prepare_store, run_tags
 
 RUN_COMMANDS = ("fit", "validate", "test")
 GROUPS: dict[str, Any] = {
@@ -164,21 +168,28 @@ class LabCLI(LightningCLI):
                 f"{command} needs --config FILE, for instance configs/world/dmt.yaml."
             )
         self.resume: Resume | None = None
+        self.fork: Fork | None = None
+        if command != "fit" and any(argument.partition("=")[0] == "--from" for argument in rest):
+            raise RequestError(
+                f"--from starts a run that trains, and goes with fit, not with {command}; name a "
+                "checkpoint by --ckpt_path."
+            )
         check_keys(self.composed, GROUPS, TOP_KEYS)
         content = yaml.safe_dump(self.composed.resolved(), sort_keys=False)
         config = ["--config", content] if self.files or self.composed.config else []
         quiet = {"exit_on_error": False}
-        super().__init__(
-            SFTModule,
-            StagedDataModule,
-            save_config_callback=None,  # RunRecorder files the config with the run
-            seed_everything_default=0,
-            trainer_defaults=_TRAINER,
-            parser_kwargs={**quiet, **{name: dict(quiet) for name in RUN_COMMANDS}},
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-            args=[command, *config, *rest],
-        )
+        with contextlib.ExitStack() as self.held:  # the lock of the run
+            super().__init__(
+                SFTModule,
+                StagedDataModule,
+                save_config_callback=None,  # RunRecorder files the config with the run
+                seed_everything_default=0,
+                trainer_defaults=_TRAINER,
+                parser_kwargs={**quiet, **{name: dict(quiet) for name in RUN_COMMANDS}},
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+                args=[command, *config, *rest],
+            )
 
     @staticmethod
     @override
@@ -202,6 +213,21 @@ class LabCLI(LightningCLI):
         )
 
     @override
+    def _prepare_subcommand_parser(
+        self, klass: type, subcommand: str, **kwargs: Any
+    ) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "fit":
+            parser.add_argument(
+                "--from",
+                type=str | None,
+                metavar="RUN@STAGE",
+                help="start a new run from the end of another run's stage; RUN is an id, a unique "
+                "beginning of one, or a run name. Up to there the config must be that run's.",
+            )
+        return parser
+
+    @override
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         try:
             self.config = parser.parse_args(args)
@@ -223,6 +249,7 @@ class LabCLI(LightningCLI):
             self.config, skip_link_targets=False, skip_unset=False, format="yaml"
         )
         self.plain: dict[str, Any] = yaml.safe_load(dumped)[self.subcommand]
+        self.plain.pop("from", None)  # its home is the run's tag; a config must not fork again
         logger = self.settings.trainer.logger
         if not isinstance(logger, Namespace) or not str(logger.get("class_path", "")).endswith(
             "RunLogger"
@@ -247,17 +274,35 @@ class LabCLI(LightningCLI):
         prepare_store(uri, str(logger.init_args.experiment_name))
         if artifacts and uri.startswith("sqlite:"):
             make_folder("trainer.logger.init_args.artifact_location", Path(artifacts))
-        if self.subcommand == "fit" and self.settings.ckpt_path is not None:
-            wanted, dirpath = str(self.settings.ckpt_path), Path(self.settings.checkpoint.dirpath)
-            if wanted == "last":
-                self.resume = resume_last(uri, dirpath, self.plain)
-            else:
-                self.resume = resume_path(Path(wanted), self.plain)
-                check_run(uri, self.resume)
-            logger.init_args.run_id = self.resume.run_id
-            self.settings.ckpt_path = (
-                str(self.resume.checkpoint) if self.resume.checkpoint else None
+        if self.subcommand == "fit":
+            self._choose_start(uri, Path(self.settings.checkpoint.dirpath))
+            if self.resume is not None:
+                logger.init_args.run_id = self.resume.run_id
+            if self.fork is not None:
+                logger.init_args.tags[FORK_TAG] = self.fork.name
+
+    def _choose_start(self, uri: str, dirpath: Path) -> None:
+        """Find the run to go on with, or the stage's end to start from."""
+        wanted, origin = self.settings.ckpt_path, self.settings["from"]
+        if wanted is not None and origin is not None:
+            raise RequestError(
+                f"--from {origin} starts a new run, --ckpt_path {wanted} goes on with one; "
+                "leave one of them out."
             )
+        if wanted is not None:
+            wanted_last = str(wanted) == "last"
+            self.resume = (
+                resume_last(uri, dirpath, self.plain)
+                if wanted_last
+                else resume_path(Path(wanted), self.plain)
+            )
+            make_folder("checkpoint.dirpath", dirpath)
+            self.held.enter_context(run_lock(dirpath / self.resume.run_id))
+            check_run(uri, self.resume)
+            checkpoint, origin = self.resume.checkpoint, self.resume.forked_from
+            self.settings.ckpt_path = str(checkpoint) if checkpoint else None
+        if origin is not None:
+            self.fork = find_fork(RunStore(uri), dirpath, origin, self.plain)
 
     def _check_trainer(self) -> None:
         given = self.composed.resolved().get("trainer", {})
@@ -339,8 +384,20 @@ class LabCLI(LightningCLI):
         self._check_evaluation()
         checkpoint: RunCheckpoint = self._get(self.config_init, "checkpoint")
         make_folder("checkpoint.dirpath", checkpoint.dirpath)
+        store = RunStore(logger.tracking_uri)
+        if self.fork is not None:
+            plan = json.loads(store.artifact_text(self.fork.run_id, "stage_plan.json"))
+            check_plans(self.fork, plan, stage_plan(self.datamodule))
+            check_end(self.fork, store, self.datamodule.schedule)
         with recorded(logger):
-            checkpoint.stamp = RunStamp(str(logger.run_id), identity(self.plain))
+            stamp = checkpoint.stamp = RunStamp(str(logger.run_id), identity(self.plain))
+            if self.resume is None:
+                self.held.enter_context(run_lock(checkpoint.dirpath / stamp.run_id))
+            if self.fork is not None:
+                take_over(self.fork, store, logger, self.datamodule.schedule)
+                kwargs["ckpt_path"] = place_checkpoints(
+                    self.fork, checkpoint.dirpath, stamp, keep_stages=checkpoint.keep_stages
+                )
             self.trainer.fit(**kwargs)
 
     def _check_evaluation(self) -> None:

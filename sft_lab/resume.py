@@ -10,6 +10,7 @@ import yaml
 from sft_lab.checkpoint import last_checkpoint, read_checkpoint, stamp_of
 from sft_lab.config import changed_keys, check_resumable, digest, identity
 from sft_lab.errors import RequestError
+from sft_lab.fork import FORK_TAG
 from sft_lab.tracking import DIGEST_TAG, RunStore
 
 
@@ -20,10 +21,12 @@ class Resume:
     Attributes:
         run_id: The MLflow run.
         checkpoint: Its checkpoint; None where it was stopped before it wrote one.
+        forked_from: ``RUN@STAGE`` where it was to start from there, and had not come to it.
     """
 
     run_id: str
     checkpoint: Path | None
+    forked_from: str | None = None
 
 
 def resume_last(tracking_uri: str, dirpath: Path, config: Mapping[str, Any]) -> Resume:
@@ -38,7 +41,7 @@ def resume_last(tracking_uri: str, dirpath: Path, config: Mapping[str, Any]) -> 
         if run.data.tags[DIGEST_TAG] == digest(config):
             checkpoint = last_checkpoint(dirpath, run.info.run_id)
             if not checkpoint.exists():
-                return Resume(run.info.run_id, None)
+                return Resume(run.info.run_id, None, run.data.tags.get(FORK_TAG))
             return resume_path(checkpoint, config)
     message = f"--ckpt_path last: {tracking_uri} holds no unfinished run of this config."
     if runs:
@@ -63,6 +66,11 @@ def resume_path(path: Path, config: Mapping[str, Any]) -> Resume:
     """
     checkpoint = read_checkpoint(path)
     stamp = stamp_of(checkpoint)
+    if path.parent.name == "stages":
+        raise RequestError(
+            f"--ckpt_path {path} is kept for other runs to start from, and its own has gone on. "
+            f"Start one by --from {stamp.run_id[:8]}@{path.stem}, or go on from last.ckpt."
+        )
     check_resumable(
         stamp.config,
         identity(config),
@@ -79,14 +87,15 @@ def check_run(tracking_uri: str, resume: Resume) -> None:
     """
     runs = {run.info.run_id: run for run in RunStore(tracking_uri).runs()}
     run = runs.get(resume.run_id)
+    asked = f"--ckpt_path {resume.checkpoint or 'last'}"
     if run is None:
         raise RequestError(
-            f"--ckpt_path {resume.checkpoint}: its run {resume.run_id[:8]} is not in "
+            f"{asked}: its run {resume.run_id[:8]} is not in "
             f"{tracking_uri}; set trainer.logger.init_args.tracking_uri to the store that holds it."
         )
     if run.info.status == "RUNNING":
         raise RequestError(
-            f"--ckpt_path {resume.checkpoint}: its run {resume.run_id[:8]} is still running; "
+            f"{asked}: its run {resume.run_id[:8]} is still running; "
             "stop it first."
         )
 

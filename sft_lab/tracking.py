@@ -4,7 +4,7 @@ import os
 import socket
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from http.client import HTTPException
 from pathlib import Path
@@ -16,6 +16,7 @@ from urllib.request import urlopen
 
 import psutil
 from lightning.pytorch.loggers import MLFlowLogger
+from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 from typing_extensions import override
 
@@ -24,7 +25,10 @@ from sft_lab.errors import RequestError
 
 DIGEST_TAG = "sft_lab.config_digest"
 PROCESS_TAG = "sft_lab.process"
+TABLES_TAG = "mlflow.loggedArtifacts"
+"""Which artifacts MLflow's page shows as tables."""
 _SQLITE = "sqlite:///"
+_BATCH = 1000  # metrics that MLflow takes in one request
 _URI_KEY = "trainer.logger.init_args.tracking_uri"
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
@@ -86,6 +90,12 @@ class RunLogger(MLFlowLogger):
         if missing:
             super().log_metrics(missing, step=step)
         self._logged |= points
+
+    def log_points(self, points: Sequence[Metric]) -> None:
+        """Log points with times of their own; to repeat it changes nothing."""
+        for start in range(0, len(points), _BATCH):
+            self.experiment.log_batch(self.run_id, points[start : start + _BATCH])
+        self._logged |= {(point.key, point.step) for point in points}
 
     def start(self) -> None:
         """Mark the run as running in this process."""

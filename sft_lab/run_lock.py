@@ -1,0 +1,41 @@
+"""A run belongs to one process at a time."""
+
+import fcntl
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sft_lab.errors import RequestError
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[None]:
+    """Hold a run for this process, until the block ends or the process does, however it does.
+
+    The process tag of a run is read and written in two steps, between which another process may
+    read it too; a lock is taken in one.
+
+    Args:
+        folder: The run's checkpoint folder, ``DIRPATH/<run id>``.
+
+    Raises:
+        RequestError: If another process holds the run.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as file:
+        try:
+            # Not flock: that would be held on by loader processes that outlive a killed run.
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as fault:
+            raise RequestError(
+                f"run {folder.name[:8]} is being trained by another process, which holds "
+                f"{folder / 'lock'}; wait for it, or stop it first."
+            ) from fault
+        except OSError as fault:
+            warnings.warn(
+                f"{folder} cannot be locked ({fault.strerror}): see to it that no other process "
+                "goes on with this run.",
+                stacklevel=2,
+            )
+        yield
