@@ -16,7 +16,6 @@ from typing_extensions import override
 
 from sft_lab.errors import RequestError
 
-
 # What file systems answer that have no hard links, or no more for this file.
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK)
 

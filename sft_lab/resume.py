@@ -94,10 +94,7 @@ def check_run(tracking_uri: str, resume: Resume) -> None:
             f"{tracking_uri}; set trainer.logger.init_args.tracking_uri to the store that holds it."
         )
     if run.info.status == "RUNNING":
-        raise RequestError(
-            f"{asked}: its run {resume.run_id[:8]} is still running; "
-            "stop it first."
-        )
+        raise RequestError(f"{asked}: its run {resume.run_id[:8]} is still running; stop it first.")
 
 
 def check_model(path: Path, config: Mapping[str, Any]) -> None:

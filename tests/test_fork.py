@@ -1,9 +1,6 @@
 """Runs that start from the end of another run's stage, held against runs from nothing."""
 
 import json
-import os
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +8,7 @@ import pytest
 import torch
 from runs import STOPPER, TINY, Lab, MakeLab
 
-from sft_lab.checkpoint import last_checkpoint, stage_checkpoint
+from sft_lab.checkpoint import last_checkpoint
 from sft_lab.fork import FORK_TAG
 
 CONFIGS = Path(__file__).parents[1] / "configs"
