@@ -1,0 +1,132 @@
+"""Curves of an ability over an amount, and over training; one small panel each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sft_lab.metrics.score import Score
+from sft_lab.study.report.abilities import Ability
+from sft_lab.study.report.drawing import DASHES, INK, MARKERS, MUTED, PAPER, SERIES, Drawing
+from sft_lab.study.report.groups import positions
+from sft_lab.study.report.page import Panel
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a panel.
+
+    Attributes:
+        label: Its name in the legend.
+        levels: Its values on the axis, as the config writes them.
+        scores: The score at each.
+        published: Whether it is drawn from the paper's figures, which have no intervals.
+    """
+
+    label: str
+    levels: Sequence[str]
+    scores: Sequence[Score]
+    published: bool = False
+
+
+@dataclass(frozen=True)
+class Level:
+    """A horizontal line: what another run scored, whatever the axis says."""
+
+    label: str
+    value: float
+
+
+def curve(
+    name: str,
+    title: str,
+    ability: Ability,
+    axis: str,
+    lines: Sequence[Line],
+    levels: Sequence[Level] = (),
+    top: float | None = None,
+) -> Panel | None:
+    """Draw lines over an axis of amounts, logarithmic where they are numbers.
+
+    Args:
+        name: Name of the drawing.
+        title: Its heading.
+        ability: What the scores are of.
+        axis: Name of the axis.
+        lines: Lines; those without scores are left out.
+        levels: Horizontal lines.
+        top: Upper end of the vertical axis in the score's unit; from the data where not given.
+
+    Returns:
+        The panel, or None where there is nothing to draw.
+    """
+    lines = [line for line in lines if line.scores]
+    if not lines:
+        return None
+    places = positions([level for line in lines for level in line.levels])
+    drawing = Drawing()
+    axes = drawing.axes
+    words = []
+    for number, line in enumerate(lines):
+        style = number % len(SERIES)
+        pairs = sorted(
+            (places[x], score, x) for x, score in zip(line.levels, line.scores, strict=True)
+        )
+        xs = [x for x, _, _ in pairs]
+        means = [ability.shown(score.value) for _, score, _ in pairs]
+        axes.plot(
+            xs,
+            means,
+            color=MUTED if line.published else SERIES[style],
+            linestyle=(0, (1, 2)) if line.published else DASHES[style],
+            marker="x" if line.published else MARKERS[style],
+            markeredgecolor=MUTED if line.published else PAPER,
+            markeredgewidth=1.2 if line.published else 0.8,
+            linewidth=1.2 if line.published else 1.8,
+            label=line.label,
+            zorder=3,
+        )
+        if not line.published:
+            axes.fill_between(
+                xs,
+                [ability.shown(score.low) for _, score, _ in pairs],
+                [ability.shown(score.high) for _, score, _ in pairs],
+                color=SERIES[style],
+                alpha=0.16,
+                linewidth=0,
+            )
+        steps = ", ".join(f"{x}: {ability.text(score.value)}" for _, score, x in pairs)
+        words.append(f"{line.label} {steps}")
+    for number, level in enumerate(levels):
+        axes.axhline(
+            ability.shown(level.value),
+            color=INK,
+            linewidth=1.0,
+            linestyle=[(0, (4, 3)), (0, (1, 2))][number % 2],
+            label=level.label,
+        )
+        words.append(f"{level.label} {ability.text(level.value)}")
+    axes.set_xticks(list(places.values()), list(places), rotation=45 if len(places) > 7 else 0)
+    axes.set_xlabel(axis)
+    finish(drawing, ability, title, top)
+    drawing.legend([*(line.label for line in lines), *(level.label for level in levels)])
+    alt = f"{title}, {ability.unit}, over {axis}. {'; '.join(words)}."
+    return Panel(name, drawing.svg(name, alt), alt)
+
+
+def finish(drawing: Drawing, ability: Ability, title: str, top: float | None = None) -> None:
+    """Set heading, unit and range of a panel's vertical axis."""
+    axes = drawing.axes
+    low, high = map(ability.shown, ability.scale)
+    if top is not None:
+        high = min(high, ability.shown(top))
+    margin = 0.03 * (high - low)
+    axes.set_ylim(low - margin, high + margin)
+    axes.set_ylabel(f"{ability.key.split('/')[-1].replace('_', ' ')}, {ability.unit}")
+    axes.set_title(title, loc="left", fontweight="bold", fontsize=10.5)
+
+
+def top_of(ability: Ability, scores: Sequence[Score]) -> float:
+    """Return a round upper end of a vertical axis that holds all scores with their intervals."""
+    low, high = ability.scale
+    step = (high - low) / 5
+    greatest = max((score.high for score in scores), default=high)
+    return next((low + n * step for n in range(1, 6) if low + n * step >= greatest), high)

@@ -1,0 +1,173 @@
+"""What a report consists of, before it is written as HTML, Markdown and CSV."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+Judgement = Literal["holds here", "does not hold here", "cannot be told"]
+
+
+Mark = Literal["", "less", "more", "unclear", "best"]
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """One cell of a table.
+
+    Attributes:
+        text: What it says.
+        note: A second, smaller line.
+        mark: ``less`` or ``more`` where it differs from its reference, ``unclear`` where that may
+            be chance, ``best`` of the reference itself; empty where nothing is compared.
+    """
+
+    text: str
+    note: str = ""
+    mark: Mark = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table.
+
+    Attributes:
+        caption: What it shows, in words.
+        header: Names of its columns; the first column names the rows.
+        rows: Its rows.
+        long_text: Whether its cells hold whole answers, so that lines are kept and wrapped.
+        folded: Whether a page shows its caption only, until somebody opens it.
+    """
+
+    caption: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[TableCell | str]]
+    long_text: bool = False
+    folded: bool = False
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One drawing of a figure.
+
+    Attributes:
+        name: Name of its file, without ``.svg``.
+        svg: The ``<svg>`` element.
+        alt: What it shows, in words.
+    """
+
+    name: str
+    svg: str
+    alt: str
+
+
+@dataclass(frozen=True)
+class Figure:
+    """Drawings side by side under one caption.
+
+    Attributes:
+        title: Its heading.
+        caption: What it shows and how it is to be read.
+        panels: Its drawings.
+    """
+
+    title: str
+    caption: str
+    panels: Sequence[Panel]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the data allow to be said of one claim about one ability.
+
+    Attributes:
+        ability: The ability's name.
+        judgement: Whether the claim holds.
+        sentence: The sentence with its figures.
+    """
+
+    ability: str
+    judgement: Judgement
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim and what the data say of it.
+
+    Attributes:
+        question: The question's name.
+        text: The claim.
+        paper: What the paper found.
+        findings: What the data say, ability by ability.
+    """
+
+    question: str
+    text: str
+    paper: str
+    findings: Sequence[Finding]
+
+    @property
+    def summary(self) -> str:
+        """The judgements in a few words, such as ``holds here: math · cannot be told: code``."""
+        by: dict[str, list[str]] = {}
+        for finding in self.findings:
+            by.setdefault(finding.judgement, []).append(finding.ability)
+        return " · ".join(f"{judgement}: {', '.join(names)}" for judgement, names in by.items())
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report under one heading.
+
+    Attributes:
+        name: Its anchor.
+        title: Its heading.
+        text: Paragraphs before everything else.
+        claims: What the data say.
+        tables: Its tables.
+        figures: Its figures.
+    """
+
+    name: str
+    title: str
+    text: Sequence[str] = ()
+    claims: Sequence[Claim] = ()
+    tables: Sequence[Table] = ()
+    figures: Sequence[Figure] = ()
+
+
+@dataclass(frozen=True)
+class PlainTable:
+    """Rows of a CSV file.
+
+    Attributes:
+        columns: Its columns in order.
+        rows: Its rows by column; what a row lacks is empty.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Mapping[str, object]]
+
+
+@dataclass(frozen=True)
+class Report:
+    """A whole report.
+
+    Attributes:
+        title: Its title.
+        facts: What was studied, by name.
+        warnings: What a reader must know before anything else.
+        sections: Its parts.
+        tables: The same as plain data, by the name of a CSV file.
+    """
+
+    title: str
+    facts: Mapping[str, str]
+    warnings: Sequence[str]
+    sections: Sequence[Section]
+    tables: Mapping[str, PlainTable] = field(default_factory=dict)
+
+    @property
+    def claims(self) -> list[Claim]:
+        """All claims, in order."""
+        return [claim for section in self.sections for claim in section.claims]

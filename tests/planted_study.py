@@ -1,0 +1,252 @@
+"""A study of made-up runs with effects planted in it, and a reader of their answers.
+
+Items differ in difficulty, and an item is right where its run's ability exceeds it; so runs of
+equal ability agree on nearly all items, and what a report ought to find is known.
+"""
+
+import random
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from math import log2
+
+from sft_lab.errors import RequestError
+from sft_lab.metrics.score import Score, accuracy, mean_score
+from sft_lab.results import ItemAnswer, Point, RunResult
+from sft_lab.study.study_results import Cell, Question, StudyResults
+
+FRACTIONS = ["1", "1/4", "1/16", "1/64"]
+ABILITIES = {
+    "math": "world_math/accuracy",
+    "code": "world_code/pass_at_1",
+    "general": "world_general/accuracy",
+}
+LLAMA_ABILITIES = {
+    "math": "gsm8k/strict",
+    "code": "humaneval/pass_at_1",
+    "general": "mt_bench/mean",
+}
+Levels = Mapping[str, float]
+"""Ability by source, in [0, 1]."""
+
+BASE: Levels = {"math": 0.02, "code": 0.04, "general": 0.10}
+HOSTILE = "<script>alert('no')</script> | `*x*`\n</table>"
+
+
+@dataclass
+class PlantedStudy:
+    """Makes runs and keeps their answers.
+
+    Args:
+        abilities: Metric keys by source.
+        base: The base model's name.
+        items: Items of each benchmark.
+    """
+
+    abilities: Mapping[str, str] = field(default_factory=lambda: dict(ABILITIES))
+    base: str = "world://base"
+    items: int = 200
+    answers: dict[tuple[str, str, int], list[ItemAnswer]] = field(default_factory=dict)
+    runs: dict[str, RunResult] = field(default_factory=dict)
+
+    def read(self, run: RunResult, benchmark: str, step: int) -> list[ItemAnswer]:
+        """Return a run's answers, as the store would."""
+        if (run.run_id, benchmark, step) not in self.answers:
+            raise RequestError(f"run {run.run_id} has no answers to {benchmark} at step {step}.")
+        return self.answers[run.run_id, benchmark, step]
+
+    def run(
+        self, name: str, seed: int, stages: Mapping[str, Levels], steps: int = 100
+    ) -> RunResult:
+        """Return the run of a name and seed, whose stages end at the abilities given."""
+        run_id = f"{name}-{seed}".replace(" ", "-").replace("/", "of")
+        if run_id in self.runs:
+            return self.runs[run_id]
+        points, start, before = [self._point(run_id, seed, 0, None, BASE)], 0, BASE
+        for stage, levels in stages.items():
+            middle = {s: (before.get(s, 0) + levels[s]) / 2 for s in levels}
+            points.append(self._point(run_id, seed, start + steps // 2, None, middle))
+            start += steps
+            points.append(self._point(run_id, seed, start, stage, levels))
+            before = levels
+        result = RunResult(
+            run_id=run_id,
+            name=f"{name} seed {seed}",
+            strategy=name.split(" ")[0],
+            status="FINISHED",
+            seed=seed,
+            base=self.base,
+            stages=dict.fromkeys(stages, steps),
+            benchmarks={key.split("/")[0]: self._benchmark(key) for key in self.abilities.values()},
+            points=tuple(points),
+            final=self._final(points),
+        )
+        self.runs[run_id] = result
+        return result
+
+    def _benchmark(self, key: str) -> dict[str, object]:
+        benchmark, score = key.split("/")
+        return {
+            "digest": f"digest of {benchmark}",
+            "protocol": {"scores": [score]},
+            "decoding": {"temperature": 0.0, "num_samples": 1},
+            "prompts": f"prompts of {benchmark}",
+            "items": self.items,
+            "scale": [1, 10] if benchmark == "mt_bench" else [0, 1],
+        }
+
+    def _point(self, run_id: str, seed: int, step: int, after: str | None, levels: Levels) -> Point:
+        scores: dict[str, Score] = {}
+        for source, key in self.abilities.items():
+            benchmark, score_name = key.split("/")
+            dice = random.Random(f"{source} {run_id} {step}")
+            level = levels[source] + 0.02 * (seed - 1)
+            hard = [(n * 37 % self.items + 0.5) / self.items for n in range(self.items)]
+            right = [d + dice.gauss(0, 0.03) < level for d in hard]
+            rated = benchmark == "mt_bench"
+            ratings = [1 + 9 * min(max(level + dice.gauss(0, 0.08), 0), 1) for _ in hard]
+            marks: list[bool | float] = list(ratings) if rated else list(right)
+            self.answers[run_id, benchmark, step] = [
+                ItemAnswer(
+                    f"{source}/{n}",
+                    {score_name: mark},
+                    f"step {step}: {HOSTILE if n == 3 else f'answer {n}'}",
+                    f"{source}: what is {n} plus 1?",
+                )
+                for n, mark in enumerate(marks)
+            ]
+            scores[key] = mean_score(ratings) if rated else accuracy(right)
+        return Point(step, after, scores)
+
+    def _final(self, points: list[Point]) -> dict[str, float]:
+        *past, last = points
+        found = {}
+        for key in self.abilities.values():
+            best = max(point.scores[key].value for point in past)
+            found[f"forgetting/{key}"] = best - last.scores[key].value
+            if best > 0:
+                found[f"retention/{key}"] = last.scores[key].value / best
+        return found
+
+
+def levels(math: float, code: float, general: float) -> Levels:
+    return {"math": math, "code": code, "general": general}
+
+
+SPECIAL = levels(0.80, 0.75, 0.15)
+ALONE = {
+    "math": levels(0.80, 0.04, 0.08),
+    "code": levels(0.03, 0.75, 0.08),
+    "general": levels(0.05, 0.08, 0.70),
+}
+
+
+def grown(top: float, level: str, bottom: float = 0.05) -> float:
+    """Return an ability that grows with the logarithm of an amount, from 1/256 to 1."""
+    return bottom + (top - bottom) * max(0.0, 1 + log2(Fraction(level)) / 8)
+
+
+def rq1(study: PlantedStudy) -> Question:
+    """Math and code rise with their amount; general stays as it is."""
+    cells = []
+    for source, full in ALONE.items():
+        for fraction in FRACTIONS:
+            own = full[source] if source == "general" else grown(full[source], fraction)
+            name = f"{source}_only" if fraction == "1" else f"{source}_only {fraction}"
+            run = study.run(name, 0, {source: {**full, source: own}})
+            cells.append(Cell("rq1", source, {"fraction": fraction}, 0, run))
+    return Question("rq1", "How does an ability grow with its own data?", "single", cells)
+
+
+def rq2(study: PlantedStudy) -> Question:
+    """Mixing gains 20 points of math at 1/64, loses 20 of general in full, and leaves code."""
+    cells = []
+    for fraction in FRACTIONS:
+        scarce = fraction == "1/64"
+        ends = levels(
+            grown(0.80, fraction) + (0.20 if scarce else 0.0),
+            grown(0.75, fraction),
+            0.50 if fraction == "1" else 0.70,
+        )
+        name = "multi_task" if fraction == "1" else f"multi_task {fraction}"
+        cells.append(
+            Cell("rq2", "mixed", {"fraction": fraction}, 0, study.run(name, 0, {"all": ends}))
+        )
+    return Question("rq2", "What does mixing cost or bring?", "mixed", cells)
+
+
+def rq3(study: PlantedStudy) -> Question:
+    """Own data decide; the amount of the others changes nothing, but general with special data."""
+    cells = []
+    for arm in ("vary_special", "vary_general", "vary_special_little_general"):
+        for fraction in FRACTIONS:
+            special = "1" if arm == "vary_general" else fraction
+            chat = 0.70 if arm == "vary_special" else 0.25
+            general = grown(0.70, fraction) if arm == "vary_general" else chat
+            ends = levels(grown(0.80, special), grown(0.75, special), general)
+            run = study.run(f"{arm} {fraction}", 0, {"all": ends})
+            cells.append(Cell("rq3", arm, {"fraction": fraction}, 0, run))
+    return Question("rq3", "Does the ratio matter?", "ratio", cells)
+
+
+def rq4(study: PlantedStudy, seeds: tuple[int, ...] = (0, 1, 2)) -> Question:
+    """Sequential forgets math and half of code; DMT keeps both; more k costs general."""
+    plans: dict[tuple[str, str], dict[str, Levels]] = {
+        ("math_only", ""): {"math": ALONE["math"]},
+        ("code_only", ""): {"code": ALONE["code"]},
+        ("general_only", ""): {"general": ALONE["general"]},
+        ("multi_task", ""): {"all": levels(0.80, 0.72, 0.50)},
+        ("sequential", ""): {
+            "code": ALONE["code"],
+            "math": levels(0.80, 0.40, 0.06),
+            "general": levels(0.05, 0.35, 0.70),
+        },
+        ("mixed_sequential", ""): {"specialize": SPECIAL, "generalize": levels(0.10, 0.40, 0.70)},
+    }
+    for k, math, general in (
+        ("0", 0.10, 0.70),
+        ("1/64", 0.60, 0.70),
+        ("1/16", 0.70, 0.68),
+        ("1/4", 0.75, 0.60),
+        ("1", 0.80, 0.50),
+    ):
+        code = 0.40 if k == "0" else 0.70
+        plans["dmt", k] = {"specialize": SPECIAL, "generalize": levels(math, code, general)}
+    cells = []
+    for (arm, k), stages in plans.items():
+        for seed in seeds:
+            name = "mixed_sequential" if k == "0" else f"{arm} {k}".strip()
+            axis = {"k": k} if k else {}
+            cells.append(Cell("rq4", arm, axis, seed, study.run(name, seed, stages)))
+    return Question("rq4", "Which strategy keeps every ability?", "strategies", cells)
+
+
+def grid(study: PlantedStudy) -> Question:
+    """Two arms over rows, equal in everything but chance."""
+    cells = []
+    for arm in ("equal_counts", "equal_shares"):
+        for rows in ("500", "2000"):
+            ends = levels(0.5, 0.4, 0.6)
+            run = study.run(f"{arm} {rows}", 0, {"all": ends})
+            cells.append(Cell("counts", arm, {"rows": rows}, 0, run))
+    return Question("counts", "Equal counts or equal shares?", "grid", cells)
+
+
+def whole(study: PlantedStudy) -> StudyResults:
+    """Return all questions."""
+    makers: list[Callable[[PlantedStudy], Question]] = [rq1, rq2, rq3, rq4, grid]
+    return StudyResults("planted", study.abilities, [make(study) for make in makers])
+
+
+def without(results: StudyResults, gone: Callable[[Cell], bool]) -> StudyResults:
+    """Return a study in which some cells have no run."""
+    return replace(
+        results,
+        questions=[
+            replace(
+                question,
+                cells=[replace(c, result=None) if gone(c) else c for c in question.cells],
+            )
+            for question in results.questions
+        ],
+    )

@@ -1,0 +1,309 @@
+"""A report finds what was planted, says what cannot be told, and breaks on nothing missing."""
+
+import csv
+import io
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from planted_study import (
+    HOSTILE,
+    LLAMA_ABILITIES,
+    PlantedStudy,
+    rq1,
+    rq4,
+    whole,
+    without,
+)
+
+from sft_lab.study.report import Report, build_report, write_report
+from sft_lab.study.report.page import Finding
+from sft_lab.study.report.writing import report_files
+from sft_lab.study.study_results import Question, StudyResults
+
+
+@pytest.fixture(scope="module")
+def study() -> PlantedStudy:
+    return PlantedStudy()
+
+
+@pytest.fixture(scope="module")
+def report(study: PlantedStudy) -> Report:
+    return build_report(whole(study), study.read)
+
+
+@pytest.fixture(scope="module")
+def files(report: Report) -> dict[str, str]:
+    return report_files(report)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Report:
+    study = PlantedStudy(abilities=LLAMA_ABILITIES, base="meta-llama/Llama-2-7b-hf")
+    return build_report(StudyResults("rq4", study.abilities, [rq4(study)]), study.read)
+
+
+def finding(report: Report, claim: str, ability: str, number: int = 0) -> Finding:
+    [found] = [c for c in report.claims if c.text == claim]
+    return [f for f in found.findings if f.ability == ability][number]
+
+
+def rows(files: dict[str, str], name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(files[name])))
+
+
+@pytest.mark.parametrize(
+    ("claim", "ability", "judgement"),
+    [
+        ("Each ability rises with its own data", "math", "holds here"),
+        ("Each ability rises with its own data", "general", "does not hold here"),
+        ("Mixing gains where data are few", "math", "holds here"),
+        ("Mixing gains where data are few", "code", "does not hold here"),
+        ("Mixing loses where data are many", "general", "holds here"),
+        ("An ability depends on the amount of its own data", "code", "holds here"),
+        ("An ability does not depend on the amount of the other sources", "code", "holds here"),
+        ("Training in sequence forgets math and code", "math", "holds here"),
+        ("A little replay keeps more of them (DMT against none)", "code", "holds here"),
+        ("That replay costs the general ability nothing", "general", "cannot be told"),
+        ("More replay raises the special abilities further", "code", "cannot be told"),
+        ("More replay lowers the general ability", "general", "holds here"),
+        ("Multi-task training lowers the general ability", "general", "holds here"),
+    ],
+)
+def test_planted_effects_are_found(
+    report: Report, claim: str, ability: str, judgement: str
+) -> None:
+    assert finding(report, claim, ability).judgement == judgement
+
+
+def test_a_null_is_never_called_equal_and_says_what_is_compatible(report: Report) -> None:
+    sentence = finding(report, "More replay raises the special abilities further", "code").sentence
+    assert "no difference is shown" in sentence
+    assert re.search(r"a loss of up to [\d.]+ points and a gain of up to [\d.]+ points", sentence)
+    text = " ".join(f.sentence for claim in report.claims for f in claim.findings)
+    assert "equal" not in text
+    assert "same as" not in text
+
+
+def test_sentences_carry_difference_interval_and_corrected_p(report: Report) -> None:
+    sentence = finding(report, "Training in sequence forgets math and code", "math").sentence
+    # Planted: 0.80 after math, 0.05 at the end.
+    assert (
+        "from the end of math to the end of training: lower (\N{MINUS SIGN}75.0 points" in sentence
+    )
+    assert "p < 0.001 after Holm" in sentence
+
+
+def test_cells_differing_from_the_best_specialist_look_different(report: Report) -> None:
+    table = next(s for s in report.sections if s.name == "rq4").tables[0]
+    marks = {str(row[0]): [getattr(cell, "mark", "") for cell in row[2:]] for row in table.rows}
+    assert marks["math_only"][0] == marks["general_only"][2] == "best"
+    assert marks["sequential"][0] == "less"
+    assert marks["multi_task"][0] == "unclear"  # planted: as the specialist
+    assert marks["multi_task"][2] == "less"
+
+
+def test_csv_files_hold_the_figures(files: dict[str, str], study: PlantedStudy) -> None:
+    cells = rows(files, "cells.csv")
+    assert len(cells) == (12 + 4 + 12 + 33 + 4) * 3
+    one = next(r for r in cells if r["run_id"] == "sequential-1" and r["ability"] == "math")
+    run = study.runs["sequential-1"]
+    assert run.last is not None
+    assert float(one["score"]) == run.last.scores["world_math/accuracy"].value
+    assert float(one["retention"]) == run.final["retention/world_math/accuracy"]
+    [mean] = [
+        r
+        for r in rows(files, "means.csv")
+        if (r["question"], r["arm"], r["ability"]) == ("rq4", "sequential", "math")
+    ]
+    assert (mean["seeds"], mean["n"]) == ("3", "600")
+    assert float(mean["score"]) == pytest.approx(0.05, abs=0.01)
+    dropped = next(
+        r
+        for r in rows(files, "comparisons.csv")
+        if r["family"] == "rq4 forgetting" and r["before"] == "sequential after math"
+    )
+    assert (dropped["shown"], dropped["items"], dropped["seeds_after"]) == ("yes", "200", "3")
+    assert float(dropped["difference"]) == pytest.approx(-0.75, abs=0.01)
+    assert float(dropped["p"]) <= float(dropped["p_holm"])
+
+
+def test_forgotten_items_stand_with_both_answers(files: dict[str, str]) -> None:
+    forgotten = [r for r in rows(files, "items.csv") if r["ability"] == "math"]
+    assert {r["kind"] for r in forgotten} <= {"forgotten", "regained"}
+    assert forgotten[0]["stage"] == "math"
+    assert forgotten[0]["before"].startswith("step 200: ")
+    assert forgotten[0]["after"].startswith("step 300: ")
+
+
+class Page(HTMLParser):
+    """What a browser would see."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_an_answer_cannot_become_markup(files: dict[str, str]) -> None:
+    page = Page(files["report.html"])
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert HOSTILE in page.text
+    table_row = next(line for line in files["report.md"].splitlines() if "alert" in line)
+    assert "\\| `*x*`" in table_row  # neither a cell nor a line of the table ends there
+
+
+def test_the_page_stands_alone_in_both_colour_schemes(files: dict[str, str]) -> None:
+    html = files["report.html"]
+    page = Page(html)
+    loading = [
+        value
+        for _, attributes in page.tags
+        for name, value in attributes.items()
+        if name in ("src", "href", "xlink:href", "srcset", "data", "action")
+    ]
+    assert loading
+    assert all(value is not None and value.startswith("#") for value in loading)
+    assert not re.search(r"@import|url\((?!#)", html)
+    assert "prefers-color-scheme: dark" in html
+    assert "@media print" in html
+    assert "#a100" not in html  # every sentinel has become a variable
+
+
+def test_figures_have_words_and_ids_of_their_own(report: Report, files: dict[str, str]) -> None:
+    page = Page(files["report.html"])
+    drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
+    assert len(drawings) > 20
+    assert all(attributes["aria-label"] and attributes["role"] == "img" for attributes in drawings)
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    for section in report.sections:
+        for figure in section.figures:
+            assert figure.caption
+            for panel in figure.panels:
+                alone = files[f"figures/{panel.name}.svg"]
+                assert alone.startswith("<?xml")
+                assert "prefers-color-scheme" in alone
+
+
+def test_files_are_the_same_to_the_byte(study: PlantedStudy, tmp_path: Path) -> None:
+    results = StudyResults("one", study.abilities, [rq4(study, seeds=(0,))])
+    for name in ("a", "b"):
+        write_report(build_report(results, study.read), tmp_path / name)
+    written = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
+    assert {str(path) for path in written} >= {"report.html", "report.md", "cells.csv"}
+    for path in written:
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
+
+
+def test_a_study_of_one_cell_says_what_it_lacks(study: PlantedStudy) -> None:
+    question = rq1(study)
+    only = replace(question, cells=question.cells[:1])
+    report = build_report(StudyResults("one", study.abilities, [only]), study.read)
+    found = finding(report, "Each ability rises with its own data", "math")
+    assert found.judgement == "cannot be told"
+    assert "too few finished runs of math alone" in found.sentence
+    report_files(report)
+
+
+def test_a_study_without_runs_says_so(study: PlantedStudy) -> None:
+    report = build_report(without(whole(study), lambda cell: True), study.read)
+    assert any("No run has finished" in warning for warning in report.warnings)
+    assert not any(claim.findings for claim in report.claims)
+    report_files(report)
+    empty = build_report(StudyResults("empty", {}, [Question("q", "Q?", "ratio", [])]), study.read)
+    assert "none" in empty.facts["Abilities"]
+
+
+def test_missing_cells_are_said_aloud(study: PlantedStudy) -> None:
+    results = StudyResults("one", study.abilities, [rq1(study)])
+    results = without(results, lambda c: c.arm == "math" and c.axis["fraction"] == "1/16")
+    [warning] = [w for w in build_report(results, study.read).warnings if "no finished run" in w]
+    assert "1 of 12 cells" in warning
+    assert "rq1 math fraction = 1/16 seed 0" in warning
+
+
+def test_runs_of_different_protocols_are_flagged_and_not_compared() -> None:
+    study = PlantedStudy()
+    question = rq4(study)
+    other = study.runs["multi_task-1"].benchmarks | {
+        "world_math": {**study.runs["multi_task-1"].benchmarks["world_math"], "prompts": "others"}
+    }
+    cells = [
+        replace(c, result=replace(c.result, benchmarks=other))
+        if c.arm == "multi_task" and c.result
+        else c
+        for c in question.cells
+    ]
+    results = StudyResults("mixed up", study.abilities, [replace(question, cells=cells)])
+    report = build_report(results, study.read)
+    assert any("2 different protocols" in w and "world_math" in w for w in report.warnings)
+    found = finding(
+        report,
+        "Multi-task training keeps the special abilities at the specialist's level",
+        "math",
+    )
+    assert found.judgement == "cannot be told"
+    assert "different protocols" in found.sentence
+
+
+def test_scores_without_answers_are_shown_but_not_compared(study: PlantedStudy) -> None:
+    results = StudyResults("bare", study.abilities, [rq4(study)])
+    report = build_report(results, PlantedStudy().read)
+    table = next(s for s in report.sections if s.name == "rq4").tables[0]
+    assert all(getattr(cell, "mark", "") in ("", "best") for row in table.rows for cell in row)
+    found = finding(report, "Training in sequence forgets math and code", "math")
+    assert "answers item by item are not there" in found.sentence
+
+
+def test_published_scores_stand_beside_those_of_a_llama_only(
+    files: dict[str, str], llama: Report
+) -> None:
+    text = report_files(llama)["report.md"]
+    row = next(line for line in text.splitlines() if line.startswith("| sequential |"))
+    assert row.split("|")[4:9:2] == [" 31.39 ", " 15.85 ", " 5.72 "]
+    assert "2310.05492, LLaMA-1" in text
+    assert "LLaMA-1, one run" not in files["report.md"]
+
+
+def test_ratings_stay_on_their_scale(llama: Report) -> None:
+    found = finding(llama, "More replay lowers the general ability", "general")
+    assert found.judgement == "holds here"
+    assert re.search(r"\N{MINUS SIGN}1\.\d\d on its scale of 1 to 10", found.sentence)
+    names = report_files(llama)
+    # Shares and ratings are never drawn on one axis.
+    assert {"figures/rq4-time-3-0.svg", "figures/rq4-time-3-1.svg"} <= names.keys()
+
+
+def test_other_designs_get_a_table_and_a_curve(report: Report) -> None:
+    section = next(s for s in report.sections if s.name == "counts")
+    assert [str(row[0]) for row in section.tables[0].rows] == [
+        "equal_counts (rows = 500)",
+        "equal_counts (rows = 2000)",
+        "equal_shares (rows = 500)",
+        "equal_shares (rows = 2000)",
+    ]
+    assert [panel.name for panel in section.figures[0].panels] == [
+        "counts-curve-math",
+        "counts-curve-code",
+        "counts-curve-general",
+    ]
+
+
+def test_a_representation_view_is_shown_where_it_is_given(study: PlantedStudy) -> None:
+    results = StudyResults("one", study.abilities, [])
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"><title>t</title></svg>'
+    extra = [("t-SNE of layer 15", svg, "Math stands apart.")]
+    written = report_files(build_report(results, study.read, extra))
+    assert svg in written["report.html"]
+    assert "Math stands apart." in written["report.md"]
+    assert "figures/representation-0.svg" in written
