@@ -127,8 +127,30 @@ def _parser() -> argparse.ArgumentParser:
         metavar="L",
         help="for generated code: isolated, isolated_or_limited, limited; default: %(default)s",
     )
-    compare = commands.add_parser("compare", help="abilities of runs at every stage boundary")
+    compare = commands.add_parser(
+        "compare", help="abilities of runs at every stage boundary, with paired tests"
+    )
     compare.add_argument("runs", nargs="+", metavar="RUN", help="id, beginning of one, or run name")
+    compare.add_argument(
+        "--reference", metavar="RUN", help="what the others are compared with; default: the first"
+    )
+    compare.add_argument(
+        "--over_seeds",
+        action="store_true",
+        help="take runs of one name but for 'seed N' together; the name alone stands for all",
+    )
+    compare.add_argument(
+        "--items",
+        type=int,
+        default=5,
+        metavar="N",
+        help="forgotten, and regained, items to show of every benchmark; default: %(default)s",
+    )
+    compare.add_argument(
+        "--allow_different_protocols",
+        action="store_true",
+        help="show scores side by side, flagged, that do not compare",
+    )
     compare.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     compare.add_argument("--tracking_uri", default=_TRACKING_URI, help="default: %(default)s")
     study = commands.add_parser(
@@ -161,6 +183,10 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _in_color() -> bool:
+    return sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+
 def _inspect(options: argparse.Namespace) -> int:
     from sft_lab.inspection import inspection, inspection_text, planned
     from sft_lab.lab_cli import compose, silence
@@ -183,8 +209,7 @@ def _inspect(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
-        color = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-        print(inspection_text(found, color=color))
+        print(inspection_text(found, color=_in_color()))
     return 0
 
 
@@ -212,11 +237,24 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from sft_lab.compare import compare, comparison_table
+    from sft_lab.compare.as_json import as_json
+    from sft_lab.compare.compare import compare
+    from sft_lab.compare.report import report
     from sft_lab.tracking import RunStore
 
-    compared = compare(RunStore(options.tracking_uri), options.runs)
-    print(json.dumps(compared, indent=2) if options.json else comparison_table(compared))
+    if options.items < 0:
+        raise RequestError(f"--items must be 0 or more, got {options.items}.")
+    compared = compare(
+        RunStore(options.tracking_uri),
+        options.runs,
+        options.reference,
+        options.over_seeds,
+        options.allow_different_protocols,
+    )
+    if options.json:
+        print(json.dumps(as_json(compared), indent=2, ensure_ascii=False))
+    else:
+        print(report(compared, options.items, color=_in_color()))
     return 0
 
 

@@ -114,7 +114,7 @@ def read_result(store: RunStore, run: Any) -> RunResult:
     for name, steps in stages.items():
         end += steps
         ended[end] = name
-    steps = sorted({step for key in keys for step in history[key]})
+    evaluated = sorted({step for key in keys for step in history[key]})
     points = tuple(
         Point(
             step,
@@ -130,7 +130,7 @@ def read_result(store: RunStore, run: Any) -> RunResult:
                 if all(step in history[f"{key}{part}"] for part in parts)
             },
         )
-        for step in steps
+        for step in evaluated
     )
     final = ("retention/", "forgetting/", "backward_transfer/", "average/")
     return RunResult(

@@ -164,17 +164,20 @@ def _bootstrapped(sums: NDArray[Any], sizes: NDArray[Any]) -> tuple[float, float
 
 
 def paired_over_seeds(
-    before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]
+    before: Sequence[Sequence[float]],
+    after: Sequence[Sequence[float]],
+    same_runs: bool = False,
 ) -> Difference:
     """Test the difference of two means over seeds and items, which holds for others of both.
 
-    Items are paired, seeds are not: a run of the same seed shares nothing with another strategy's
-    but chance. Seeds and items are taken as crossed random effects with variances that may differ
-    between the sides; the sum of their mean squares, less what is counted twice, is the variance,
-    and Student's t with Satterthwaite's degrees of freedom the distribution (``crossed_variance``).
-    Assumed are runs that differ in nothing but the seed within a side, items drawn independently
-    of each other, and means that scatter about normally. In simulations at 5 %, with 2 to 5 seeds,
-    30 and 200 items and weak to strong seed effects, a null is rejected in 1 to 6 % of cases.
+    Items are paired; seeds are only where both sides are the same runs at two times, since a run
+    shares nothing but a number with another strategy's run of that seed. Seeds and items are taken
+    as crossed random effects with variances that may differ between the sides; the sum of their
+    mean squares, less what is counted twice, is the variance, and Student's t with Satterthwaite's
+    degrees of freedom the distribution (``crossed_variance``). Assumed are runs that differ in
+    nothing but the seed within a side, items drawn independently of each other, and means that
+    scatter about normally. In simulations at 5 %, with 2 to 5 seeds, 30 and 200 items and weak to
+    strong seed effects, a null is rejected in 1 to 6 % of cases.
 
     One seed on both sides, a single item, or no variation at all is left to ``paired_shares`` or,
     of ratings, ``paired_means``.
@@ -182,10 +185,12 @@ def paired_over_seeds(
     Args:
         before: Marks by seed, then item.
         after: Marks by seed, then the same items.
+        same_runs: Whether seed by seed both sides are the same run.
 
     Raises:
-        ValueError: If there are no seeds or items, not the same number of items everywhere, a mark
-            is not finite, or one side alone has a single seed, whose variation is unknown.
+        ValueError: If there are no seeds or items, not the same number of items everywhere, or of
+            seeds of the same runs, a mark is not finite, or one side alone has a single seed, whose
+            variation is unknown.
     """
     old, new = marks_array(before), marks_array(after)
     if old.shape[1] != new.shape[1]:
@@ -196,8 +201,10 @@ def paired_over_seeds(
         raise ValueError(
             f"Both sides need two seeds or more, or one each, got {len(old)} and {len(new)}."
         )
+    if same_runs and len(old) != len(new):
+        raise ValueError(f"The same runs have the same seeds, got {len(old)} and {len(new)}.")
     changes = new.mean(axis=0) - old.mean(axis=0)
-    variance, df = crossed_variance(changes, [old, new])
+    variance, df = crossed_variance(changes, [new - old] if same_runs else [old, new])
     if len(old) == 1 or len(changes) == 1 or variance == 0:
         return _paired_items(old.mean(axis=0), new.mean(axis=0))
     value, error = float(changes.mean()), sqrt(variance)

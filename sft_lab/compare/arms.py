@@ -1,0 +1,142 @@
+"""What is compared: single runs, or the runs of one name over seeds."""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sft_lab.compare.outcomes import Outcomes, outcomes
+from sft_lab.errors import RequestError
+from sft_lab.results import RunResult, read_answers, read_result
+from sft_lab.tracking import RunStore
+
+
+@dataclass(frozen=True)
+class MeasuredRun:
+    """A run with its items.
+
+    Attributes:
+        result: What it has measured.
+        outcomes: By benchmark, then by step, its items at every stage boundary; None where the
+            benchmark's first score is no mean over items.
+    """
+
+    result: RunResult
+    outcomes: Mapping[str, Mapping[int, Outcomes | None]]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One row of a comparison.
+
+    Attributes:
+        name: Of the run, or of its seeds in common.
+        runs: One, or one for every seed.
+    """
+
+    name: str
+    runs: tuple[MeasuredRun, ...]
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """The metric key of every benchmark's first score, of the benchmarks that all runs have."""
+        first, *others = (run.result.first_keys for run in self.runs)
+        return {
+            name: key
+            for name, key in first.items()
+            if all(other.get(name) == key for other in others)
+        }
+
+    @property
+    def num_boundaries(self) -> int:
+        """Boundaries that every run has reached; the first is before training."""
+        return min(len(run.result.boundaries) for run in self.runs)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every run has been measured at the end of its last stage."""
+        return all(run.result.last is not None for run in self.runs)
+
+    def at(self, benchmark: str, boundary: int) -> list[Outcomes] | None:
+        """Return the items of a benchmark at a boundary, by run; None where there are none."""
+        found = [
+            run.outcomes.get(benchmark, {}).get(run.result.boundaries[boundary].step)
+            for run in self.runs
+        ]
+        known = [items for items in found if items is not None]
+        return known if len(known) == len(found) else None
+
+
+def read_run(store: RunStore, run: object) -> MeasuredRun:
+    """Return a run of ``fit`` with the items of its stage boundaries.
+
+    Raises:
+        RequestError: If it trains no stage, or was stopped before its first evaluation.
+    """
+    result = read_result(store, run)
+    found: dict[str, dict[int, Outcomes | None]] = {}
+    for name, key in result.first_keys.items():
+        found[name] = {}
+        for point in result.boundaries:
+            score = point.scores.get(key)
+            found[name][point.step] = outcomes(
+                read_answers(store, result.run_id, name, point.step),
+                key.partition("/")[2],
+                None if score is None else score.value,
+            )
+    return MeasuredRun(result, found)
+
+
+def single_runs(store: RunStore, names: Sequence[str]) -> list[Arm]:
+    """Return the runs of the given names, each for itself.
+
+    Raises:
+        RequestError: If a name fits no run, or more than one, or one that has not trained.
+    """
+    arms = []
+    for name in names:
+        measured = read_run(store, store.find(name))
+        arms.append(Arm(measured.result.name, (measured,)))
+    return arms
+
+
+def over_seeds(store: RunStore, names: Sequence[str]) -> list[Arm]:
+    """Return the runs of the given names, those that differ only in ``seed N`` together.
+
+    A name without its seed stands for the newest finished run of each of its seeds.
+
+    Raises:
+        RequestError: As ``single_runs``, and if a seed is there twice in one group.
+    """
+    finished = [run for run in store.runs() if run.info.status == "FINISHED"]
+    groups: dict[str, dict[int, MeasuredRun]] = {}
+    seen: set[str] = set()
+    for name in names:
+        newest = {
+            run.info.run_name: run
+            for run in reversed(finished)
+            if without_seed(run.info.run_name) == name != run.info.run_name
+        }
+        for run in newest.values() or [store.find(name)]:
+            if run.info.run_id in seen:
+                continue
+            seen.add(run.info.run_id)
+            measured = read_run(store, run)
+            group = groups.setdefault(without_seed(measured.result.name), {})
+            if measured.result.seed in group:
+                raise RequestError(
+                    f"RUN {name!r}: {measured.result.name!r} is there with seed "
+                    f"{measured.result.seed} already; name one run of each seed."
+                )
+            group[measured.result.seed] = measured
+    return [
+        Arm(name, tuple(group[seed] for seed in sorted(group))) for name, group in groups.items()
+    ]
+
+
+def without_seed(name: str) -> str:
+    """Return a run's name without its seed.
+
+    >>> without_seed("dmt k=1/16 seed 0")
+    'dmt k=1/16'
+    """
+    return re.sub(r"\s*\bseed \d+", "", name).strip()
