@@ -387,7 +387,7 @@ class LabCLI(LightningCLI):
         store = RunStore(logger.tracking_uri)
         if self.fork is not None:
             plan = json.loads(store.artifact_text(self.fork.run_id, "stage_plan.json"))
-            check_plans(self.fork, plan, stage_plan(self.datamodule))
+            check_plans(self.fork, plan, stage_plan(self.datamodule, self.model.generates_with))
             check_end(self.fork, store, self.datamodule.schedule)
         with recorded(logger):
             stamp = checkpoint.stamp = RunStamp(str(logger.run_id), identity(self.plain))

@@ -35,8 +35,9 @@ class PlanCLI(LabCLI):
 
     @override
     def before_instantiate_classes(self) -> None:
-        if self.settings.ckpt_path is not None:
-            raise RequestError("--plan looks at a whole run; leave out --ckpt_path.")
+        for option in ("ckpt_path", "from"):
+            if self.settings[option] is not None:
+                raise RequestError(f"--plan looks at a whole run; leave out --{option}.")
         super().before_instantiate_classes()
 
     @override
