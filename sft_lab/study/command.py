@@ -3,18 +3,21 @@
 import os
 import shlex
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_lab.errors import Interrupted, RequestError
 from sft_lab.lab_cli import compose, silence
-from sft_lab.study.design import STUDY_KEYS, StudyDesign, cells, read_design
+from sft_lab.study.design import STUDY_KEYS, CellSpec, StudyDesign, cells, read_design
 from sft_lab.study.executors import Executor, RayExecutor
 from sft_lab.study.job import CELL_TAG, Job, run_arguments
+from sft_lab.study.k_finder import Found
 from sft_lab.study.parent_run import ParentRun, open_parent
 from sft_lab.study.progress_table import ProgressTable
 from sft_lab.study.runner import Progress, Runner
-from sft_lab.study.runs import StudyRun, plan_runs
+from sft_lab.study.runs import StudyRun, plan_run, plan_runs, with_forks
+from sft_lab.study.search import SearchKey, run_searches, searches
 from sft_lab.tables import format_table
 from sft_lab.tracking import RunStore, absolute, prepare_store
 
@@ -25,17 +28,19 @@ class Study(NamedTuple):
     Attributes:
         design: Its design.
         config: Its config, resolved.
-        runs: Its runs.
+        runs: Its runs, but for those that searches will ask for.
+        example: A run of it, which has what all of them share.
     """
 
     design: StudyDesign
     config: Mapping[str, Any]
     runs: list[StudyRun]
+    example: StudyRun
 
     @property
     def logger(self) -> Mapping[str, Any]:
         """The settings of the logger that all runs share."""
-        settings: Mapping[str, Any] = self.runs[0].config["trainer"]["logger"]["init_args"]
+        settings: Mapping[str, Any] = self.example.config["trainer"]["logger"]["init_args"]
         return settings
 
     @property
@@ -70,13 +75,17 @@ def lay_out(arguments: list[str]) -> Study:
     silence()
     design, config = read_study_config(arguments)
     runs = plan_runs(cells(design))
-    stores = {str(run.config["trainer"]["logger"]["init_args"]["tracking_uri"]) for run in runs}
+    first = next((one.cells[0] for one in searches(design)), None)
+    if not runs and first is None:
+        raise RequestError("questions: the study has no run.")
+    known = [*runs, *([plan_run(first)] if first is not None else [])]
+    stores = {str(run.config["trainer"]["logger"]["init_args"]["tracking_uri"]) for run in known}
     if len(stores) > 1:
         raise RequestError(
             f"the runs of a study share one store, got {', '.join(sorted(stores))}; "
             "set trainer.logger.init_args.tracking_uri under set."
         )
-    return Study(design, config, runs)
+    return Study(design, config, runs, known[-1])
 
 
 def finished_runs(study: Study) -> dict[str, str]:
@@ -144,15 +153,26 @@ def run_study(study: Study, address: str | None) -> dict[str, Progress]:
 
 
 def _fill(study: Study, parent: ParentRun, executor: Executor) -> dict[str, Progress]:
-    abilities = study.runs[0].abilities
     recorded: dict[str, str] = {}
+    found: dict[SearchKey, Found | None] = {}
+
+    def record(progress: Mapping[str, Progress]) -> None:
+        parent.record(study.design, study.example.abilities, progress, found)
 
     def tell(progress: Mapping[str, Progress]) -> None:
         states = {digest: p.state for digest, p in progress.items()}
         if states != recorded:
-            parent.record(study.design, abilities, progress)
+            record(progress)
             recorded.update(states)
         table(progress)
+
+    def run_cell(cell: CellSpec) -> str | None:
+        run = with_forks([*(p.run for p in runner.progress.values()), plan_run(cell)])[-1]
+        known = runner.progress.get(run.digest)
+        if known is not None:
+            known.run = replace(known.run, cells=(*known.run.cells, cell))
+        runner.run([run], finished_runs(study))
+        return runner.progress[run.digest].run_id
 
     with ProgressTable(study.store) as table:
         runner = Runner(
@@ -161,7 +181,10 @@ def _fill(study: Study, parent: ParentRun, executor: Executor) -> dict[str, Prog
             attempts=study.design.attempts,
             tell=tell,
         )
-        return runner.run(study.runs, finished_runs(study))
+        progress = runner.run(study.runs, finished_runs(study))
+        found |= run_searches(study.design, study.store, run_cell)
+        record(progress)
+        return progress
 
 
 def make_job(study: Study, parent: ParentRun, run: StudyRun, fork: str | None) -> Job:
@@ -196,5 +219,3 @@ def outcome_table(progress: Mapping[str, Progress]) -> str:
         rows = [[p.run.name, str(p.attempts), p.reason[:100]] for p in failed]
         lines.append(format_table(["failed", "attempts", "reason"], rows))
     return "\n".join(lines)
-
-

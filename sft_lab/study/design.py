@@ -131,6 +131,8 @@ class StudyDesign:
         questions: Questions by name.
         seeds: ``seed_everything`` of every run.
         fractions: Amounts that questions refer to as ``${fractions}``.
+        shares: Replay shares that questions refer to as ``${shares}``.
+        retention: Least retentions that questions refer to as ``${retention}``.
         set: Values by dotted key, of every run.
         resources: What one run takes.
         attempts: How often a run that crashes is begun or gone on with.
@@ -142,6 +144,8 @@ class StudyDesign:
     questions: dict[str, QuestionDesign]
     seeds: list[int] = field(default_factory=lambda: [0])
     fractions: list[Scalar] = field(default_factory=list)
+    shares: list[Scalar] = field(default_factory=list)
+    retention: dict[str, float] = field(default_factory=dict)
     set: dict[str, Any] = field(default_factory=dict)
     resources: Resources = Resources()
     attempts: int = 3
@@ -211,11 +215,16 @@ def _check(design: StudyDesign, composed: Composed) -> None:
         return RequestError(f"{composed.origin(key)}{key}{why}")
 
     if not re.fullmatch(r"[A-Za-z0-9_.-]+", design.name):
-        raise refuse("name", f" is part of paths: use letters, digits, _, . and -, got {design.name!r}.")
+        raise refuse(
+            "name", f" is part of paths: use letters, digits, _, . and -, got {design.name!r}."
+        )
     if design.attempts < 1:
         raise refuse("attempts", f" must be 1 or more, got {design.attempts}.")
     if design.resources.cpus < 1 or design.resources.gpus < 0:
-        raise refuse("resources", f": a run takes 1 core or more and no GPU or some, got {design.resources.cpus} and {design.resources.gpus}.")
+        raise refuse(
+            "resources",
+            f": a run takes 1 core or more and no GPU or some, got {design.resources.cpus} and {design.resources.gpus}.",
+        )
     for name, question in design.questions.items():
         key = f"questions.{name}"
         if not question.arms:
@@ -224,17 +233,26 @@ def _check(design: StudyDesign, composed: Composed) -> None:
             for axis_name, axis in arm.grid.items():
                 axis_key = f"{key}.arms.{arm_name}.grid.{axis_name}"
                 if not axis.values or not axis.keys:
-                    raise refuse(axis_key, " needs values and keys, got "
-                                 f"{len(axis.values)} values and {len(axis.keys)} keys.")
+                    raise refuse(
+                        axis_key,
+                        " needs values and keys, got "
+                        f"{len(axis.values)} values and {len(axis.keys)} keys.",
+                    )
                 for config_key in axis.keys:
                     if config_key.split(".")[0] not in RUN_GROUPS:
-                        raise refuse(f"{axis_key}.keys", f": {config_key!r} is no key of a run's config; it begins with one of {', '.join(RUN_GROUPS)}.")
+                        raise refuse(
+                            f"{axis_key}.keys",
+                            f": {config_key!r} is no key of a run's config; it begins with one of {', '.join(RUN_GROUPS)}.",
+                        )
             if arm.search is not None and arm.search.axis not in arm.grid:
-                raise refuse(f"{key}.arms.{arm_name}.search.axis", f" must be an axis of its grid ({', '.join(arm.grid)}), got {arm.search.axis!r}.")
+                raise refuse(
+                    f"{key}.arms.{arm_name}.search.axis",
+                    f" must be an axis of its grid ({', '.join(arm.grid)}), got {arm.search.axis!r}.",
+                )
 
 
 def cells(design: StudyDesign) -> list[CellSpec]:
-    """Return every cell of a study in order: by question, arm, grid, seed.
+    """Return every cell that is known beforehand, by question, arm, grid, seed; no arm's that searches.
 
     Raises:
         RequestError: If there is no file of a strategy's name.
@@ -243,6 +261,7 @@ def cells(design: StudyDesign) -> list[CellSpec]:
         cell
         for name, question in design.questions.items()
         for arm_name, arm in question.arms.items()
+        if arm.search is None
         for cell in arm_cells(design, name, arm_name, arm, question.seeds)
     ]
 

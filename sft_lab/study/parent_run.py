@@ -3,14 +3,16 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sft_lab.errors import RequestError
 from sft_lab.results import read_result
 from sft_lab.study.design import CellSpec, StudyDesign
+from sft_lab.study.k_finder import Found
 from sft_lab.study.runner import Progress
-from sft_lab.study.study_results import Cell, Question, StudyResults
+from sft_lab.study.search import SearchKey, search_results
+from sft_lab.study.study_results import Cell, Question, SearchResult, StudyResults
 from sft_lab.tracking import PROCESS_TAG, RunStore, is_alive, this_process
 
 STUDY_TAG = "sft_lab.study"
@@ -34,6 +36,7 @@ class ParentRun:
         design: StudyDesign,
         abilities: Mapping[str, str],
         progress: Mapping[str, Progress],
+        found: Mapping[SearchKey, Found | None],
     ) -> None:
         """File what became of every cell; the file is written anew each time."""
         rows = [
@@ -65,6 +68,7 @@ class ParentRun:
                 for name, question in design.questions.items()
             },
             "cells": rows,
+            "searches": [asdict(result) for result in search_results(design, found)],
         }
         self.store.client.log_text(self.run_id, json.dumps(content, indent=2), _CELLS)
 
@@ -144,6 +148,7 @@ def read_study(store: RunStore, run_id: str) -> StudyResults:
     return StudyResults(
         name=content["name"],
         abilities=content["abilities"],
+        searches=[SearchResult(**row) for row in content["searches"]],
         questions=[
             Question(
                 name=name,
@@ -164,4 +169,3 @@ def read_study(store: RunStore, run_id: str) -> StudyResults:
             for name, question in content["questions"].items()
         ],
     )
-

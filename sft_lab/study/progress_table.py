@@ -56,12 +56,16 @@ class ProgressTable:
                 again = ", to be tried again" if p.reason and p.state != "failed" else ""
                 done = sum(q.state == "finished" for q in progress.values())
                 state = "found finished" if p.was_there else p.state
-                line = f"{self._minutes()} {done}/{len(progress)} {p.run.name}: {state}{again}{reason}"
+                line = (
+                    f"{self._minutes()} {done}/{len(progress)} {p.run.name}: {state}{again}{reason}"
+                )
                 self.console.print(line, highlight=False, soft_wrap=True, markup=False)
             self._told[digest] = now
 
     def _changed(self, progress: Mapping[str, Progress]) -> bool:
-        return any(self._told.get(d) != (p.state, p.attempts, p.losses) for d, p in progress.items())
+        return any(
+            self._told.get(d) != (p.state, p.attempts, p.losses) for d, p in progress.items()
+        )
 
     def _minutes(self) -> str:
         minutes, seconds = divmod(int(time.monotonic() - self.began), 60)

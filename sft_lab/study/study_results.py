@@ -47,6 +47,33 @@ class Question:
 
 
 @dataclass(frozen=True)
+class SearchResult:
+    """What an arm that searches has come to.
+
+    Attributes:
+        question: The question's name.
+        arm: The arm's name.
+        axis: The axis that it searched.
+        retention: The least retention asked for, by metric key.
+        confidence: How sure it had to be, one-sided.
+        value: The smallest value that was shown to keep every ability; None where none was.
+        verdicts: What was found of each value that was tried, in order of trial.
+        trials: Runs that it took.
+        grid: Runs that the whole grid would have taken.
+    """
+
+    question: str
+    arm: str
+    axis: str
+    retention: Mapping[str, float]
+    confidence: float
+    value: str | None
+    verdicts: Mapping[str, str]
+    trials: int
+    grid: int
+
+
+@dataclass(frozen=True)
 class StudyResults:
     """A whole study.
 
@@ -55,8 +82,10 @@ class StudyResults:
         abilities: Metric key of the first score of each benchmark, in the order of the config, by
             the name of the source that teaches it, e.g. ``{"math": "world_math/accuracy"}``.
         questions: Its questions, in order.
+        searches: What its searches have come to.
     """
 
     name: str
     abilities: Mapping[str, str]
     questions: Sequence[Question]
+    searches: Sequence[SearchResult] = ()

@@ -1,0 +1,148 @@
+"""Arms that search: the runs that they need one after the other, judged by their answers."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from sft_lab.results import Point, RunResult, read_answers, read_result
+from sft_lab.study.design import Arm, CellSpec, Search, StudyDesign, arm_cells
+from sft_lab.study.k_finder import Found, Trial, Verdict, judge, search
+from sft_lab.study.study_results import SearchResult
+from sft_lab.tracking import RunStore
+
+
+class SearchKey(NamedTuple):
+    """An arm that searches."""
+
+    question: str
+    arm: str
+
+
+@dataclass(frozen=True)
+class ArmSearch:
+    """One search.
+
+    Attributes:
+        key: Question and arm.
+        arm: The arm.
+        search: What it looks for.
+        cells: All cells of its grid, of which it runs some.
+    """
+
+    key: SearchKey
+    arm: Arm
+    search: Search
+    cells: Sequence[CellSpec]
+
+    def next(self, run_ids: Mapping[str, str | None], store: RunStore) -> CellSpec | Found | None:
+        """Return the cell that is needed next, or the result; None where a run has failed.
+
+        Args:
+            run_ids: By cell name, the run of those that were tried; None of one that failed.
+            store: The store that holds them.
+        """
+        by_place = {(cell.axis[self.search.axis], cell.seed): cell for cell in self.cells}
+        failed = False
+
+        def verdict(value: str, seeds: Sequence[int]) -> Verdict | None:
+            nonlocal failed
+            names = [by_place[value, seed].name for seed in seeds]
+            if any(name not in run_ids for name in names):
+                return None
+            ids = [run_ids[name] for name in names]
+            if any(run_id is None for run_id in ids):
+                failed = True
+                return None
+            marks = retained_marks(store, [str(run_id) for run_id in ids], self.search.retention)
+            return judge(marks, self.search.retention, self.search.confidence)
+
+        values = list(map(str, self.arm.grid[self.search.axis].values))
+        seeds = list(dict.fromkeys(cell.seed for cell in self.cells))
+        step = search(values, seeds, verdict)
+        if failed:
+            return None
+        return by_place[step.value, step.seed] if isinstance(step, Trial) else step
+
+
+def searches(design: StudyDesign) -> Iterator[ArmSearch]:
+    """Yield the arms of a study that search."""
+    for name, question in design.questions.items():
+        for arm_name, arm in question.arms.items():
+            if arm.search is not None:
+                found = arm_cells(design, name, arm_name, arm, question.seeds)
+                yield ArmSearch(SearchKey(name, arm_name), arm, arm.search, found)
+
+
+def retained_marks(
+    store: RunStore, run_ids: Sequence[str], keys: Mapping[str, float]
+) -> dict[str, tuple[list[list[float]], list[list[float]]]]:
+    """Return an ability's marks at its best boundary before the end, and at the end, by run."""
+    results = [read_result(store, store.client.get_run(run_id)) for run_id in run_ids]
+    return {
+        key: (
+            [_marks(store, result, best_before(result, key), key) for result in results],
+            [_marks(store, result, result.boundaries[-1], key) for result in results],
+        )
+        for key in keys
+    }
+
+
+def best_before(result: RunResult, key: str) -> Point:
+    """Return the boundary, before the last one, at which an ability stood best."""
+    return max(result.boundaries[:-1], key=lambda point: point.scores[key].value)
+
+
+def _marks(store: RunStore, result: RunResult, point: Point, key: str) -> list[float]:
+    benchmark, _, name = key.partition("/")
+    answers = read_answers(store, result.run_id, benchmark, point.step)
+    # A score with a k, such as pass_at_1, has one mark an answer: whether it passed.
+    found = [answer.marks.get(name, next(iter(answer.marks.values()), None)) for answer in answers]
+    return [float(mark or 0) for mark in found]
+
+
+RunCell = Callable[[CellSpec], str | None]
+
+
+def run_searches(
+    design: StudyDesign, store: RunStore, run_cell: RunCell
+) -> dict[SearchKey, Found | None]:
+    """Run what every search needs, until each has come to its result.
+
+    Args:
+        design: The study.
+        store: The store of its runs.
+        run_cell: Runs a cell and returns its run's id, None where it fails.
+    """
+    found: dict[SearchKey, Found | None] = {}
+    for one in searches(design):
+        run_ids: dict[str, str | None] = {}
+        while True:
+            step = one.next(run_ids, store)
+            if isinstance(step, CellSpec):
+                run_ids[step.name] = run_cell(step)
+                continue
+            found[one.key] = step
+            break
+    return found
+
+
+def search_results(
+    design: StudyDesign, found: Mapping[SearchKey, Found | None]
+) -> list[SearchResult]:
+    """Return what searches have come to, as plain data; nothing of one whose run has failed."""
+    ended = ((one, found.get(one.key)) for one in searches(design))
+    return [
+        SearchResult(
+            question=one.key.question,
+            arm=one.key.arm,
+            axis=one.search.axis,
+            retention=one.search.retention,
+            confidence=one.search.confidence,
+            value=result.value,
+            verdicts=result.verdicts,
+            trials=result.trials,
+            grid=len(one.cells),
+        )
+        for one, result in ended
+        if result is not None
+    ]
