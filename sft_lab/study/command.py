@@ -9,12 +9,13 @@ from typing import Any, NamedTuple
 
 from sft_lab.errors import Interrupted, RequestError
 from sft_lab.lab_cli import compose, silence
-from sft_lab.study.design import STUDY_KEYS, CellSpec, StudyDesign, cells, read_design
+from sft_lab.study.design import STUDY_KEYS, CellSpec, StudyDesign, cells
 from sft_lab.study.executors import Executor, RayExecutor
 from sft_lab.study.job import CELL_TAG, Job, run_arguments
 from sft_lab.study.k_finder import Found
 from sft_lab.study.parent_run import ParentRun, open_parent
 from sft_lab.study.progress_table import ProgressTable
+from sft_lab.study.read_design import read_design
 from sft_lab.study.runner import Progress, Runner
 from sft_lab.study.runs import StudyRun, plan_run, plan_runs, with_forks
 from sft_lab.study.search import SearchKey, run_searches, searches

@@ -1,20 +1,13 @@
 """A study as its config writes it: questions, their arms, and the cells that come of them."""
 
 import itertools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser
 
-from sft_lab.config import Composed
-from sft_lab.config_keys import check_keys
-from sft_lab.errors import RequestError
-from sft_lab.lab_cli import GROUPS as RUN_GROUPS
-from sft_lab.lab_cli import explain
 from sft_lab.paths import find_config
 
 Scalar = int | float | str
@@ -184,75 +177,8 @@ class CellSpec:
         return " ".join([self.question, self.arm, *axis, f"seed {self.seed}"])
 
 
-def read_design(composed: Composed) -> StudyDesign:
-    """Return the design that a config holds, checked as far as it can be without any run's config.
-
-    Raises:
-        RequestError: Naming the key, where it was written, the value and the fix.
-    """
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--study", type=StudyDesign)
-    nested = Composed()
-    nested.config = composed.config
-    nested.origins = composed.origins
-    check_keys(nested, {}, list(STUDY_KEYS))
-    whole = composed.resolved()
-    for key in ("name", "strategies", "questions"):
-        if not whole.get(key):
-            raise RequestError(
-                f"{composed.origin(key)}{key}: a study needs it; see configs/studies/rq4.yaml."
-            )
-    try:
-        design: StudyDesign = parser.instantiate(parser.parse_object({"study": whole})).study
-    except ArgumentError as fault:
-        raise RequestError(explain(str(fault).replace("study.", ""), composed)) from fault
-    _check(design, composed)
-    return design
-
-
-def _check(design: StudyDesign, composed: Composed) -> None:
-    def refuse(key: str, why: str) -> RequestError:
-        return RequestError(f"{composed.origin(key)}{key}{why}")
-
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", design.name):
-        raise refuse(
-            "name", f" is part of paths: use letters, digits, _, . and -, got {design.name!r}."
-        )
-    if design.attempts < 1:
-        raise refuse("attempts", f" must be 1 or more, got {design.attempts}.")
-    if design.resources.cpus < 1 or design.resources.gpus < 0:
-        raise refuse(
-            "resources",
-            f": a run takes 1 core or more and no GPU or some, got {design.resources.cpus} and {design.resources.gpus}.",
-        )
-    for name, question in design.questions.items():
-        key = f"questions.{name}"
-        if not question.arms:
-            raise refuse(f"{key}.arms", " is empty; a question compares at least one arm.")
-        for arm_name, arm in question.arms.items():
-            for axis_name, axis in arm.grid.items():
-                axis_key = f"{key}.arms.{arm_name}.grid.{axis_name}"
-                if not axis.values or not axis.keys:
-                    raise refuse(
-                        axis_key,
-                        " needs values and keys, got "
-                        f"{len(axis.values)} values and {len(axis.keys)} keys.",
-                    )
-                for config_key in axis.keys:
-                    if config_key.split(".")[0] not in RUN_GROUPS:
-                        raise refuse(
-                            f"{axis_key}.keys",
-                            f": {config_key!r} is no key of a run's config; it begins with one of {', '.join(RUN_GROUPS)}.",
-                        )
-            if arm.search is not None and arm.search.axis not in arm.grid:
-                raise refuse(
-                    f"{key}.arms.{arm_name}.search.axis",
-                    f" must be an axis of its grid ({', '.join(arm.grid)}), got {arm.search.axis!r}.",
-                )
-
-
 def cells(design: StudyDesign) -> list[CellSpec]:
-    """Return every cell that is known beforehand, by question, arm, grid, seed; no arm's that searches.
+    """Return every cell that is known beforehand: none of arms that search.
 
     Raises:
         RequestError: If there is no file of a strategy's name.

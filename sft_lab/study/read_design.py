@@ -1,0 +1,89 @@
+"""Reads a study's config and refuses what cannot be right, before any run is laid out."""
+
+import re
+from collections.abc import Iterator
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from sft_lab.config import Composed
+from sft_lab.config_keys import check_keys
+from sft_lab.errors import RequestError
+from sft_lab.lab_cli import GROUPS, explain
+from sft_lab.study.design import STUDY_KEYS, Arm, StudyDesign
+
+
+def read_design(composed: Composed) -> StudyDesign:
+    """Return the design that a config holds, checked as far as it can be without any run's config.
+
+    Raises:
+        RequestError: Naming the key, where it was written, the value and the fix.
+    """
+    check_keys(composed, {}, list(STUDY_KEYS))
+    whole = composed.resolved()
+    for key in ("name", "strategies", "questions"):
+        if not whole.get(key):
+            raise RequestError(
+                f"{composed.origin(key)}{key}: a study needs it; see configs/studies/rq4.yaml."
+            )
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--study", type=StudyDesign)
+    try:
+        design: StudyDesign = parser.instantiate(parser.parse_object({"study": whole})).study
+    except ArgumentError as fault:
+        raise RequestError(explain(str(fault).replace("study.", ""), composed)) from fault
+    for key, fault in _faults(design):
+        raise RequestError(f"{composed.origin(key)}{key}{fault}")
+    return design
+
+
+def _faults(design: StudyDesign) -> Iterator[tuple[str, str]]:
+    """Yield keys and what is wrong with them."""
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+", design.name):
+        yield "name", f" becomes a folder; use letters, digits, _, . and -, got {design.name!r}."
+    if design.attempts < 1:
+        yield "attempts", f" must be 1 or more, got {design.attempts}."
+    if not design.seeds:
+        yield "seeds", " is empty; give at least one, such as [0]."
+    takes = design.resources
+    if takes.cpus < 1 or takes.gpus < 0:
+        yield "resources", f": cpus must be 1 or more and gpus 0 or more, got {takes}."
+    for name, question in design.questions.items():
+        if not question.arms:
+            yield f"questions.{name}.arms", " is empty; a question has at least one arm."
+        for arm_name, arm in question.arms.items():
+            yield from _faults_of_arm(f"questions.{name}.arms.{arm_name}", arm)
+    shown = design.representation
+    if shown is not None:
+        arms = design.questions[shown.question].arms if shown.question in design.questions else {}
+        if shown.arm not in arms:
+            yield "representation", f": there is no arm {shown.question}.{shown.arm}."
+
+
+def _faults_of_arm(key: str, arm: Arm) -> Iterator[tuple[str, str]]:
+    for name, axis in arm.grid.items():
+        if not axis.values or not axis.keys:
+            counts = f"{len(axis.values)} values and {len(axis.keys)} keys"
+            yield f"{key}.grid.{name}", f" needs values and keys, got {counts}."
+        if len({str(value) for value in axis.values}) < len(axis.values):
+            yield f"{key}.grid.{name}.values", f" has a value twice: {axis.values}."
+        for changed in axis.keys:
+            if changed.split(".")[0] not in GROUPS:
+                known = ", ".join(GROUPS)
+                yield f"{key}.grid.{name}.keys", f": {changed!r} does not begin with {known}."
+    if arm.search is None:
+        return
+    if arm.search.axis not in arm.grid:
+        axes = ", ".join(arm.grid) or "none"
+        yield f"{key}.search.axis", f": the grid has {axes}, got {arm.search.axis!r}."
+    elif len(arm.grid) > 1:
+        yield f"{key}.search", f": a search goes along one axis, the grid has {len(arm.grid)}."
+    if not 0.5 < arm.search.confidence < 1:
+        yield f"{key}.search.confidence", f" must lie in (0.5, 1), got {arm.search.confidence}."
+    if not arm.search.retention:
+        yield (
+            f"{key}.search.retention",
+            " is empty; give a limit such as {world_math/accuracy: 0.9}.",
+        )
+    for ability, limit in arm.search.retention.items():
+        if not 0 < limit <= 1:
+            yield f"{key}.search.retention.{ability}", f" must lie in (0, 1], got {limit}."
