@@ -163,8 +163,14 @@ def _parser() -> argparse.ArgumentParser:
     study.add_argument("--address", metavar="A", help="a Ray cluster; default: one of its own")
     what = study.add_mutually_exclusive_group()
     what.add_argument("--plan", action="store_true", help="say what would run, and run nothing")
-    what.add_argument("--print", action="store_true", help="one command a run, for Slurm and others")
+    what.add_argument(
+        "--print", action="store_true", help="one command a run, for Slurm and others"
+    )
     study.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    report = commands.add_parser("report", help="a study as a page, with figures and findings")
+    report.add_argument("--study", required=True, metavar="S", help="its config, run id or name")
+    report.add_argument("--out", type=Path, required=True, metavar="D", help="a folder")
+    report.add_argument("--tracking_uri", default=_TRACKING_URI, help="default: %(default)s")
     export = commands.add_parser("export", help="a checkpoint as PEFT adapter or merged model")
     export.add_argument("--ckpt_path", type=Path, required=True, metavar="K")
     export.add_argument("--out", type=Path, required=True, metavar="D", help="a new folder")
@@ -273,6 +279,15 @@ def _study(options: argparse.Namespace) -> int:
     progress = run_study(study, options.address)
     print(outcome_table(progress))
     return 0 if all(p.state == "finished" for p in progress.values()) else 1
+
+
+def _report(options: argparse.Namespace) -> int:
+    from sft_lab.study.report_command import make_report
+    from sft_lab.tracking import RunStore
+
+    page = make_report(RunStore(options.tracking_uri), options.study, options.out)
+    print(f"report written to {page}", file=sys.stderr)
+    return 0
 
 
 def _export(options: argparse.Namespace) -> int:

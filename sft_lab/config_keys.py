@@ -18,7 +18,7 @@ def check_keys(composed: Composed, groups: Mapping[str, Any], others: list[str])
 
     Args:
         composed: The config.
-        groups: The class whose arguments each group holds.
+        groups: The class whose arguments each group holds, or the type of a group that is no class.
         others: Keys at the top that are no group.
 
     Raises:
@@ -41,7 +41,9 @@ def _unknown(
 ) -> Iterator[tuple[str, list[str]]]:
     for key, value in config.items():
         if key in groups:
-            yield from _unknown_in_class(key, value, groups[key])
+            is_class = isinstance(groups[key], type)
+            unknown = _unknown_in_class if is_class else _unknown_in_type
+            yield from unknown(key, value, groups[key])
         elif key not in others:
             yield key, [*groups, *others]
 

@@ -122,17 +122,18 @@ def open_parent(
     return ParentRun(store, run.info.run_id)
 
 
-def find_parents(store: RunStore, name: str) -> list[Any]:
-    """Return the runs of studies of a name, newest first."""
+def find_parents(store: RunStore, name: str = "%") -> list[Any]:
+    """Return the runs of studies of a name, or of all, newest first."""
     experiments = [experiment.experiment_id for experiment in store.client.search_experiments()]
     if not experiments:
         return []
     found: list[Any] = store.client.search_runs(
         experiments,
-        filter_string=f"tags.`{STUDY_TAG}` = '{name}'",
+        filter_string=f"tags.`{STUDY_TAG}` LIKE '{name}'",
         order_by=["attributes.start_time DESC"],
     )
-    return found
+    # In a pattern, _ stands for any letter.
+    return [run for run in found if name in ("%", run.data.tags[STUDY_TAG])]
 
 
 def read_study(store: RunStore, run_id: str) -> StudyResults:

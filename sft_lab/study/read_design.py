@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from typing import get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -18,7 +19,9 @@ def read_design(composed: Composed) -> StudyDesign:
     Raises:
         RequestError: Naming the key, where it was written, the value and the fix.
     """
-    check_keys(composed, {}, list(STUDY_KEYS))
+    hints = get_type_hints(StudyDesign)
+    nested = {key: hints[key] for key in ("questions", "resources", "representation")}
+    check_keys(composed, nested, list(STUDY_KEYS))
     whole = composed.resolved()
     for key in ("name", "strategies", "questions"):
         if not whole.get(key):

@@ -1,0 +1,105 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sft_lab.errors import RequestError
+from sft_lab.study.command import read_study_config
+from sft_lab.study.design import cells
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+STUDY: dict[str, Any] = {
+    "name": "s",
+    "strategies": "configs/world",
+    "seeds": [0, 1],
+    "fractions": [1, "1/4"],
+    "set": {"evaluation.every_n_steps": None},
+    "questions": {
+        "q": {
+            "title": "?",
+            "arms": {
+                "dmt": {
+                    "config": "dmt.yaml",
+                    "grid": {"k": {"values": "${fractions}", "keys": ["data.k"]}},
+                },
+                "other": {"config": "math_only.yaml", "seeds": [7]},
+            },
+        }
+    },
+}
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(CONFIGS.parent)
+
+    def write(**changes: Any) -> list[str]:
+        path = tmp_path / "study.yaml"
+        path.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
+        return [f"--config={path}"]
+
+    return write
+
+
+def test_a_grid_is_every_value_under_every_seed(write: Any) -> None:
+    design, _ = read_study_config(write())
+    found = cells(design)
+    assert [cell.name for cell in found] == [
+        "q dmt k=1 seed 0",
+        "q dmt k=1 seed 1",
+        "q dmt k=1/4 seed 0",
+        "q dmt k=1/4 seed 1",
+        "q other seed 7",
+    ]
+    assert found[2].arguments == (
+        "--config=configs/world/dmt.yaml",
+        "--evaluation.every_n_steps=null",
+        "--data.k=1/4",
+        "--seed_everything=0",
+    )
+
+
+def test_one_key_can_be_changed_on_the_command_line(write: Any) -> None:
+    design, _ = read_study_config(
+        [*write(), "--seeds=[3]", "--questions.q.arms.other.seeds", "[4]"]
+    )
+    assert {cell.seed for cell in cells(design)} == {3, 4}
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--seeds=[]", "seeds is empty"),
+        ("--name=a/b", "got 'a/b'"),
+        ("--attempts=0", "attempts must be 1 or more, got 0"),
+        ("--questions.q.arms.dmt.grid.k.values=[]", "got 0 values and 1 keys"),
+        ("--questions.q.arms.dmt.grid.k.values=[1, 1]", "has a value twice"),
+        ("--questions.q.arms.dmt.grid.k.keys=[dta.k]", "'dta.k' does not begin with"),
+        ("--questions.q.arms.dmt.serch={}", "unknown key"),
+        ("--questions.q.design=ratios", "ratios"),
+        ("--questions.q.arms.dmt.search={axis: j, retention: {a/b: 0.9}}", "got 'j'"),
+        ("--questions.q.arms.dmt.search={axis: k, retention: {a/b: 2}}", "(0, 1], got 2"),
+        ("--resources={cpus: 0}", "cpus must be 1 or more"),
+    ],
+)
+def test_what_cannot_be_right_is_refused_by_its_key(
+    write: Any, override: str, message: str
+) -> None:
+    with pytest.raises(RequestError, match="^") as refused:
+        read_study_config([*write(), override])
+    assert message in str(refused.value)
+
+
+def test_an_unknown_strategy_is_refused_by_its_file(write: Any) -> None:
+    design, _ = read_study_config([*write(), "--strategies=configs/nowhere"])
+    with pytest.raises(RequestError, match=r"configs/nowhere/dmt\.yaml"):
+        cells(design)
+
+
+@pytest.mark.parametrize("file", sorted((CONFIGS / "studies").glob("*.yaml")), ids=lambda f: f.stem)
+def test_every_study_of_ours_can_be_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    design, _ = read_study_config([f"--config={file}"])
+    assert cells(design)
+    assert f"--config configs/studies/{file.name}" in file.read_text()
