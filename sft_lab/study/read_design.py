@@ -34,8 +34,8 @@ def read_design(composed: Composed) -> StudyDesign:
         design: StudyDesign = parser.instantiate(parser.parse_object({"study": whole})).study
     except ArgumentError as fault:
         raise RequestError(explain(str(fault).replace("study.", ""), composed)) from fault
-    for key, fault in _faults(design):
-        raise RequestError(f"{composed.origin(key)}{key}{fault}")
+    for key, why in _faults(design):
+        raise RequestError(f"{composed.origin(key)}{key}{why}")
     return design
 
 

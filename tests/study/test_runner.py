@@ -16,7 +16,7 @@ def study_run(name: str, *stages: str, base: str = "b") -> StudyRun:
     return StudyRun(
         digest=name,
         cells=(CellSpec("q", name, {}, 0, (f"--config={name}",)),),
-        steps={stage: 10 for stage in stages},
+        steps=dict.fromkeys(stages, 10),
         samples=0,
         tokens=0,
         stages={stage: stage for stage in stages},
