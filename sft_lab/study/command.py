@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sft_lab.checkpoint import stage_checkpoint
 from sft_lab.errors import Interrupted, RequestError
 from sft_lab.lab_cli import compose, silence
 from sft_lab.study.design import STUDY_KEYS, CellSpec, StudyDesign, cells
@@ -189,9 +190,11 @@ def _fill(study: Study, parent: ParentRun, executor: Executor) -> dict[str, Prog
 
 
 def make_job(study: Study, parent: ParentRun, run: StudyRun, fork: str | None) -> Job:
-    """Return the job of a run."""
+    """Return the job of a run, from nothing where the checkpoint to fork from is gone."""
     folder = Path.cwd()
     dirpath = run.config.get("checkpoint", {}).get("dirpath", "mlruns/checkpoints")
+    if fork is not None and not stage_checkpoint(Path(dirpath), *fork.split("@")).is_file():
+        fork = None
     threads = str(study.design.resources.cpus)
     return Job(
         digest=run.digest,
