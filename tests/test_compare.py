@@ -108,6 +108,9 @@ def test_runs_that_differ_in_their_seed_are_grouped_by_name(three_runs: Lab) -> 
     assert [run["seed"] for run in compared["runs"]] == [0, 1]
     named = three_runs("compare", "--over_seeds", "tiny k=1/4 seed 1", "tiny k=1/4 seed 0")
     assert "tiny k=1/4 (2 seeds)" in named.out
+    reference = ("--reference", "tiny k=1/4 seed 1")  # one of a group stands for the group
+    named = three_runs("compare", "--over_seeds", "tiny k=1/4", *reference)
+    assert named.out.count("retention at the end") == 1
     outcome = three_runs("compare", "--over_seeds", "tiny")
     assert outcome.code == 2
     assert "RUN 'tiny' is no run" in outcome.err

@@ -33,11 +33,12 @@ def compare(
     index = 0
     if reference is not None:
         (wanted,) = find(store, [reference])
-        ids = [[run.result.run_id for run in arm.runs] for arm in arms]
-        wanted_ids = [run.result.run_id for run in wanted.runs]
-        if wanted_ids not in ids:
-            arms, ids = [wanted, *arms], [wanted_ids, *ids]
-        index = ids.index(wanted_ids)
+        ids = {run.result.run_id for run in wanted.runs}
+        holding = [n for n, arm in enumerate(arms) if ids <= {r.result.run_id for r in arm.runs}]
+        if holding:
+            index = holding[0]
+        else:
+            arms = [wanted, *arms]
     results = [run.result for arm in arms for run in arm.runs]
     first = arms[index].runs[0].result
     found = mismatches(first, [result for result in results if result is not first])
