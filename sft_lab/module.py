@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 from uuid import uuid4
 
@@ -273,6 +273,7 @@ class SFTModule(LightningModule):
             self._measure(benchmark, name, indices, items)
             return
         decoding = self.evaluation.decoding(name)
+        samples: list[int] | None = None  # of every item; then of each conversation its own
         while items:
             completions = self.engine.complete(
                 self._generator,
@@ -282,24 +283,25 @@ class SFTModule(LightningModule):
                 pad_token_id=renderer.pad_token_id,
                 decode=renderer.decode,
                 decoding=decoding,
+                samples=samples,
             )
-            answered = [
-                (index, item)
-                for index, item in zip(indices, items, strict=True)
-                for _ in range(decoding.num_samples)
-            ]
-            verdicts = benchmark.grade([item for _, item in answered], completions)
-            following: list[tuple[int, Item]] = []
-            for (index, item), completion, verdict in zip(
-                answered, completions, verdicts, strict=True
+            asked = list(zip(indices, items, strict=True))
+            if samples is None:
+                asked = [each for each in asked for _ in range(decoding.num_samples)]
+                samples = list(range(decoding.num_samples)) * len(items)
+            verdicts = benchmark.grade([item for _, item in asked], completions)
+            following: list[tuple[int, Item, int]] = []
+            for (index, item), sample, completion, verdict in zip(
+                asked, samples, completions, verdicts, strict=True
             ):
                 found = self._answers[name].setdefault(index, [])
                 found.append(Answer(item, completion, verdict))
                 if (next_item := benchmark.follow_up(item, completion)) is not None:
-                    following.append((index, next_item))
-            indices, items = [index for index, _ in following], [item for _, item in following]
+                    following.append((index, next_item, sample))
+            indices = [index for index, _, _ in following]
+            items = [item for _, item, _ in following]
+            samples = [sample for _, _, sample in following]
             prompts = [prompt_ids(renderer, item) for item in items]
-            decoding = replace(decoding, num_samples=1)  # every sample has its own conversation
 
     def _measure(
         self, benchmark: HarnessTask, name: str, indices: list[int], items: list[Item]

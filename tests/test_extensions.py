@@ -181,3 +181,45 @@ def test_several_samples_of_a_problem_are_drawn_in_the_run(
         assert lab.points(f"{key}_n")[12] == 2
     decoding = lab.json("stage_plan.json")["benchmarks"]["humaneval"]["decoding"]
     assert (decoding["num_samples"], decoding["temperature"]) == (10, 1.0)
+
+
+CONVERSATION = '''
+from sft_lab.evaluation.benchmark import Benchmark, Item, Verdict
+
+
+class Conversation(Benchmark):
+    """Asks the same once more, whatever has been answered."""
+
+    score_names = ("accuracy",)
+
+    def grade(self, items, completions):
+        return [Verdict({"accuracy": True}, "") for _ in items]
+
+    def follow_up(self, item, completion):
+        if item.id.endswith("/2"):
+            return None
+        return Item(f"{item.id}/2", ({"role": "user", "content": "Again."},), item.row)
+'''
+
+
+def test_samples_stay_apart_in_later_turns(lab: Lab) -> None:
+    lab.write("conversation.py", CONVERSATION)
+    lab.write(
+        "conversation.yaml",
+        "evaluation:\n"
+        "  benchmarks:\n"
+        "    talk:\n"
+        "      class_path: conversation.Conversation\n"
+        "      init_args: {path: world://data/world_math.jsonl, max_new_tokens: 8, "
+        "num_examples: 1}\n"
+        "  decoding: {talk: {num_samples: 5, temperature: 1.0}}\n",
+    )
+    outcome = lab.fit("--config=conversation.yaml")
+    assert outcome.code == 0, outcome.err
+    table = lab.json("answers/step_000012/talk.json")
+    place = table["columns"].index("completion")
+    completions = [row[place] for row in table["data"]]
+    assert [row[0] for row in table["data"]] == ["math/0"] * 5 + ["math/0/2"] * 5
+    assert len(set(completions[:5])) == 5
+    # All five are asked the same, and still draw apart.
+    assert len(set(completions[5:])) == 5

@@ -394,6 +394,9 @@ def test_samples_of_a_prompt_follow_each_other_and_come_again(engine: Any) -> No
     if isinstance(engine, NativeEngine):
         first = ours(model, decoding=SAMPLED, samples=[1] * 12)
         assert texts[1::3] == [words(answer) for answer in first]
+        assert complete(engine, model, decoding=SAMPLED, samples=[1] * 12) == texts[1::3]
+    else:
+        assert len(complete(engine, model, decoding=SAMPLED, samples=[1] * 12)) == 12
 
 
 def test_continuous_batching_is_refused_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,6 +125,7 @@ def test_samples_have_seeds_of_their_own(
     with engine.serving(adapted, "a") as name:
         texts = complete(engine, name, decoding=decoding)
         assert complete(engine, name, decoding=decoding) == texts
+        assert complete(engine, name, decoding=decoding, samples=[2] * 4) == texts[2::3]
         other = Decoding(temperature=1.0, top_p=0.9, num_samples=3, seed=1)
         assert complete(engine, name, decoding=other) != texts
     assert len(texts) == 12

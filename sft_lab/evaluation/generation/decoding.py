@@ -53,6 +53,25 @@ class Decoding:
                 f"got {self.stop_strings!r}."
             )
 
+    def rows(
+        self, prompts: Sequence[Sequence[int]], samples: Sequence[int] | None
+    ) -> list[tuple[Sequence[int], int]]:
+        """Return the prompt and the sample number of every answer that is wanted, in order.
+
+        Args:
+            prompts: Token ids of each prompt.
+            samples: Number of the one sample wanted of each; all of them where not given.
+
+        >>> SAMPLED = Decoding(temperature=1.0, num_samples=2)
+        >>> SAMPLED.rows([[5], [6]], None)
+        [([5], 0), ([5], 1), ([6], 0), ([6], 1)]
+        >>> SAMPLED.rows([[5], [6]], [1, 0])
+        [([5], 1), ([6], 0)]
+        """
+        if samples is not None:
+            return list(zip(prompts, samples, strict=True))
+        return [(prompt, sample) for prompt in prompts for sample in range(self.num_samples)]
+
     def seed_of(self, prompt: Sequence[int], sample: int) -> int:
         """Return the seed of one answer, in [0, 2^63)."""
         key = f"{self.seed} {sample} {' '.join(map(str, prompt))}"

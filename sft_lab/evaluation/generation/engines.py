@@ -28,8 +28,9 @@ class Engine(Protocol):
         pad_token_id: int,
         decode: Decode,
         decoding: Decoding = GREEDY,
+        samples: Sequence[int] | None = None,
     ) -> list[str]:
-        """Return ``decoding.num_samples`` completions of each prompt, as text, prompt by prompt.
+        """Return the completions of prompts, as text, those of a prompt behind each other.
 
         Args:
             model: A causal language model of transformers, or PEFT's wrapper around one; for
@@ -40,6 +41,8 @@ class Engine(Protocol):
             pad_token_id: Token that fills short prompts.
             decode: The text of token ids.
             decoding: How tokens are chosen, and the strings before which a completion ends.
+            samples: Number of the one sample that is wanted of each prompt, as where a conversation
+                goes on; all ``decoding.num_samples`` of them where not given.
         """
 
 
@@ -93,9 +96,10 @@ class NativeEngine:
         pad_token_id: int,
         decode: Decode,
         decoding: Decoding = GREEDY,
+        samples: Sequence[int] | None = None,
     ) -> list[str]:
         """See ``Engine``."""
-        rows = [(prompt, sample) for prompt in prompts for sample in range(decoding.num_samples)]
+        rows = decoding.rows(prompts, samples)
         completions = generate(
             model,
             [prompt for prompt, _ in rows],
@@ -114,8 +118,9 @@ class NativeEngine:
 class TransformersContinuous:
     """transformers' continuous batching: a paged cache, and a new prompt as soon as a row ends.
 
-    It has no stop strings: a completion goes on to its end token and is cut then. Its samples
-    depend on what they are batched with; from one evaluation to the next they are the same.
+    It has no stop strings: a completion goes on to its end token and is cut then. Its samples are
+    drawn from one stream, not by their numbers, and depend on what they are batched with; from one
+    evaluation to the next they are the same.
 
     Args:
         batch_size: Most answers that are generated at a time.
@@ -134,6 +139,7 @@ class TransformersContinuous:
         pad_token_id: int,
         decode: Decode,
         decoding: Decoding = GREEDY,
+        samples: Sequence[int] | None = None,
     ) -> list[str]:
         """See ``Engine``.
 
@@ -142,6 +148,7 @@ class TransformersContinuous:
         """
         from transformers import ContinuousBatchingConfig, GenerationConfig
 
+        each = decoding.num_samples if samples is None else 1
         # Adapters sit inside the base, so that what they wrap has the method and is adapted.
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         draw: dict[str, Any] = {"do_sample": decoding.temperature > 0}
@@ -152,7 +159,7 @@ class TransformersContinuous:
             max_new_tokens=max_new_tokens,
             eos_token_id=list(eos_token_ids),
             pad_token_id=pad_token_id,
-            num_return_sequences=decoding.num_samples,
+            num_return_sequences=each,
             **draw,
         )
         # Left to itself it would take most of the memory that is free, which is the training's.
@@ -168,10 +175,10 @@ class TransformersContinuous:
                 [list(prompt) for prompt in prompts], settings, batching, warmup=False
             ).values()
         failed = [output.error for output in outputs if output.error is not None]
-        if failed or len(outputs) != len(prompts) * decoding.num_samples:
+        if failed or len(outputs) != len(prompts) * each:
             raise RuntimeError(
                 f"transformers answered {len(outputs) - len(failed)} of {len(prompts)} prompts, "
-                f"{decoding.num_samples} times each: {failed[0] if failed else 'see its log'}; "
+                f"{each} times each: {failed[0] if failed else 'see its log'}; "
                 "set evaluation.engine to native."
             )
         texts = []

@@ -119,6 +119,7 @@ class VllmEngine:
         pad_token_id: int,
         decode: Decode,
         decoding: Decoding = GREEDY,
+        samples: Sequence[int] | None = None,
     ) -> list[str]:
         """See ``Engine``; the model is the name that ``serving`` yields.
 
@@ -134,8 +135,7 @@ class VllmEngine:
                 decoding=decoding,
                 sample=sample,
             )
-            for prompt in prompts
-            for sample in range(decoding.num_samples)
+            for prompt, sample in decoding.rows(prompts, samples)
         ]
         with start_blocking_portal() as portal:
             answers = portal.call(self._complete, bodies)
