@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 # Fixtures: the command line, a judge, a stand-in for vLLM, ways to isolate programs.
-pytest_plugins = ["runs", "judge_server", "vllm_server", "sandboxes"]
+pytest_plugins = ["runs", "study_runs", "judge_server", "vllm_server", "sandboxes"]
 
 
 @pytest.fixture(scope="session", autouse=True)

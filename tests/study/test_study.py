@@ -3,90 +3,25 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 from runs import Lab
+from study_runs import STUDY, recorded_study, run_study, start_study
 
 pytestmark = pytest.mark.slow
-
-# Two seeds of: 5 steps of math; the same and 7 steps of general, forked; and a copy of the first.
-STUDY: dict[str, Any] = {
-    "name": "tiny",
-    "strategies": ".",
-    "seeds": [0, 1],
-    "questions": {
-        "q": {
-            "title": "What does general data cost?",
-            "arms": {
-                "math": {"config": "./math.yaml"},
-                "both": {
-                    "config": "./tiny.yaml",
-                    "grid": {"k": {"values": [0], "keys": ["data.k"]}},
-                },
-                "same": {"config": "./math.yaml", "seeds": [0]},
-            },
-        }
-    },
-}
-
-
-@pytest.fixture
-def study_lab(lab: Lab) -> Lab:
-    tiny = yaml.safe_load((lab.folder / "tiny.yaml").read_text().replace("${data.k}", "K"))
-    tiny["data"]["stages"]["second"]["mixture"]["math"] = "${data.k}"
-    lab.write("tiny.yaml", yaml.safe_dump(tiny, sort_keys=False))
-    del tiny["data"]["stages"]["second"]
-    lab.write("math.yaml", yaml.safe_dump(tiny, sort_keys=False))
-    lab.write("study.yaml", yaml.safe_dump(STUDY, sort_keys=False))
-    return lab
-
-
-def start(lab: Lab, *arguments: str) -> subprocess.Popen[str]:
-    environment = {
-        **os.environ,
-        "SFT_LAB_WORLD": str(lab.world),
-        "PYTHONPATH": f"{Path(__file__).parents[2]}:{lab.folder}",
-        "OMP_NUM_THREADS": "1",
-    }
-    return subprocess.Popen(
-        [sys.executable, "-m", "sft_lab", "study", "--config=study.yaml", *arguments],
-        cwd=lab.folder,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def run(lab: Lab, *arguments: str) -> tuple[int, str, str]:
-    process = start(lab, *arguments)
-    out, err = process.communicate(timeout=400)
-    return process.returncode, out, err
-
-
-def recorded(lab: Lab) -> dict[str, Any]:
-    from sft_lab.study.parent_run import find_parents
-
-    (parent, *_) = find_parents(lab.store)
-    content = json.loads(lab.store.artifact_text(parent.info.run_id, "cells.json"))
-    return {"status": parent.info.status, "run_id": parent.info.run_id, **content}
 
 
 def test_a_study_runs_equal_cells_once_forks_the_rest_and_goes_on_where_it_was(
     study_lab: Lab,
 ) -> None:
     lab = study_lab
-    code, out, err = run(lab)
+    code, out, err = run_study(lab)
     assert code == 0, err
     assert "4 of 4 runs finished." in out
-    study = recorded(lab)
+    study = recorded_study(lab)
     assert study["status"] == "FINISHED"
     cells = {(c["arm"], c["seed"]): c for c in study["cells"]}
     assert list(cells) == [("math", 0), ("math", 1), ("both", 0), ("both", 1), ("same", 0)]
@@ -103,7 +38,7 @@ def test_a_study_runs_equal_cells_once_forks_the_rest_and_goes_on_where_it_was(
     for key in ("train_loss/all", "lr", "world_math/accuracy", "val_loss/math"):
         assert lab.points(key, cells["both", 0]["run_id"]) == lab.points(key, alone), key
     # All is there: the same command finds it.
-    code, out, err = run(lab)
+    code, out, err = run_study(lab)
     assert code == 0, err
     assert len(lab.runs) == 5
     assert err.count("found finished") == 4
@@ -111,7 +46,7 @@ def test_a_study_runs_equal_cells_once_forks_the_rest_and_goes_on_where_it_was(
 
 def test_a_killed_study_loses_nothing(study_lab: Lab) -> None:
     lab = study_lab
-    process = start(lab)
+    process = start_study(lab)
     deadline = time.monotonic() + 300
     while not list((lab.folder / "mlruns/checkpoints").glob("*/last.ckpt")):
         assert time.monotonic() < deadline
@@ -120,7 +55,7 @@ def test_a_killed_study_loses_nothing(study_lab: Lab) -> None:
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     began = {run.info.run_id for run in lab.runs}
-    code, out, err = run(lab)
+    code, out, err = run_study(lab)
     assert code == 0, err
     assert "4 of 4 runs finished." in out
     assert began <= {run.info.run_id for run in lab.runs}
@@ -147,11 +82,11 @@ def test_a_run_that_fails_is_reported_and_the_rest_goes_on(study_lab: Lab) -> No
     questions = {"q": {"title": "?", "arms": arms}}
     study = {**STUDY, "seeds": [0], "attempts": 2, "questions": questions}
     lab.write("study.yaml", yaml.safe_dump(study, sort_keys=False))
-    code, out, err = run(lab)
+    code, out, err = run_study(lab)
     assert code == 1, err
     assert "1 of 2 runs finished." in out
     assert "disk is full" in out
-    cells = {c["arm"]: c for c in recorded(lab)["cells"]}
+    cells = {c["arm"]: c for c in recorded_study(lab)["cells"]}
     assert cells["bad"]["state"] == "failed"
     assert cells["math"]["state"] == "finished"
     # The second attempt went on with the first one's run.
@@ -160,7 +95,7 @@ def test_a_run_that_fails_is_reported_and_the_rest_goes_on(study_lab: Lab) -> No
 
 def test_ctrl_c_ends_a_study_with_its_runs_saved(study_lab: Lab) -> None:
     lab = study_lab
-    process = start(lab)
+    process = start_study(lab)
     deadline = time.monotonic() + 300
     while not list((lab.folder / "mlruns/checkpoints").glob("*/last.ckpt")):
         assert time.monotonic() < deadline
@@ -170,18 +105,18 @@ def test_ctrl_c_ends_a_study_with_its_runs_saved(study_lab: Lab) -> None:
     _, err = process.communicate(timeout=200)
     assert process.returncode == 130
     assert "Stopped by SIGINT" in err
-    assert recorded(lab)["status"] == "KILLED"
+    assert recorded_study(lab)["status"] == "KILLED"
     assert "RUNNING" not in {run.info.status for run in lab.runs}
 
 
 def test_commands_for_elsewhere_fill_the_study(study_lab: Lab) -> None:
     lab = study_lab
-    code, out, err = run(lab, "--print", "--seeds=[0]")
+    code, out, err = run_study(lab, "--print", "--seeds=[0]")
     assert code == 0, err
     commands = out.splitlines()
     assert len(commands) == 2
     assert commands[0].startswith("python -m sft_lab fit --config=./math.yaml ")
-    code, out, err = run(lab, "--plan", "--json", "--seeds=[0]")
+    code, out, err = run_study(lab, "--plan", "--json", "--seeds=[0]")
     plan = json.loads(out)
     assert (plan["cells"], plan["finished"]) == (3, 0)
     assert (plan["steps_to_train"], plan["steps_without_forks"]) == (5 + 6, 5 + 11)

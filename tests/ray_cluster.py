@@ -1,0 +1,68 @@
+"""Two Ray workers on loopback, started as separate processes, as ``ray start`` does on machines."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+        return port
+
+
+class Cluster:
+    """A head and a worker with one core each; the worker can be killed."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder, self.environment = folder, environment
+        self.address = f"127.0.0.1:{free_port()}"
+        port = self.address.partition(":")[2]
+        self.head = self._start("head", "--head", f"--port={port}", "--include-dashboard=false")
+        self.worker = self._start("worker", f"--address={self.address}")
+
+    def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with (self.folder / f"{name}.log").open("wb") as log:
+            return subprocess.Popen(
+                [
+                    *RAY,
+                    "start",
+                    *arguments,
+                    "--num-cpus=1",
+                    "--object-store-memory=100000000",
+                    "--disable-usage-stats",
+                    "--block",
+                ],
+                cwd=self.folder,
+                env={**os.environ, **self.environment},
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def kill_worker(self) -> None:
+        """Kill the worker with SIGKILL, and whatever it has started, as a power cut would."""
+        kill_tree(self.worker)
+
+    def stop(self) -> None:
+        kill_tree(self.worker)
+        kill_tree(self.head)
+
+
+def kill_tree(process: subprocess.Popen[bytes]) -> None:
+    if process.poll() is not None:
+        return
+    root = psutil.Process(process.pid)
+    for found in [root, *root.children(recursive=True)]:
+        try:
+            found.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()

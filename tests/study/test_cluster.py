@@ -1,0 +1,67 @@
+"""A study over two Ray workers of a real cluster on loopback, one of which is killed."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from ray_cluster import Cluster
+from runs import Lab
+from study_runs import recorded_study, start_study
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def cluster(study_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    environment = {
+        "SFT_LAB_WORLD": str(study_lab.world),
+        "PYTHONPATH": f"{Path(__file__).parents[2]}:{study_lab.folder}",
+    }
+    made = Cluster(tmp_path_factory.mktemp("cluster"), environment)
+    yield made
+    made.stop()
+
+
+def fits_under(cluster: Cluster) -> list[psutil.Process]:
+    """The runs that the worker has begun."""
+    children = psutil.Process(cluster.worker.pid).children(recursive=True)
+    return [child for child in children if child.cmdline()[:4] == fit_command()]
+
+
+def fit_command() -> list[str]:
+    return [sys.executable, "-m", "sft_lab", "fit"]
+
+
+def test_a_machine_that_is_lost_costs_no_step_before_a_checkpoint(
+    study_lab: Lab, cluster: Cluster
+) -> None:
+    lab = study_lab
+    process = start_study(lab, f"--address={cluster.address}")
+    folder = lab.folder / "mlruns/checkpoints"
+    deadline = time.monotonic() + 400
+    while not (fits_under(cluster) and list(folder.glob("*/last.ckpt"))):
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    began = {run.info.run_id for run in lab.runs}
+    cluster.kill_worker()
+    out, err = process.communicate(timeout=500)
+    assert process.returncode == 0, err
+    assert "4 of 4 runs finished." in out
+    assert began <= {run.info.run_id for run in lab.runs}
+    assert len(lab.runs) == 4  # the lost one's run was gone on with
+    assert {cell["state"] for cell in recorded_study(lab)["cells"]} == {"finished"}
+    for found in lab.runs:
+        lab.points("train_loss/all", found.info.run_id)  # no step twice
+
+
+def test_an_address_without_a_cluster_is_refused(study_lab: Lab) -> None:
+    os.environ.pop("RAY_ADDRESS", None)
+    process = start_study(study_lab, "--address=127.0.0.1:1")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2, err
+    assert "--address 127.0.0.1:1: no Ray cluster answers" in err
