@@ -38,8 +38,9 @@ class RayExecutor:
 
     def __init__(self, resources: Resources, address: str | None = None) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        os.environ.setdefault("RAY_DEDUP_LOGS", "0")
-        # Said by Ray itself of a release to come; a job that takes no GPU shall see none.
+        # By default Ray runs its workers as nice as can be, behind all else on the machine.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        # What Ray will do by itself in a release to come, and says so each time until then.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
             import ray
