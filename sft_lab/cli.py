@@ -268,7 +268,7 @@ def _study(options: argparse.Namespace) -> int:
     from sft_lab.study.command import lay_out, outcome_table, print_commands, run_study
     from sft_lab.study.cost import plan_table, study_plan
 
-    study = lay_out(options.rest)
+    study = lay_out(options.rest, with_cost=options.plan)
     if options.print:
         print(print_commands(study))
         return 0

@@ -88,6 +88,7 @@ def compose(
 
     Args:
         arguments: What stands behind the command.
+        keys: First parts of the keys that can be overridden.
 
     Returns:
         The merged config, the config files' names, and the arguments that are left.

@@ -225,6 +225,7 @@ def _check_sqlite(file: Path) -> None:
 
 
 def this_process() -> str:
+    """Return the name of this process, the same on no machine and at no other time."""
     process = psutil.Process()
     # Process ids are used again; with the start time they are not.
     return f"{socket.gethostname()}:{process.pid}:{process.create_time():.0f}"

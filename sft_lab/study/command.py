@@ -2,14 +2,18 @@
 
 import os
 import shlex
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from sft_lab.checkpoint import stage_checkpoint
+from sft_lab.data.module import StagedDataModule
 from sft_lab.errors import Interrupted, RequestError
 from sft_lab.lab_cli import compose, silence
+from sft_lab.run_plan import RunCost, run_cost, run_parameters
+from sft_lab.run_speed import KnownSpeeds
 from sft_lab.study.design import STUDY_KEYS, CellSpec, StudyDesign, cells
 from sft_lab.study.executors import Executor, RayExecutor
 from sft_lab.study.job import CELL_TAG, Job, run_arguments
@@ -18,7 +22,7 @@ from sft_lab.study.parent_run import ParentRun, open_parent
 from sft_lab.study.progress_table import ProgressTable
 from sft_lab.study.read_design import read_design
 from sft_lab.study.runner import Progress, Runner
-from sft_lab.study.runs import StudyRun, plan_run, plan_runs, with_forks
+from sft_lab.study.runs import CostOf, StudyRun, plan_run, plan_runs, with_forks
 from sft_lab.study.search import SearchKey, run_searches, searches
 from sft_lab.tables import format_table
 from sft_lab.tracking import RunStore, absolute, prepare_store
@@ -68,15 +72,20 @@ def read_study_config(arguments: list[str]) -> tuple[StudyDesign, Mapping[str, A
     return read_design(composed), composed.resolved()
 
 
-def lay_out(arguments: list[str]) -> Study:
+def lay_out(arguments: list[str], *, with_cost: bool = False) -> Study:
     """Read a study and lay out all its runs.
+
+    Args:
+        arguments: What stands behind ``study``.
+        with_cost: Say of every run what it will cost.
 
     Raises:
         RequestError: If something is wrong with the study or with the config of a cell.
     """
     silence()
     design, config = read_study_config(arguments)
-    runs = plan_runs(cells(design))
+    told = _tell_layout if sys.stderr.isatty() else _tell_nothing
+    runs = plan_runs(cells(design), told, _cost_of() if with_cost else None)
     first = next((one.cells[0] for one in searches(design)), None)
     if not runs and first is None:
         raise RequestError("questions: the study has no run.")
@@ -88,6 +97,29 @@ def lay_out(arguments: list[str]) -> Study:
             "set trainer.logger.init_args.tracking_uri under set."
         )
     return Study(design, config, runs, known[-1])
+
+
+def _tell_layout(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    sys.stderr.write(f"\rlaying out {done} of {total} cells{end}")
+    sys.stderr.flush()
+
+
+def _tell_nothing(done: int, total: int) -> None:
+    return
+
+
+def _cost_of() -> CostOf:
+    """Return what says what a run will cost, by the speed of earlier runs in its store."""
+    speeds: dict[str, KnownSpeeds] = {}
+
+    def cost(data: StagedDataModule, config: Mapping[str, Any]) -> RunCost:
+        uri = str(config["trainer"]["logger"]["init_args"]["tracking_uri"])
+        if uri not in speeds:
+            speeds[uri] = KnownSpeeds(RunStore(uri))
+        return run_cost(data, config, speeds[uri].speed(run_parameters(data, config)))
+
+    return cost
 
 
 def finished_runs(study: Study) -> dict[str, str]:

@@ -18,8 +18,10 @@ from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.inspection import planned
 from sft_lab.lab_cli import compose
 from sft_lab.paths import package_dir
+from sft_lab.run_plan import RunCost
 from sft_lab.study.design import CellSpec
 
+CostOf = Callable[[StagedDataModule, Mapping[str, Any]], RunCost]
 _PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes")
 
 
@@ -46,6 +48,7 @@ class StudyRun:
         config: The resolved config, as it is written.
         abilities: Metric key of each benchmark's first score, by the source that teaches it; a
             source's second benchmark, and one without a source, go by the benchmark's own name.
+        cost: What it will cost without a fork, where it was asked for.
         fork: What it can be forked from.
     """
 
@@ -58,6 +61,7 @@ class StudyRun:
     base: str
     config: Mapping[str, Any]
     abilities: Mapping[str, str]
+    cost: RunCost | None = None
     fork: Fork | None = None
 
     @property
@@ -78,13 +82,16 @@ class StudyRun:
 
 
 def plan_runs(
-    cells: Sequence[CellSpec], tell: Callable[[int, int], None] = lambda done, total: None
+    cells: Sequence[CellSpec],
+    tell: Callable[[int, int], None] = lambda done, total: None,
+    cost: CostOf | None = None,
 ) -> list[StudyRun]:
     """Return the runs that fill all cells, every config checked and laid out as ``fit`` does it.
 
     Args:
         cells: The cells.
         tell: Called with how many are laid out, of how many.
+        cost: Says what a run will cost, by its data and resolved config.
 
     Raises:
         RequestError: If the config of a cell is wrong, naming the cell.
@@ -92,7 +99,7 @@ def plan_runs(
     found: dict[str, StudyRun] = {}
     for index, cell in enumerate(cells):
         tell(index, len(cells))
-        run = plan_run(cell)
+        run = plan_run(cell, cost)
         if run.digest in found:
             known = found[run.digest]
             run = replace(known, cells=(*known.cells, cell))
@@ -101,8 +108,8 @@ def plan_runs(
     return with_forks(list(found.values()))
 
 
-def plan_run(cell: CellSpec) -> StudyRun:
-    """Lay out one cell.
+def plan_run(cell: CellSpec, cost: CostOf | None = None) -> StudyRun:
+    """Lay out one cell, as in ``plan_runs``.
 
     Raises:
         RequestError: If its config is wrong, naming the cell.
@@ -111,7 +118,9 @@ def plan_run(cell: CellSpec) -> StudyRun:
         composed, _, rest = compose(list(cell.arguments))
         if rest:
             raise RequestError(f"fit knows no {rest[0]}.")
-        return describe(cell, composed, planned(composed, None))
+        data = planned(composed, None)
+        run = describe(cell, composed, data)
+        return replace(run, cost=cost(data, run.config)) if cost is not None else run
     except RequestError as fault:
         raise RequestError(f"cell '{cell.name}': {fault}") from fault
 
