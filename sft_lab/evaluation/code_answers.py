@@ -4,16 +4,16 @@ import ast
 import re
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 
-# Indented by four or more it is no fence but code, a docstring's for one. An answer that was cut
-# off never closes its own, and some open it behind a colon.
-_FENCE = re.compile(
-    r"^(?P<indent> {0,3})(?P<mark>```+|~~~+)[ \t]*(?P<tag>[^\s`]*)[^\n`]*$"
-    r"|(?P<inline>```)(?P<inline_tag>[Pp]y(?:thon)?3?)[ \t]*$",
-    re.MULTILINE,
+# An answer that was cut off never closes its fence, and some open it behind a colon.
+_OPENING = (
+    r"^(?P<indent>%s)(?P<mark>```+|~~~+)[ \t]*(?P<tag>[^\s`]*)[^\n`]*$"
+    r"|(?:(?<=[^\s`])|(?<=[^\s`][ \t]))(?P<inline>```)(?P<inline_tag>[Pp]y(?:thon)?3?)[ \t]*$"
 )
+# Indented by four or more it is code, a docstring's for one, or a fence inside a list.
+_FENCE = re.compile(_OPENING % " {0,3}", re.MULTILINE)
+_LIST_FENCE = re.compile(_OPENING % r"[ \t]*", re.MULTILINE)
 _OPENED = re.compile(r"\A(?:python|py)\n")  # of a fence that the prompt had opened
 _PYTHON = re.compile(r"(?:python|py)[\d.]*|", re.IGNORECASE)
 # Brackets that close at the margin belong to what stands above, and comments are no statements.
@@ -29,7 +29,8 @@ def solution(prompt: str, entry_point: str, completion: str) -> str:
     """Return the program that a completion makes of a prompt, without its tests.
 
     * Fenced code: the first Python block that defines the function as more than a stub, with what
-      other blocks import and define; where none does, the first block as the function's body.
+      other blocks import and define; where none does, the first block as the function's body. A
+      block inside a list may be indented with its fence.
     * A continuation, which begins with an indented line: up to the next statement at the left
       margin, with the definitions that follow it at once.
     * The whole function restated: without the prose around it, where it is no Python otherwise.
@@ -45,13 +46,19 @@ def solution(prompt: str, entry_point: str, completion: str) -> str:
         completion: What the model answered.
     """
     completion = completion.replace("\r\n", "\n")
+    completion = completion.rstrip("\0") or completion  # some models pad what they say
     first = _FENCE.search(completion)
     if first is not None and not (first["tag"] or first["inline_tag"]):
         before = _OPENED.sub("", completion[: first.start()])
         if _is_continuation(prompt, before) or (_defines(before, entry_point) and _parses(before)):
             return _unfenced(prompt, entry_point, before)
-    if blocks := [block for block in _blocks(completion) if block.is_python]:
-        return _fenced(prompt, entry_point, [block.code for block in blocks])
+    codes = _python_blocks(completion, _FENCE)
+    if not any(_defines(code, entry_point) for code in codes) and not (
+        _is_continuation(prompt, completion) or _parses(_without_prose(completion, entry_point))
+    ):
+        codes = _python_blocks(completion, _LIST_FENCE) or codes
+    if codes:
+        return _fenced(prompt, entry_point, codes)
     return _unfenced(prompt, entry_point, completion)
 
 
@@ -82,26 +89,31 @@ def _joined(prompt: str, code: str) -> str:
     return "".join(_FUTURE.findall(code)) + before + _FUTURE.sub("", code)
 
 
-@dataclass(frozen=True)
-class _Block:
-    code: str
-    is_python: bool
-
-
-def _blocks(completion: str) -> Iterator[_Block]:
-    """Yield the fenced blocks, without their fences' indentation."""
+def _python_blocks(completion: str, fence: re.Pattern[str]) -> list[str]:
+    """Return what stands between the fences that may hold Python, without their indentation."""
+    found = []
     place = 0
-    while (start := _FENCE.search(completion, place)) is not None:
+    while (start := fence.search(completion, place)) is not None:
         mark = start["mark"] or start["inline"]
-        closing = re.compile(rf"^ {{0,3}}{mark[0]}{{{len(mark)},}}[ \t]*$", re.MULTILINE)
+        indent = start["indent"] or ""
+        # A fence closes in its list or nearer the margin; a docstring's stands farther in.
+        inside = indent if len(indent.expandtabs()) > 3 else ""
+        closing = re.compile(
+            rf"^(?:{inside})? {{0,3}}{mark[0]}{{{len(mark)},}}[ \t]*$", re.MULTILINE
+        )
         end = closing.search(completion, start.end())
         code = completion[start.end() + 1 : end.start() if end else len(completion)]
-        indent = len(start["indent"] or "")
-        if indent:
-            code = re.sub(rf"^ {{1,{indent}}}", "", code, flags=re.MULTILINE)
-        tag = start["tag"] or start["inline_tag"] or ""
-        yield _Block(code, bool(_PYTHON.fullmatch(tag)))
+        if _PYTHON.fullmatch(start["tag"] or start["inline_tag"] or ""):
+            found.append(_dedented(code, len(indent)))
         place = end.end() if end else len(completion)
+    return found
+
+
+def _dedented(code: str, width: int) -> str:
+    """Take up to so much white space off every line; less, where the first line has less."""
+    first = next((line for line in code.splitlines() if line.strip()), "")
+    width = min(width, len(first) - len(first.lstrip()))
+    return re.sub(rf"^[ \t]{{1,{width}}}", "", code, flags=re.MULTILINE) if width else code
 
 
 def _is_continuation(prompt: str, completion: str) -> bool:
@@ -194,13 +206,15 @@ def _longest_program(text: str) -> str:
 
 def _parsed(text: str) -> ast.Module | int:
     """Return a text's syntax tree, or the line, from 1 on, of its first error."""
+    if "\0" in text:
+        return text[: text.index("\0")].count("\n") + 1
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of strings with odd backslashes
             return ast.parse(text)
     except SyntaxError as fault:
         return fault.lineno or 1
-    except (ValueError, RecursionError, MemoryError):  # a null character; too deep
+    except (ValueError, RecursionError, MemoryError):  # too deep
         return 1
 
 

@@ -1,4 +1,5 @@
 import time
+from textwrap import indent
 
 import pytest
 
@@ -7,6 +8,7 @@ from sft_lab.evaluation.code_answers import solution
 PROMPT = 'import math\n\n\ndef half(x):\n    """Halve x."""\n'
 BODY = "    return x / 2\n"
 WHOLE = "def half(x):\n    return x / 2\n"
+FENCED = f"```python\n{WHOLE}```"
 
 
 def halves(completion: str, x: float = 3) -> object:
@@ -28,6 +30,11 @@ def halves(completion: str, x: float = 3) -> object:
         "    return helper(x)\n\n\ndef helper(x):\n    return x / 2\n\n\nprint(undefined)\n",
         "    return x / K\n\n\nK = 2\nif K:\n    half(undefined)\n",
         '    """Half.\n\n    ```\n    half(2)\n    ```\n    """\n' + BODY,
+        '    """Half.\n\n    ```python\n    half(2)\n    ```\n    """\n' + BODY,
+        "    return x / 2\n\0",
+        "    return x / 2\n\0\0garbage\n",
+        "    return x / 2\0",
+        "    return x / 2\n\0\n\0",
         f"{BODY}```\n",  # closes what the prompt had opened
         f"{BODY}```\n\nThis halves x.\n",
         f"{BODY}\ndef half(x):\n    return 0\n",  # rambling on
@@ -57,6 +64,10 @@ def test_a_continuation_ends_at_the_next_statement_at_the_margin(completion: str
         f"from __future__ import annotations\n\n\n{WHOLE}",
         "half = lambda x: x / 2\n",
         'def half(x):\n    """Half.\n\n    ```\n    half(2)\n    ```\n    """\n' + BODY,
+        'def half(x):\n    """Half.\n\n    ```python\n    half(2)\n    ```\n    """\n' + BODY,
+        f"{WHOLE}\0",
+        f"{WHOLE}\0\0garbage",
+        f"So:\n\n{WHOLE}\0",
     ],
 )
 def test_a_restated_function_stands_without_the_prose_around_it(completion: str) -> None:
@@ -89,6 +100,19 @@ def test_a_restated_function_stands_without_the_prose_around_it(completion: str)
         '```python\ndef half(x):\n    """\n    ```\n    half(2)\n    ```\n    """\n' + f"{BODY}```",
         f"````md\n```\n````\n~~~py\n{WHOLE}~~~",
         f"```python\n{WHOLE}```\nor\n```python\ndef half(x):\n    return 0\n```",
+        f"1. Do it:\n\n{indent(FENCED, '    ')}",  # a list's items may be indented as they like
+        f"1. So:\n   - do it:\n\n{indent(FENCED, '      ')}\nDone.\n",
+        f"1. Do it:\n\n{indent(FENCED, chr(9))}",
+        f"1. Do it:\n\n{indent(FENCED.removesuffix('```'), '    ')}",  # cut off
+        f"1. Do it:\n\n    ```python\n{WHOLE}    ```\n",  # only the fence is indented
+        "- Do it:\n\n" + indent(f"~~~\n{WHOLE}~~~", "    "),
+        f"1. Do it:\n\n    ```python\n{indent(BODY, '    ')}    ```\n",  # the body alone
+        "```bash\nmake\n```\n1. Do it:\n\n" + indent(FENCED, "    "),
+        "```python\nhalf(undefined)\n```\nby\n\n1. this:\n\n" + indent(FENCED, "    "),
+        f"{FENCED}\0",
+        "1. a\n\n    ```py\n    def half(x):\n        y = x\n\n        return y / 2\n    ```\n",
+        f"1. a\n\n{indent(FENCED, '    ')}\n2. b\n\n    ```py\n    half(",
+        '```python\ndef half(x):\n    """\n\t```\n\thalf(2)\n\t```\n    """\n' + f"{BODY}```",
     ],
 )
 def test_fenced_code_is_taken(completion: str) -> None:
