@@ -6,7 +6,7 @@ import json
 import os
 import reprlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,8 @@ class Graded:
         scores: By name.
         missing: Tasks without a completion, in order; they are in no score.
         unknown: Task ids that no problem has, each once; they are in no score.
+        details: What belongs to one benchmark: ``sandbox``, the level that programs ran at;
+            ``unparsable``, judgements without a rating.
     """
 
     benchmark: str
@@ -43,6 +45,7 @@ class Graded:
     scores: Mapping[str, Score]
     missing: Sequence[str]
     unknown: Sequence[str]
+    details: Mapping[str, str | int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return scores and what is missing as plain values."""
@@ -52,6 +55,7 @@ class Graded:
             "scores": named,
             "missing": list(self.missing),
             "unknown": list(self.unknown),
+            **self.details,
         }
 
     def table(self) -> str:
@@ -170,6 +174,7 @@ def grade_file(
         grader.scores(graded, verdicts),
         missing=_without(items, (item.id for item in graded)),
         unknown=_without((task_id for task_id, _ in rows), items),
+        details=grader.conditions(),
     )
 
 
@@ -222,6 +227,7 @@ def _judged(problems: str, completions: str, model: str | None) -> Graded:
         found.by_name,
         missing=_without(tasks, given),
         unknown=_without(given, tasks),
+        details={"unparsable": found.unparsable},
     )
 
 

@@ -86,6 +86,7 @@ def test_humaneval_with_one_answer_a_problem(score: Callable[..., Scored]) -> No
     assert scored.found["scores"] == {"pass@1": {"value": 0.5, "low": low, "high": high, "n": 2}}
     assert [row["verdicts"] for row in scored.rows] == [{"passed": True}, {"passed": False}]
     assert scored.rows[1]["reason"].startswith("AssertionError")
+    assert scored.found["sandbox"] == "limited"
 
 
 def test_pass_at_k_goes_up_to_the_smallest_number_of_answers(score: Callable[..., Scored]) -> None:
@@ -110,6 +111,7 @@ def test_mbpp_grades_its_test_split(score: Callable[..., Scored]) -> None:
     scored = score("MBPP", MBPP, given, "--sandbox=limited")
     assert scored.values() == {"pass@1": 0.5}
     assert (scored.found["benchmark"], scored.found["missing"]) == ("mbpp", [])
+    assert scored.found["sandbox"] == "limited"
 
 
 def test_ifeval(score: Callable[..., Scored]) -> None:
@@ -150,6 +152,7 @@ def test_mt_bench_is_read_from_a_judge_s_texts(score: Callable[..., Scored]) -> 
     assert scored.values() == {"mean": 7.25, "turn_1": 8, "turn_2": 6.5, "writing": 7.25}
     assert scored.found["missing"] == ["MT-Bench/101/2"]
     assert scored.found["unknown"] == ["MT-Bench/999/1"]
+    assert scored.found["unparsable"] == 1  # of the questions that are there
     assert [(row["task_id"], row["verdicts"]) for row in scored.rows] == [
         ("MT-Bench/81/1", {"rating": 8.0}),
         ("MT-Bench/81/2", {"rating": 6.5}),
