@@ -53,10 +53,13 @@ def solution(prompt: str, entry_point: str, completion: str) -> str:
         if _is_continuation(prompt, before) or (_defines(before, entry_point) and _parses(before)):
             return _unfenced(prompt, entry_point, before)
     codes = _python_blocks(completion, _FENCE)
-    if not any(_defines(code, entry_point) for code in codes) and not (
-        _is_continuation(prompt, completion) or _parses(_without_prose(completion, entry_point))
+    listed = _python_blocks(completion, _LIST_FENCE)
+    if len(listed) > len(codes) and not (
+        any(_defines(code, entry_point) for code in codes)
+        or _is_continuation(prompt, completion)
+        or _parses(_without_prose(completion, entry_point))
     ):
-        codes = _python_blocks(completion, _LIST_FENCE) or codes
+        codes = listed
     if codes:
         return _fenced(prompt, entry_point, codes)
     return _unfenced(prompt, entry_point, completion)

@@ -159,9 +159,11 @@ def test_without_a_prompt_an_answer_stays_as_it_is() -> None:
         "def half(:\n" + "import x y\n" * 20_000,
         "    x = (\n" + "Some prose here\n" * 20_000,
         "if you see this line\n" * 20_000 + WHOLE,
+        "1. if you see\n    ```python\n" * 5_000,
+        "1. if you see\n    ```python\n    ```\n" * 5_000,
     ],
 )
 def test_a_hostile_answer_takes_no_long_time(answer: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     solution(PROMPT, "half", answer)
-    assert time.perf_counter() - started < 20  # a minute and more, where it grew with the square
+    assert time.process_time() - started < 20  # a minute and more, where it grew with the square
