@@ -22,7 +22,8 @@ class RunCheckpoint(Checkpoint):
     It is written every n optimizer steps, before every evaluation but the last, and at the end of
     every pass, and replaced in one move. Lightning calls callbacks of this kind behind all others.
     The one of a stage's end stays as ``DIRPATH/<run id>/stages/<stage name>.ckpt``, from which
-    ``fit --from`` starts other runs. It holds no evaluation of that boundary but the last one's.
+    ``fit --from`` starts other runs. Only that of the last stage knows the evaluation at its end;
+    a run that starts from another one measures there again.
 
     Args:
         every_n_steps: Optimizer steps between checkpoints.

@@ -1,8 +1,11 @@
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from runs import Lab
 
 from sft_lab.errors import RequestError
 from sft_lab.run_lock import run_lock
@@ -18,18 +21,28 @@ with run_lock(Path(sys.argv[1])):
 """
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that holds a run."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        yield holder
+    finally:
+        holder.kill()
+        holder.communicate()
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "1f00000000000000"
 
 
 def test_a_run_belongs_to_one_process_until_that_is_gone(folder: Path) -> None:
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True
-    )
-    assert holder.stdout is not None
-    with holder, holder.stdout:
-        assert holder.stdout.readline() == "held\n"
+    with held(folder) as holder:
         with (
             pytest.raises(RequestError, match="run 1f000000 is being trained by another process"),
             run_lock(folder),
@@ -37,8 +50,23 @@ def test_a_run_belongs_to_one_process_until_that_is_gone(folder: Path) -> None:
             pass
         holder.kill()
         holder.wait()
-    with run_lock(folder):
-        pass
+        with run_lock(folder):
+            pass
+
+
+@pytest.mark.slow
+def test_two_processes_cannot_go_on_with_one_run(stopped_lab: Lab) -> None:
+    lab = stopped_lab
+    stop = ("--trainer.callbacks+=stopper.Stop", "--trainer.callbacks.step=3")
+    with pytest.raises(RuntimeError, match="stopped by the test"):
+        lab.fit(*stop)
+    run_id = lab.run.info.run_id
+    with held(lab.checkpoint.parent):
+        for path in ("last", str(lab.checkpoint)):
+            refused = lab.fit(f"--ckpt_path={path}")
+            assert refused.code == 2
+            assert f"run {run_id[:8]} is being trained by another process" in refused.err
+    assert lab.run.info.status == "FAILED"  # as it was
 
 
 def test_where_locks_are_not_supported_a_warning_says_so(
