@@ -22,7 +22,8 @@ class Cluster:
     """A head and a worker with one core each; the worker can be killed."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.folder, self.environment = folder, environment
+        self.folder = folder
+        self.environment = {**environment, "RAY_AUTH_MODE": "disabled"}
         self.address = f"127.0.0.1:{free_port()}"
         port = self.address.partition(":")[2]
         self.head = self._start("head", "--head", f"--port={port}", "--include-dashboard=false")

@@ -49,6 +49,7 @@ def start_study(lab: Lab, *arguments: str) -> subprocess.Popen[str]:
         "SFT_LAB_WORLD": str(lab.world),
         "PYTHONPATH": f"{Path(__file__).parents[1]}:{lab.folder}",
         "OMP_NUM_THREADS": "1",
+        "RAY_AUTH_MODE": "disabled",  # as in ray_cluster
     }
     return subprocess.Popen(
         [sys.executable, "-m", "sft_lab", "study", "--config=study.yaml", *arguments],

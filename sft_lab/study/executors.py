@@ -62,7 +62,8 @@ class RayExecutor:
         except (ConnectionError, RuntimeError, ValueError) as fault:
             raise RequestError(
                 f"--address {address}: no Ray cluster answers ({str(fault).splitlines()[0]}). "
-                "Start one (ray start --head), or leave --address out."
+                "Start one (ray start --head), or leave --address out. Where ~/.ray/auth_token exists, "
+                "ray start asks for it: set RAY_AUTH_MODE=token here and on every machine."
             ) from fault
         self._check(resources)
         wanted: dict[str, Any] = {"num_cpus": resources.cpus, "max_retries": 0}
