@@ -62,7 +62,7 @@ class RayExecutor:
         except (ConnectionError, RuntimeError, ValueError) as fault:
             raise RequestError(
                 f"--address {address}: no Ray cluster answers ({str(fault).splitlines()[0]}). "
-                "Start one (ray start --head), or leave --address out. Where ~/.ray/auth_token exists, "
+                "Start one (ray start --head), or leave --address out. Where ~/.ray/auth_token is, "
                 "ray start asks for it: set RAY_AUTH_MODE=token here and on every machine."
             ) from fault
         self._check(resources)
