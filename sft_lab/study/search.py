@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from sft_lab.compare.outcomes import outcomes
+from sft_lab.errors import RequestError
 from sft_lab.results import Point, RunResult, read_answers, read_result
 from sft_lab.study.design import Arm, CellSpec, Search, StudyDesign, arm_cells
 from sft_lab.study.k_finder import Found, Trial, Verdict, judge, search
@@ -95,9 +97,10 @@ def best_before(result: RunResult, key: str) -> Point:
 def _marks(store: RunStore, result: RunResult, point: Point, key: str) -> list[float]:
     benchmark, _, name = key.partition("/")
     answers = read_answers(store, result.run_id, benchmark, point.step)
-    # A score with a k, such as pass_at_1, has one mark an answer: whether it passed.
-    found = [answer.marks.get(name, next(iter(answer.marks.values()), None)) for answer in answers]
-    return [float(mark or 0) for mark in found]
+    found = outcomes(answers, name, point.scores[key].value)
+    if found is None:
+        raise RequestError(f"a search cannot go by {key}: it is no mean over items.")
+    return list(found.marks.values())
 
 
 RunCell = Callable[[CellSpec], str | None]

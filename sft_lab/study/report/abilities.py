@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sft_lab.results import ItemAnswer
 from sft_lab.study.study_results import Cell, StudyResults
 
 SMALL = 0.05
@@ -74,15 +73,6 @@ class Ability:
         if float(text) == 0:
             return text
         return f"{'+' if value > 0 else chr(0x2212)}{text}"
-
-    def marks(self, answers: Sequence[ItemAnswer]) -> dict[str, float]:
-        """Return the mark of every item that could be graded, the mean of its samples, by id."""
-        found: dict[str, list[float]] = {}
-        for answer in answers:
-            mark = answer.marks.get(self.score_name)
-            if mark is not None:
-                found.setdefault(answer.id, []).append(float(mark))
-        return {item: sum(marks) / len(marks) for item, marks in found.items()}
 
 
 def abilities_of(results: StudyResults) -> list[Ability]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from sft_lab.compare.outcomes import outcomes
 from sft_lab.errors import RequestError
 from sft_lab.metrics.paired import Difference, holm, paired_over_seeds
 from sft_lab.metrics.score import Score
@@ -177,16 +178,13 @@ class Measurements:
             return []
 
     def _read(self, run: RunResult, ability: Ability, step: int) -> dict[str, float] | None:
-        answers = self.answers(run, ability, step)
-        graded = [m for a in answers if (m := a.marks.get(ability.score_name)) is not None]
         point = next((p for p in run.points if p.step == step), None)
-        if not graded or point is None or ability.key not in point.scores:
+        if point is None or ability.key not in point.scores:
             return None
-        # A score that is no mean of marks, such as a corpus-level one, has no paired test.
         recorded = point.scores[ability.key].value
-        if abs(sum(map(float, graded)) / len(graded) - recorded) > 1e-4:
-            return None
-        return ability.marks(answers)
+        found = outcomes(self.answers(run, ability, step), ability.score_name, recorded)
+        # A score that is no mean of marks, such as a corpus-level one, has no paired test.
+        return dict(found.marks) if found is not None and found.marks else None
 
     def _tables(self, ability: Ability, side: Side) -> list[dict[str, float]] | None:
         found = [self.marks(run, ability, point.step) for run, point in side.points.values()]
