@@ -128,9 +128,11 @@ def over_seeds(store: RunStore, names: Sequence[str]) -> list[Arm]:
                     f"{measured.result.seed} already; name one run of each seed."
                 )
             group[measured.result.seed] = measured
-    return [
-        Arm(name, tuple(group[seed] for seed in sorted(group))) for name, group in groups.items()
-    ]
+    arms = []
+    for name, group in groups.items():
+        runs = tuple(group[seed] for seed in sorted(group))
+        arms.append(Arm(name if len(runs) > 1 else runs[0].result.name, runs))
+    return arms
 
 
 def without_seed(name: str) -> str:

@@ -41,9 +41,12 @@ def report(compared: Comparison, num_items: int, color: bool) -> str:
     )
     parts += _items(compared, num_items)
     names, first = run_names(compared.arms), compared.arms[compared.reference].runs[0].result
+    notes = []
     for mismatch in compared.mismatches:
         mark = f"{_OTHER_PROTOCOL.strip()} other protocol" if mismatch.is_protocol else "note"
-        parts.append(f"{mark}: {mismatch_line(mismatch, names, first.name)}")
+        notes.append(f"{mark}: {mismatch_line(mismatch, names, first.name)}")
+    if notes:
+        parts.append("\n".join(notes))
     return "\n\n".join(parts)
 
 

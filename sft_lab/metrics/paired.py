@@ -210,9 +210,10 @@ def paired_over_seeds(
     value, error = float(changes.mean()), sqrt(variance)
     half = float(stats.t.ppf(0.975, df)) * error
     p = float(2 * stats.t.sf(abs(value) / error, df))
-    return Difference(
-        value, value - half, value + half, p, len(changes), 0, 0, "t over seeds and items"
-    )
+    low, high = value - half, value + half
+    if are_shares(old) and are_shares(new):
+        low, high = max(low, -1.0), min(high, 1.0)
+    return Difference(value, low, high, p, len(changes), 0, 0, "t over seeds and items")
 
 
 def _paired_items(before: NDArray[Any], after: NDArray[Any]) -> Difference:

@@ -118,17 +118,24 @@ def test_items_of_a_group_are_drawn_together() -> None:
 
 
 def test_seeds_and_items_by_hand() -> None:
-    # Means over seeds: before 0.5 everywhere, after 1, 0.5, 1, 0.5; changes 0.5, 0, 0.5, 0.
-    before = [[1, 0, 1, 0], [0, 1, 0, 1]]
-    after = [[1, 0, 1, 1], [1, 1, 1, 0]]
+    # Means over seeds: before 2.5 everywhere, after 3, 2.5, 3, 2.5; changes 0.5, 0, 0.5, 0.
+    before = [[3, 2, 3, 2], [2, 3, 2, 3]]
+    after = [[3, 2, 3, 3], [3, 3, 3, 2]]
     change = paired_over_seeds(before, after)
     assert (change.value, change.n, change.test) == (0.25, 4, "t over seeds and items")
-    # Items: var(changes) / 4 = (1/12) / 4. Seed means 0.5, 0.5 and 0.75, 0.75: no variance.
+    # Items: var(changes) / 4 = (1/12) / 4. Seed means 2.5, 2.5 and 2.75, 2.75: no variance.
     # Rest: residuals +-0.5 in 8 cells before, (0, +-0.5, 0, +-0.5) after; 3 df, 8 marks:
     # 2 / 3 / 8 + 1 / 3 / 8 = 1/8, which is more than the items' 1/48: the items' part stands.
     squares = (1 / 48) ** 2 / 3 + (1 / 12) ** 2 / 3 + (1 / 24) ** 2 / 3
     half = float(stats.t.ppf(0.975, (1 / 48) ** 2 / squares)) / sqrt(48)
     assert (change.low, change.high) == pytest.approx((0.25 - half, 0.25 + half))
+
+
+def test_shares_do_not_differ_by_more_than_all() -> None:
+    change = paired_over_seeds([[0] * 8] * 2, [[1] * 8, [1] * 6 + [0] * 2])
+    assert (change.value, change.high) == (0.875, 1)
+    ratings = paired_over_seeds([[2] * 8] * 2, [[3] * 8, [3] * 6 + [2] * 2])
+    assert ratings.high == pytest.approx(0.875 + (0.875 - ratings.low))
 
 
 def test_seeds_that_scatter_widen_the_interval() -> None:
