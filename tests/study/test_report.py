@@ -12,6 +12,7 @@ from planted_study import (
     HOSTILE,
     LLAMA_ABILITIES,
     PlantedStudy,
+    levels,
     rq1,
     rq4,
     whole,
@@ -21,7 +22,7 @@ from planted_study import (
 from sft_lab.study.report import Report, build_report, write_report
 from sft_lab.study.report.page import Finding
 from sft_lab.study.report.writing import report_files
-from sft_lab.study.study_results import Question, StudyResults
+from sft_lab.study.study_results import Cell, Question, StudyResults
 
 
 @pytest.fixture(scope="module")
@@ -131,11 +132,29 @@ def test_csv_files_hold_the_figures(files: dict[str, str], study: PlantedStudy) 
 
 
 def test_forgotten_items_stand_with_both_answers(files: dict[str, str]) -> None:
-    forgotten = [r for r in rows(files, "items.csv") if r["ability"] == "math"]
-    assert {r["kind"] for r in forgotten} <= {"forgotten", "regained"}
+    math = [r for r in rows(files, "items.csv") if r["ability"] == "math"]
+    forgotten = [r for r in math if r["kind"] == "forgotten"]
     assert forgotten[0]["stage"] == "math"
     assert forgotten[0]["before"].startswith("step 200: ")
     assert forgotten[0]["after"].startswith("step 300: ")
+
+
+def test_an_item_lost_in_between_is_regained() -> None:
+    study = PlantedStudy()
+    stages = {
+        "math": levels(0.8, 0, 0),
+        "code": levels(0.1, 0, 0),
+        "again": levels(0.6, 0, 0),
+    }
+    run = study.run("there and back", 0, stages)
+    question = Question("q", "Q?", "strategies", [Cell("q", "back", {}, 0, run)])
+    report = build_report(StudyResults("one", study.abilities, [question]), study.read)
+    items = [row for row in report.tables["items.csv"].rows if row["ability"] == "math"]
+    kinds = [(row["kind"], row["stage"]) for row in items]
+    # Of 200 items 80 % were right after math, 10 % after code, 60 % at the end.
+    assert kinds.count(("forgotten", "math")) == pytest.approx(40, abs=8)
+    assert kinds.count(("regained", "code")) == pytest.approx(100, abs=8)
+    assert len(kinds) == kinds.count(("forgotten", "math")) + kinds.count(("regained", "code"))
 
 
 class Page(HTMLParser):

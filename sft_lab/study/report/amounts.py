@@ -16,10 +16,10 @@ _RISES = (
     "and then grows slowly."
 )
 _GAINS = (
-    "with 1/256 of each source, mixing gains (7B: GSM8K +2.1, HumanEval +5.9, MT-Bench +0.11); "
-    "its single arm for math seems to use other data, which flatters mixing."
+    "with 1/256 of each source, mixing gains (7B: GSM8K by 2.1, HumanEval by 5.9, MT-Bench by "
+    "0.11); its single arm for math seems to use other data, which flatters mixing."
 )
-_LOSES = "with all data, mixing loses (7B: GSM8K -1.6, HumanEval -3.8, MT-Bench -0.12)."
+_LOSES = "with all data, mixing loses (7B: GSM8K by 1.6, HumanEval by 3.8, MT-Bench by 0.12)."
 
 
 def arms_of(question: Question) -> dict[str, list[Group]]:

@@ -1,6 +1,6 @@
 """Items that a run forgot and regained, with the answers before and after."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +13,9 @@ LONGEST = 400
 """Characters of a prompt or an answer that a page shows; the CSV has the whole text."""
 
 
+Kind = Literal["forgotten", "regained"]
+
+
 @dataclass(frozen=True)
 class ChangedItem:
     """An item whose mark differs between two evaluations of a run.
@@ -20,18 +23,18 @@ class ChangedItem:
     Attributes:
         ability: What it measures.
         run: The run.
-        kind: ``forgotten`` (right, then wrong) or ``regained`` (right earlier, wrong at the
-            best stage end, right at the end).
+        kind: ``forgotten`` (right at the stage end where the run's score stood highest, wrong at
+            the end) or ``regained`` (right, then wrong at a later stage end, right at the end).
         id: The item.
         prompt: What was asked.
-        before: The answer at the stage end where the run's score stood highest.
+        before: The right answer that was forgotten, or the wrong one that was mended.
         after: The answer at the end of training.
         stage: The stage after which ``before`` was given; ``base`` before training.
     """
 
     ability: Ability
     run: RunResult
-    kind: Literal["forgotten", "regained"]
+    kind: Kind
     id: str
     prompt: str
     before: str
@@ -67,11 +70,12 @@ def changed_table(changed: Sequence[ChangedItem], of_each: int = 3) -> list[Tabl
         tables.append(
             Table(
                 f"{ability.name} in {first.run.name}, the run that forgot most of it: {counts}; "
-                f"the first of each. Before is after {first.stage}, after is the end of training.",
+                "the first of each. Before is the stage end named below the item, after the end of "
+                "training.",
                 ("item", "asked", "before", "after"),
                 [
                     [
-                        TableCell(item.id, item.kind),
+                        TableCell(item.id, f"{item.kind}\nbefore: {item.stage}"),
                         _short(item.prompt),
                         _short(item.before),
                         _short(item.after),
@@ -97,35 +101,32 @@ def _fall(run: RunResult, ability: Ability) -> tuple[float, Point] | None:
 def _between(
     run: RunResult, best: Point, ability: Ability, measured: Measurements
 ) -> list[ChangedItem]:
-    last = run.last
-    assert last is not None
-    old, new = (measured.marks(run, ability, point.step) for point in (best, last))
-    if old is None or new is None:
-        return []
-    earlier: list[Mapping[str, float]] = [
-        measured.marks(run, ability, p.step) or {} for p in run.boundaries if p.step < best.step
-    ]
-    before, after = (_first(measured.answers(run, ability, p.step)) for p in (best, last))
-    found = []
-    for item in old:
-        if item not in new or {old[item], new[item]} != {0.0, 1.0}:
+    """Return the items lost since the best stage end, and those lost and won back meanwhile."""
+    points = [point for point in run.boundaries if ability.key in point.scores]
+    tables = [measured.marks(run, ability, point.step) or {} for point in points]
+    answers = [_first(measured.answers(run, ability, point.step)) for point in points]
+    end = len(points) - 1
+    found: list[ChangedItem] = []
+    kind: Kind
+    for item, mark in tables[end].items():
+        history = [table.get(item) for table in tables]
+        if mark == 0 and history[points.index(best)] == 1:
+            kind, before = "forgotten", points.index(best)
+        elif mark == 1 and 1 in history[: (lost := _last_wrong(history))]:
+            kind, before = "regained", lost
+        else:
             continue
-        regained = new[item] == 1
-        if regained and not any(marks.get(item) == 1 for marks in earlier):
-            continue
+        old, new = answers[before][item], answers[end][item]
+        stage = points[before].after or "base"
         found.append(
-            ChangedItem(
-                ability,
-                run,
-                "regained" if regained else "forgotten",
-                item,
-                before[item].prompt,
-                before[item].completion,
-                after[item].completion,
-                best.after or "base",
-            )
+            ChangedItem(ability, run, kind, item, old.prompt, old.completion, new.completion, stage)
         )
     return found
+
+
+def _last_wrong(history: Sequence[float | None]) -> int:
+    """Return where an item was last wrong before the end; 0 where it never was."""
+    return max((n for n, mark in enumerate(history[:-1]) if mark == 0), default=0)
 
 
 def _first(answers: Sequence[ItemAnswer]) -> dict[str, ItemAnswer]:

@@ -109,9 +109,7 @@ class Drawing:
             self.axes: Axes = self.figure.add_subplot()
 
     def legend(self, labels: Sequence[str]) -> None:
-        """Name the lines above the axes, where they hide none; one name alone says nothing."""
-        if len(labels) < 2:
-            return
+        """Name the lines above the axes, where they hide none."""
         widest = max(map(len, labels))
         columns = max(1, min(3, int(50 // (widest + 8))))
         with matplotlib.rc_context(_SETTINGS):

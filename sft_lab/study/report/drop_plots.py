@@ -17,7 +17,7 @@ def drop_panel(name: str, ability: Ability, drops: Sequence[Drop]) -> Panel | No
     told = [d for d in drops if d.comparison.ability == ability and d.comparison.difference]
     if not told:
         return None
-    drawing = Drawing(width=4.6, height=1.15 + 0.3 * len(told))
+    drawing = Drawing(width=3.75, height=1.15 + 0.3 * len(told))
     axes, words = drawing.axes, []
     axes.axvline(0, color=INK, linewidth=1.0)
     for row, drop in enumerate(told):

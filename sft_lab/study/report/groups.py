@@ -59,6 +59,15 @@ def groups_of(question: Question) -> list[Group]:
     ]
 
 
+def distinct(groups: Sequence[Group]) -> list[Group]:
+    """Return groups without those whose runs are all those of an earlier one, such as k = 0."""
+    found: dict[tuple[str, ...], Group] = {}
+    for group in groups:
+        runs = tuple(sorted(run.run_id for run in group.runs.values()))
+        found.setdefault(runs or (group.label,), group)
+    return list(found.values())
+
+
 def amount(level: str) -> float | None:
     """Return a share or an amount as a number; None where it is no number.
 

@@ -72,7 +72,7 @@ def judge_no_effect(comparisons: Sequence[Comparison], lead: str) -> Finding:
         max(abs(c.difference.low), abs(c.difference.high)) for c in told if c.difference is not None
     )
     count = f"{len(shown)} of {len(told)} levels {'differs' if len(shown) == 1 else 'differ'}"
-    extent = f"the largest difference is {_change(widest)} ({widest.after} against {widest.before})"
+    extent = f"the largest difference is {_change(widest)} ({widest.span})"
     if bound < ability.small:
         judgement: Judgement = "holds here"
         sentence = (

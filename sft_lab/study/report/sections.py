@@ -15,9 +15,9 @@ from sft_lab.study.report.amounts import (
 from sft_lab.study.report.comparing import Comparison, Measurements, end_of
 from sft_lab.study.report.curves import Level, Line, curve, top_of
 from sft_lab.study.report.drop_plots import drop_panel
-from sft_lab.study.report.groups import Group, groups_of
+from sft_lab.study.report.groups import Group, distinct, groups_of
 from sft_lab.study.report.page import Claim, Figure, Panel, Section, Table
-from sft_lab.study.report.published import Published
+from sft_lab.study.report.published import SOURCE, Published
 from sft_lab.study.report.ratios import ratio_claims
 from sft_lab.study.report.strategies import (
     Drop,
@@ -37,7 +37,7 @@ _BANDS = "Bands are 95 % intervals over seeds and items; the amounts stand on a 
 _MARKS = (
     "In brackets below each score its 95 % interval. \N{BLACK DOWN-POINTING TRIANGLE} and "
     "\N{BLACK UP-POINTING TRIANGLE} differ from the reference of their column (bold) by a paired "
-    "test, corrected over the whole table by Holm's method; \N{ALMOST EQUAL TO} may be chance."
+    "test, corrected over the whole table by Holm's method; \N{WHITE CIRCLE} may be chance."
 )
 
 
@@ -178,7 +178,7 @@ def _strategies(question: Question, context: Context) -> Section:
     rows = table_groups(question, context.results, abilities)
     best = references(rows, abilities, measured)
     against = against_references(f"{question.name} table", rows, best, measured)
-    lost = drops(f"{question.name} forgetting", groups_of(question), abilities, measured)
+    lost = drops(f"{question.name} forgetting", distinct(groups_of(question)), abilities, measured)
     claims, replay = strategy_claims(question, abilities, measured, against, lost)
     context.comparisons += [*against, *(drop.comparison for drop in lost), *replay]
     tables = [
@@ -258,6 +258,8 @@ def _curves(
         )
         for ability in context.abilities
     ]
+    if any(line.published for some in of.values() for line in some):
+        caption += f" Grey crosses are the scores of the same design in the paper ({SOURCE})."
     return _figure(title, caption, panels)
 
 
@@ -306,14 +308,14 @@ def _sweep(question: Question, context: Context, best: dict[Ability, Group]) -> 
 
 def _over_time(question: Question, context: Context) -> list[Figure]:
     names = specialist_arms(context.abilities)
-    groups = [g for g in groups_of(question) if g.runs and g.arm not in names]
-    groups = groups or [g for g in groups_of(question) if g.runs]
+    finished = [group for group in distinct(groups_of(question)) if group.runs]
+    groups = [group for group in finished if group.arm not in names] or finished
     scales = list(dict.fromkeys(ability.scale for ability in context.abilities))
     curves, maps = [], []
     for number, group in enumerate(groups):
         for place, scale in enumerate(scales):
-            same = [ability for ability in context.abilities if ability.scale == scale]
-            curves.append(timeline(f"{question.name}-time-{number}-{place}", group, same))
+            name = f"{question.name}-time-{number}-{place}"
+            curves.append(timeline(name, group, context.abilities, scale))
         maps.append(
             heat_map(f"{question.name}-map-{number}", group, context.abilities, context.measured)
         )

@@ -13,7 +13,7 @@ from sft_lab.study.report.comparing import (
     corrected,
     end_of,
 )
-from sft_lab.study.report.groups import Group, amount, by_amount, groups_of
+from sft_lab.study.report.groups import Group, amount, by_amount, distinct, groups_of
 from sft_lab.study.report.judging import judge_direction, judge_no_loss
 from sft_lab.study.report.page import Claim, Finding
 from sft_lab.study.report.ratios import general_of
@@ -62,7 +62,7 @@ def table_groups(
         groups = own_arm(question, ability) or (own_arm(single, ability) if single else [])
         specialists += groups[-1:]
     others = [group for group in groups_of(question) if group not in specialists]
-    return [*specialists, *_ordered(others)]
+    return [*specialists, *distinct(_ordered(others))]
 
 
 def specialist_arms(abilities: Sequence[Ability]) -> set[str]:

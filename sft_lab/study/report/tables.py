@@ -1,6 +1,7 @@
 """The tables of a report, for reading."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from sft_lab.metrics.seeds import over_seeds
 from sft_lab.study.report.abilities import Ability
@@ -35,7 +36,7 @@ def score_table(
     marks = {(c.after, c.ability): c for c in comparisons if c.difference is not None}
     header = ["arm", "seeds"]
     for ability in abilities:
-        header.append(f"{ability.name}: {ability.key}, {ability.unit}")
+        header.append(f"{ability.name}: {ability.key},\N{NO-BREAK SPACE}{ability.unit}")
         if published is not None:
             header.append(f"{ability.name}, the paper ({published.size.upper()})")
     body: list[list[TableCell | str]] = []
@@ -104,21 +105,35 @@ def comparison_table(caption: str, comparisons: Sequence[Comparison]) -> Table:
 
 def forgetting_table(drops: Sequence[Drop], abilities: Sequence[Ability]) -> Table:
     """Return what each group lost of each ability since its best stage end, and its retention."""
-    rows: list[list[TableCell | str]] = []
+    header = ["arm"]
+    for ability in abilities:
+        change = "change, points" if ability.is_share else f"change, {ability.unit}"
+        header += [f"{ability.name}: {change}", f"{ability.name}: retention"]
+    by: dict[str, dict[Ability, Drop]] = {}
     for drop in drops:
-        c = drop.comparison
-        points = drop.best.points.values()
-        stages = " or ".join(sorted({point.after or "base" for _, point in points}))
-        retention = _retention(drop.group, c.ability)
-        rows.append([drop.group.label, c.ability.name, stages, _change_cell(c), retention])
+        by.setdefault(drop.group.label, {})[drop.comparison.ability] = drop
+    rows: list[list[TableCell | str]] = []
+    for label, lost in by.items():
+        row: list[TableCell | str] = [label]
+        for ability in abilities:
+            found = lost.get(ability)
+            row += [_drop_cell(found), _retention(found.group, ability)] if found else ["", ""]
+        rows.append(row)
     return Table(
-        "Change from the stage end where the mean stood highest to the end of training, with its "
-        "95 % interval; that stage end is chosen after the fact, which makes the change look a "
-        "little worse than it is. Retention is the score at the end over the best one at any "
-        "earlier evaluation, as the runs logged it: its mean over seeds with Student's interval.",
-        ("arm", "ability", "highest after", "change, points", "retention"),
+        "Change from the stage end where the mean stood highest (named below it) to the end of "
+        "training, with its 95 % interval; that stage end is chosen after the fact, which makes "
+        "the change look a little worse than it is. Retention is the score at the end over the "
+        "best one at any earlier evaluation, as the runs logged it: its mean over seeds with "
+        "Student's interval.",
+        header,
         rows,
     )
+
+
+def _drop_cell(drop: Drop) -> TableCell:
+    cell = _change_cell(drop.comparison)
+    stages = sorted({point.after or "base" for _, point in drop.best.points.values()})
+    return replace(cell, note=f"{cell.note}\nafter {' or '.join(stages)}")
 
 
 def _retention(group: Group, ability: Ability) -> TableCell:

@@ -23,13 +23,16 @@ from sft_lab.study.report.groups import Group
 from sft_lab.study.report.page import Panel
 
 
-def timeline(name: str, group: Group, abilities: Sequence[Ability]) -> Panel | None:
+def timeline(
+    name: str, group: Group, abilities: Sequence[Ability], scale: tuple[float, float]
+) -> Panel | None:
     """Draw all abilities of one scale over the optimizer steps of a group's runs.
 
     Args:
         name: Name of the drawing.
         group: Runs that differ by their seeds; each is faint, their mean is strong.
-        abilities: What is drawn, all on one scale.
+        abilities: The study's abilities, each of which has a colour and a marker of its own.
+        scale: The scale of those that are drawn.
 
     Returns:
         The panel, or None where nothing was measured twice.
@@ -38,6 +41,8 @@ def timeline(name: str, group: Group, abilities: Sequence[Ability]) -> Panel | N
     drawing = Drawing(height=3.2)
     axes, words = drawing.axes, []
     for number, ability in enumerate(abilities):
+        if ability.scale != scale:
+            continue
         by_step: dict[int, list[float]] = {}
         for run in runs:
             points = [p for p in run.points if ability.key in p.scores]
@@ -67,12 +72,13 @@ def timeline(name: str, group: Group, abilities: Sequence[Ability]) -> Panel | N
         )
     if not words:
         return None
-    finish(drawing, abilities[0], group.label)
-    axes.set_ylabel(f"score, {abilities[0].unit}")
+    drawn = [ability for ability in abilities if ability.scale == scale]
+    finish(drawing, drawn[0], group.label)
+    axes.set_ylabel(f"score, {drawn[0].unit}")
     axes.set_xlabel("optimizer steps")
     _mark_stages(drawing, group)
-    drawing.legend([ability.name for ability in abilities])
-    alt = f"{group.label}, {abilities[0].unit}, over training. {'; '.join(words)}."
+    drawing.legend([ability.name for ability in drawn])
+    alt = f"{group.label}, {drawn[0].unit}, over training. {'; '.join(words)}."
     return Panel(name, drawing.svg(name, alt), alt)
 
 
