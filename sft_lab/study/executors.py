@@ -110,7 +110,8 @@ class RayExecutor:
             # Of our own function: a store that is gone, a folder that is not shared.
             return Ended(job.digest, 1, None, str(fault).strip().splitlines()[-1])
         except exceptions.RayError as fault:
-            return Ended(job.digest, None, None, str(fault).strip().splitlines()[0])
+            # Ray goes on with where its own logs are.
+            return Ended(job.digest, None, None, str(fault).strip().splitlines()[0].split(". ")[0])
 
     def stop(self) -> None:
         """Stop what runs."""

@@ -17,6 +17,7 @@ from sft_lab.study.report.plain_tables import (
 )
 from sft_lab.study.report.protocols import finished_runs, protocol_table, protocol_warnings
 from sft_lab.study.report.published import published_for
+from sft_lab.study.report.searches import searches_section
 from sft_lab.study.report.sections import Context, question_section
 from sft_lab.study.study_results import Cell, StudyResults
 
@@ -41,6 +42,8 @@ def build_report(
     changed = changed_items(list(finished_runs(results).values()), abilities, measured)
     claims = [claim for section in questions for claim in section.claims]
     sections = [_summary(questions), *questions]
+    if results.searches:
+        sections.append(searches_section(results.searches))
     if changed:
         sections.append(
             Section(

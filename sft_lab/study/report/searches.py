@@ -1,0 +1,39 @@
+"""What a study's searches have come to, beside what the whole grid would have cost."""
+
+from collections.abc import Sequence
+
+from sft_lab.study.report.page import Section, Table
+from sft_lab.study.study_results import SearchResult
+
+
+def searches_section(searches: Sequence[SearchResult]) -> Section:
+    """Return the part of a report on its searches."""
+    rows = [
+        [
+            f"{found.question} {found.arm}",
+            f"{found.axis} = {found.value}" if found.value is not None else "none",
+            str(found.trials),
+            str(found.grid),
+            "; ".join(f"{value}: {verdict}" for value, verdict in found.verdicts.items()),
+        ]
+        for found in searches
+    ]
+    table = Table(
+        caption="Searches: the smallest value found, and the runs that finding it took.",
+        header=("search", "found", "runs needed", "runs of the whole grid", "in order of trial"),
+        rows=rows,
+    )
+    return Section("searches", "Searches", [_sentence(found) for found in searches], tables=[table])
+
+
+def _sentence(found: SearchResult) -> str:
+    limits = " and ".join(f"{limit:.0%} of {key}" for key, limit in found.retention.items())
+    asked = f"{found.question} {found.arm} looks for the smallest {found.axis} that keeps {limits}"
+    cost = f"{found.trials} of the grid's {found.grid} runs"
+    if found.value is None:
+        return f"{asked}: none was shown to, at {found.confidence:.0%} confidence, in {cost}."
+    return (
+        f"{asked}: {found.axis} = {found.value} was shown to, at {found.confidence:.0%} confidence "
+        f"for each ability, in {cost}. That smaller ones do not is as sure as the verdicts below: "
+        "a value of which nothing was shown counts as one that does not keep."
+    )
