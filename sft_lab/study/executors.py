@@ -1,11 +1,13 @@
 """Where jobs run: on a Ray cluster, embedded in this process or named by its address."""
 
+import contextlib
 import logging
 import os
-from collections.abc import Sequence
+import signal
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from sft_lab.errors import RequestError
+from sft_lab.errors import Interrupted, RequestError
 from sft_lab.study.design import Resources
 from sft_lab.study.job import Ended, Job, run_job
 
@@ -21,6 +23,23 @@ class Executor(Protocol):
 
     def stop(self) -> None:
         """Stop what runs, each run with a checkpoint, and give everything back."""
+
+
+@contextlib.contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Raise ``Interrupted`` behind the block: inside Ray's compiled code an exception is lost."""
+    caught: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, frame: caught.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if caught:
+        raise Interrupted(caught[0])
 
 
 class RayExecutor:
@@ -90,15 +109,17 @@ class RayExecutor:
 
     def submit(self, job: Job) -> None:
         """Take a job."""
-        self._jobs[self._task.options(name=job.name).remote(job)] = job
+        with signals_held_back():
+            self._jobs[self._task.options(name=job.name).remote(job)] = job
 
     def wait(self, timeout_s: float) -> Sequence[Ended]:
         """Return the jobs that have ended since."""
         if not self._jobs:
             return []
         refs = list(self._jobs)
-        ended, _ = self._ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
-        return [self._result(ref) for ref in ended]
+        with signals_held_back():
+            ended, _ = self._ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
+            return [self._result(ref) for ref in ended]
 
     def _result(self, ref: Any) -> Ended:
         job = self._jobs.pop(ref)
@@ -115,6 +136,10 @@ class RayExecutor:
 
     def stop(self) -> None:
         """Stop what runs."""
+        with signals_held_back():
+            self._stop()
+
+    def _stop(self) -> None:
         for ref in self._jobs:
             # As Ctrl-C in the task, which tells its process to stop and waits for it.
             self._ray.cancel(ref, force=False)

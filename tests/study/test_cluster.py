@@ -40,7 +40,7 @@ def test_a_machine_that_is_lost_costs_no_step_before_a_checkpoint(
     study_lab: Lab, cluster: Cluster
 ) -> None:
     lab = study_lab
-    process = start_study(lab, f"--address={cluster.address}")
+    process = start_study(lab, f"--address={cluster.address}", "--seeds=[0, 1]")
     folder = lab.folder / "mlruns/checkpoints"
     deadline = time.monotonic() + 400
     while not (fits_under(cluster) and list(folder.glob("*/last.ckpt"))):

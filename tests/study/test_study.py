@@ -20,18 +20,17 @@ def test_a_study_runs_equal_cells_once_forks_the_rest_and_goes_on_where_it_was(
     lab = study_lab
     code, out, err = run_study(lab)
     assert code == 0, err
-    assert "4 of 4 runs finished." in out
+    assert "2 of 2 runs finished." in out
     study = recorded_study(lab)
     assert study["status"] == "FINISHED"
     cells = {(c["arm"], c["seed"]): c for c in study["cells"]}
-    assert list(cells) == [("math", 0), ("math", 1), ("both", 0), ("both", 1), ("same", 0)]
+    assert list(cells) == [("math", 0), ("both", 0), ("same", 0)]
     assert cells["same", 0]["run_id"] == cells["math", 0]["run_id"]
     runs = {run.info.run_id: run for run in lab.runs}
-    assert len(runs) == 4
-    for seed in (0, 1):
-        forked = runs[cells["both", seed]["run_id"]]
-        assert forked.data.tags["sft_lab.forked_from"] == f"{cells['math', seed]['run_id']}@first"
-        assert forked.data.tags["mlflow.parentRunId"] == study["run_id"]
+    assert len(runs) == 2
+    forked = runs[cells["both", 0]["run_id"]]
+    assert forked.data.tags["sft_lab.forked_from"] == f"{cells['math', 0]['run_id']}@first"
+    assert forked.data.tags["mlflow.parentRunId"] == study["run_id"]
     # A forked run is that of nothing but its own config, to the last bit.
     assert lab.fit("--data.k=0", "--trainer.logger.init_args.run_name=alone").code == 0
     alone = next(r for r in lab.runs if r.info.run_name == "alone").info.run_id
@@ -40,8 +39,8 @@ def test_a_study_runs_equal_cells_once_forks_the_rest_and_goes_on_where_it_was(
     # All is there: the same command finds it.
     code, out, err = run_study(lab)
     assert code == 0, err
-    assert len(lab.runs) == 5
-    assert err.count("found finished") == 4
+    assert len(lab.runs) == 3
+    assert err.count("found finished") == 2
 
 
 def test_a_killed_study_loses_nothing(study_lab: Lab) -> None:
@@ -57,9 +56,9 @@ def test_a_killed_study_loses_nothing(study_lab: Lab) -> None:
     began = {run.info.run_id for run in lab.runs}
     code, out, err = run_study(lab)
     assert code == 0, err
-    assert "4 of 4 runs finished." in out
+    assert "2 of 2 runs finished." in out
     assert began <= {run.info.run_id for run in lab.runs}
-    assert len(lab.runs) == 4  # what had begun was gone on with
+    assert len(lab.runs) == 2  # what had begun was gone on with
     assert {run.info.status for run in lab.runs} == {"FINISHED"}
     for found in lab.runs:
         lab.points("train_loss/all", found.info.run_id)  # no step twice
@@ -111,12 +110,12 @@ def test_ctrl_c_ends_a_study_with_its_runs_saved(study_lab: Lab) -> None:
 
 def test_commands_for_elsewhere_fill_the_study(study_lab: Lab) -> None:
     lab = study_lab
-    code, out, err = run_study(lab, "--print", "--seeds=[0]")
+    code, out, err = run_study(lab, "--print")
     assert code == 0, err
     commands = out.splitlines()
     assert len(commands) == 2
     assert commands[0].startswith("python -m sft_lab fit --config=./math.yaml ")
-    code, out, err = run_study(lab, "--plan", "--json", "--seeds=[0]")
+    code, out, err = run_study(lab, "--plan", "--json")
     plan = json.loads(out)
     assert (plan["cells"], plan["finished"]) == (3, 0)
     assert (plan["steps_to_train"], plan["steps_without_forks"]) == (
