@@ -175,6 +175,23 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--ckpt_path", type=Path, required=True, metavar="K")
     export.add_argument("--out", type=Path, required=True, metavar="D", help="a new folder")
     export.add_argument("--what", choices=("adapter", "merged"), default="adapter")
+    represent = commands.add_parser(
+        "represent", help="where a run's sources lie inside its model, before and after training"
+    )
+    represent.add_argument("run", metavar="RUN", help="id, beginning of one, or run name")
+    represent.add_argument("--out", type=Path, required=True, metavar="D", help="svg, csv and json")
+    represent.add_argument("--stage", metavar="S", help="behind this stage; default: the last")
+    represent.add_argument(
+        "--layer", type=int, metavar="L", help="from 1; default: 15, the middle one of few"
+    )
+    represent.add_argument(
+        "--num_queries", type=int, default=100, metavar="N", help="of a source; default: 100"
+    )
+    represent.add_argument(
+        "--perplexity", type=float, default=30.0, metavar="P", help="of t-SNE; default: 30"
+    )
+    represent.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    represent.add_argument("--tracking_uri", default=_TRACKING_URI, help="default: %(default)s")
     doctor = commands.add_parser("doctor", help="what this machine has")
     doctor.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     doctor.add_argument("--tracking_uri", default=_TRACKING_URI, help="default: %(default)s")
@@ -295,6 +312,28 @@ def _export(options: argparse.Namespace) -> int:
 
     export(options.ckpt_path, options.out, options.what)
     print(f"{options.what} written to {options.out}", file=sys.stderr)
+    return 0
+
+
+def _represent(options: argparse.Namespace) -> int:
+    from sft_lab.lab_cli import silence
+    from sft_lab.study.represent import represent, write
+    from sft_lab.study.representation_figure import caption
+    from sft_lab.tracking import RunStore, make_folder
+
+    silence()
+    make_folder("--out", options.out)
+    found = represent(
+        RunStore(options.tracking_uri),
+        options.run,
+        stage=options.stage,
+        layer=options.layer,
+        num_queries=options.num_queries,
+        perplexity=options.perplexity,
+        seed=options.seed,
+    )
+    write(found, options.out)
+    print(caption(found))
     return 0
 
 

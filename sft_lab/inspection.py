@@ -42,6 +42,24 @@ def planned(composed: Composed, stage: str | None) -> StagedDataModule:
         RequestError: If the config or the data are wrong, or there is no such stage.
     """
     check_keys(composed, GROUPS, TOP_KEYS)
+    data = data_module(composed)
+    if stage is not None and stage not in data.stages:
+        raise RequestError(
+            f"--stage: there is no {stage!r}; data.stages has {', '.join(data.stages)}."
+        )
+    data.setup("fit")
+    return data
+
+
+def data_module(composed: Composed) -> StagedDataModule:
+    """Return the data module of a config, before anything is read.
+
+    Args:
+        composed: The whole config of a run; of its model only the base's name is looked at.
+
+    Raises:
+        RequestError: If the config is wrong.
+    """
     config = composed.resolved()
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--seed_everything", type=int, default=0)
@@ -54,11 +72,6 @@ def planned(composed: Composed, stage: str | None) -> StagedDataModule:
         data: StagedDataModule = parser.instantiate(parser.parse_object(chosen)).data
     except ArgumentError as fault:
         raise RequestError(explain(str(fault), composed)) from fault
-    if stage is not None and stage not in data.stages:
-        raise RequestError(
-            f"--stage: there is no {stage!r}; data.stages has {', '.join(data.stages)}."
-        )
-    data.setup("fit")
     return data
 
 

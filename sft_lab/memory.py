@@ -100,8 +100,8 @@ class ModelSize:
         """Bytes of what is trained, and of its gradients."""
         return sum(numel * size for numel, size in self.trained)
 
-    def activations(self, tokens: int, *, checkpointing: bool) -> int:
-        """Return what a forward pass keeps, and the most that its backward pass has beside that.
+    def kept(self, tokens: int, *, checkpointing: bool) -> int:
+        """Return what a forward pass keeps for the backward pass.
 
         Args:
             tokens: Tokens of the micro-batch, padding counted.
@@ -110,16 +110,22 @@ class ModelSize:
         kept = self.saved_always + self.saved_per_token * tokens
         if checkpointing:
             kept = kept / self.num_layers + self.num_layers * self.hidden_per_token * tokens
-        return ceil(kept + self.passing(tokens))
+        return ceil(kept)
 
-    def passing(self, tokens: int) -> int:
-        """Return what one layer has in hand at a time, whether or not it is trained."""
-        # In the MLP: of gate, up and product each a value or its gradient.
-        activations = (3 * self.widest_per_token + 2 * self.hidden_per_token) * tokens
-        return activations + self.largest_dequantized
+    def backward(self, tokens: int) -> int:
+        """Return what the backward pass of one layer has in hand: values and their gradients."""
+        return (
+            3 * self.widest_per_token + 2 * self.hidden_per_token
+        ) * tokens + self.largest_dequantized
+
+    def forward(self, tokens: int) -> int:
+        """Return what a forward pass has in hand where nothing is kept: one layer's values."""
+        return (
+            4 * self.widest_per_token + 4 * self.hidden_per_token
+        ) * tokens + self.largest_dequantized
 
     def loss(self, target_tokens: int) -> int:
-        """Return what the loss takes at its height, in the backward pass of its first step."""
+        """Return what the loss takes at its height, where its own backward pass begins."""
         return target_tokens * self.vocab_size * _LOSS_BYTES
 
     def validation_loss(self, target_tokens: int) -> int:
@@ -139,8 +145,9 @@ class Memory:
         adapters: The LoRA adapters.
         gradients: Of what is trained.
         optimizer: The optimizer's state.
-        activations: Of the largest micro-batch.
-        loss: Logits at its target tokens and what the loss makes of them.
+        activations: What the largest micro-batch keeps for its backward pass.
+        backward: The most that this takes beside them: for the logits at target tokens and what
+            the loss makes of them, or for one layer, whichever is more.
         evaluation_weights: The copy that an evaluation generates with.
         kv_cache: Keys and values of the most tokens that are answered at a time.
         evaluation_work: Activations and logits of an evaluation.
@@ -151,7 +158,7 @@ class Memory:
     gradients: int
     optimizer: int
     activations: int
-    loss: int
+    backward: int
     evaluation_weights: int
     kv_cache: int
     evaluation_work: int
@@ -163,8 +170,8 @@ class Memory:
 
     @property
     def training(self) -> int:
-        """What a training step takes beside that; activations are freed as the loss is used up."""
-        return self.activations + self.loss
+        """What a training step takes beside that."""
+        return self.activations + self.backward
 
     @property
     def evaluating(self) -> int:

@@ -135,7 +135,7 @@ def _memory_text(cost: RunCost, machine: Machine) -> str:
         "gradients": m.gradients,
         "optimizer state": m.optimizer,
         "training: activations": m.activations,
-        "training: logits and loss": m.loss,
+        "training: backward pass": m.backward,
         "evaluation: weights": m.evaluation_weights,
         "evaluation: keys and values": m.kv_cache,
         "evaluation: activations and logits": m.evaluation_work,

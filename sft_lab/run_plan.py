@@ -287,10 +287,14 @@ def _memory(
     tokens = (rows * cut[..., 0].max(-1)).ravel()  # padded to the longest
     targets = cut[..., 1].sum(-1).ravel()
     checkpointing = settings.gradient_checkpointing
-    per_token = size.activations(2, checkpointing=checkpointing) - size.activations(
-        1, checkpointing=checkpointing
-    )
-    largest = int(np.argmax(per_token * tokens + size.loss(1) * targets))
+    different, places = np.unique(tokens, return_inverse=True)
+    most_targets = np.zeros_like(different)  # of the micro-batches of a size
+    np.maximum.at(most_targets, places, targets)
+    found = [
+        (size.kept(t, checkpointing=checkpointing), max(size.backward(t), size.loss(n)))
+        for t, n in zip(different.tolist(), most_targets.tolist(), strict=True)
+    ]
+    activations, backward = max(found, key=sum)
     suite = data.evaluation
     answered = _answered(data)
     held_out = _held_out(data, micro_batch_size)
@@ -300,13 +304,13 @@ def _memory(
         adapters=size.trained_bytes if size.is_adapted else 0,
         gradients=size.trained_bytes,
         optimizer=optimizer_bytes(size.trained, settings.optimizer),
-        activations=size.activations(int(tokens[largest]), checkpointing=checkpointing),
-        loss=size.loss(int(targets[largest])),
+        activations=activations,
+        backward=backward,
         evaluation_weights=copies[suite.weights],
         kv_cache=size.kv_per_token * answered.tokens,
         evaluation_work=max(
-            size.passing(answered.prompt_tokens) + answered.rows * size.vocab_size * size.logit,
-            size.passing(held_out.tokens) + size.validation_loss(held_out.targets),
+            size.forward(answered.prompt_tokens) + answered.rows * size.vocab_size * size.logit,
+            size.forward(held_out.tokens) + size.validation_loss(held_out.targets),
         ),
     )
 
@@ -323,7 +327,7 @@ def _answered(data: StagedDataModule) -> _Answered:
     suite = data.evaluation
     found = [_Answered()]
     for prompts in data.eval_sets:
-        if not isinstance(prompts, Prompts):
+        if not isinstance(prompts, Prompts) or suite.engine == "vllm":  # a server's own memory
             continue
         benchmark = suite.benchmarks[prompts.name]
         longest = max(map(len, prompts.prompts))

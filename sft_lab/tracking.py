@@ -325,6 +325,21 @@ class RunStore:
         """Return the runs that can be gone on with, newest first."""
         return [run for run in self.runs() if run.info.status in ("KILLED", "FAILED")]
 
+    def artifact_folder(self, run_id: str, path: str, into: Path) -> Path:
+        """Return a copy of a folder among a run's artifacts.
+
+        Raises:
+            RequestError: If the run has none of that name, as one that has not come to it.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return Path(self.client.download_artifacts(run_id, path, str(into)))
+        except (MlflowException, OSError) as fault:
+            raise RequestError(
+                f"run {run_id[:8]} has no {path}: it was stopped before that was written."
+            ) from fault
+
     def artifact_text(self, run_id: str, path: str) -> str:
         """Return a text artifact of a run.
 

@@ -101,12 +101,18 @@ class Drawing:
     Args:
         width: Width in inches.
         height: Height in inches.
+        rows: Rows of axes, where there are several.
+        columns: Columns of axes.
     """
 
-    def __init__(self, width: float = 3.7, height: float = 3.0) -> None:
+    def __init__(
+        self, width: float = 3.7, height: float = 3.0, rows: int = 1, columns: int = 1
+    ) -> None:
         with matplotlib.rc_context(_SETTINGS):
             self.figure = Figure(figsize=(width, height))
-            self.axes: Axes = self.figure.add_subplot()
+            grid = self.figure.subplots(rows, columns, squeeze=False)
+            self.grid: list[list[Axes]] = grid.tolist()
+            self.axes = self.grid[0][0]
 
     def legend(self, labels: Sequence[str]) -> None:
         """Name the lines above the axes, where they hide none."""
