@@ -170,6 +170,9 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser("report", help="a study as a page, with figures and findings")
     report.add_argument("--study", required=True, metavar="S", help="its config, run id or name")
     report.add_argument("--out", type=Path, required=True, metavar="D", help="a folder")
+    report.add_argument(
+        "--represent", nargs="+", default=[], metavar="RUN", help="draw hidden states of these runs"
+    )
     report.add_argument("--tracking_uri", default=_TRACKING_URI, help="default: %(default)s")
     export = commands.add_parser("export", help="a checkpoint as PEFT adapter or merged model")
     export.add_argument("--ckpt_path", type=Path, required=True, metavar="K")
@@ -302,7 +305,8 @@ def _report(options: argparse.Namespace) -> int:
     from sft_lab.study.report_command import make_report
     from sft_lab.tracking import RunStore
 
-    page = make_report(RunStore(options.tracking_uri), options.study, options.out)
+    store = RunStore(options.tracking_uri)
+    page = make_report(store, options.study, options.out, represented=options.represent)
     print(f"report written to {page}", file=sys.stderr)
     return 0
 

@@ -96,25 +96,6 @@ class Resources:
 
 
 @dataclass(frozen=True)
-class Representation:
-    """Runs whose hidden states are drawn before and after.
-
-    Args:
-        question: The question.
-        arm: The arm.
-        axis: Its values of the run's axes; the first run of the arm where not given.
-        layer: Decoder layer, from 1; negative from the last.
-        num_queries: Queries of each source.
-    """
-
-    question: str
-    arm: str
-    axis: dict[str, Scalar] = field(default_factory=dict)
-    layer: int = -1
-    num_queries: int = 100
-
-
-@dataclass(frozen=True)
 class StudyDesign:
     """A study.
 
@@ -129,7 +110,6 @@ class StudyDesign:
         set: Values by dotted key, of every run.
         resources: What one run takes.
         attempts: How often a run that crashes is begun or gone on with.
-        representation: Runs whose hidden states the report shows.
     """
 
     name: str
@@ -142,7 +122,6 @@ class StudyDesign:
     set: dict[str, Any] = field(default_factory=dict)
     resources: Resources = Resources()
     attempts: int = 3
-    representation: Representation | None = None
 
 
 STUDY_KEYS = tuple(StudyDesign.__dataclass_fields__)

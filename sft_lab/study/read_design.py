@@ -20,7 +20,7 @@ def read_design(composed: Composed) -> StudyDesign:
         RequestError: Naming the key, where it was written, the value and the fix.
     """
     hints = get_type_hints(StudyDesign)
-    nested = {key: hints[key] for key in ("questions", "resources", "representation")}
+    nested = {key: hints[key] for key in ("questions", "resources")}
     check_keys(composed, nested, list(STUDY_KEYS))
     whole = composed.resolved()
     for key in ("name", "strategies", "questions"):
@@ -55,11 +55,6 @@ def _faults(design: StudyDesign) -> Iterator[tuple[str, str]]:
             yield f"questions.{name}.arms", " is empty; a question has at least one arm."
         for arm_name, arm in question.arms.items():
             yield from _faults_of_arm(f"questions.{name}.arms.{arm_name}", arm)
-    shown = design.representation
-    if shown is not None:
-        arms = design.questions[shown.question].arms if shown.question in design.questions else {}
-        if shown.arm not in arms:
-            yield "representation", f": there is no arm {shown.question}.{shown.arm}."
 
 
 def _faults_of_arm(key: str, arm: Arm) -> Iterator[tuple[str, str]]:

@@ -45,22 +45,27 @@ def find_study(store: RunStore, study: str) -> str:
     return str((by_id or by_name)[0])
 
 
-def make_report(
-    store: RunStore, study: str, out: Path, figures: Sequence[tuple[str, str, str]] = ()
-) -> Path:
+def make_report(store: RunStore, study: str, out: Path, represented: Sequence[str] = ()) -> Path:
     """Write the report of a study, and file it with the study's run.
 
     Args:
         store: The store that holds the study.
         study: As in ``find_study``.
         out: The folder to write to; files of the same names are replaced.
-        figures: Drawings of the representation view: title, SVG, caption.
+        represented: Runs whose hidden states are drawn, before and after training.
 
     Returns:
         The page.
     """
     run_id = find_study(store, study)
     make_folder("--out", out)
+    figures = []
+    for run in represented:
+        # Imported where it is needed: most reports load no model.
+        from sft_lab.study.represent import represent
+        from sft_lab.study.representation_figure import extra_figure
+
+        figures.append(extra_figure(represent(store, run)))
 
     def marks(run: RunResult, benchmark: str, step: int) -> list[ItemAnswer]:
         return read_answers(store, run.run_id, benchmark, step)
