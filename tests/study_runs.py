@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,15 @@ def run_study(lab: Lab, *arguments: str) -> tuple[int, str, str]:
     process = start_study(lab, *arguments)
     out, err = process.communicate(timeout=400)
     return process.returncode, out, err
+
+
+def wait_for_checkpoint(lab: Lab, process: subprocess.Popen[str]) -> None:
+    """Wait until one of a study's runs has written its first checkpoint."""
+    deadline = time.monotonic() + 300
+    while not list((lab.folder / "mlruns/checkpoints").glob("*/last.ckpt")):
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.2)
 
 
 def recorded_study(lab: Lab) -> dict[str, Any]:

@@ -3,13 +3,12 @@
 import json
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 from runs import Lab
-from study_runs import STUDY, recorded_study, run_study, start_study
+from study_runs import STUDY, recorded_study, run_study, start_study, wait_for_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -46,11 +45,7 @@ def test_a_study_runs_equal_cells_once_forks_the_rest_and_goes_on_where_it_was(
 def test_a_killed_study_loses_nothing(study_lab: Lab) -> None:
     lab = study_lab
     process = start_study(lab)
-    deadline = time.monotonic() + 300
-    while not list((lab.folder / "mlruns/checkpoints").glob("*/last.ckpt")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.2)
+    wait_for_checkpoint(lab, process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     began = {run.info.run_id for run in lab.runs}
@@ -95,11 +90,7 @@ def test_a_run_that_fails_is_reported_and_the_rest_goes_on(study_lab: Lab) -> No
 def test_ctrl_c_ends_a_study_with_its_runs_saved(study_lab: Lab) -> None:
     lab = study_lab
     process = start_study(lab)
-    deadline = time.monotonic() + 300
-    while not list((lab.folder / "mlruns/checkpoints").glob("*/last.ckpt")):
-        assert time.monotonic() < deadline
-        assert process.poll() is None
-        time.sleep(0.2)
+    wait_for_checkpoint(lab, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=200)
     assert process.returncode == 130
