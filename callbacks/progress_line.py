@@ -10,6 +10,7 @@ from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from callbacks.ability_history import AbilityHistory, Measurement
+from callbacks.forgetting_guard import ForgettingGuard
 from callbacks.training_log import TrainingLog
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.module import SFTModule
@@ -26,6 +27,7 @@ class ProgressLine(Callback):
         training: Knows loss and speed.
         history: Knows the scores.
         suite: Names the benchmarks.
+        guard: Says what it has decided; None where nothing is guarded.
         ui_command: The command that opens the runs in a browser, printed at the end.
         stream: Where to write; standard output by default.
     """
@@ -35,12 +37,14 @@ class ProgressLine(Callback):
         training: TrainingLog,
         history: AbilityHistory,
         suite: EvaluationSuite,
+        guard: ForgettingGuard | None,
         ui_command: str,
         stream: TextIO | None = None,
     ) -> None:
         self.training = training
         self.history = history
         self.suite = suite
+        self.guard = guard
         self.ui_command = ui_command
         self.stream = stream or sys.stdout
         self._shown_step = -1
@@ -153,6 +157,8 @@ class ProgressLine(Callback):
         ended = [m.boundary for m in self.history.history if m.step == step and m.boundary]
         after = f" (end of {ended[0]})" if ended else ""
         self._write_line(f"evaluation at step {step}{after}: {scores}  in {seconds:.1f} s")
+        for line in self.guard.lines(step) if self.guard else ():
+            self._write_line(line)
 
     on_test_start = on_validation_start
     on_test_batch_start = on_validation_batch_start

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import operator
 import platform
 import tempfile
 from collections import Counter
@@ -17,6 +18,7 @@ from typing_extensions import override
 
 from sft_lab.data.batches import Prompts
 from sft_lab.data.module import StagedDataModule
+from sft_lab.data.plan import StagePlan
 from sft_lab.machine import device_name
 from sft_lab.module import Answer, SFTModule
 from sft_lab.qlora import save_trained
@@ -26,7 +28,7 @@ _PACKAGES = ("sft_lab", "torch", "lightning", "transformers", "peft", "bitsandby
 
 
 class RunRecorder(Callback):
-    """Records a run once at its start, after every evaluation, and at every stage boundary.
+    """Records a run at its start, after every evaluation, and at every stage boundary.
 
     Args:
         config: The resolved config.
@@ -34,6 +36,7 @@ class RunRecorder(Callback):
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
+        self._recorded: list[StagePlan] = []
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -57,19 +60,34 @@ class RunRecorder(Callback):
         parameters = flatten(groups) | environment
         logger.log_hyperparams({k: v for k, v in parameters.items() if k not in standing})
         client.log_text(run_id, yaml.safe_dump(dict(self.config), sort_keys=False), "config.yaml")
+        if stage == "fit":
+            self._record_plans(trainer, pl_module)
+
+    def _record_plans(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """File what the stages train on, where it is not what was filed before."""
+        logger = trainer.logger
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit, unknown to its types
         if (
-            stage == "fit"
-            and isinstance(data, StagedDataModule)
-            and isinstance(pl_module, SFTModule)
+            not isinstance(logger, RunLogger)
+            or not isinstance(data, StagedDataModule)
+            or not isinstance(pl_module, SFTModule)
         ):
-            weights = pl_module.generates_with
-            client.log_text(
-                run_id, json.dumps(stage_plan(data, weights), indent=2), "stage_plan.json"
-            )
-            for name in data.stages:
-                client.log_text(run_id, manifest(data, name), f"samples/{name}.tsv")
-                client.log_text(run_id, window_table(data, name), f"windows/{name}.tsv")
+            return
+        plans = [module.plan for module in data.stage_modules]
+        if len(plans) == len(self._recorded) and all(map(operator.is_, plans, self._recorded)):
+            return
+        client, run_id = logger.experiment, logger.run_id
+        plan = stage_plan(data, pl_module.generates_with)
+        client.log_text(run_id, json.dumps(plan, indent=2), "stage_plan.json")
+        for name in data.stages:
+            client.log_text(run_id, manifest(data, name), f"samples/{name}.tsv")
+            client.log_text(run_id, window_table(data, name), f"windows/{name}.tsv")
+        self._recorded = plans
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Of a run that goes on, what its checkpoint has planned anew.
+        self._record_plans(trainer, pl_module)
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -82,6 +100,7 @@ class RunRecorder(Callback):
             return
         if pl_module.last_evaluation is None:
             return
+        self._record_plans(trainer, pl_module)  # a guard may have planned anew by now
         client, run_id = logger.experiment, logger.run_id
         folder = f"answers/step_{trainer.global_step:06d}"
         paths = [f"{folder}/{name}.json" for name in pl_module.last_evaluation.answers]

@@ -14,7 +14,8 @@ from sft_lab.schedule import Schedule
 class StageScheduler(Callback):
     """Trains the stages of a ``StagedDataModule`` one after the other in one ``Trainer.fit``.
 
-    A Lightning epoch is one pass over the active stage's mixture. When a stage's last pass ends,
+    A Lightning epoch is one pass over the active stage's mixture, or a part of one where a guard
+    may plan the rest anew. When a stage's last pass ends,
     the next stage's data module becomes the active one; before its first step the optimizer's state
     is dropped where the stage says ``optimizer: fresh``. Adapters, and the learning rate's course,
     which is a function of the optimizer step, carry on by themselves.
@@ -25,6 +26,7 @@ class StageScheduler(Callback):
         self.next_pass = 0  # the pass whose batches are asked for next
         self.trained_stage = -1  # the stage whose hand-over is done
         self._data: StagedDataModule | None = None
+        self._trainer: Trainer | None = None
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -44,10 +46,21 @@ class StageScheduler(Callback):
                 f"trainer.max_epochs follows from the stages, got {trainer.max_epochs}; "
                 "set data.stages.*.epochs."
             )
-        self._data = data
-        self.schedule = pl_module.schedule = data.schedule
-        trainer.fit_loop.max_epochs = self.schedule.num_passes
+        self._data, self._trainer = data, trainer
+        self.follow_plan()
         self._activate()
+
+    def follow_plan(self) -> None:
+        """Take steps, passes and rates from the plan as it stands now.
+
+        A plan may change while the run goes on, in passes that have not begun.
+        """
+        if self._data is None or self._trainer is None:
+            raise RuntimeError("StageScheduler is used before its setup.")
+        module = self._trainer.lightning_module
+        assert isinstance(module, SFTModule)  # setup has looked
+        self.schedule = module.schedule = self._data.schedule
+        self._trainer.fit_loop.max_epochs = self.schedule.num_passes
 
     def _activate(self) -> None:
         if self._data is None or self.schedule is None:

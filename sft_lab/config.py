@@ -238,10 +238,12 @@ def contradiction(
     asked = list(new["data"]["stages"])[:num_stages]
     if asked != names:
         return "data.stages", ", ".join(names), ", ".join(asked)
+    guarded = {guard["stage"] for config in (old, new) if (guard := config["data"].get("guard"))}
+    # k acts only through the shares of stages, which are compared resolved.
+    free = ("data.k.",) if guarded.intersection(names) else ("data.k.", "data.guard.")
     for key, before, after in changed_keys(old, new):
         stage = key.split(".")[2] if key.startswith("data.stages.") else None
-        # k acts only through the shares of stages, which are compared resolved.
-        if not f"{key}.".startswith("data.k.") and (stage is None or stage in names):
+        if not f"{key}.".startswith(free) and (stage is None or stage in names):
             return key, before, after
     return None
 

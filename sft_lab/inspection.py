@@ -85,7 +85,8 @@ def inspection(data: StagedDataModule, stage: str | None, num_samples: int) -> d
 
     Returns:
         ``stages`` by name: ``steps``, ``passes``, ``sequences`` with their ``fill`` in [0, 1] where
-        rows are packed, ``mixture`` by source with ``asked``, ``rows``, ``samples``, ``tokens`` and
+        rows are packed, ``guarded`` with the ladder of shares by source where there is a guard,
+        ``mixture`` by source with ``asked``, ``rows``, ``samples``, ``tokens`` and
         ``target_tokens``; ``sources`` by name: ``path``, all that ``intake.Report`` counts,
         ``held_out``, ``lengths`` in tokens; and ``samples`` in pieces.
     """
@@ -103,6 +104,7 @@ def inspection(data: StagedDataModule, stage: str | None, num_samples: int) -> d
             "steps": plan.num_steps,
             "passes": len(plan.passes),
             **_packed(data, plan),
+            **_guarded(data, plan),
             "mixture": {
                 name: {"asked": share, "rows": different.get(name, 0), **counted.get(name, nothing)}
                 for name, share in data.stages[plan.name].mixture.items()
@@ -134,6 +136,13 @@ def _packed(data: StagedDataModule, plan: StagePlan) -> dict[str, Any]:
     tokens = sum(bin_length(data.corpus, refs) for refs in sequences)
     fill = tokens / (len(sequences) * data.corpus.max_length)
     return {"sequences": len(sequences), "fill": fill}
+
+
+def _guarded(data: StagedDataModule, plan: StagePlan) -> dict[str, Any]:
+    if data.guard is None or data.guard.stage != plan.name:
+        return {}
+    sources = data.guard.sources(data.evaluation)
+    return {"guarded": {source: list(map(str, data.guard.shares)) for source in sources}}
 
 
 def _different_rows(plan: StagePlan) -> dict[str, int]:
@@ -238,7 +247,12 @@ def _stage_table(stages: Mapping[str, Any]) -> str:
         for name, stage in stages.items()
         if "fill" in stage
     ]
-    return "\n".join([format_table(header, rows), *packed])
+    guarded = [
+        f"{name}: a guard steers what is replayed of {source}: {', '.join(shares)}"
+        for name, stage in stages.items()
+        for source, shares in stage.get("guarded", {}).items()
+    ]
+    return "\n".join([format_table(header, rows), *packed, *guarded])
 
 
 def _share(asked: Any) -> str:

@@ -20,13 +20,14 @@ from omegaconf import OmegaConf
 from typing_extensions import override
 
 from callbacks.ability_history import AbilityHistory
+from callbacks.forgetting_guard import ForgettingGuard, decisions
 from callbacks.in_loop_evaluation import InLoopEvaluation
 from callbacks.progress_line import ProgressLine
 from callbacks.run_checkpoint import RunCheckpoint
 from callbacks.run_recorder import RunRecorder, stage_plan
 from callbacks.stage_scheduler import StageScheduler
 from callbacks.training_log import TrainingLog
-from sft_lab.checkpoint import AtomicCheckpointIO, RunStamp
+from sft_lab.checkpoint import AtomicCheckpointIO, RunStamp, read_checkpoint
 from sft_lab.config import Composed, identity
 from sft_lab.config_keys import check_keys
 from sft_lab.data.batches import Prompts
@@ -360,14 +361,18 @@ class LabCLI(LightningCLI):
         evaluation = InLoopEvaluation(suite)
         log = TrainingLog(list(corpus.sources), evaluation)
         history = AbilityHistory(suite)
+        scheduler = StageScheduler()
+        settings = self.datamodule.guard
+        guard = settings and ForgettingGuard(settings, suite, history, scheduler)
         uri = str(self.settings.trainer.logger.init_args.tracking_uri)
         ours: list[Callback] = [
-            StageScheduler(),
+            *([guard] if guard else []),
+            scheduler,
             evaluation,
             log,
             history,
             RunRecorder(self.plain),
-            ProgressLine(log, history, suite, f"mlflow ui --backend-store-uri {uri}"),
+            ProgressLine(log, history, suite, guard, f"mlflow ui --backend-store-uri {uri}"),
         ]
         configured = self._get(self.config_init, "trainer")
         callbacks = [*(configured.get("callbacks") or []), *ours]
@@ -387,6 +392,7 @@ class LabCLI(LightningCLI):
         make_folder("checkpoint.dirpath", checkpoint.dirpath)
         store = RunStore(logger.tracking_uri)
         if self.fork is not None:
+            self._restore_plans(self.fork)
             plan = json.loads(store.artifact_text(self.fork.run_id, "stage_plan.json"))
             check_plans(self.fork, plan, stage_plan(self.datamodule, self.model.generates_with))
             check_end(self.fork, store, self.datamodule.schedule)
@@ -400,6 +406,12 @@ class LabCLI(LightningCLI):
                     self.fork, checkpoint.dirpath, stamp, keep_stages=checkpoint.keep_stages
                 )
             self.trainer.fit(**kwargs)
+
+    def _restore_plans(self, fork: Fork) -> None:
+        """Plan a guarded stage that the other run has trained as it came to be trained."""
+        states = read_checkpoint(fork.checkpoint, option="--from:")["callbacks"]
+        if self.datamodule.guard is not None and "ForgettingGuard" in states:
+            self.datamodule.restore_plans(decisions(states["ForgettingGuard"]))
 
     def _check_evaluation(self) -> None:
         for name, benchmark in self.model.evaluation.benchmarks.items():

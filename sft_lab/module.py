@@ -157,11 +157,6 @@ class SFTModule(LightningModule):
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        schedule = self.schedule
-        if schedule is None:
-            raise RuntimeError(
-                "StageScheduler has not set the schedule; it must be among the callbacks."
-            )
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         # The rate is 1 here, so that the schedule's value is the rate of every step, whatever the
         # stage.
@@ -174,11 +169,19 @@ class SFTModule(LightningModule):
             )
         else:
             optimizer = torch.optim.AdamW(trained, lr=1.0, weight_decay=self.weight_decay)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.lr(step))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, self._lr)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def _lr(self, step: int) -> float:
+        # Asked for at every step: the schedule may change while the run goes on.
+        if self.schedule is None:
+            raise RuntimeError(
+                "StageScheduler has not set the schedule; it must be among the callbacks."
+            )
+        return self.schedule.lr(step)
 
     @property
     def _data(self) -> StagedDataModule:

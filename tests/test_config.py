@@ -280,6 +280,7 @@ def resumable(new: dict[str, Any], started_stages: int) -> None:
             r"config now says 1\.0\. Put it back",
         ),
         ("data.stages.specialize.mixture.math", 0, r"specialize\.mixture\.math: stage 'special"),
+        ("data.guard", {"stage": "specialize"}, r"^data\.guard: the run was started with None"),
         ("data.batch_size", 4, r"^data\.batch_size: the run was started with 8, .* says 4"),
         ("model.base", "x", r"^model\.base: the run was started with world://base"),
         ("trainer.precision", "bf16-mixed", r"^trainer\.precision: .* 32-true, .* bf16-mixed"),
@@ -295,6 +296,7 @@ def test_a_later_stage_may_still_be_edited_added_or_removed() -> None:
     resumable(changed("data.stages.generalize.lr", 5.0), 1)
     resumable(changed("data.stages.generalize.mixture", {"code": 1}), 1)
     resumable(changed("data.stages.third", {"mixture": {"math": 1}, "lr": 1.0}), 1)
+    resumable(changed("data.guard", {"stage": "generalize"}), 1)
     shortened = run()
     del shortened["data"]["stages"]["generalize"]
     resumable(shortened, 1)

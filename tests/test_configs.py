@@ -23,6 +23,7 @@ STRATEGIES = {
     "sequential": ["code", "math", "general"],
     "mixed_sequential": ["specialize", "generalize"],
     "dmt": ["specialize", "generalize"],
+    "guarded": ["specialize", "generalize"],
     "math_only": ["math"],
     "code_only": ["code"],
     "general_only": ["general"],

@@ -77,3 +77,33 @@ def test_warm_up_rounds_up_exactly(ratio: float, num_steps: int, warmup: int) ->
 def test_a_stage_of_one_step_trains_at_its_rate() -> None:
     assert stage_lr(STAGE, 0, 1) == 1.0
     assert stage_lr(replace(STAGE, warmup_ratio=0.0), 0, 1) == 1.0
+
+
+def test_the_rate_goes_on_from_where_it_is_when_a_stage_is_planned_anew() -> None:
+    stage = replace(STAGE, lr=10.0, warmup_ratio=0.0, lr_schedule="linear")
+    passes = [steps(1, 1, 1, 1), steps(*[1] * 12)]
+    # Ten steps were planned; behind four of them it became sixteen, behind ten of those thirteen.
+    longer = Schedule([("a", stage, passes)], {"a": ((0, 10), (4, 16))})
+    rates = [longer.lr(step) for step in range(17)]
+    # From 6, the rate of step 4 in the first plan, to 0 in twelve steps.
+    assert rates == pytest.approx([10, 9, 8, 7, *(6 - n / 2 for n in range(13))])
+    again = Schedule([("a", stage, [steps(*[1] * 13)])], {"a": ((0, 10), (4, 16), (10, 13))})
+    # From 3, the rate of step 10 in the second plan, to 0 in three.
+    assert [again.lr(step) for step in range(14)] == pytest.approx([*rates[:10], 3, 2, 1, 0])
+
+
+def test_the_warm_up_may_be_stretched() -> None:
+    stage = replace(STAGE, lr=4.0, warmup_ratio=0.4, lr_schedule="constant")
+    # Four of ten steps; behind two, the eight that were left become sixteen.
+    schedule = Schedule([("a", stage, [steps(*[1] * 18)])], {"a": ((0, 10), (2, 18))})
+    rates = [schedule.lr(step) for step in range(8)]
+    assert rates == pytest.approx([1, 2, 3, 3.5, 4, 4, 4, 4])
+
+
+def test_a_plan_of_the_same_length_leaves_every_rate_as_it_was() -> None:
+    stage = replace(STAGE, lr=7e-4, warmup_ratio=0.1)
+    plain, planned_anew = (
+        Schedule([("a", stage, [steps(*[1] * 37)])], {"a": lengths})
+        for lengths in ((), ((0, 37), (5, 37), (20, 37)))
+    )
+    assert [plain.lr(n) for n in range(38)] == [planned_anew.lr(n) for n in range(38)]

@@ -2,6 +2,7 @@
 
     python tests/world_table.py --seeds 0 1 2
     python tests/world_table.py --seeds 0 1 2 --study order
+    python tests/world_table.py --seeds 0 1 2 --study guard
 
 Runs that the store already holds as finished are not run again. Scores are those at a run's end,
 in percent, as mean [least, greatest] over the seeds; retention is that score over the best before.
@@ -30,6 +31,8 @@ STUDIES: dict[str, list[tuple[str, list[str]]]] = {
         ("dmt", [REPLAY, "--data.order=random"]),
         ("dmt", [REPLAY, "--data.order=length"]),
     ],
+    # Shares chosen beforehand, and steered by what is measured.
+    "guard": [("dmt", [REPLAY]), ("dmt", ["--data.k=1/16"]), ("guarded", [])],
 }
 SCORES = {
     "math": "world_math/accuracy",

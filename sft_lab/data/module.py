@@ -1,5 +1,7 @@
 """The Lightning data modules: one per stage, and the container that hands on the active one's."""
 
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning import LightningDataModule
@@ -16,10 +18,12 @@ from sft_lab.data.batches import (
 )
 from sft_lab.data.corpus import Corpus
 from sft_lab.data.plan import Order, StagePlan, Window
-from sft_lab.data.shares import ShareValue, parse_share
+from sft_lab.data.replan import cut, replan
+from sft_lab.data.shares import ShareValue, parse_share, take
 from sft_lab.data.stage import Stage, check_stages, plan, trains
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
+from sft_lab.guard import Guard, check_guard
 from sft_lab.schedule import Schedule, StepSize
 
 HELD_OUT_FACTOR = 4
@@ -31,24 +35,37 @@ class StageDataModule(LightningDataModule):
 
     Args:
         corpus: The tokenised sources.
-        plan: The stage's rows in order.
+        plan: The stage's rows in order; may be replaced by one that begins alike.
         micro_batch_size: Training sequences per forward pass.
         num_workers: Loader processes.
+        cuts: Optimizer steps of the stage behind which a pass is cut, so that another plan can
+            take effect there: Lightning asks for batches at the start of a pass only.
     """
 
     def __init__(
-        self, corpus: Corpus, plan: StagePlan, micro_batch_size: int, num_workers: int
+        self,
+        corpus: Corpus,
+        plan: StagePlan,
+        micro_batch_size: int,
+        num_workers: int,
+        cuts: range = range(0),
     ) -> None:
         super().__init__()
         self.corpus = corpus
-        self.plan = plan
+        self.first_plan = self.plan = plan
         self.micro_batch_size = micro_batch_size
         self.num_workers = num_workers
+        self.cuts = cuts
         self.pass_index = 0
+
+    @property
+    def passes(self) -> list[list[Window]]:
+        """The windows of every pass, or of the parts into which passes are cut."""
+        return cut(self.plan.passes, self.cuts)
 
     @override
     def train_dataloader(self) -> ResumableLoader:
-        windows = self.plan.passes[self.pass_index]
+        windows = self.passes[self.pass_index]
         return ResumableLoader(
             MicroBatches(self.corpus, windows, self.micro_batch_size), self.num_workers
         )
@@ -71,6 +88,7 @@ class StagedDataModule(LightningDataModule):
         k: The replay share of DMT, for stages to refer to as ``${data.k}``.
         seed: Seed of the order within stages.
         num_workers: Loader processes.
+        guard: Steers the replay of a stage by what is measured in it.
 
     Raises:
         RequestError: If the schedule cannot be right, whatever the data hold.
@@ -88,6 +106,7 @@ class StagedDataModule(LightningDataModule):
         k: ShareValue | None = None,
         seed: int = 0,
         num_workers: int = 0,
+        guard: Guard | None = None,
     ) -> None:
         super().__init__()
         micro_batches_per_step(batch_size, micro_batch_size)
@@ -96,6 +115,8 @@ class StagedDataModule(LightningDataModule):
         if k is not None:
             parse_share("data.k", k)
         check_stages(stages, corpus.sources)
+        if guard is not None:
+            check_guard(guard, stages, evaluation, order)
         self.corpus = corpus
         self.stages = stages
         self.batch_size = batch_size
@@ -105,6 +126,7 @@ class StagedDataModule(LightningDataModule):
         self.k = k
         self.seed = seed
         self.num_workers = num_workers
+        self.guard = guard
         self.evaluation = evaluation
         self.stage_modules: list[StageDataModule] = []
         self.eval_sets: list[Dataset[Any]] = []
@@ -117,6 +139,8 @@ class StagedDataModule(LightningDataModule):
             for source in self.corpus.sources
             if any(trains(settings, source) for settings in self.stages.values())
         }
+        if self.guard is not None:
+            mixed |= set(self.guard.sources(self.evaluation))
         items = {
             name: {item.id: benchmark.texts(item) for item in benchmark.all_items()}
             for name, benchmark in self.evaluation.benchmarks.items()
@@ -143,6 +167,76 @@ class StagedDataModule(LightningDataModule):
                 )
                 for name, settings in self.stages.items()
             ]
+            if self.guard is not None:
+                self._prepare_guard(self.guard)
+
+    def _prepare_guard(self, guard: Guard) -> None:
+        """Cut the guarded stage one step behind each evaluation, where what it decided can begin.
+
+        Raises:
+            RequestError: If nothing can be decided in the stage, or a share is no row.
+        """
+        every = self.evaluation.every_n_steps
+        assert every is not None  # check_guard has looked
+        index = list(self.stages).index(guard.stage)
+        module = self.stage_modules[index]
+        first_step = sum(before.plan.num_steps for before in self.stage_modules[:index])
+        first_cut = every - first_step % every + 1
+        if first_cut >= module.plan.num_steps:
+            raise RequestError(
+                f"data.guard: no evaluation lies far enough inside stage '{guard.stage}' to decide "
+                f"anything: it is trained from step {first_step} to "
+                f"{first_step + module.plan.num_steps}, and evaluation.every_n_steps is {every}; "
+                "set it lower."
+            )
+        module.cuts = range(first_cut, sys.maxsize, every)
+        for source in guard.sources(self.evaluation):
+            for place, share in enumerate(guard.ladder):
+                if share.amount and not self._replayed(guard, source, place):
+                    raise RequestError(
+                        f"data.guard.shares: {guard.shares[place]} of '{source}' is no row at all; "
+                        "leave it out of the ladder."
+                    )
+
+    def _replayed(self, guard: Guard, source: str, place: int) -> list[int]:
+        """Return the rows that a share of the ladder gives for a whole pass, in rank order."""
+        loaded = self.corpus.loaded[source]
+        return take(guard.ladder[place], loaded.trainable, loaded.num_tokens)
+
+    def restore_plans(self, decisions: Sequence[tuple[int, Mapping[str, int]]]) -> None:
+        """Plan the guarded stage as it stands behind decisions, whatever it has been until now.
+
+        Args:
+            decisions: Step and places of each, as for ``replan``, in order.
+        """
+        for module in self.stage_modules:
+            module.plan = module.first_plan
+        for step, places in decisions:
+            self.replan(step, places)
+
+    def replan(self, step: int, places: Mapping[str, int]) -> None:
+        """Plan the guarded stage anew with other replay shares.
+
+        Args:
+            step: Optimizer steps of the run from which on it is so; a pass must be cut there.
+            places: By source with a new share, the share's place on the ladder.
+        """
+        guard = self.guard
+        if guard is None:
+            raise RuntimeError("Only a guarded stage is planned anew.")
+        index = list(self.stages).index(guard.stage)
+        module = self.stage_modules[index]
+        first_step = sum(before.plan.num_steps for before in self.stage_modules[:index])
+        module.plan = replan(
+            module.plan,
+            step - first_step,
+            {source: self._replayed(guard, source, place) for source, place in places.items()},
+            steered=list(guard.sources(self.evaluation)),
+            num_tokens={name: loaded.num_tokens for name, loaded in self.corpus.loaded.items()},
+            batch_size=self.batch_size,
+            seed=self.seed,
+            packed_length=self.corpus.max_length if self.packing else None,
+        )
 
     def _eval_sets(self) -> list[Dataset[Any]]:
         rows = HELD_OUT_FACTOR * self.micro_batch_size
@@ -161,15 +255,13 @@ class StagedDataModule(LightningDataModule):
                 (
                     name,
                     settings,
-                    [
-                        [self._window_size(window) for window in windows]
-                        for windows in module.plan.passes
-                    ],
+                    [[self._window_size(window) for window in part] for part in module.passes],
                 )
                 for (name, settings), module in zip(
                     self.stages.items(), self.stage_modules, strict=True
                 )
-            ]
+            ],
+            {module.plan.name: module.plan.lengths for module in self.stage_modules},
         )
 
     def _window_size(self, window: Window) -> StepSize:

@@ -22,6 +22,9 @@ Order = Literal["even", "random", "length"]
 Counts = dict[str, dict[str, int]]
 """``samples``, ``tokens`` and ``target_tokens`` by source."""
 
+Lengths = tuple[tuple[int, int], ...]
+"""Every plan that a stage has had: the steps taken when it was made, and the steps it then had."""
+
 
 @dataclass(frozen=True, order=True, slots=True)
 class RowRef:
@@ -101,6 +104,17 @@ def length_order(
     return list(chain(*shuffled(whole, seeded(seed, stage_name, pass_index, "batches")), last))
 
 
+def into_bins(
+    refs: Sequence[RowRef], num_tokens: RowCounts, packed_length: int | None
+) -> list[Bin]:
+    """Return training sequences: a row each, or with a packed length as many rows as fit."""
+    if packed_length is None:
+        return [[ref] for ref in refs]
+    lengths = [int(num_tokens[ref.source][ref.index]) for ref in refs]
+    packed = pack(lengths, packed_length, look_ahead_for(lengths, packed_length))
+    return [[refs[place] for place in places] for places in packed]
+
+
 def count_rows(
     rows: Iterable[RowRef], num_tokens: RowCounts, num_target_tokens: RowCounts
 ) -> Counts:
@@ -122,10 +136,12 @@ class StagePlan:
         name: The stage's name.
         passes: For every pass over the mixture its windows, one per optimizer step. The last pass
             ends early where the stage is limited by steps or tokens.
+        lengths: Empty as long as the stage goes by its first plan.
     """
 
     name: str
     passes: list[list[Window]]
+    lengths: Lengths = ()
 
     @property
     def windows(self) -> list[Window]:
@@ -207,12 +223,7 @@ def plan_stage(
                 refs = random_order(picked, seed, name, len(passes))
             case "length":
                 refs = length_order(picked, seed, name, len(passes), num_tokens, batch_size)
-        bins = [[ref] for ref in refs]
-        if packed_length is not None:
-            lengths = [int(num_tokens[ref.source][ref.index]) for ref in refs]
-            look_ahead = look_ahead_for(lengths, packed_length)
-            packed = pack(lengths, packed_length, look_ahead)
-            bins = [[refs[place] for place in places] for places in packed]
+        bins = into_bins(refs, num_tokens, packed_length)
         windows: list[Window] = []
         for start in range(0, len(bins), batch_size):
             if is_full():

@@ -1,0 +1,215 @@
+"""Raises a stage's replay where an ability is forgotten, and lowers it where there is room."""
+
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from lightning import Callback, LightningModule, Trainer
+from typing_extensions import override
+
+from callbacks.ability_history import AbilityHistory
+from callbacks.stage_scheduler import StageScheduler
+from sft_lab.data.module import StagedDataModule
+from sft_lab.evaluation.suite import EvaluationSuite
+from sft_lab.guard import Guard, Rung, next_rung, standing
+from sft_lab.module import Evaluation, SFTModule
+from sft_lab.schedule import ScheduledStage
+from sft_lab.tracking import RunLogger
+
+
+class ForgettingGuard(Callback):
+    """Decides at every evaluation inside the guarded stage what is replayed from then on.
+
+    An evaluation at step s happens before step s is trained, when the batches of its pass have been
+    asked for. So the guarded stage's passes are cut behind step s, and what is decided at s holds
+    from step s + 1 on. The checkpoint that is written before each evaluation knows nothing of it;
+    that at the cut, the next one, does. A run that goes on repeats what had been decided before
+    anything of it is asked for, which is why this callback stands before ``StageScheduler``.
+
+    Logs ``guard/share/<source>``, the share from then on, and ``guard/limit/<score>``, the score
+    below which an ability counts as forgotten; files ``guard.json``, a record a decision.
+
+    Args:
+        guard: What is promised.
+        suite: Names the benchmarks.
+        history: Knows the best earlier scores.
+        scheduler: Is told of a new plan.
+    """
+
+    def __init__(
+        self,
+        guard: Guard,
+        suite: EvaluationSuite,
+        history: AbilityHistory,
+        scheduler: StageScheduler,
+    ) -> None:
+        self.guard = guard
+        self.suite = suite
+        self.history = history
+        self.scheduler = scheduler
+        self.sources = guard.sources(suite)
+        self.records: list[dict[str, Any]] = []
+        self.rungs: dict[str, Rung] = {}
+        self._data: StagedDataModule | None = None
+
+    @override
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit, unknown to its types
+        if stage != "fit" or not isinstance(data, StagedDataModule):
+            return
+        self._data = data
+        settings = data.stages[self.guard.stage]
+        self.rungs = {source: Rung(self.guard.start(source, settings)) for source in self.sources}
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._file(trainer)  # also of a run that starts behind the decisions of another one
+
+    @override
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if (
+            trainer.sanity_checking
+            or not isinstance(pl_module, SFTModule)
+            or pl_module.schedule is None
+            or pl_module.last_evaluation is None
+        ):
+            return
+        step = trainer.global_step
+        stages = pl_module.schedule.stages
+        scheduled = next(found for found in stages if found.name == self.guard.stage)
+        if step == scheduled.first_step:
+            self._log(trainer, {})
+        # Nothing is left to decide on where the step that follows is the stage's last.
+        elif scheduled.first_step < step < scheduled.end_step - 1:
+            self._decide(trainer, scheduled, pl_module.last_evaluation)
+
+    def _decide(self, trainer: Trainer, scheduled: ScheduledStage, evaluation: Evaluation) -> None:
+        assert self._data is not None  # there is no schedule without it
+        step = trainer.global_step
+        looked = {key: self._look(key, evaluation) for key in self.guard.min_retention}
+        abilities = {key: found for key, found in looked.items() if found is not None}
+        before, top = self.rungs, len(self.guard.shares) - 1
+        self.rungs = {
+            source: next_rung(
+                before[source],
+                [abilities[key]["standing"] for key in keys if key in abilities],
+                top,
+            )
+            for source, keys in self.sources.items()
+        }
+        places = {s: rung.index for s, rung in self.rungs.items() if rung.index != before[s].index}
+        if places:
+            self._data.replan(step + 1, places)
+            self.scheduler.follow_plan()
+        self.records.append(
+            {
+                "step": step,
+                "abilities": abilities,
+                "shares": {
+                    source: {
+                        "from": str(self.guard.shares[before[source].index]),
+                        "to": str(self.guard.shares[rung.index]),
+                        "lowest": str(self.guard.shares[rung.floor]),
+                    }
+                    for source, rung in self.rungs.items()
+                },
+                "places": places,
+                "rows_left": self._rows_left(step + 1 - scheduled.first_step),
+                "steps_left": self._steps_left(step + 1),
+            }
+        )
+        self._log(trainer, {f"guard/limit/{key}": a["limit"] for key, a in abilities.items()})
+
+    def _look(self, key: str, evaluation: Evaluation) -> dict[str, Any] | None:
+        """Return how an ability stands; None where it has no score, or none above 0 before."""
+        earlier = [m.scores[key] for m in self.history.history if key in m.scores]
+        best = max(earlier, default=0.0)
+        if key not in evaluation.scores or best <= 0:
+            return None
+        score, kept = evaluation.scores[key], self.guard.min_retention[key]
+        found = standing(score, best, kept, self.guard.room)
+        return {**asdict(score), "best": best, "limit": kept * best, "standing": found}
+
+    def _rows_left(self, step: int) -> dict[str, int]:
+        assert self._data is not None
+        (module,) = (m for m in self._data.stage_modules if m.plan.name == self.guard.stage)
+        rows = (ref for window in module.plan.windows[step:] for refs in window for ref in refs)
+        return dict(sorted(Counter(ref.source for ref in rows).items()))
+
+    def _steps_left(self, step: int) -> int:
+        assert self.scheduler.schedule is not None
+        stages = self.scheduler.schedule.stages
+        return next(found.end_step for found in stages if found.name == self.guard.stage) - step
+
+    def _log(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        shares = {source: self.guard.ladder[rung.index] for source, rung in self.rungs.items()}
+        metrics |= {f"guard/share/{source}": float(s.amount) for source, s in shares.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(metrics, step=trainer.global_step)
+        self._file(trainer)
+
+    def _file(self, trainer: Trainer) -> None:
+        for logger in trainer.loggers:
+            if isinstance(logger, RunLogger):
+                content = {"guard": asdict(self.guard), "decisions": self.records}
+                logger.experiment.log_text(
+                    logger.run_id, json.dumps(content, indent=2), "guard.json"
+                )
+
+    def lines(self, step: int) -> list[str]:
+        """Return for people what was decided at a step: a line where a share has changed or ended.
+
+        Args:
+            step: Optimizer steps taken.
+        """
+        return [
+            line
+            for record in self.records
+            if record["step"] == step
+            for source in self.sources
+            for line in self._line(record, source)
+        ]
+
+    def _line(self, record: dict[str, Any], source: str) -> list[str]:
+        found = {
+            k: record["abilities"][k] for k in self.sources[source] if k in record["abilities"]
+        }
+        below = [key for key, ability in found.items() if ability["standing"] == "below"]
+        share = record["shares"][source]
+        if source in record["places"]:
+            what = f"{source} from {share['from']} to {share['to']}"
+        elif below:
+            what = f"{source} stays at {share['to']}, the highest share"
+        else:
+            return []
+        shown = self.suite.shown
+        reasons = [
+            f"{key} [{shown(key, found[key]['low'])}, {shown(key, found[key]['high'])}] "
+            f"{'not safely above' if below else 'well above'} {shown(key, found[key]['limit'])}"
+            for key in below or found
+        ]
+        return [f"guard at step {record['step']}: {what}: {', '.join(reasons)}"]
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "records": self.records,
+            "rungs": {source: asdict(rung) for source, rung in self.rungs.items()},
+        }
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Before its first decision a run may go on under another guard.
+        if self._data is None or not state_dict["records"]:
+            return
+        self.records = state_dict["records"]
+        self.rungs = {source: Rung(**rung) for source, rung in state_dict["rungs"].items()}
+        self._data.restore_plans(decisions(state_dict))
+        self.scheduler.follow_plan()
+
+
+def decisions(state_dict: Mapping[str, Any]) -> list[tuple[int, dict[str, int]]]:
+    """Return what a guard's state says of the plan: from which step on which places are new."""
+    return [(r["step"] + 1, r["places"]) for r in state_dict["records"] if r["places"]]

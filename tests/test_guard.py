@@ -1,0 +1,160 @@
+import itertools
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sft_lab.data.plan import Order
+from sft_lab.data.stage import Stage
+from sft_lab.errors import RequestError
+from sft_lab.evaluation.suite import EvaluationSuite
+from sft_lab.evaluation.world import WorldMath
+from sft_lab.guard import Guard, Rung, Standing, check_guard, next_rung, standing
+from sft_lab.metrics.score import Score, accuracy
+
+TOP = 4
+MATH = "world_math/accuracy"
+
+
+@pytest.mark.parametrize(
+    ("low", "expected"),
+    [(0.70, "below"), (0.7199, "below"), (0.7201, "above"), (0.7599, "above"), (0.7601, "room")],
+)
+def test_the_lower_end_decides_whatever_the_score(low: float, expected: str) -> None:
+    # Of a best of 0.8, 0.9 is 0.72, and room of 0.05 lies at 0.95 of it, 0.76.
+    for value in (low, 0.99):
+        score = Score(value, low, 1.0, 200)
+        assert standing(score, best=0.8, min_retention=0.9, room=0.05) == expected
+
+
+def test_more_items_leave_less_doubt() -> None:
+    # 85 % right of a best of 90 %: safely above 81 % only where the interval is narrow.
+    few, many = (accuracy([True] * 85 * n + [False] * 15 * n) for n in (1, 10))
+    assert standing(few, best=0.9, min_retention=0.9, room=0.05) == "below"
+    assert standing(many, best=0.9, min_retention=0.9, room=0.05) == "above"
+
+
+def places(rung: Rung, *evaluations: list[Standing]) -> list[int]:
+    found = []
+    for standings in evaluations:
+        rung = next_rung(rung, standings, TOP)
+        found.append(rung.index)
+    return found
+
+
+def test_a_share_goes_up_while_an_ability_is_below_and_stays_between() -> None:
+    assert places(Rung(0), ["below"], ["below"], ["above"], ["above"]) == [1, 2, 2, 2]
+    assert places(Rung(3), ["below"], ["below"], ["below"]) == [4, 4, 4]
+
+
+def test_a_share_goes_down_where_all_abilities_have_room() -> None:
+    assert places(Rung(3), ["room", "room"], ["room", "above"], ["room", "room"]) == [2, 2, 1]
+    assert places(Rung(0), ["room"]) == [0]
+    assert places(Rung(2), ["room", "below"]) == [3]
+
+
+def test_nothing_measured_changes_nothing() -> None:
+    rung = Rung(2, floor=1, below=True)
+    assert next_rung(rung, [], TOP) == rung
+
+
+def test_a_share_that_proved_too_little_is_not_gone_back_to() -> None:
+    # It falls under 1; recovers under 2 and has room there, but 1 has failed.
+    assert places(Rung(1), ["below"], ["room"], ["room"]) == [2, 2, 2]
+    # Under 2 it was still on its way up: that says nothing of 2, so from 3 it may go back to it.
+    assert places(Rung(1), ["below"], ["below"], ["room"], ["room"]) == [2, 3, 2, 2]
+    # There it falls again, so 2 has failed as well.
+    assert places(Rung(1), ["below"], ["below"], ["room"], ["below"], ["room"]) == [2, 3, 2, 3, 3]
+
+
+def test_a_share_does_not_swing_for_ever() -> None:
+    # Whatever is measured, a fall from above the limit happens once to a share, the highest aside.
+    chance = random.Random(0)
+    kinds: tuple[Standing, ...] = ("below", "above", "room")
+    for _ in range(200):
+        rung, failed = Rung(chance.randrange(TOP + 1)), []
+        for standings in ([chance.choice(kinds)] for _ in range(60)):
+            if standings == ["below"] and not rung.below and rung.index < TOP:
+                failed.append(rung.index)
+            moved = next_rung(rung, standings, TOP)
+            assert abs(moved.index - rung.index) <= 1
+            assert moved.index >= moved.floor
+            rung = moved
+        assert all(low < high for low, high in itertools.pairwise(failed))
+
+
+Check = Callable[..., None]
+
+
+@pytest.fixture
+def check() -> Check:
+    """Checks a guard of general with math replayed, with something changed."""
+
+    def checked(
+        guard: dict[str, Any] | None = None,
+        stage: dict[str, Any] | None = None,
+        order: Order = "even",
+        source: str | None = "math",
+        every_n_steps: int | None = 4,
+    ) -> None:
+        benchmark = WorldMath("none.jsonl", max_new_tokens=4, source=source)
+        suite = EvaluationSuite({"world_math": benchmark}, every_n_steps=every_n_steps)
+        mixture = {"general": 1, "math": "1/64"}
+        stages = {"chat": replace(Stage(mixture, lr=1e-3, epochs=1), **(stage or {}))}
+        settings = {"stage": "chat", "min_retention": {MATH: 0.9}, **(guard or {})}
+        check_guard(Guard(**settings), stages, suite, order)
+
+    return checked
+
+
+def test_a_right_guard_passes(check: Check) -> None:
+    check()
+    check(stage={"mixture": {"general": 1, "math": 0}, "epochs": 3})
+    # A share may be written in more than one way.
+    check(stage={"mixture": {"general": 1, "math": "0.25"}})
+    rows = [{"rows": count} for count in (0, 5, 20)]
+    check(guard={"shares": rows}, stage={"mixture": {"general": 1, "math": {"rows": 5}}})
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"guard": {"stage": "chatt"}},
+            r"data.guard.stage: there is no stage 'chatt' \(did you mean 'chat'\?\)",
+        ),
+        ({"guard": {"min_retention": {}}}, "data.guard.min_retention is empty"),
+        (
+            {"guard": {"min_retention": {"world_math/acuracy": 0.9}}},
+            r"no benchmark has this score \(did you mean 'world_math/accuracy'\?\)",
+        ),
+        ({"guard": {"min_retention": {MATH: 0}}}, r"must lie in \(0, 1\], got 0"),
+        ({"guard": {"min_retention": {MATH: 90}}}, r"must lie in \(0, 1\], got 90"),
+        ({"guard": {"room": -0.1}}, "data.guard.room must be 0 or more and finite, got -0.1"),
+        ({"guard": {"shares": ["1/64"]}}, "needs at least two shares, got 1/64"),
+        ({"guard": {"shares": ["1/64", 0]}}, "must rise from each to the next, got 1/64, 0"),
+        ({"guard": {"shares": [0, {"rows": 5}]}}, "must all be of one kind"),
+        ({"guard": {"shares": [0, "1/0"]}}, "data.guard.shares.1 divides by zero"),
+        (
+            {"stage": {"mixture": {"general": 1, "math": "1/32"}}},
+            "data.stages.chat.mixture.math: the guard starts there.*got 1/32",
+        ),
+        (
+            {"stage": {"mixture": {"general": 1}}},
+            "its source 'math' is not in the mixture of stage 'chat', which has general; add math",
+        ),
+        ({"stage": {"mixture": {"math": "1/64"}}}, "every source that stage 'chat' trains is guar"),
+        ({"source": None}, "set evaluation.benchmarks.world_math.init_args.source"),
+        ({"every_n_steps": None}, "set evaluation.every_n_steps"),
+        ({"stage": {"epochs": None, "max_steps": 9}}, "must not move with the replay: give epochs"),
+        ({"stage": {"max_steps": 9}}, "data.stages.chat.max_steps: .* got 9; leave it out"),
+        ({"stage": {"total": {"rows": 9}}}, "data.stages.chat.total"),
+        ({"stage": {"temperature": 2.0}}, "data.stages.chat.temperature"),
+        ({"order": "length"}, "data.order must be even where data.guard is set, got length"),
+    ],
+)
+def test_a_wrong_guard_is_refused(check: Check, changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        check(**changed)
