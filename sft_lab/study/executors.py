@@ -4,6 +4,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -42,6 +43,17 @@ def signals_held_back() -> Iterator[None]:
         raise Interrupted(caught[0])
 
 
+def _look_for(address: str | None) -> None:
+    """Look whether anything listens at ``HOST:PORT``: Ray itself would try for minutes.
+
+    Raises:
+        OSError: If nothing does.
+    """
+    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
 class RayExecutor:
     """Runs jobs as tasks of Ray.
 
@@ -77,8 +89,9 @@ class RayExecutor:
         if address is None:
             quiet |= {"include_dashboard": False, "object_store_memory": 100 * 1024**2}
         try:
+            _look_for(address)
             ray.init(address=address or "local", **quiet)
-        except (ConnectionError, RuntimeError, ValueError) as fault:
+        except (OSError, RuntimeError, ValueError) as fault:
             raise RequestError(
                 f"--address {address}: no Ray cluster answers ({str(fault).splitlines()[0]}). "
                 "Start one (ray start --head), or leave --address out. Where ~/.ray/auth_token is, "
