@@ -142,6 +142,8 @@ def describe(cell: CellSpec, composed: Composed, data: StagedDataModule) -> Stud
         "sources": {name: loaded.digest for name, loaded in data.corpus.loaded.items()},
         "benchmarks": {n: b.digest() for n, b in data.evaluation.benchmarks.items()},
         "code": code_digest(),
+        # What a person has hooked into the run may decide its numbers; a resume does not ask.
+        "hooks": [config.get("trainer", {}).get(key) for key in ("callbacks", "plugins")],
     }
     base = _digest([comparable, digests])
     schedule = data.schedule
