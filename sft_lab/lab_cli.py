@@ -53,7 +53,7 @@ GROUPS: dict[str, Any] = {
     "data": StagedDataModule,
     "checkpoint": RunCheckpoint,
 }
-TOP_KEYS = ["seed_everything", "ckpt_path", "weights_only"]
+TOP_KEYS = ["seed_everything", "ckpt_path", "weights_only", "from"]
 _TRAINER = {
     "reload_dataloaders_every_n_epochs": 1,
     "num_sanity_val_steps": 0,
