@@ -177,7 +177,10 @@ class LabCLI(LightningCLI):
                 "checkpoint by --ckpt_path."
             )
         check_keys(self.composed, GROUPS, TOP_KEYS)
-        content = yaml.safe_dump(self.composed.resolved(), sort_keys=False)
+        whole = self.composed.resolved()
+        if command != "fit":
+            whole.pop("from", None)  # as a config that fit has printed holds it
+        content = yaml.safe_dump(whole, sort_keys=False)
         config = ["--config", content] if self.files or self.composed.config else []
         quiet = {"exit_on_error": False}
         with contextlib.ExitStack() as self.held:  # the lock of the run

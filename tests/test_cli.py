@@ -147,6 +147,7 @@ def test_a_printed_config_is_one_that_can_be_given(lab: Lab) -> None:
     again = lab("fit", "--config=printed.yaml", "--print_config")
     assert again.code == 0, again.err
     assert again.out == printed
+    assert lab("validate", "--config=printed.yaml", "--print_config").code == 0
 
 
 @pytest.mark.parametrize(
