@@ -67,7 +67,7 @@ def merged_copy(model: Any, dtype: torch.dtype) -> Any:
         dtype: Type of the copy's weights.
 
     Returns:
-        A model in eval mode on the same device.
+        A model in eval mode on the same device, of which nothing is trained.
     """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -87,7 +87,7 @@ def merged_copy(model: Any, dtype: torch.dtype) -> Any:
             f"{type(source).__name__} cannot be merged: no weight for {', '.join(missing[:3])}."
         )
     copy.generation_config = source.generation_config
-    return copy.to(next(source.parameters()).device).eval()
+    return copy.to(next(source.parameters()).device).requires_grad_(False).eval()
 
 
 class _DequantizedLinear(torch.nn.Module):

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 
 from sft_lab.errors import RequestError
+from sft_lab.evaluation.generation import generate
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.module import SFTModule
 from sft_lab.qlora import (
@@ -146,13 +147,17 @@ def test_generating_leaves_modules_weights_and_gradient(
     modules = dict(model.named_modules())
     state = {name: value.clone() for name, value in model.state_dict().items()}
 
+    modes: list[bool] = []
+
     def fail() -> None:
         with evaluation_weights(model, weights, torch.float32) as generator:
-            logits(generator)
+            generate(generator, IDS.tolist(), max_new_tokens=3, eos_token_ids=(), pad_token_id=0)
+            modes.append(any(p.requires_grad for p in generator.parameters()))
             raise KeyError("lost")
 
     with pytest.raises(KeyError, match="lost"):
         fail()
+    assert modes == [weights == "live"]  # only what is not trained generates in inference mode
     assert dict(model.named_modules()) == modules
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in state.items())

@@ -6,6 +6,8 @@ import peft
 import pytest
 import torch
 from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GPTNeoXConfig,
@@ -46,6 +48,9 @@ WINDOW = {
     "sliding_window": 4,
     "layer_types": ["sliding_attention", "full_attention"],
 }
+ARCHITECTURES = ["llama", "qwen2", "gpt_neox", "gemma3", "bloom"]
+BLOOM = {key: SIZES[key] for key in ("vocab_size", "hidden_size", "initializer_range")}
+BLOOM |= {"n_layer": 2, "n_head": 4}
 PAD, EOS = 0, (1, 2, 3, 4)
 # transformers' continuous batching runs on a CPU as well, if too slowly to be offered there.
 ENGINES = [NativeEngine(5), pytest.param(TransformersContinuous(5), marks=pytest.mark.slow)]
@@ -59,6 +64,8 @@ def tiny(architecture: str) -> PreTrainedModel:
             return LlamaForCausalLM(LlamaConfig(**GROUPED))
         case "qwen2":
             return Qwen2ForCausalLM(Qwen2Config(**GROUPED))
+        case "bloom":  # its own attention, which reads the mask of tokens
+            return BloomForCausalLM(BloomConfig(**BLOOM))
         case "gpt_neox":
             return GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES))
         case "gemma3":
@@ -87,7 +94,9 @@ def batch_shapes(model: PreTrainedModel) -> list[tuple[int, int]]:
     """Watch a model: rows and tokens attended to of every forward pass to come."""
     shapes: list[tuple[int, int]] = []
     model.register_forward_pre_hook(
-        lambda module, args, kwargs: shapes.append(tuple(kwargs["attention_mask"].shape)),
+        lambda module, args, kwargs: shapes.append(
+            (len(kwargs["attention_mask"]), kwargs["attention_mask"].shape[-1])
+        ),
         with_kwargs=True,
     )
     return shapes
@@ -110,7 +119,7 @@ def theirs(model: PreTrainedModel) -> list[list[int]]:
     return answers
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt_neox", "gemma3"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_answers_are_those_of_transformers_one_by_one(architecture: str) -> None:
     model = tiny(architecture)
     expected = theirs(model)
@@ -118,7 +127,7 @@ def test_answers_are_those_of_transformers_one_by_one(architecture: str) -> None
     assert ours(model) == expected
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "gpt_neox", "gemma3"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("batch_size", [1, 3, 5])
 def test_batches_that_are_refilled_change_no_answer(architecture: str, batch_size: int) -> None:
     model = tiny(architecture)
@@ -174,6 +183,24 @@ def test_modes_and_random_state_are_left_alone() -> None:
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_a_model_can_be_trained_after_it_has_generated(frozen: bool) -> None:
+    # Positions of this kind are kept from one forward for the next.
+    rope = {"rope_type": "dynamic", "rope_theta": 10_000.0, "factor": 2.0}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(
+        LlamaConfig(**GROUPED, max_position_embeddings=4, rope_parameters=rope)
+    )
+    modes = []
+    model.register_forward_pre_hook(lambda *_: modes.append(torch.is_inference_mode_enabled()))
+    ours(model.requires_grad_(not frozen))
+    assert set(modes) == {frozen}
+    model.requires_grad_(True)
+    input_ids = torch.tensor(PROMPTS[:1])
+    model(input_ids=input_ids, labels=input_ids).loss.backward()
+    assert all(parameter.grad is not None for parameter in model.parameters())
 
 
 def test_modes_are_restored_after_an_error() -> None:

@@ -2,7 +2,8 @@
 
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,7 +16,6 @@ from sft_lab.evaluation.generation.stop_strings import Decode, StopWatch
 _REFILL = 4  # new rows are let in when a batch has lost one part in so many
 
 
-@torch.no_grad()
 def generate(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -72,7 +72,7 @@ def generate(
     batch_size = min(batch_size or len(prompts), len(prompts))
     waiting = deque(order)
     batch: _Batch | None = None
-    with evaluating(model):
+    with _without_gradients(model), evaluating(model):
         while waiting or batch:
             rows = batch.rows if batch else []
             room = batch_size
@@ -129,9 +129,13 @@ class _Batch:
 
     def forward(self, model: PreTrainedModel) -> Tensor:
         """Return the logits of every row's next token, ``[B, V]``."""
+        mask = self.attention_mask
+        if self.input_ids.shape[1] == 1 and self.cache.takes_rows and _takes_masks(model):
+            # What transformers would make of it for one more token, in a tenth of the time.
+            mask = mask.bool()[:, None, None]
         logits: Tensor = model(
             input_ids=self.input_ids,
-            attention_mask=self.attention_mask,
+            attention_mask=mask,
             position_ids=self.position_ids,
             past_key_values=self.cache,
             use_cache=True,
@@ -228,6 +232,21 @@ class _Answers:
         if self._watches is not None and self._watches[row].add(token_id):
             return False
         return len(self.token_ids[row]) < self.max_new_tokens
+
+
+def _takes_masks(model: PreTrainedModel) -> bool:
+    """Say whether a mask ``[B, 1, T, S]`` reaches attention as it is."""
+    sdpa: bool = model.config._attn_implementation == "sdpa"
+    return sdpa and model.is_backend_compatible()
+
+
+def _without_gradients(model: PreTrainedModel) -> AbstractContextManager[Any]:
+    """Return the mode to generate in: inference where nothing is trained, a tenth faster.
+
+    What a forward keeps in its layers there, as 8-bit ones do, could not be trained with.
+    """
+    trained = any(parameter.requires_grad for parameter in model.parameters())
+    return torch.no_grad() if trained else torch.inference_mode()
 
 
 @contextmanager
