@@ -42,7 +42,7 @@ from sft_lab.module import SFTModule
 from sft_lab.qlora import check_base
 from sft_lab.resume import Resume, check_model, check_run, resume_last, resume_path
 from sft_lab.run_lock import run_lock
-from sft_lab.tracking import RunLogger, RunStore, make_folder, prepare_store, run_tags
+from sft_lab.tracking import NO_LOGGER, RunLogger, RunStore, make_folder, prepare_store, run_tags
 
 RUN_COMMANDS = ("fit", "validate", "test")
 GROUPS: dict[str, Any] = {
@@ -259,10 +259,7 @@ class LabCLI(LightningCLI):
         if not isinstance(logger, Namespace) or not str(logger.get("class_path", "")).endswith(
             "RunLogger"
         ):
-            raise RequestError(
-                "trainer.logger must be sft_lab.tracking.RunLogger, which files checkpoints; "
-                "configs/trainer.yaml has it."
-            )
+            raise RequestError(NO_LOGGER)
         self._check_trainer()
         logger.init_args.run_name = logger.init_args.run_name or self._run_name()
         logger.init_args.tags = {  # what the lab finds runs by wins over the user's own

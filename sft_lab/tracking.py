@@ -31,6 +31,11 @@ _SQLITE = "sqlite:///"
 _BATCH = 1000  # metrics that MLflow takes in one request
 _URI_KEY = "trainer.logger.init_args.tracking_uri"
 
+NO_LOGGER = (
+    "trainer.logger must be sft_lab.tracking.RunLogger, which files checkpoints; "
+    "configs/trainer.yaml has it."
+)
+
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
@@ -231,11 +236,16 @@ def this_process() -> str:
     return f"{socket.gethostname()}:{process.pid}:{process.create_time():.0f}"
 
 
+def is_elsewhere(process: str) -> bool:
+    """Say whether the process of a tag was started on another machine."""
+    return process.rsplit(":", 2)[0] != socket.gethostname()
+
+
 def is_alive(process: str) -> bool:
     """Say whether the process of a tag still runs; one on another machine is taken to."""
-    host, pid, created = process.rsplit(":", 2)
-    if host != socket.gethostname():
+    if is_elsewhere(process):
         return True
+    _, pid, created = process.rsplit(":", 2)
     try:
         found = psutil.Process(int(pid))
         # A killed process that its parent has not asked after is a zombie: it is there, and dead.
@@ -295,10 +305,15 @@ class RunStore:
         """MLflow's own client; it makes a local store that is not there."""
         return MlflowClient(absolute(self.tracking_uri))
 
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a store; a local one is made by the first run."""
+        file = local_file(self.tracking_uri)
+        return file is None or file.exists()
+
     def runs(self) -> list[Any]:
         """Return the lab's runs, newest first; those whose process is gone are marked KILLED."""
-        file = local_file(self.tracking_uri)
-        if file is not None and not file.exists():
+        if not self.is_there:
             return []
         experiments = [experiment.experiment_id for experiment in self.client.search_experiments()]
         found: list[Any] = []

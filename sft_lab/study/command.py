@@ -22,8 +22,8 @@ from sft_lab.study.parent_run import ParentRun, open_parent
 from sft_lab.study.progress_table import ProgressTable
 from sft_lab.study.read_design import read_design
 from sft_lab.study.runner import Progress, Runner
-from sft_lab.study.runs import CostOf, StudyRun, plan_run, plan_runs, with_forks
-from sft_lab.study.search import SearchKey, run_searches, searches
+from sft_lab.study.runs import CostOf, StudyRun, logger_settings, plan_run, plan_runs, with_forks
+from sft_lab.study.search import SearchKey, check_search, run_searches, searches
 from sft_lab.tables import format_table
 from sft_lab.tracking import RunStore, absolute, prepare_store
 
@@ -46,8 +46,7 @@ class Study(NamedTuple):
     @property
     def logger(self) -> Mapping[str, Any]:
         """The settings of the logger that all runs share."""
-        settings: Mapping[str, Any] = self.example.config["trainer"]["logger"]["init_args"]
-        return settings
+        return self.example.logger
 
     @property
     def store(self) -> RunStore:
@@ -90,12 +89,14 @@ def lay_out(arguments: list[str], *, with_cost: bool = False) -> Study:
     if not runs and first is None:
         raise RequestError("questions: the study has no run.")
     known = [*runs, *([plan_run(first)] if first is not None else [])]
-    stores = {str(run.config["trainer"]["logger"]["init_args"]["tracking_uri"]) for run in known}
+    stores = {str(run.logger["tracking_uri"]) for run in known}
     if len(stores) > 1:
         raise RequestError(
             f"the runs of a study share one store, got {', '.join(sorted(stores))}; "
             "set trainer.logger.init_args.tracking_uri under set."
         )
+    for one in searches(design):
+        check_search(one, known[-1].scores)
     return Study(design, config, runs, known[-1])
 
 
@@ -114,7 +115,7 @@ def _cost_of() -> CostOf:
     speeds: dict[str, KnownSpeeds] = {}
 
     def cost(data: StagedDataModule, config: Mapping[str, Any]) -> RunCost:
-        uri = str(config["trainer"]["logger"]["init_args"]["tracking_uri"])
+        uri = str(logger_settings(config)["tracking_uri"])
         if uri not in speeds:
             speeds[uri] = KnownSpeeds(RunStore(uri))
         return run_cost(data, config, speeds[uri].speed(run_parameters(data, config)))
@@ -213,6 +214,7 @@ def _fill(study: Study, parent: ParentRun, executor: Executor) -> dict[str, Prog
             executor,
             lambda run, fork: make_job(study, parent, run, fork),
             attempts=study.design.attempts,
+            lost=lambda run: parent.give_up(run.digest),
             tell=tell,
         )
         progress = runner.run(study.runs, finished_runs(study))

@@ -3,7 +3,6 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 import yaml
@@ -49,7 +48,7 @@ class Arm:
     Args:
         config: A strategy's file, by its name in the study's ``strategies``, or a path.
         also: Config files laid over it.
-        set: Values by dotted key, as overrides.
+        set: Values by dotted key, as overrides; as text, as a command line holds them.
         grid: Axes by name; with several, every combination is a run.
         seeds: ``seed_everything`` of its runs; the question's where not given.
         search: Tries only the values of an axis that it needs.
@@ -57,7 +56,7 @@ class Arm:
 
     config: str
     also: list[str] = field(default_factory=list)
-    set: dict[str, Any] = field(default_factory=dict)
+    set: dict[str, str] = field(default_factory=dict)
     grid: dict[str, Axis] = field(default_factory=dict)
     seeds: list[int] | None = None
     search: Search | None = None
@@ -107,7 +106,7 @@ class StudyDesign:
         fractions: Amounts that questions refer to as ``${fractions}``.
         shares: Replay shares that questions refer to as ``${shares}``.
         retention: Least retentions that questions refer to as ``${retention}``.
-        set: Values by dotted key, of every run.
+        set: Values by dotted key, of every run, as an arm's.
         resources: What one run takes.
         attempts: How often a run that crashes is begun or gone on with.
     """
@@ -119,7 +118,7 @@ class StudyDesign:
     fractions: list[Scalar] = field(default_factory=list)
     shares: list[Scalar] = field(default_factory=list)
     retention: dict[str, float] = field(default_factory=dict)
-    set: dict[str, Any] = field(default_factory=dict)
+    set: dict[str, str] = field(default_factory=dict)
     resources: Resources = Resources()
     attempts: int = 3
 
@@ -147,7 +146,7 @@ class CellSpec:
 
     @property
     def name(self) -> str:
-        """The run's name in MLflow, the same for equal runs of one question only.
+        """Its name, and that of the run in MLflow that it is the first to need.
 
         >>> CellSpec("rq4", "dmt", {"k": "1/64"}, 0, ()).name
         'rq4 dmt k=1/64 seed 0'
@@ -192,7 +191,7 @@ def arm_cells(
         for seed in arm.seeds or seeds or design.seeds:
             overrides = {**fixed, **gridded, "seed_everything": seed}
             arguments = [f"--config={file}" for file in files]
-            arguments += [f"--{key}={_written(value)}" for key, value in overrides.items()]
+            arguments += [f"--{key}={written(value)}" for key, value in overrides.items()]
             found.append(CellSpec(question, arm_name, axis, seed, tuple(arguments)))
     return found
 
@@ -203,13 +202,8 @@ def _file(design: StudyDesign, name: str) -> str:
     return path
 
 
-def _written(value: Any) -> str:
+def written(value: Any) -> str:
     """Return a value as the command line takes it."""
     if isinstance(value, str):
         return value
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("\n...")
-
-
-def strategy_name(cell: CellSpec) -> str:
-    """Return the name of a cell's strategy, that of its first config file."""
-    return Path(cell.arguments[0].partition("=")[2]).stem

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sft_lab.metrics.paired import paired_means, paired_over_seeds
+from sft_lab.metrics.paired import paired_over_seeds
 
 Verdict = Literal["kept", "not kept", "not shown"]
 
@@ -41,8 +41,7 @@ def judge(
 
     Every ability's retention must be shown to be at least its limit, each at the confidence asked
     for: that all are is then as sure. That one is below its limit must be shown at a confidence
-    corrected for their number (Bonferroni). Seeds of one run's two sides are taken as independent,
-    which makes the search careful.
+    corrected for their number (Bonferroni).
 
     Args:
         marks: Marks at the best boundary and at the end, each by seed, then item, by metric key.
@@ -58,10 +57,7 @@ def judge(
     for key, limit in retention.items():
         best, now = marks[key]
         needed = [[limit * mark for mark in seed] for seed in best]
-        if len(needed) == 1:
-            difference = paired_means(needed[0], now[0])
-        else:
-            difference = paired_over_seeds(needed, now)
+        difference = paired_over_seeds(needed, now, same_runs=True)
         one_sided = difference.p / 2
         if difference.value < 0 and one_sided < doubt / len(retention):
             return "not kept"

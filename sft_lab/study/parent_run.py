@@ -9,11 +9,12 @@ from typing import Any
 from sft_lab.errors import RequestError
 from sft_lab.results import read_result
 from sft_lab.study.design import CellSpec, StudyDesign
+from sft_lab.study.job import CELL_TAG, PARENT_TAG
 from sft_lab.study.k_finder import Found
 from sft_lab.study.runner import Progress
 from sft_lab.study.search import SearchKey, search_results
 from sft_lab.study.study_results import Cell, Question, SearchResult, StudyResults
-from sft_lab.tracking import PROCESS_TAG, RunStore, is_alive, this_process
+from sft_lab.tracking import PROCESS_TAG, RunStore, is_alive, is_elsewhere, this_process
 
 STUDY_TAG = "sft_lab.study"
 _DIGEST_TAG = "sft_lab.study_digest"
@@ -30,6 +31,22 @@ class ParentRun:
     def end(self, status: str) -> None:
         """Close it: FINISHED, FAILED where cells are missing, KILLED where it was stopped."""
         self.store.client.set_terminated(self.run_id, status)
+
+    def give_up(self, digest: str | None = None) -> None:
+        """Mark runs KILLED whose machine is gone; of those of this machine the store knows itself.
+
+        Args:
+            digest: Those of a run; of the whole study where not given.
+        """
+        for run in self.store.runs():
+            tags = run.data.tags
+            if (
+                run.info.status == "RUNNING"
+                and tags.get(PARENT_TAG) == self.run_id
+                and digest in (None, tags.get(CELL_TAG))
+                and is_elsewhere(tags[PROCESS_TAG])
+            ):
+                self.store.client.set_terminated(run.info.run_id, "KILLED")
 
     def record(
         self,
@@ -107,11 +124,14 @@ def open_parent(
         if run.info.status == "RUNNING" and process and is_alive(process):
             raise RequestError(
                 f"study {name} goes on already, in process {process} "
-                f"(MLflow run {run.info.run_id[:8]}). Stop that one first, or wait for it."
+                f"(MLflow run {run.info.run_id[:8]}). Stop that one first, or wait for it; where "
+                "its machine is gone, set the run's status to KILLED."
             )
         client.set_tag(run.info.run_id, PROCESS_TAG, this_process())
         client.update_run(run.info.run_id, status="RUNNING")
-        return ParentRun(store, run.info.run_id)
+        found = ParentRun(store, run.info.run_id)
+        found.give_up()  # Ray stops what a driver has begun when that is gone
+        return found
     known = client.get_experiment_by_name(experiment)
     experiment_id = (
         known.experiment_id if known else client.create_experiment(experiment, artifacts)
@@ -123,7 +143,9 @@ def open_parent(
 
 
 def find_parents(store: RunStore, name: str = "%") -> list[Any]:
-    """Return the runs of studies of a name, or of all, newest first."""
+    """Return the runs of studies of a name, or of all, newest first; makes no store."""
+    if not store.is_there:
+        return []
     experiments = [experiment.experiment_id for experiment in store.client.search_experiments()]
     if not experiments:
         return []

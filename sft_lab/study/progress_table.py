@@ -9,6 +9,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from sft_lab.study.job import CELL_TAG
 from sft_lab.study.runner import Progress
@@ -45,9 +46,8 @@ class ProgressTable:
 
     def __call__(self, progress: Mapping[str, Progress]) -> None:
         """Show the progress of all runs."""
-        steps = _steps_taken(self.store) if self._live or self._changed(progress) else {}
         if self._live is not None:
-            self._live.update(self._table(progress, steps), refresh=True)
+            self._live.update(self._table(progress, _steps_taken(self.store)), refresh=True)
             return
         for digest, p in progress.items():
             now = (p.state, p.attempts, p.losses)
@@ -61,11 +61,6 @@ class ProgressTable:
                 )
                 self.console.print(line, highlight=False, soft_wrap=True, markup=False)
             self._told[digest] = now
-
-    def _changed(self, progress: Mapping[str, Progress]) -> bool:
-        return any(
-            self._told.get(d) != (p.state, p.attempts, p.losses) for d, p in progress.items()
-        )
 
     def _minutes(self) -> str:
         minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
@@ -82,12 +77,12 @@ class ProgressTable:
             state = "running" if running else p.state
             step = total if p.state == "finished" else steps.get(digest, 0)
             table.add_row(
-                p.run.name,
-                f"[{_STYLES[state]}]{state}[/]" if state in _STYLES else state,
+                Text(p.run.name),
+                Text(state, _STYLES.get(state, "")),
                 str(step) if running or p.state == "finished" else "",
                 str(total),
                 str(p.attempts or ""),
-                p.reason[:60],
+                Text(p.reason[:60]),  # not as markup: it may hold brackets
             )
         return table
 

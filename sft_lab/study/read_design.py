@@ -1,8 +1,8 @@
 """Reads a study's config and refuses what cannot be right, before any run is laid out."""
 
 import re
-from collections.abc import Iterator
-from typing import get_type_hints
+from collections.abc import Iterable, Iterator
+from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
@@ -10,7 +10,7 @@ from sft_lab.config import Composed
 from sft_lab.config_keys import check_keys
 from sft_lab.errors import RequestError
 from sft_lab.lab_cli import GROUPS, explain
-from sft_lab.study.design import STUDY_KEYS, Arm, StudyDesign
+from sft_lab.study.design import STUDY_KEYS, Arm, StudyDesign, written
 
 
 def read_design(composed: Composed) -> StudyDesign:
@@ -31,12 +31,28 @@ def read_design(composed: Composed) -> StudyDesign:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--study", type=StudyDesign)
     try:
-        design: StudyDesign = parser.instantiate(parser.parse_object({"study": whole})).study
+        parsed = parser.parse_object({"study": _with_sets_as_text(whole)})
+        design: StudyDesign = parser.instantiate(parsed).study
     except ArgumentError as fault:
         raise RequestError(explain(str(fault).replace("study.", ""), composed)) from fault
     for key, why in _faults(design):
         raise RequestError(f"{composed.origin(key)}{key}{why}")
     return design
+
+
+def _with_sets_as_text(value: Any) -> Any:
+    """Return a config in which every value under ``set`` is text, as an override on a command line.
+
+    The parser would otherwise make the classes that it names, which is for the run to do.
+    """
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: {name: written(set_) for name, set_ in inner.items()}
+        if key == "set" and isinstance(inner, dict)
+        else _with_sets_as_text(inner)
+        for key, inner in value.items()
+    }
 
 
 def _faults(design: StudyDesign) -> Iterator[tuple[str, str]]:
@@ -50,6 +66,7 @@ def _faults(design: StudyDesign) -> Iterator[tuple[str, str]]:
     takes = design.resources
     if takes.cpus < 1 or takes.gpus < 0:
         yield "resources", f": cpus must be 1 or more and gpus 0 or more, got {takes}."
+    yield from _faults_of_set("set", design.set)
     for name, question in design.questions.items():
         if not question.arms:
             yield f"questions.{name}.arms", " is empty; a question has at least one arm."
@@ -57,17 +74,21 @@ def _faults(design: StudyDesign) -> Iterator[tuple[str, str]]:
             yield from _faults_of_arm(f"questions.{name}.arms.{arm_name}", arm)
 
 
+def _faults_of_set(key: str, values: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for name in values:
+        if name.split(".")[0] not in GROUPS:
+            yield key, f": {name!r} does not begin with {', '.join(GROUPS)}."
+
+
 def _faults_of_arm(key: str, arm: Arm) -> Iterator[tuple[str, str]]:
+    yield from _faults_of_set(f"{key}.set", arm.set)
     for name, axis in arm.grid.items():
         if not axis.values or not axis.keys:
             counts = f"{len(axis.values)} values and {len(axis.keys)} keys"
             yield f"{key}.grid.{name}", f" needs values and keys, got {counts}."
         if len({str(value) for value in axis.values}) < len(axis.values):
             yield f"{key}.grid.{name}.values", f" has a value twice: {axis.values}."
-        for changed in axis.keys:
-            if changed.split(".")[0] not in GROUPS:
-                known = ", ".join(GROUPS)
-                yield f"{key}.grid.{name}.keys", f": {changed!r} does not begin with {known}."
+        yield from _faults_of_set(f"{key}.grid.{name}.keys", axis.keys)
     if arm.search is None:
         return
     if arm.search.axis not in arm.grid:

@@ -44,6 +44,7 @@ class Runner:
         executor: Where.
         make_job: Gives the job of a run, and of ``RUN_ID@STAGE`` that it starts from.
         attempts: How often a run may crash before it is given up.
+        lost: Called with a run under which its machine was lost, before it is tried again.
         tell: Called with the progress of every run whenever something has changed, and every few
             seconds.
         poll_s: Seconds between two calls of ``tell``.
@@ -52,6 +53,7 @@ class Runner:
     executor: Executor
     make_job: Callable[[StudyRun, str | None], Job]
     attempts: int = 3
+    lost: Callable[[StudyRun], None] = lambda run: None
     tell: Callable[[Mapping[str, Progress]], None] = lambda progress: None
     poll_s: float = 2.0
     progress: dict[str, Progress] = field(default_factory=dict)
@@ -101,7 +103,9 @@ class Runner:
         progress.reason = ended.reason
         # A machine that is lost says nothing of the run; a crash may come again.
         progress.attempts += ended.code is not None
-        progress.losses += ended.code is None
+        if ended.code is None:
+            progress.losses += 1
+            self.lost(progress.run)
         given_up = (
             ended.code == _REQUEST_WAS_WRONG
             or progress.attempts >= self.attempts

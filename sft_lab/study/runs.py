@@ -20,6 +20,7 @@ from sft_lab.lab_cli import compose
 from sft_lab.paths import package_dir
 from sft_lab.run_plan import RunCost
 from sft_lab.study.design import CellSpec
+from sft_lab.tracking import NO_LOGGER
 
 CostOf = Callable[[StagedDataModule, Mapping[str, Any]], RunCost]
 _PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes")
@@ -48,6 +49,7 @@ class StudyRun:
         config: The resolved config, as it is written.
         abilities: Metric key of each benchmark's first score, by the source that teaches it; a
             source's second benchmark, and one without a source, go by the benchmark's own name.
+        scores: Metric keys of all scores of which more is better.
         cost: What it will cost without a fork, where it was asked for.
         fork: What it can be forked from.
     """
@@ -61,6 +63,7 @@ class StudyRun:
     base: str
     config: Mapping[str, Any]
     abilities: Mapping[str, str]
+    scores: tuple[str, ...] = ()
     cost: RunCost | None = None
     fork: Fork | None = None
 
@@ -73,6 +76,11 @@ class StudyRun:
     def arguments(self) -> tuple[str, ...]:
         """What stands behind ``fit``."""
         return self.cells[0].arguments
+
+    @property
+    def logger(self) -> Mapping[str, Any]:
+        """The settings of its logger."""
+        return logger_settings(self.config)
 
     @property
     def steps_to_train(self) -> int:
@@ -120,6 +128,7 @@ def plan_run(cell: CellSpec, cost: CostOf | None = None) -> StudyRun:
             raise RequestError(f"fit knows no {rest[0]}.")
         data = planned(composed, None)
         run = describe(cell, composed, data)
+        logger_settings(run.config)
         return replace(run, cost=cost(data, run.config)) if cost is not None else run
     except RequestError as fault:
         raise RequestError(f"cell '{cell.name}': {fault}") from fault
@@ -158,7 +167,26 @@ def describe(cell: CellSpec, composed: Composed, data: StagedDataModule) -> Stud
         base=base,
         config=config,
         abilities=_abilities(data.evaluation),
+        scores=tuple(
+            f"{name}/{score}"
+            for name, benchmark in data.evaluation.benchmarks.items()
+            for score in benchmark.score_names
+            if benchmark.is_ability(score)
+        ),
     )
+
+
+def logger_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the logger's arguments of a run's config.
+
+    Raises:
+        RequestError: If it has none.
+    """
+    try:
+        settings: Mapping[str, Any] = config["trainer"]["logger"]["init_args"]
+    except (KeyError, TypeError) as fault:
+        raise RequestError(NO_LOGGER) from fault
+    return settings
 
 
 def _abilities(suite: EvaluationSuite) -> dict[str, str]:

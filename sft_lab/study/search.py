@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from sft_lab.compare.outcomes import outcomes
+from sft_lab.data.stage import nearest
 from sft_lab.errors import RequestError
 from sft_lab.results import Point, RunResult, read_answers, read_result
 from sft_lab.study.design import Arm, CellSpec, Search, StudyDesign, arm_cells
@@ -73,6 +74,20 @@ def searches(design: StudyDesign) -> Iterator[ArmSearch]:
             if arm.search is not None:
                 found = arm_cells(design, name, arm_name, arm, question.seeds)
                 yield ArmSearch(SearchKey(name, arm_name), arm, arm.search, found)
+
+
+def check_search(one: ArmSearch, scores: Sequence[str]) -> None:
+    """Refuse a search by a score that its runs do not have.
+
+    Raises:
+        RequestError: Naming the score, and the nearest right one.
+    """
+    for key in one.search.retention:
+        if key not in scores:
+            raise RequestError(
+                f"questions.{one.key.question}.arms.{one.key.arm}.search.retention: no run "
+                f"measures {key!r}{nearest(key, scores)}; there are {', '.join(scores)}."
+            )
 
 
 def retained_marks(

@@ -81,6 +81,8 @@ def test_one_key_can_be_changed_on_the_command_line(write: Any) -> None:
         ("--questions.q.design=ratios", "ratios"),
         ("--questions.q.arms.dmt.search={axis: j, retention: {a/b: 0.9}}", "got 'j'"),
         ("--questions.q.arms.dmt.search={axis: k, retention: {a/b: 2}}", "(0, 1], got 2"),
+        ("--set={dta.k: 1}", "set: 'dta.k' does not begin with"),
+        ("--set=3", "set: Expected a dict"),
         ("--resources={cpus: 0}", "cpus must be 1 or more"),
     ],
 )

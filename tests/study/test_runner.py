@@ -115,9 +115,11 @@ def test_a_wrong_request_is_not_tried_again() -> None:
 
 def test_a_lost_machine_does_not_count_as_a_crash() -> None:
     executor = Scripted({"run": [(LOST, "node died")] * 5})
-    runner = Runner(executor, make_job, attempts=1)
+    told: list[str] = []
+    runner = Runner(executor, make_job, attempts=1, lost=lambda run: told.append(run.name))
     runner.run([study_run("run", "a")], finished={})
     assert states(runner) == {"run": "finished"}
+    assert told == ["q run seed 0"] * 5
     assert (runner.progress["run"].attempts, runner.progress["run"].losses) == (0, 5)
 
 

@@ -1,6 +1,5 @@
 """Studies on a real, embedded Ray over the tiny world."""
 
-import json
 import os
 import signal
 from pathlib import Path
@@ -97,19 +96,3 @@ def test_ctrl_c_ends_a_study_with_its_runs_saved(study_lab: Lab) -> None:
     assert "Stopped by SIGINT" in err
     assert recorded_study(lab)["status"] == "KILLED"
     assert "RUNNING" not in {run.info.status for run in lab.runs}
-
-
-def test_commands_for_elsewhere_fill_the_study(study_lab: Lab) -> None:
-    lab = study_lab
-    code, out, err = run_study(lab, "--print")
-    assert code == 0, err
-    commands = out.splitlines()
-    assert len(commands) == 2
-    assert commands[0].startswith("python -m sft_lab fit --config=./math.yaml ")
-    code, out, err = run_study(lab, "--plan", "--json")
-    plan = json.loads(out)
-    assert (plan["cells"], plan["finished"]) == (3, 0)
-    assert (plan["steps_to_train"], plan["steps_without_forks"]) == (
-        5 + 5,
-        5 + 5 + 5,
-    )  # the second run is forked
