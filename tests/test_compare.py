@@ -123,3 +123,21 @@ def test_a_reference_may_be_any_run(three_runs: Lab) -> None:
     assert {change["before"] for change in compared["differences"]} == {runs[1]}
     compared = json.loads(three_runs("compare", runs[0], "--reference", runs[1], "--json").out)
     assert [run["name"] for run in compared["runs"]] == [runs[1], runs[0]]
+
+
+def test_seeds_trained_by_other_configs_are_not_taken_together(
+    three_runs: Lab,
+) -> None:
+    lab = three_runs
+    other = ("--config=scripted.yaml", "--evaluation.every_n_steps=null", "--seed_everything=2")
+    name = "--trainer.logger.init_args.run_name=tiny k=1/4 seed 2"
+    outcome = lab.fit(*other, name, "--data.stages.second.lr=0.003")
+    assert outcome.code == 0, outcome.err
+    outcome = lab("compare", "--over_seeds", "tiny k=1/4")
+    assert outcome.code == 2
+    assert (
+        "data.stages.second.lr is 0.005 in 'tiny k=1/4 seed 0' and 0.003 in 'tiny k=1/4 seed 2'"
+        in outcome.err
+    )
+    seeds = ("tiny k=1/4 seed 0", "tiny k=1/4 seed 1")
+    assert lab("compare", "--over_seeds", *seeds).code == 0

@@ -3,8 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import yaml
 
 from sft_lab.compare.outcomes import Outcomes, outcomes
+from sft_lab.config import contradiction, identity
 from sft_lab.errors import RequestError
 from sft_lab.results import RunResult, read_answers, read_result
 from sft_lab.tracking import RunStore
@@ -105,7 +109,8 @@ def over_seeds(store: RunStore, names: Sequence[str]) -> list[Arm]:
     A name without its seed stands for the newest finished run of each of its seeds.
 
     Raises:
-        RequestError: As ``single_runs``, and if a seed is there twice in one group.
+        RequestError: As ``single_runs``, if a seed is there twice in one group, and if the runs of
+            a group were not trained alike: what differs would pass for the work of seeds.
     """
     finished = [run for run in store.runs() if run.info.status == "FINISHED"]
     groups: dict[str, dict[int, MeasuredRun]] = {}
@@ -131,8 +136,40 @@ def over_seeds(store: RunStore, names: Sequence[str]) -> list[Arm]:
     arms = []
     for name, group in groups.items():
         runs = tuple(group[seed] for seed in sorted(group))
+        _check_alike(store, [run.result for run in runs])
         arms.append(Arm(name if len(runs) > 1 else runs[0].result.name, runs))
     return arms
+
+
+def _check_alike(store: RunStore, runs: Sequence[RunResult]) -> None:
+    """Refuse runs whose configs of training differ in more than their seed."""
+    first, *others = runs
+    if not others:
+        return
+    config = _training(store, first)
+    for other in others:
+        found = contradiction(config, _training(store, other), len(first.stages))
+        if found is not None:
+            key, ours, theirs = found
+            raise RequestError(
+                f"RUN: {key} is {ours} in {first.name!r} and {theirs} in {other.name!r}: they are "
+                "no seeds of one training. Name the runs of each, or leave --over_seeds out."
+            )
+
+
+def _training(store: RunStore, run: RunResult) -> dict[str, Any]:
+    # How it was measured is another question, of ``protocols``.
+    config = identity(yaml.safe_load(store.artifact_text(run.run_id, "config.yaml")))
+    return _without_seeds({key: config[key] for key in config if key != "evaluation"})
+
+
+def _without_seeds(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a config without ``seed_everything`` and the seeds that follow it."""
+    return {
+        key: _without_seeds(value) if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if key not in ("seed", "seed_everything")
+    }
 
 
 def without_seed(name: str) -> str:

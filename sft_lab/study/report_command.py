@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from sft_lab.errors import RequestError
 from sft_lab.results import ItemAnswer, RunResult, read_answers
@@ -70,6 +71,9 @@ def make_report(store: RunStore, study: str, out: Path, represented: Sequence[st
     def marks(run: RunResult, benchmark: str, step: int) -> list[ItemAnswer]:
         return read_answers(store, run.run_id, benchmark, step)
 
-    write_report(build_report(read_study(store, run_id), marks, figures), out)
-    store.client.log_artifacts(run_id, str(out), "report")
+    report = build_report(read_study(store, run_id), marks, figures)
+    write_report(report, out)
+    with TemporaryDirectory() as alone:  # the folder may hold more than the report
+        write_report(report, Path(alone))
+        store.client.log_artifacts(run_id, alone, "report")
     return out / "report.html"

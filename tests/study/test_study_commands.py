@@ -8,6 +8,8 @@ import yaml
 from runs import Lab
 from study_runs import STUDY
 
+from sft_lab.study.parent_run import open_parent
+
 
 def test_commands_for_elsewhere_and_the_plan(study_lab: Lab) -> None:
     printed = study_lab("study", "--config=study.yaml", "--print")
@@ -67,3 +69,23 @@ def test_a_report_of_nothing_is_refused_and_makes_nothing(study_lab: Lab, study:
     assert outcome.code == 2
     assert "mlruns/mlflow.db" in outcome.err
     assert sorted(study_lab.folder.iterdir()) == before
+
+
+def test_only_the_report_is_filed_of_a_folder_that_holds_more(study_lab: Lab) -> None:
+    lab = study_lab
+    parent = open_parent(lab.store, "sft_lab", None, "tiny", STUDY)
+    cell = {"question": "q", "arm": "math", "axis": {}, "seed": 0, "run_id": None}
+    content = {
+        "name": "tiny",
+        "abilities": {},
+        "questions": {"q": {"title": "?", "design": "grid"}},
+        "cells": [cell],
+        "searches": [],
+    }
+    lab.store.client.log_text(parent.run_id, json.dumps(content), "cells.json")
+    outcome = lab("report", f"--study={parent.run_id}", "--out=.")
+    assert outcome.code == 0, outcome.err
+    filed = {a.path for a in lab.store.client.list_artifacts(parent.run_id, "report")}
+    assert {"report/report.html", "report/report.md"} <= filed
+    assert not {path for path in filed if path.endswith(("yaml", "mlruns"))}
+    assert (lab.folder / "report.html").is_file()
