@@ -2,6 +2,8 @@
 # make test: sets up and passes every test. Both need nothing but Python 3.11 or later.
 PYTHON ?= python3
 BIN := .venv/bin
+# A process for each core, four at most: each holds torch. Tests of one file share what they made.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 # Bytecode is written at the first import, not at installation: most modules are never imported.
@@ -22,10 +24,10 @@ demo: setup
 	$(BIN)/python -m sft_lab compare "sequential seed 0" "dmt k=1/16 seed 0"
 
 test: setup lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 quick: setup lint
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu"
 
 lint: setup
 	$(BIN)/ruff check

@@ -8,6 +8,10 @@ from typing import Any
 
 import pytest
 
+# Two pools of threads on the same cores would spin against each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # Fixtures: the command line, a judge, a stand-in for vLLM, ways to isolate programs.
 pytest_plugins = ["runs", "study_runs", "judge_server", "vllm_server", "sandboxes"]
 
