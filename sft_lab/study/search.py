@@ -57,11 +57,11 @@ class ArmSearch:
                 failed = True
                 return None
             marks = retained_marks(store, [str(run_id) for run_id in ids], self.search.retention)
-            return judge(marks, self.search.retention, self.search.confidence)
+            return judge(marks, self.search.retention, self.search.confidence, len(all_seeds))
 
         values = list(map(str, self.arm.grid[self.search.axis].values))
-        seeds = list(dict.fromkeys(cell.seed for cell in self.cells))
-        step = search(values, seeds, verdict)
+        all_seeds = list(dict.fromkeys(cell.seed for cell in self.cells))
+        step = search(values, all_seeds, verdict)
         if failed:
             return None
         return by_place[step.value, step.seed] if isinstance(step, Trial) else step
@@ -160,6 +160,7 @@ def search_results(
             verdicts=result.verdicts,
             trials=result.trials,
             grid=len(one.cells),
+            seeds=result.seeds,
         )
         for one, result in ended
         if result is not None
