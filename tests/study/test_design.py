@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,29 @@ def test_what_cannot_be_right_is_refused_by_its_key(
 ) -> None:
     with pytest.raises(RequestError, match=re.escape(message)):
         read_study_config([*write(), override])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("[1/4, 1/64, 0]", "a search needs values that rise: 0, 1/64, 1/4; got 1/4, 1/64, 0."),
+        ("[1/16, 1/2, 0.5]", "a search needs values that rise: 1/16, 0.5; got 1/16, 1/2, 0.5."),
+        ("[low, high]", "so they must be numbers, got low, high."),
+        ("[0, 1/0]", "so they must be numbers, got 0, 1/0."),
+    ],
+)
+def test_a_search_needs_values_that_rise(
+    write: Any, tmp_path: Path, values: str, message: str
+) -> None:
+    key = "questions.q.arms.dmt.grid.k.values"
+    search = "--questions.q.arms.dmt.search={axis: k, retention: {a/b: 0.9}}"
+    with pytest.raises(RequestError, match=re.escape(f"{key}: ") + f".*{re.escape(message)}"):
+        read_study_config([*write(), search, f"--{key}={values}"])
+    grid = {"k": {"values": yaml.safe_load(values), "keys": ["data.k"]}}
+    file = tmp_path / "later.yaml"
+    file.write_text(json.dumps({"questions": {"q": {"arms": {"dmt": {"grid": grid}}}}}))
+    with pytest.raises(RequestError, match=re.escape(f"later.yaml, line 1: {key}")):
+        read_study_config([*write(), f"--config={file}", search])
 
 
 def test_an_unknown_strategy_is_refused_by_its_file(write: Any) -> None:
