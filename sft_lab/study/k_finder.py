@@ -75,7 +75,7 @@ def judge(
     all_kept = True
     for key, limit in retention.items():
         best, now = marks[key]
-        if len(now) < min(num_seeds, 2):
+        if len(now) < min(num_seeds, 2) or not now[0]:
             return "not shown"
         needed = [[limit * mark for mark in seed] for seed in best]
         value, p = _one_sided(needed, now)
