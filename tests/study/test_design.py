@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from sft_lab.errors import RequestError
+from sft_lab.lab_cli import compose
 from sft_lab.study.command import read_study_config
 from sft_lab.study.design import cells
 
@@ -129,3 +130,16 @@ def test_every_study_of_ours_can_be_read(file: Path, monkeypatch: pytest.MonkeyP
     design, _ = read_study_config([f"--config={file}"])
     assert cells(design)
     assert f"--config configs/studies/{file.name}" in file.read_text()
+
+
+def test_search_and_guard_of_a_study_are_asked_for_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    design, _ = read_study_config(["--config=configs/studies/world_replay.yaml"])
+    search = design.questions["replay"].arms["k_finder"].search
+    assert search is not None
+    guarded = next(cell for cell in cells(design) if cell.arm == "guarded")
+    config = compose(list(guarded.arguments))[0].resolved()
+    assert config["data"]["guard"]["min_retention"] == search.retention
+    assert set(search.retention.values()) == {0.9}  # as the file's first line says
