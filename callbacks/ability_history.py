@@ -104,10 +104,11 @@ class AbilityHistory(Callback):
 def item_marks(evaluation: Evaluation, key: str) -> dict[str, float] | None:
     """Return the mark of each item that a score is the mean of; None where it is no such mean."""
     benchmark, _, name = key.partition("/")
-    answers = [
-        ItemAnswer(answer.item.id, answer.verdict.marks or {}, "", "")
-        for answer in evaluation.answers[benchmark]
-    ]
+    answers = []
+    for answer in evaluation.answers[benchmark]:
+        marks = (answer.verdict.marks or {}).items()
+        whole = {name: all(mark) if isinstance(mark, tuple) else mark for name, mark in marks}
+        answers.append(ItemAnswer(answer.item.id, whole, completion="", prompt=""))
     found = outcomes(answers, name, evaluation.scores[key].value)
     return None if found is None else dict(found.marks)
 

@@ -83,7 +83,7 @@ def graded_in_all(found: Iterable[Outcomes]) -> list[str]:
 def _mark(marks: Mapping[str, Any], score_name: str) -> Any:
     names = (name for name in marks if f"_{score_name}".endswith(f"_{name}"))
     value = marks.get(next(names, next(iter(marks), "")))
-    return all(value) if isinstance(value, list | tuple) else value
+    return all(value) if isinstance(value, list) else value
 
 
 def _item_id(answer_id: str) -> str:
