@@ -6,10 +6,12 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from sft_lab.compare.outcomes import outcomes
 from sft_lab.data.stage import trains
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.forgetting import derived
-from sft_lab.module import SFTModule
+from sft_lab.module import Evaluation, SFTModule
+from sft_lab.results import ItemAnswer
 from sft_lab.schedule import Schedule
 
 
@@ -27,11 +29,17 @@ class AbilityHistory(Callback):
 
     Args:
         suite: Gives the benchmarks, and for each the source that teaches it.
+
+    Attributes:
+        history: Every evaluation so far.
+        best_marks: By score, the mark of each item at the evaluation where the score was best; not
+            of scores that are no mean over items.
     """
 
     def __init__(self, suite: EvaluationSuite) -> None:
         self.suite = suite
         self.history: list[Measurement] = []
+        self.best_marks: dict[str, dict[str, float]] = {}
 
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -47,6 +55,7 @@ class AbilityHistory(Callback):
         if pl_module.schedule is not None and not any(m.step == step for m in self.history):
             schedule = pl_module.schedule
             scores = {key: score.value for key, score in evaluation.scores.items()}
+            self._keep_best(evaluation)
             ended = [scheduled.name for scheduled in schedule.stages if scheduled.end_step == step]
             self.history.append(Measurement(step, scores, ended[0] if ended else None))
             metrics |= derived(
@@ -59,6 +68,13 @@ class AbilityHistory(Callback):
             logger.log_metrics(metrics, step=step)
 
     on_test_end = on_validation_end
+
+    def _keep_best(self, evaluation: Evaluation) -> None:
+        for key, score in evaluation.scores.items():
+            if all(score.value > m.scores[key] for m in self.history if key in m.scores):
+                self.best_marks.pop(key, None)
+                if (marks := item_marks(evaluation, key)) is not None:
+                    self.best_marks[key] = marks
 
     def _trained_at(self, schedule: Schedule) -> dict[str, int]:
         """Return by score key where in the history the stage ended that first trained it."""
@@ -74,11 +90,27 @@ class AbilityHistory(Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"history": [asdict(measurement) for measurement in self.history]}
+        return {
+            "history": [asdict(measurement) for measurement in self.history],
+            "best_marks": self.best_marks,
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = [Measurement(**measurement) for measurement in state_dict["history"]]
+        self.best_marks = state_dict.get("best_marks", {})  # an earlier version kept none
+
+
+def item_marks(evaluation: Evaluation, key: str) -> dict[str, float] | None:
+    """Return the mark of each item that a score is the mean of; None where it is no such mean."""
+    benchmark, _, name = key.partition("/")
+    answers = []
+    for answer in evaluation.answers[benchmark]:
+        marks = (answer.verdict.marks or {}).items()
+        whole = {name: all(mark) if isinstance(mark, tuple) else mark for name, mark in marks}
+        answers.append(ItemAnswer(answer.item.id, whole, completion="", prompt=""))
+    found = outcomes(answers, name, evaluation.scores[key].value)
+    return None if found is None else dict(found.marks)
 
 
 def progress(schedule: Schedule, step: int) -> dict[str, float]:

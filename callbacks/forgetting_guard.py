@@ -9,11 +9,12 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from callbacks.ability_history import AbilityHistory
+from callbacks.ability_history import AbilityHistory, item_marks
 from callbacks.stage_scheduler import StageScheduler
 from sft_lab.data.module import StagedDataModule
+from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
-from sft_lab.guard import Guard, Rung, next_rung, standing
+from sft_lab.guard import Guard, Rung, look, next_rung
 from sft_lab.module import Evaluation, SFTModule
 from sft_lab.schedule import ScheduledStage
 from sft_lab.tracking import RunLogger
@@ -34,7 +35,7 @@ class ForgettingGuard(Callback):
     Args:
         guard: What is promised.
         suite: Names the benchmarks.
-        history: Knows the best earlier scores.
+        history: Knows the marks of items at each score's best evaluation, also in a checkpoint.
         scheduler: Is told of a new plan.
     """
 
@@ -65,6 +66,9 @@ class ForgettingGuard(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        for key in self.guard.min_retention:
+            if any(key in m.scores for m in self.history.history):
+                self._check_marks(key, self.history.best_marks.get(key))
         self._file(trainer)  # also of a run that starts behind the decisions of another one
 
     @override
@@ -76,6 +80,10 @@ class ForgettingGuard(Callback):
             or pl_module.last_evaluation is None
         ):
             return
+        evaluation = pl_module.last_evaluation
+        for key in self.guard.min_retention:
+            if key in evaluation.scores:  # so that it fails before the first step, not in its stage
+                self._check_marks(key, item_marks(evaluation, key))
         step = trainer.global_step
         stages = pl_module.schedule.stages
         scheduled = next(found for found in stages if found.name == self.guard.stage)
@@ -83,7 +91,15 @@ class ForgettingGuard(Callback):
             self._log(trainer, {})
         # Nothing is left to decide on where the step that follows is the stage's last.
         elif scheduled.first_step < step < scheduled.end_step - 1:
-            self._decide(trainer, scheduled, pl_module.last_evaluation)
+            self._decide(trainer, scheduled, evaluation)
+
+    def _check_marks(self, key: str, marks: object) -> None:
+        if marks is None:
+            raise RequestError(
+                f"data.guard.min_retention.{key}: the guard compares item by item, and there "
+                "are no marks of items that this score is the mean of. Guard another score; a run "
+                "of an earlier version must be started anew."
+            )
 
     def _decide(self, trainer: Trainer, scheduled: ScheduledStage, evaluation: Evaluation) -> None:
         assert self._data is not None  # there is no schedule without it
@@ -124,13 +140,26 @@ class ForgettingGuard(Callback):
 
     def _look(self, key: str, evaluation: Evaluation) -> dict[str, Any] | None:
         """Return how an ability stands; None where it has no score, or none above 0 before."""
-        earlier = [m.scores[key] for m in self.history.history if key in m.scores]
-        best = max(earlier, default=0.0)
-        if key not in evaluation.scores or best <= 0:
+        best = self.history.best_marks.get(key)
+        now = item_marks(evaluation, key) if key in evaluation.scores else None
+        if best is None or now is None:
             return None
-        score, kept = evaluation.scores[key], self.guard.min_retention[key]
-        found = standing(score, best, kept, self.guard.room)
-        return {**asdict(score), "best": best, "limit": kept * best, "standing": found}
+        kept = self.guard.min_retention[key]
+        found = look(best, now, kept, self.guard.room)
+        if found is None:
+            return None
+        return {
+            **asdict(evaluation.scores[key]),
+            "best": found.best,
+            "limit": kept * found.best,
+            "margin": {
+                "value": found.margin.value,
+                "low": found.margin.low,
+                "high": found.margin.high,
+                "n": found.margin.n,
+            },
+            "standing": found.standing,
+        }
 
     def _rows_left(self, step: int) -> dict[str, int]:
         assert self._data is not None
@@ -184,13 +213,18 @@ class ForgettingGuard(Callback):
             what = f"{source} stays at {share['to']}, the highest share"
         else:
             return []
-        shown = self.suite.shown
-        reasons = [
-            f"{key} [{shown(key, found[key]['low'])}, {shown(key, found[key]['high'])}] "
-            f"{'not safely above' if below else 'well above'} {shown(key, found[key]['limit'])}"
-            for key in below or found
-        ]
+        reasons = [self._reason(key, found[key]) for key in below or found]
         return [f"guard at step {record['step']}: {what}: {', '.join(reasons)}"]
+
+    def _reason(self, key: str, ability: dict[str, Any]) -> str:
+        margin = ability["margin"]
+        how = "below" if ability["standing"] == "below" else "well above"
+        chance = ", which may be chance" if how == "below" and margin["high"] >= 0 else ""
+        value, low, high, limit = (
+            self.suite.shown(key, part)
+            for part in (margin["value"], margin["low"], margin["high"], ability["limit"])
+        )
+        return f"{key} {how} {limit} by {value.removeprefix('-')} [{low}, {high}]{chance}"
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -11,29 +11,57 @@ from sft_lab.data.stage import Stage
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.evaluation.world import WorldMath
-from sft_lab.guard import Guard, Rung, Standing, check_guard, next_rung, standing
-from sft_lab.metrics.score import Score, accuracy
+from sft_lab.guard import Guard, Rung, Standing, check_guard, look, next_rung
 
 TOP = 4
 MATH = "world_math/accuracy"
 
 
+def of_items(right: range, count: int) -> dict[str, float]:
+    return {f"i{n}": float(n in right) for n in range(count)}
+
+
+def standing(best: range, now: range, count: int, min_retention: float = 0.9) -> str:
+    found = look(of_items(best, count), of_items(now, count), min_retention, room=0.05)
+    assert found is not None
+    return found.standing
+
+
 @pytest.mark.parametrize(
-    ("low", "expected"),
-    [(0.70, "below"), (0.7199, "below"), (0.7201, "above"), (0.7599, "above"), (0.7601, "room")],
+    ("kept", "expected"),
+    [
+        (60, "below"),
+        (89, "below"),  # shown or not
+        (90, "above"),  # at the limit
+        (97, "above"),  # some room, which may be chance
+        (100, "room"),
+    ],
 )
-def test_the_lower_end_decides_whatever_the_score(low: float, expected: str) -> None:
-    # Of a best of 0.8, 0.9 is 0.72, and room of 0.05 lies at 0.95 of it, 0.76.
-    for value in (low, 0.99):
-        score = Score(value, low, 1.0, 200)
-        assert standing(score, best=0.8, min_retention=0.9, room=0.05) == expected
+def test_an_ability_stands_by_the_items_that_it_keeps(kept: int, expected: str) -> None:
+    assert standing(range(100), range(kept), 200) == expected
 
 
-def test_more_items_leave_less_doubt() -> None:
-    # 85 % right of a best of 90 %: safely above 81 % only where the interval is narrow.
-    few, many = (accuracy([True] * 85 * n + [False] * 15 * n) for n in (1, 10))
-    assert standing(few, best=0.9, min_retention=0.9, room=0.05) == "below"
-    assert standing(many, best=0.9, min_retention=0.9, room=0.05) == "above"
+def test_a_hard_benchmark_that_loses_nothing_is_not_below() -> None:
+    # The score's own interval, [12, 24] in percent of 17, lies below nine tenths of it as well.
+    assert standing(range(28), range(28), 164) == "room"
+    assert standing(range(28), range(33), 164) == "room"
+    assert standing(range(28), range(2, 30), 164) == "above"  # two lost, two gained
+    assert standing(range(28), range(24), 164) == "below"
+
+
+def test_more_items_show_room_that_few_do_not() -> None:
+    assert standing(range(100), range(97), 110) == "above"
+    assert standing(range(1000), range(970), 1100) == "room"
+
+
+def test_only_items_of_both_evaluations_count() -> None:
+    best, now = of_items(range(20), 20), of_items(range(10), 10)  # the second of half the items
+    found = look(best, now, min_retention=0.9, room=0.05)
+    assert found is not None
+    assert (found.standing, found.best, found.margin.n) == ("room", 1.0, 10)
+    assert found.margin.value == pytest.approx(0.1)
+    assert look(best, {"other": 1.0}, 0.9, 0.05) is None
+    assert look(of_items(range(0), 9), now, 0.9, 0.05) is None  # nothing that could be kept
 
 
 def places(rung: Rung, *evaluations: list[Standing]) -> list[int]:
@@ -158,3 +186,16 @@ def test_a_right_guard_passes(check: Check) -> None:
 def test_a_wrong_guard_is_refused(check: Check, changed: dict[str, Any], message: str) -> None:
     with pytest.raises(RequestError, match=message):
         check(**changed)
+
+
+def test_a_score_that_is_no_mean_over_items_is_refused() -> None:
+    class Corpuswide(WorldMath):
+        def is_mean_of_items(self, score_name: str) -> bool:
+            return False
+
+    suite = EvaluationSuite(
+        {"told": Corpuswide("none.jsonl", max_new_tokens=4, source="math")}, every_n_steps=4
+    )
+    stages = {"chat": Stage({"general": 1, "math": "1/64"}, lr=1e-3, epochs=1)}
+    with pytest.raises(RequestError, match="is no mean of marks of items; these are: none"):
+        check_guard(Guard("chat", {"told/accuracy": 0.9}), stages, suite, "even")

@@ -1,4 +1,4 @@
-"""What became of every item of a benchmark in one evaluation, by its first score."""
+"""What became of every item of a benchmark in one evaluation, by one of its scores."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,14 +33,15 @@ class Outcomes:
 def outcomes(
     answers: Sequence[ItemAnswer], score_name: str, score: float | None
 ) -> Outcomes | None:
-    """Return what became of the items, by the mark that the benchmark's first score is a mean of.
+    """Return what became of the items, by the mark that a score of the benchmark is a mean of.
 
-    That is the mark of its name, else the first one; an item of several parts is right where all
-    of them are. Both turns of an MT-Bench question are one item.
+    That is the mark of its name or of its name's end, ``loose`` of ``prompt_loose``, else the first
+    one; an item of several parts is right where all of them are. Both turns of an MT-Bench question
+    are one item.
 
     Args:
         answers: Of one evaluation.
-        score_name: The benchmark's first score.
+        score_name: The score.
         score: What the run has recorded as that score.
 
     Returns:
@@ -80,7 +81,8 @@ def graded_in_all(found: Iterable[Outcomes]) -> list[str]:
 
 
 def _mark(marks: Mapping[str, Any], score_name: str) -> Any:
-    value = marks[score_name] if score_name in marks else next(iter(marks.values()), None)
+    names = (name for name in marks if f"_{score_name}".endswith(f"_{name}"))
+    value = marks.get(next(names, next(iter(marks), "")))
     return all(value) if isinstance(value, list) else value
 
 

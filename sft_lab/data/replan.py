@@ -1,6 +1,7 @@
 """The rest of a stage planned anew while it is trained, as a function of what stood before."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import chain
@@ -22,11 +23,11 @@ def replan(
     """Give the rest of a stage another replay share of some of its sources.
 
     The rows of all other sources stay as they were left, each pass's in their order, so that none
-    is lost and none comes twice. Of a source with a new share, what was left makes room for the
-    first rows of the share, as many as are due on what is left of each pass: a share that gives n
-    rows a pass gives ``ceil(n * left / whole)`` of them, counted in rows of the sources that are
-    not steered. With one rank order, a larger share takes all that a smaller one takes. Both are
-    spread evenly over the rest.
+    is lost and none comes twice. Of a source with a new share, what was left makes room for rows of
+    the share, as many as are due on what is left of each pass: a share that gives n rows a pass
+    gives ``ceil(n * left / whole)`` of them, counted in rows of the sources that are not steered.
+    They are the first ones that the pass has not had yet; only where these are too few does one
+    come again. Both are spread evenly over the rest.
 
     Args:
         plan: The stage as planned so far.
@@ -51,8 +52,10 @@ def replan(
         left = _rows(rest)
         whole, still = (_count_others(rows, steered) for rows in (_rows(windows), left))
         parts = (seed, plan.name, index, step)
+        had = _rows(kept)
         for source, rows in replay.items():
-            due = rows[: math.ceil(Fraction(len(rows) * still, whole))]
+            due = _least_seen(rows, had.get(source, []))
+            due = due[: math.ceil(Fraction(len(rows) * still, whole))]
             left[source] = shuffled(due, seeded(*parts, source, "rows"))
         bins = into_bins(_woven(left, *parts), num_tokens, packed_length)
         new = [bins[first : first + batch_size] for first in range(0, len(bins), batch_size)]
@@ -60,6 +63,20 @@ def replan(
     num_steps = sum(len(windows) for windows in passes)
     lengths = plan.lengths or ((0, plan.num_steps),)
     return StagePlan(plan.name, passes, (*lengths, (step, num_steps)))
+
+
+def _least_seen(rows: Sequence[int], had: Sequence[int]) -> list[int]:
+    """Return rows in their order, but those behind that would come again, the oftener the later.
+
+    >>> _least_seen([0, 1, 2, 3], had=[0, 2, 2])
+    [1, 3, 0, 2]
+    """
+    times = Counter(had)
+    repeats = []
+    for row in rows:  # a share above 1 has a row several times
+        repeats.append(max(times[row], 0))
+        times[row] -= 1
+    return [row for _, row in sorted(zip(repeats, rows, strict=True), key=lambda pair: pair[0])]
 
 
 def _rows(windows: Sequence[Window]) -> dict[str, list[int]]:

@@ -144,6 +144,10 @@ class Benchmark(ABC):
         """
         return True
 
+    def is_mean_of_items(self, score_name: str) -> bool:
+        """Say whether a score is the mean of a mark of every item, which paired tests need."""
+        return True
+
     def conditions(self) -> dict[str, str]:
         """Return what grading ran under, which is recorded and changes no verdict."""
         return {}

@@ -139,9 +139,18 @@ class HarnessTask(Benchmark):
 
     @override
     def is_ability(self, score_name: str) -> bool:
-        directions = self._loaded.higher_is_better()
+        return bool(self._loaded.higher_is_better().get(self._metric(score_name), True))
+
+    @override
+    def is_mean_of_items(self, score_name: str) -> bool:
+        from lm_eval.api.metrics import mean
+
+        return self._loaded.aggregation()[self._metric(score_name)] is mean
+
+    def _metric(self, score_name: str) -> str:
+        """Return the task's own name of a score's metric."""
         metrics = {name: metric.partition(",")[0] for metric, name in self.metrics.items()}
-        return bool(directions.get(metrics[score_name], True))
+        return metrics[score_name]
 
     @override
     def texts(self, item: Item) -> list[str]:

@@ -60,6 +60,10 @@ class IFEval(Benchmark):
                 found[f"instruction_{kind}"] = accuracy(each) if once else mean_score(each, owners)
         return {name: found[name] for name in self.score_names if name in found}
 
+    @override
+    def is_mean_of_items(self, score_name: str) -> bool:
+        return score_name.startswith("prompt_")  # a prompt has several instructions
+
 
 def parts(verdict: Verdict, kind: str) -> tuple[bool, ...]:
     """Return the marks of one kind, an instruction each."""

@@ -124,6 +124,10 @@ class MTBench(Benchmark):
             ratings.append(((item.row["question_id"], int(item.id[-1])), value))
         return scores(ratings, [_question(item.row) for item in items]).by_name
 
+    @override
+    def is_mean_of_items(self, score_name: str) -> bool:
+        return score_name == "mean"  # both turns of a question are one item
+
 
 def _question(row: Mapping[str, Any]) -> Question:
     first, second = row["turns"]

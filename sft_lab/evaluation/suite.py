@@ -114,6 +114,11 @@ class EvaluationSuite:
         name = key.partition("/")[0]
         return key == self.score_keys[name] and self.benchmarks[name].scale == (0, 1)
 
+    def is_mean_of_items(self, key: str) -> bool:
+        """Say whether a score is the mean of a mark of every item."""
+        name, _, score_name = key.partition("/")
+        return self.benchmarks[name].is_mean_of_items(score_name)
+
     def shown(self, key: str, value: float) -> str:
         """Return a score for people: percent of [0, 1], a rating as it is."""
         in_percent = self.benchmarks[key.partition("/")[0]].scale == (0, 1)

@@ -2,9 +2,14 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import sqrt
 from typing import Literal
 
+import numpy as np
+from scipy import stats
+
 from sft_lab.metrics.paired import paired_over_seeds
+from sft_lab.metrics.seeds import crossed_variance
 
 Verdict = Literal["kept", "not kept", "not shown"]
 
@@ -25,44 +30,73 @@ class Found:
         value: The smallest value that was shown to keep every ability; None where none was.
         verdicts: What was found of each value that was tried, in order of trial.
         trials: Runs that it took.
+        seeds: Seeds that it had; of one, verdicts hold over items only, not for another seed.
     """
 
     value: str | None
     verdicts: Mapping[str, Verdict]
     trials: int
+    seeds: int
 
 
 def judge(
     marks: Mapping[str, tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]]],
     retention: Mapping[str, float],
     confidence: float,
+    num_seeds: int,
 ) -> Verdict:
     """Say whether runs keep every ability: its score at the end over its best one before.
 
-    Every ability's retention must be shown to be at least its limit, each at the confidence asked
-    for: that all are is then as sure. That one is below its limit must be shown at a confidence
-    corrected for their number (Bonferroni).
+    The verdict is about a value of the grid. Every ability's retention must be shown to be at
+    least its limit, each at the confidence asked for: that all are is then as sure. That one is
+    below its limit must be shown at a confidence corrected for their number. Seeds are added one
+    after the other, and what one more look may get wrong is shared among the looks (both
+    Bonferroni). Where there are several seeds, one alone shows nothing: how much they differ is not
+    known yet. Where there is one, what is shown holds over items only.
+
+    Seeds and items are taken as crossed random effects; the test is Student's t with no more
+    degrees of freedom than seeds can give. It assumes that seeds scatter about normally. Where most
+    keep all and a few lose much, no test can tell from two or three.
 
     Args:
         marks: Marks at the best boundary and at the end, each by seed, then item, by metric key.
         retention: The least retention by metric key, in (0, 1].
         confidence: One-sided, in (0.5, 1).
+        num_seeds: Seeds that there are, those not yet run counted.
 
     >>> kept = [[1.0] * 40], [[1.0] * 40]
-    >>> judge({"math": kept}, {"math": 0.9}, 0.9)
+    >>> judge({"math": kept}, {"math": 0.9}, 0.9, num_seeds=1)
     'kept'
+    >>> judge({"math": kept}, {"math": 0.9}, 0.9, num_seeds=3)
+    'not shown'
     """
-    doubt = 1 - confidence
+    num_looks = max(num_seeds - 1, 1)
+    doubt = (1 - confidence) / num_looks
     all_kept = True
     for key, limit in retention.items():
         best, now = marks[key]
+        if len(now) < min(num_seeds, 2) or not now[0]:
+            return "not shown"
         needed = [[limit * mark for mark in seed] for seed in best]
-        difference = paired_over_seeds(needed, now, same_runs=True)
-        one_sided = difference.p / 2
-        if difference.value < 0 and one_sided < doubt / len(retention):
+        value, p = _one_sided(needed, now)
+        if value < 0 and p < doubt / len(retention):
             return "not kept"
-        all_kept = all_kept and difference.value > 0 and one_sided < doubt
+        all_kept = all_kept and value > 0 and p < doubt
     return "kept" if all_kept else "not shown"
+
+
+def _one_sided(
+    before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]
+) -> tuple[float, float]:
+    """Return the mean change of the same runs, and the chance of one so far on its side of 0."""
+    changes = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
+    variance, df = crossed_variance(changes.mean(axis=0), [changes])
+    if len(changes) == 1 or variance == 0:
+        difference = paired_over_seeds(before, after, same_runs=True)
+        return difference.value, difference.p / 2
+    value = float(changes.mean())
+    # Satterthwaite's df are an estimate themselves, and with two seeds often far too many.
+    return value, float(stats.t.sf(abs(value) / sqrt(variance), min(df, len(changes) - 1)))
 
 
 def search(
@@ -84,7 +118,7 @@ def search(
 
     >>> enough = {"0": "not kept", "1/64": "kept", "1/16": "kept", "1/4": "kept"}
     >>> search(list(enough), [0], lambda value, seeds: enough[value])
-    Found(value='1/64', verdicts={'1/64': 'kept', '0': 'not kept'}, trials=2)
+    Found(value='1/64', verdicts={'1/64': 'kept', '0': 'not kept'}, trials=2, seeds=1)
     """
     known: dict[str, Verdict] = {}
     trials = 0
@@ -105,4 +139,4 @@ def search(
             above = values.index(value)
         else:
             below = values.index(value)
-    return Found(values[above] if above < len(values) else None, known, trials)
+    return Found(values[above] if above < len(values) else None, known, trials, len(seeds))

@@ -1,7 +1,9 @@
 """Reads a study's config and refuses what cannot be right, before any run is laid out."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
+from itertools import pairwise
 from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -10,7 +12,7 @@ from sft_lab.config import Composed
 from sft_lab.config_keys import check_keys
 from sft_lab.errors import RequestError
 from sft_lab.lab_cli import GROUPS, explain
-from sft_lab.study.design import STUDY_KEYS, Arm, StudyDesign, written
+from sft_lab.study.design import STUDY_KEYS, Arm, Scalar, StudyDesign, written
 
 
 def read_design(composed: Composed) -> StudyDesign:
@@ -106,3 +108,18 @@ def _faults_of_arm(key: str, arm: Arm) -> Iterator[tuple[str, str]]:
     for ability, limit in arm.search.retention.items():
         if not 0 < limit <= 1:
             yield f"{key}.search.retention.{ability}", f" must lie in (0, 1], got {limit}."
+    values = arm.grid[arm.search.axis].values
+    yield from _faults_of_searched(f"{key}.grid.{arm.search.axis}.values", values)
+
+
+def _faults_of_searched(key: str, values: Sequence[Scalar]) -> Iterator[tuple[str, str]]:
+    seen = ", ".join(map(str, values))
+    try:
+        amounts = [Fraction(str(value)) for value in values]
+    except (ValueError, ZeroDivisionError):
+        yield key, f": a search looks for the smallest, so they must be numbers, got {seen}."
+        return
+    if any(low >= high for low, high in pairwise(amounts)):
+        by_amount = dict(zip(amounts, map(str, values), strict=True))
+        rising = ", ".join(text for _, text in sorted(by_amount.items()))
+        yield key, f": a search needs values that rise: {rising}; got {seen}."

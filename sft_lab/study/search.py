@@ -4,9 +4,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sft_lab.compare.outcomes import outcomes
+from sft_lab.compare.outcomes import Outcomes, graded_in_all, outcomes
 from sft_lab.data.stage import nearest
 from sft_lab.errors import RequestError
+from sft_lab.inspection import data_module
+from sft_lab.lab_cli import compose
 from sft_lab.results import Point, RunResult, read_answers, read_result
 from sft_lab.study.design import Arm, CellSpec, Search, StudyDesign, arm_cells
 from sft_lab.study.k_finder import Found, Trial, Verdict, judge, search
@@ -57,11 +59,11 @@ class ArmSearch:
                 failed = True
                 return None
             marks = retained_marks(store, [str(run_id) for run_id in ids], self.search.retention)
-            return judge(marks, self.search.retention, self.search.confidence)
+            return judge(marks, self.search.retention, self.search.confidence, len(all_seeds))
 
         values = list(map(str, self.arm.grid[self.search.axis].values))
-        seeds = list(dict.fromkeys(cell.seed for cell in self.cells))
-        step = search(values, seeds, verdict)
+        all_seeds = list(dict.fromkeys(cell.seed for cell in self.cells))
+        step = search(values, all_seeds, verdict)
         if failed:
             return None
         return by_place[step.value, step.seed] if isinstance(step, Trial) else step
@@ -77,31 +79,47 @@ def searches(design: StudyDesign) -> Iterator[ArmSearch]:
 
 
 def check_search(one: ArmSearch, scores: Sequence[str]) -> None:
-    """Refuse a search by a score that its runs do not have.
+    """Refuse a search by a score that its runs do not have, or that is no mean over items.
 
     Raises:
-        RequestError: Naming the score, and the nearest right one.
+        RequestError: Naming the score, and the right ones.
     """
+    where = f"questions.{one.key.question}.arms.{one.key.arm}.search.retention"
     for key in one.search.retention:
         if key not in scores:
             raise RequestError(
-                f"questions.{one.key.question}.arms.{one.key.arm}.search.retention: no run "
-                f"measures {key!r}{nearest(key, scores)}; there are {', '.join(scores)}."
+                f"{where}: no run measures {key!r}{nearest(key, scores)}; there are "
+                f"{', '.join(scores)}."
+            )
+    composed, _, _ = compose(list(one.cells[0].arguments))
+    suite = data_module(composed).evaluation
+    for key in one.search.retention:
+        if not suite.is_mean_of_items(key):
+            means = [score for score in scores if suite.is_mean_of_items(score)]
+            raise RequestError(
+                f"{where}: a search compares item by item, and {key} is no mean of marks of items; "
+                f"these are: {', '.join(means) or 'none'}."
             )
 
 
 def retained_marks(
     store: RunStore, run_ids: Sequence[str], keys: Mapping[str, float]
 ) -> dict[str, tuple[list[list[float]], list[list[float]]]]:
-    """Return an ability's marks at its best boundary before the end, and at the end, by run."""
+    """Return an ability's marks at its best boundary before the end, and at the end, by run.
+
+    Items are those that all of these evaluations could grade, the same in each.
+    """
     results = [read_result(store, store.client.get_run(run_id)) for run_id in run_ids]
-    return {
-        key: (
-            [_marks(store, result, best_before(result, key), key) for result in results],
-            [_marks(store, result, result.boundaries[-1], key) for result in results],
+    marks = {}
+    for key in keys:
+        best = [_outcomes(store, result, best_before(result, key), key) for result in results]
+        now = [_outcomes(store, result, result.boundaries[-1], key) for result in results]
+        items = graded_in_all([*best, *now])
+        marks[key] = (
+            [[found.marks[item] for item in items] for found in best],
+            [[found.marks[item] for item in items] for found in now],
         )
-        for key in keys
-    }
+    return marks
 
 
 def best_before(result: RunResult, key: str) -> Point:
@@ -109,13 +127,13 @@ def best_before(result: RunResult, key: str) -> Point:
     return max(result.boundaries[:-1], key=lambda point: point.scores[key].value)
 
 
-def _marks(store: RunStore, result: RunResult, point: Point, key: str) -> list[float]:
+def _outcomes(store: RunStore, result: RunResult, point: Point, key: str) -> Outcomes:
     benchmark, _, name = key.partition("/")
     answers = read_answers(store, result.run_id, benchmark, point.step)
     found = outcomes(answers, name, point.scores[key].value)
     if found is None:
         raise RequestError(f"a search cannot go by {key}: it is no mean over items.")
-    return list(found.marks.values())
+    return found
 
 
 RunCell = Callable[[CellSpec], str | None]
@@ -160,6 +178,7 @@ def search_results(
             verdicts=result.verdicts,
             trials=result.trials,
             grid=len(one.cells),
+            seeds=result.seeds,
         )
         for one, result in ended
         if result is not None

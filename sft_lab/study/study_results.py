@@ -60,6 +60,8 @@ class SearchResult:
         verdicts: What was found of each value that was tried, in order of trial.
         trials: Runs that it took.
         grid: Runs that the whole grid would have taken.
+        seeds: Seeds that it had; of one, it holds over items only. None in a record of an earlier
+            version.
     """
 
     question: str
@@ -71,6 +73,7 @@ class SearchResult:
     verdicts: Mapping[str, str]
     trials: int
     grid: int
+    seeds: int | None = None
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,9 @@ from lightning import Callback
 from sft_lab.evaluation.benchmark import Benchmark, Verdict
 from sft_lab.metrics.score import Score
 
-# What is measured at a step; 1 where nothing is said. The best is 1, so the limit is 0.5, and of
-# an interval of 0.1 each way the lower end is below it under 0.6, and has room from 0.8 on.
-SCORES = {12: 0.3, 16: 0.5, 20: 0.7, 24: 0.9, 28: 0.5, 32: 1.0}
+# What is measured at a step, of every item alike; 1 where nothing is said. The best is 1, so the
+# limit is 0.5, and there is room from 0.7 on.
+SCORES = {12: 0.3, 16: 0.45, 20: 0.6, 24: 0.9, 28: 0.45, 32: 1.0}
 
 
 class Told(Benchmark):
@@ -55,7 +55,7 @@ class Told(Benchmark):
     step = 0
 
     def grade(self, items, completions):
-        return [Verdict({"accuracy": True}, "") for _ in items]
+        return [Verdict({"accuracy": self.told.get(Told.step, 1.0)}, "") for _ in items]
 
     def scores(self, items, verdicts):
         value = self.told.get(Told.step, 1.0)
@@ -65,7 +65,14 @@ class Told(Benchmark):
 class Steady(Told):
     """Is above its limit and has no room, after the first stage."""
 
-    told = dict.fromkeys(range(11, 99), 0.7)
+    told = dict.fromkeys(range(11, 99), 0.6)
+
+
+class Corpuswide(Told):
+    """Has a score that is no mean of marks, and does not say so."""
+
+    def scores(self, items, verdicts):
+        return {"accuracy": Score(0.125, 0.0, 1.0, len(items))}
 
 
 class Watch(Callback):
@@ -146,8 +153,8 @@ def test_replay_follows_what_is_measured(unbroken: tuple[Lab, str]) -> None:
     lab, out = unbroken
     assert decisions(lab) == [
         (12, "0", "1/20"),  # it falls: 0 has failed
-        (16, "1/20", "1/2"),  # on its way up, not yet safe
-        (20, "1/2", "1/2"),  # safe
+        (16, "1/20", "1/2"),  # on its way up
+        (20, "1/2", "1/2"),  # above, without room
         (24, "1/2", "1/20"),  # room
         (28, "1/20", "1/2"),  # it falls again
         (32, "1/2", "1/2"),  # room, but 1/20 has failed
@@ -158,10 +165,13 @@ def test_replay_follows_what_is_measured(unbroken: tuple[Lab, str]) -> None:
     assert lab.points("guard/limit/told/accuracy") == dict.fromkeys(range(12, 33, 4), 0.5)
     assert (
         "guard at step 12: math from 0 to 1/20: "
-        "told/accuracy [20.0, 40.0] not safely above 50.0" in out
+        "told/accuracy below 50.0 by 20.0 [-20.0, -20.0]" in out
     )
-    assert "guard at step 24: math from 1/2 to 1/20: told/accuracy [80.0, 100.0] well above" in out
+    assert "guard at step 24: math from 1/2 to 1/20: told/accuracy well above 50.0" in out
     assert "guard at step 32" not in out
+    first = lab.json("guard.json")["decisions"][0]["abilities"]["told/accuracy"]
+    assert (first["best"], first["limit"], first["standing"]) == (1.0, 0.5, "below")
+    assert first["margin"]["high"] == pytest.approx(-0.2)
 
 
 def test_the_record_is_what_was_trained(unbroken: tuple[Lab, str]) -> None:
@@ -287,6 +297,13 @@ def test_what_only_the_data_show_is_refused_before_a_run(lab: Lab) -> None:
     assert refused.code == 2
     assert "unknown key 'data.guard.rom'; did you mean 'data.guard.room'?" in refused.err
     assert lab.runs == []
+
+
+def test_a_score_without_marks_is_refused_before_the_first_step(lab: Lab) -> None:
+    refused = fit(guarded(lab, GUARDED.replace("told.Told", "told.Corpuswide")))
+    assert refused.code == 2
+    assert "data.guard.min_retention.told/accuracy: the guard compares item by item" in refused.err
+    assert lab.points("train_loss/all") == {}
 
 
 def test_inspect_says_what_is_steered(lab: Lab) -> None:

@@ -34,6 +34,7 @@ def test_callbacks_are_restored_from_a_file(tmp_path: Any) -> None:
         Measurement(0, {"math": 0.0}, None),
         Measurement(40, {"math": 0.5}, "a"),
     ]
+    saved["history"].best_marks = {"math": {"m1": 1.0}}
     states = {name: callback.state_dict() for name, callback in saved.items()}
     torch.save(states, tmp_path / "states")
     restored = group()
@@ -46,3 +47,4 @@ def test_callbacks_are_restored_from_a_file(tmp_path: Any) -> None:
     assert restored["log"].nll.tolist() == [1.5, 0.25]
     assert restored["log"].target_tokens.tolist() == [3, 1]
     assert restored["history"].history == saved["history"].history
+    assert restored["history"].best_marks == {"math": {"m1": 1.0}}

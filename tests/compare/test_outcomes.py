@@ -21,6 +21,13 @@ def test_else_the_first_mark_does_and_all_of_its_parts() -> None:
     assert found.marks == {"a": 1, "b": 0}
 
 
+def test_a_mark_stands_for_a_score_whose_name_ends_with_it() -> None:
+    answers = [answer("a", strict=[False], loose=[True]), answer("b", strict=[True], loose=[True])]
+    found = outcomes(answers, "prompt_loose", score=1.0)
+    assert found is not None
+    assert found.marks == {"a": 1, "b": 1}
+
+
 def test_samples_of_an_item_and_turns_of_a_question_are_one() -> None:
     passed = [True, False, False, False]
     found = outcomes([answer("a", str(p), passed=p) for p in passed], "pass_at_1", score=0.25)

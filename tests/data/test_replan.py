@@ -41,10 +41,37 @@ def test_what_is_trained_stays_and_no_other_row_is_lost() -> None:
 def test_a_larger_share_takes_all_that_a_smaller_one_takes() -> None:
     plan = planned(4)
     for step in (1, 5, 9):
-        found = [set(rows(again(plan, step, n), "math", step)) for n in (0, 1, 4, 16)]
-        assert found[0] == set()
-        assert len(found[1]) == 1  # something, however little is left
-        assert found[1] <= found[2] <= found[3]
+        assert len(rows(again(plan, step, 0), "math", step)) == 0
+        assert len(rows(again(plan, step, 1), "math", step)) == 1  # however little is left
+        found = [set(rows(again(plan, step, n), "math")) for n in (0, 1, 4, 16)]
+        assert found[0] <= found[1] <= found[2] <= found[3]  # over the whole pass
+
+
+def test_rows_that_the_pass_has_not_had_come_first() -> None:
+    lengths = {"general": [3] * 1800, "math": [5] * 1792}
+    settings: dict[str, Any] = {"num_tokens": lengths, "batch_size": 8, "seed": 0}
+    mixture = {"general": range(1800), "math": range(7)}
+    plan = plan_stage("chat", mixture, lengths, batch_size=8, seed=0, epochs=1)
+    for step, replayed in ((61, 28), (121, 112), (181, 28)):  # 1/256, 1/64, 1/16, 1/64
+        had = set(rows(plan, "math")[: len(rows(plan, "math")) - len(rows(plan, "math", step))])
+        plan = again(plan, step, replayed, **settings)
+        due = rows(plan, "math", step)
+        fresh = set(range(replayed)) - had
+        assert len(fresh.intersection(due)) == min(len(fresh), len(due))
+        assert max(Counter(due).values()) == 1
+    assert max(Counter(rows(plan, "math")).values()) == 1
+
+
+def test_where_all_have_come_those_that_came_least_come_again() -> None:
+    passed = planned(2)  # by step 9 both have come
+    assert sorted(rows(passed, "math")[:2]) == [0, 1]
+    assert rows(again(passed, 10, 2), "math", 10) == [0]
+    # Where a share has a row twice, it comes as often as the share has it.
+    twice = replan(
+        planned(0), 0, {"math": [0, 1, 0, 1]}, steered=["math"], num_tokens=LENGTHS,
+        batch_size=4, seed=0,
+    )  # fmt: skip
+    assert Counter(rows(twice, "math")) == {0: 2, 1: 2}
 
 
 def test_the_rest_is_spread_evenly() -> None:

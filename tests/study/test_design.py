@@ -1,3 +1,4 @@
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,7 @@ import pytest
 import yaml
 
 from sft_lab.errors import RequestError
+from sft_lab.lab_cli import compose
 from sft_lab.study.command import read_study_config
 from sft_lab.study.design import cells
 
@@ -93,6 +95,29 @@ def test_what_cannot_be_right_is_refused_by_its_key(
         read_study_config([*write(), override])
 
 
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ("[1/4, 1/64, 0]", "a search needs values that rise: 0, 1/64, 1/4; got 1/4, 1/64, 0."),
+        ("[1/16, 1/2, 0.5]", "a search needs values that rise: 1/16, 0.5; got 1/16, 1/2, 0.5."),
+        ("[low, high]", "so they must be numbers, got low, high."),
+        ("[0, 1/0]", "so they must be numbers, got 0, 1/0."),
+    ],
+)
+def test_a_search_needs_values_that_rise(
+    write: Any, tmp_path: Path, values: str, message: str
+) -> None:
+    key = "questions.q.arms.dmt.grid.k.values"
+    search = "--questions.q.arms.dmt.search={axis: k, retention: {a/b: 0.9}}"
+    with pytest.raises(RequestError, match=re.escape(f"{key}: ") + f".*{re.escape(message)}"):
+        read_study_config([*write(), search, f"--{key}={values}"])
+    grid = {"k": {"values": yaml.safe_load(values), "keys": ["data.k"]}}
+    file = tmp_path / "later.yaml"
+    file.write_text(json.dumps({"questions": {"q": {"arms": {"dmt": {"grid": grid}}}}}))
+    with pytest.raises(RequestError, match=re.escape(f"later.yaml, line 1: {key}")):
+        read_study_config([*write(), f"--config={file}", search])
+
+
 def test_an_unknown_strategy_is_refused_by_its_file(write: Any) -> None:
     design, _ = read_study_config([*write(), "--strategies=configs/nowhere"])
     with pytest.raises(RequestError, match=r"configs/nowhere/dmt\.yaml"):
@@ -105,3 +130,16 @@ def test_every_study_of_ours_can_be_read(file: Path, monkeypatch: pytest.MonkeyP
     design, _ = read_study_config([f"--config={file}"])
     assert cells(design)
     assert f"--config configs/studies/{file.name}" in file.read_text()
+
+
+def test_search_and_guard_of_a_study_are_asked_for_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(CONFIGS.parent)
+    design, _ = read_study_config(["--config=configs/studies/world_replay.yaml"])
+    search = design.questions["replay"].arms["k_finder"].search
+    assert search is not None
+    guarded = next(cell for cell in cells(design) if cell.arm == "guarded")
+    config = compose(list(guarded.arguments))[0].resolved()
+    assert config["data"]["guard"]["min_retention"] == search.retention
+    assert set(search.retention.values()) == {0.9}  # as the file's first line says

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import yaml
+from benchmark_files import IFEVAL
 from runs import Lab
 from study_runs import STUDY
 
@@ -38,6 +39,25 @@ def test_a_search_by_a_score_that_no_run_has_is_refused_before_any_runs(study_la
     search = {"axis": "k", "retention": {"world_mth/accuracy": 0.9}}
     said = changed(study_lab, config="./tiny.yaml", grid=grid, search=search)
     assert "no run measures 'world_mth/accuracy' (did you mean 'world_math/accuracy'?)" in said
+
+
+def test_a_search_by_a_score_that_is_no_mean_over_items_is_refused_before_any_runs(
+    study_lab: Lab,
+) -> None:
+    study_lab.write("prompts.jsonl", json.dumps(IFEVAL[0]) + "\n")
+    told = {
+        "class_path": "sft_lab.evaluation.ifeval_benchmark.IFEval",
+        "init_args": {"path": "prompts.jsonl", "max_new_tokens": 2},
+    }
+    said = changed(
+        study_lab,
+        config="./tiny.yaml",
+        set={"evaluation.benchmarks": {"followed": told}},
+        grid={"k": {"values": ["1/4", 1], "keys": ["data.k"]}},
+        search={"axis": "k", "retention": {"followed/instruction_strict": 0.9}},
+    )
+    assert "followed/instruction_strict is no mean of marks of items" in said
+    assert "these are: world_math/accuracy, followed/prompt_strict, followed/prompt_loose." in said
 
 
 def test_a_wrong_key_of_a_cell_is_refused_with_the_cell(study_lab: Lab) -> None:

@@ -30,10 +30,14 @@ def _sentence(found: SearchResult) -> str:
     limits = " and ".join(f"{limit:.0%} of {key}" for key, limit in found.retention.items())
     asked = f"{found.question} {found.arm} looks for the smallest {found.axis} that keeps {limits}"
     cost = f"{found.trials} of the grid's {found.grid} runs"
+    sure = f"at {found.confidence:.0%} confidence for each value and ability"
+    if found.seeds == 1:
+        sure += ", over items only: there is one seed, and another may differ"
     if found.value is None:
-        return f"{asked}: none was shown to, at {found.confidence:.0%} confidence, in {cost}."
+        return f"{asked}: none was shown to, in {cost}, {sure}."
     return (
-        f"{asked}: {found.axis} = {found.value} was shown to, at {found.confidence:.0%} confidence "
-        f"for each ability, in {cost}. That smaller ones do not is as sure as the verdicts below: "
-        "a value of which nothing was shown counts as one that does not keep."
+        f"{asked}: {found.axis} = {found.value} was shown to, in {cost}, {sure}. A search of "
+        "several values is somewhat less sure than each verdict. That smaller ones do not is as "
+        "sure as the verdicts below: a value of which nothing was shown counts as one that does "
+        "not keep."
     )
