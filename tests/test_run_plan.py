@@ -113,9 +113,10 @@ def test_memory_follows_the_longest_rows(lab: Lab) -> None:
     assert told["kv_cache"] == 2 * 2 * 2 * 8 * 4 * 4 * (longest + 4 + 16)
 
 
-def test_a_merged_copy_is_counted(lab: Lab) -> None:
-    told = plan(lab, "--evaluation.weights=merged")["memory"]
-    assert told["evaluation_weights"] == 4 * plan(lab)["parameters"]
+@pytest.mark.parametrize(("precision", "size"), [("32-true", 4), ("bf16-mixed", 2)])
+def test_a_merged_copy_is_counted(lab: Lab, precision: str, size: int) -> None:
+    told = plan(lab, "--evaluation.weights=merged", f"--trainer.precision={precision}")
+    assert told["memory"]["evaluation_weights"] == size * told["parameters"]
 
 
 @pytest.mark.parametrize(
