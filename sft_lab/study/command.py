@@ -14,6 +14,7 @@ from sft_lab.errors import Interrupted, RequestError
 from sft_lab.lab_cli import compose, silence
 from sft_lab.run_plan import RunCost, run_cost, run_parameters
 from sft_lab.run_speed import KnownSpeeds
+from sft_lab.study.decided_here import forwarded
 from sft_lab.study.design import STUDY_KEYS, CellSpec, StudyDesign, cells
 from sft_lab.study.executors import Executor, RayExecutor
 from sft_lab.study.job import CELL_TAG, Job, run_arguments
@@ -22,7 +23,15 @@ from sft_lab.study.parent_run import ParentRun, open_parent
 from sft_lab.study.progress_table import ProgressTable
 from sft_lab.study.read_design import read_design
 from sft_lab.study.runner import Progress, Runner
-from sft_lab.study.runs import CostOf, StudyRun, logger_settings, plan_run, plan_runs, with_forks
+from sft_lab.study.runs import (
+    CostOf,
+    StudyRun,
+    logger_settings,
+    plan_run,
+    plan_runs,
+    planned_code,
+    with_forks,
+)
 from sft_lab.study.search import SearchKey, check_search, run_searches, searches
 from sft_lab.tables import format_table
 from sft_lab.tracking import RunStore, absolute, prepare_store
@@ -232,6 +241,7 @@ def make_job(study: Study, parent: ParentRun, run: StudyRun, fork: str | None) -
     threads = str(study.design.resources.cpus)
     return Job(
         digest=run.digest,
+        code=planned_code(),
         name=run.name,
         arguments=run.arguments,
         fork=fork,
@@ -241,6 +251,7 @@ def make_job(study: Study, parent: ParentRun, run: StudyRun, fork: str | None) -
         log=folder / "mlruns" / "studies" / study.design.name / f"{run.digest[:12]}.log",
         folder=folder,
         environment={
+            **forwarded(os.environ),
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
             "COLUMNS": os.environ.get("COLUMNS", "100"),

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,12 +15,18 @@ from typing import Any
 import yaml
 
 from sft_lab.checkpoint import last_checkpoint
+from sft_lab.study.code_digest import code_digest
 from sft_lab.tracking import RunStore
 
 CELL_TAG = "sft_lab.cell"
 PARENT_TAG = "mlflow.parentRunId"
+REQUEST_WAS_WRONG = 2
 _LINUX_PDEATHSIG = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _STOP_S = 120
+_OTHER_CODE = (
+    "{} has another code, or other versions of its packages, than the study was planned with; "
+    "put all machines on one, and start the study anew"
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +35,7 @@ class Job:
 
     Attributes:
         digest: The run's digest, by which runs are found in the store.
+        code: Digest of the code that it was planned with, the only one that may run it.
         name: The run's name.
         arguments: What stands behind ``fit``.
         fork: ``RUN_ID@STAGE`` to start from, or None.
@@ -40,6 +48,7 @@ class Job:
     """
 
     digest: str
+    code: str
     name: str
     arguments: tuple[str, ...]
     fork: str | None
@@ -76,6 +85,9 @@ def find_runs(store: RunStore, digest: str) -> list[Any]:
 def run_job(job: Job) -> Ended:
     """Fill a cell in a process of its own, which stops when this one does."""
     os.chdir(job.folder)
+    os.environ.update(job.environment)  # the store may need some of it too
+    if code_digest() != job.code:
+        return Ended(job.digest, REQUEST_WAS_WRONG, None, _OTHER_CODE.format(socket.gethostname()))
     store = RunStore(job.tracking_uri)
     runs = _settled(store, job.digest)
     finished = next((run for run in runs if run.info.status == "FINISHED"), None)
@@ -92,7 +104,6 @@ def run_job(job: Job) -> Ended:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **job.environment},
             preexec_fn=_stop_with(os.getpid()),
         )
         try:
@@ -107,6 +118,9 @@ def run_job(job: Job) -> Ended:
     done = next((r for r in find_runs(store, job.digest) if r.info.status == "FINISHED"), None)
     if code == 0 and done is not None:
         return Ended(job.digest, 0, done.info.run_id)
+    if code == 0:
+        said = f"fit has ended, but {job.tracking_uri} holds no finished run of it"
+        return Ended(job.digest, REQUEST_WAS_WRONG, None, said)
     return Ended(job.digest, code, None, _last_line(job.log, begin))
 
 

@@ -5,11 +5,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from sft_lab.study.executors import Executor
-from sft_lab.study.job import Ended, Job
+from sft_lab.study.job import REQUEST_WAS_WRONG, Ended, Job
 from sft_lab.study.runs import StudyRun
 
 State = Literal["waiting", "queued", "finished", "failed"]
-_REQUEST_WAS_WRONG = 2
 _MOST_LOSSES = 20  # of machines under one run, as when it takes more memory than there is
 
 
@@ -107,7 +106,7 @@ class Runner:
             progress.losses += 1
             self.lost(progress.run)
         given_up = (
-            ended.code == _REQUEST_WAS_WRONG
+            ended.code == REQUEST_WAS_WRONG
             or progress.attempts >= self.attempts
             or progress.losses >= _MOST_LOSSES
         )

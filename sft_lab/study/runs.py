@@ -5,9 +5,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import version
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 from sft_lab.config import Composed, identity
@@ -17,13 +14,13 @@ from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.inspection import planned
 from sft_lab.lab_cli import compose
-from sft_lab.paths import package_dir
 from sft_lab.run_plan import RunCost
+from sft_lab.study.code_digest import code_digest
+from sft_lab.study.decided_here import decided_here
 from sft_lab.study.design import CellSpec
 from sft_lab.tracking import NO_LOGGER
 
 CostOf = Callable[[StagedDataModule, Mapping[str, Any]], RunCost]
-_PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes")
 
 
 @dataclass(frozen=True)
@@ -50,6 +47,7 @@ class StudyRun:
         abilities: Metric key of each benchmark's first score, by the source that teaches it; a
             source's second benchmark, and one without a source, go by the benchmark's own name.
         scores: Metric keys of all scores of which more is better.
+        decided: What of the config was decided on this machine, as overrides.
         cost: What it will cost without a fork, where it was asked for.
         fork: What it can be forked from.
     """
@@ -64,6 +62,7 @@ class StudyRun:
     config: Mapping[str, Any]
     abilities: Mapping[str, str]
     scores: tuple[str, ...] = ()
+    decided: tuple[str, ...] = ()
     cost: RunCost | None = None
     fork: Fork | None = None
 
@@ -75,7 +74,7 @@ class StudyRun:
     @property
     def arguments(self) -> tuple[str, ...]:
         """What stands behind ``fit``."""
-        return self.cells[0].arguments
+        return (*self.cells[0].arguments, *self.decided)
 
     @property
     def logger(self) -> Mapping[str, Any]:
@@ -150,7 +149,7 @@ def describe(cell: CellSpec, composed: Composed, data: StagedDataModule) -> Stud
     digests = {
         "sources": {name: loaded.digest for name, loaded in data.corpus.loaded.items()},
         "benchmarks": {n: b.digest() for n, b in data.evaluation.benchmarks.items()},
-        "code": code_digest(),
+        "code": planned_code(),
         # What a person has hooked into the run may decide its numbers; a resume does not ask.
         "hooks": [config.get("trainer", {}).get(key) for key in ("callbacks", "plugins")],
     }
@@ -173,6 +172,7 @@ def describe(cell: CellSpec, composed: Composed, data: StagedDataModule) -> Stud
             for score in benchmark.score_names
             if benchmark.is_ability(score)
         ),
+        decided=decided_here(composed),
     )
 
 
@@ -242,20 +242,9 @@ def _shared_stages(run: StudyRun, other: StudyRun) -> int:
 
 
 @cache
-def code_digest() -> str:
-    """Return the digest of the code that trains and measures, and of what it stands on.
-
-    It holds every module of the packages but those of studies, which run and draw it.
-    """
-    folders = (package_dir(), Path(str(files("callbacks"))))
-    found = hashlib.sha256()
-    for folder in folders:
-        for file in sorted(folder.rglob("*.py")):
-            place = file.relative_to(folder)
-            if place.parts[0] != "study":
-                found.update(f"{folder.name}/{place}\0".encode() + file.read_bytes() + b"\0")
-    found.update(json.dumps({name: version(name) for name in _PACKAGES}).encode())
-    return found.hexdigest()
+def planned_code() -> str:
+    """Return the digest of the code that this process plans with, whatever becomes of the files."""
+    return code_digest()
 
 
 def _digest(content: Any) -> str:

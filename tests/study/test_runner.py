@@ -50,7 +50,7 @@ class Scripted:
 
 def make_job(run: StudyRun, fork: str | None) -> Job:
     here = Path()
-    return Job(run.digest, run.name, run.arguments, fork, "p", "", here, here, here, {})
+    return Job(run.digest, "", run.name, run.arguments, fork, "p", "", here, here, here, {})
 
 
 def states(runner: Runner) -> dict[str, str]:
