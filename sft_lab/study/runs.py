@@ -16,6 +16,7 @@ from sft_lab.inspection import planned
 from sft_lab.lab_cli import compose
 from sft_lab.run_plan import RunCost
 from sft_lab.study.code_digest import code_digest
+from sft_lab.study.content_digests import base_digest, class_digests
 from sft_lab.study.decided_here import decided_here
 from sft_lab.study.design import CellSpec
 from sft_lab.tracking import NO_LOGGER
@@ -36,7 +37,7 @@ class StudyRun:
     """One run that fills one cell, or several that are equal.
 
     Attributes:
-        digest: Of config, data and code: equal ones need to run once only.
+        digest: Of config, data, base and code: equal ones need to run once only.
         cells: The cells that it fills, of which the first names it.
         steps: Optimizer steps of each stage, by name.
         samples: Samples trained on.
@@ -150,6 +151,9 @@ def describe(cell: CellSpec, composed: Composed, data: StagedDataModule) -> Stud
         "sources": {name: loaded.digest for name, loaded in data.corpus.loaded.items()},
         "benchmarks": {n: b.digest() for n, b in data.evaluation.benchmarks.items()},
         "code": planned_code(),
+        "base": base_digest(str(config["model"]["base"])),
+        "renderer": data.corpus.renderer.fingerprint,
+        "classes": class_digests(config),
         # What a person has hooked into the run may decide its numbers; a resume does not ask.
         "hooks": [config.get("trainer", {}).get(key) for key in ("callbacks", "plugins")],
     }

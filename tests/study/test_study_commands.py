@@ -1,12 +1,16 @@
 """What a study says before it runs, and what it refuses."""
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from runs import Lab
+from runs import SCRIPTED, SCRIPTED_CONFIG, Lab
 from study_runs import STUDY
+
+from sft_lab.study.content_digests import base_digest
 
 
 def test_commands_for_elsewhere_and_the_plan(study_lab: Lab) -> None:
@@ -67,3 +71,45 @@ def test_a_report_of_nothing_is_refused_and_makes_nothing(study_lab: Lab, study:
     assert outcome.code == 2
     assert "mlruns/mlflow.db" in outcome.err
     assert sorted(study_lab.folder.iterdir()) == before
+
+
+def digests(lab: Lab) -> list[str]:
+    plan = json.loads(lab("study", "--config=study.yaml", "--plan", "--json").out)
+    return [run["digest"] for run in plan["runs"]]
+
+
+def test_runs_on_other_weights_are_others(study_lab: Lab) -> None:
+    before = digests(study_lab)
+    world = study_lab.folder / "world"
+    shutil.copytree(study_lab.world, world)
+    lab = Lab(study_lab.folder, world)
+    assert digests(lab) == before
+    weights = bytearray((world / "base/model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (world / "base/model.safetensors").write_bytes(weights)
+    assert not set(digests(lab)) & set(before)
+
+
+def test_runs_scored_by_other_code_of_ones_own_are_others(study_lab: Lab) -> None:
+    study_lab.write("scripted.py", SCRIPTED)
+    study_lab.write("scripted.yaml", SCRIPTED_CONFIG)
+    arms = {"one": {"config": "./math.yaml", "also": ["./scripted.yaml"]}}
+    study = {**STUDY, "questions": {"q": {"title": "?", "arms": arms}}}
+    study_lab.write("study.yaml", yaml.safe_dump(study, sort_keys=False))
+    before = digests(study_lab)
+    assert digests(study_lab) == before
+    study_lab.write("scripted.py", SCRIPTED.replace("(0, 2, 3, 1, 2)", "(4, 4, 4, 4, 4)"))
+    assert digests(study_lab) != before
+
+
+def test_a_hub_name_stands_for_the_commit_that_is_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert base_digest("someone/base") == "someone/base@unknown"
+    kept = tmp_path / "models--someone--base"
+    (kept / "snapshots/abc123").mkdir(parents=True)
+    (kept / "snapshots/abc123/config.json").write_text("{}")
+    (kept / "refs").mkdir()
+    (kept / "refs/main").write_text("abc123")
+    assert base_digest("someone/base") == "someone/base@abc123"
