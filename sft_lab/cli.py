@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from sft_lab.errors import Interrupted, RequestError
+from sft_lab.errors import BusyError, Interrupted, RequestError
 
 _RUN_COMMANDS = ("fit", "validate", "test")
 _TRACKING_URI = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
@@ -21,7 +21,8 @@ def main(arguments: list[str]) -> int:
     """Run a command of the lab.
 
     Returns:
-        The exit code: 0 done, 1 the run failed, 2 the request was wrong, 130 and 143 after signals.
+        The exit code: 0 done, 1 the run failed, 2 the request was wrong, 75 another process is at
+        it, 130 and 143 after signals.
     """
     _be_quiet()
 
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> int:
         return _own_command(arguments)
     except RequestError as fault:
         print(f"error: {fault}", file=sys.stderr)
-        return 2
+        return os.EX_TEMPFAIL if isinstance(fault, BusyError) else 2
     except Interrupted as stop:
         goes_on = arguments[:1] == ["fit"]
         forked = any(argument.partition("=")[0] == "--from" for argument in arguments)

@@ -12,6 +12,7 @@ from sft_lab.checkpoint import stage_checkpoint
 from sft_lab.data.module import StagedDataModule
 from sft_lab.errors import Interrupted, RequestError
 from sft_lab.lab_cli import compose, silence
+from sft_lab.run_lock import run_lock
 from sft_lab.run_plan import RunCost, run_cost, run_parameters
 from sft_lab.run_speed import KnownSpeeds
 from sft_lab.study.decided_here import forwarded
@@ -19,7 +20,7 @@ from sft_lab.study.design import STUDY_KEYS, CellSpec, StudyDesign, cells
 from sft_lab.study.executors import Executor, RayExecutor
 from sft_lab.study.job import CELL_TAG, Job, run_arguments
 from sft_lab.study.k_finder import Found
-from sft_lab.study.parent_run import ParentRun, open_parent
+from sft_lab.study.parent_run import ParentRun, open_parent, study_digest
 from sft_lab.study.progress_table import ProgressTable
 from sft_lab.study.read_design import read_design
 from sft_lab.study.runner import Progress, Runner
@@ -169,7 +170,21 @@ def run_study(study: Study, address: str | None) -> dict[str, Progress]:
 
     Returns:
         The progress of every run, by digest.
+
+    Raises:
+        BusyError: If it goes on in another process.
     """
+    folder = _folder(study) / study_digest(study.config)
+    # The run's process is read and written in two steps; of two equal commands one takes the lock.
+    with run_lock(folder, f"study {study.design.name}"):
+        return _run(study, address)
+
+
+def _folder(study: Study) -> Path:
+    return Path("mlruns/studies") / study.design.name
+
+
+def _run(study: Study, address: str | None) -> dict[str, Progress]:
     uri, experiment = str(study.logger["tracking_uri"]), str(study.logger["experiment_name"])
     prepare_store(uri, experiment)
     location = study.logger.get("artifact_location")
@@ -248,7 +263,7 @@ def make_job(study: Study, parent: ParentRun, run: StudyRun, fork: str | None) -
         parent=parent.run_id,
         tracking_uri=str(study.logger["tracking_uri"]),
         dirpath=Path(dirpath),
-        log=folder / "mlruns" / "studies" / study.design.name / f"{run.digest[:12]}.log",
+        log=folder / _folder(study) / f"{run.digest[:12]}.log",
         folder=folder,
         environment={
             **forwarded(os.environ),

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -128,6 +129,7 @@ class RayExecutor:
     def wait(self, timeout_s: float) -> Sequence[Ended]:
         """Return the jobs that have ended since."""
         if not self._jobs:
+            time.sleep(timeout_s)
             return []
         refs = list(self._jobs)
         with signals_held_back():

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,14 @@ from typing import Any
 import yaml
 
 from sft_lab.checkpoint import last_checkpoint
+from sft_lab.errors import BusyError
+from sft_lab.run_lock import run_lock
 from sft_lab.study.code_digest import code_digest
 from sft_lab.tracking import RunStore
 
 CELL_TAG = "sft_lab.cell"
 PARENT_TAG = "mlflow.parentRunId"
-REQUEST_WAS_WRONG = 2
+REQUEST_WAS_WRONG, BUSY = 2, os.EX_TEMPFAIL
 _LINUX_PDEATHSIG = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _STOP_S = 120
 _OTHER_CODE = (
@@ -66,7 +67,8 @@ class Ended:
 
     Attributes:
         digest: The run's digest.
-        code: Exit code of ``fit``; None where the machine was lost.
+        code: Exit code of ``fit``; ``BUSY`` where another process is at it, None where the machine
+            was lost.
         run_id: The finished run; None where there is none.
         reason: Why there is none, in a line.
     """
@@ -88,11 +90,25 @@ def run_job(job: Job) -> Ended:
     os.environ.update(job.environment)  # the store may need some of it too
     if code_digest() != job.code:
         return Ended(job.digest, REQUEST_WAS_WRONG, None, _OTHER_CODE.format(socket.gethostname()))
+    try:
+        # Until `fit` has opened its run, nothing else tells another study that it is at work.
+        with run_lock(job.dirpath / "cells" / job.digest, f"cell '{job.name}'"):
+            return _fill(job)
+    except BusyError as fault:
+        return Ended(job.digest, BUSY, None, str(fault))
+
+
+def _fill(job: Job) -> Ended:
     store = RunStore(job.tracking_uri)
-    runs = _settled(store, job.digest)
+    runs = find_runs(store, job.digest)
     finished = next((run for run in runs if run.info.status == "FINISHED"), None)
     if finished is not None:
         return Ended(job.digest, 0, finished.info.run_id)
+    if running := [run.info.run_id for run in runs if run.info.status == "RUNNING"]:
+        raise BusyError(
+            f"run {running[0][:8]} of this cell still runs, in another process; "
+            "stop it, or mark it killed in MLflow if its machine is gone"
+        )
     command = [sys.executable, "-m", "sft_lab", "fit", *fit_arguments(job, runs)]
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab") as log:
@@ -144,22 +160,6 @@ def run_arguments(name: str, tags: Mapping[str, str]) -> list[str]:
     logger = "--trainer.logger.init_args"
     written = yaml.safe_dump(dict(tags), default_flow_style=True, width=10**6).strip()
     return [f"{logger}.run_name={name}", f"{logger}.tags={written}"]
-
-
-def _settled(store: RunStore, digest: str) -> list[Any]:
-    """Return the runs of a digest once none runs: one whose study was killed ends by itself."""
-    deadline = time.monotonic() + _STOP_S
-    while True:
-        runs = find_runs(store, digest)
-        running = [run for run in runs if run.info.status == "RUNNING"]
-        if not running:
-            return runs
-        if time.monotonic() > deadline:
-            raise TimeoutError(
-                f"run {running[0].info.run_id} of this cell still runs, in another process; "
-                "stop it, or mark it killed in MLflow if its machine is gone"
-            )
-        time.sleep(1)
 
 
 def _stop_with(parent: int) -> Any:

@@ -1,17 +1,20 @@
 """A job where it falls to: what it refuses, and what it asks of ``fit``."""
 
+import os
 import shlex
 from dataclasses import replace
 
 import pytest
 import yaml
+from lock_holder import held
 from runs import Lab
 from study_runs import STUDY
 
 from sft_lab.study.code_digest import code_digest
 from sft_lab.study.command import lay_out, make_job
-from sft_lab.study.job import Job, run_job
+from sft_lab.study.job import CELL_TAG, Job, run_job
 from sft_lab.study.parent_run import ParentRun
+from sft_lab.tracking import DIGEST_TAG, PROCESS_TAG, RunStore, this_process
 
 
 @pytest.fixture
@@ -39,6 +42,24 @@ def test_another_code_than_the_planned_one_is_refused(job: Job) -> None:
     assert (ended.code, ended.run_id) == (2, None)
     assert "another code" in ended.reason
     assert not job.log.exists()  # nothing was begun
+
+
+def test_a_cell_that_another_process_is_at_is_left_to_it(job: Job) -> None:
+    job = replace(job, environment={})
+    with held(job.dirpath / "cells" / job.digest):
+        ended = run_job(job)
+    assert (ended.code, ended.run_id) == (os.EX_TEMPFAIL, None)
+    assert "cell 'q math seed 0' is being trained by another process" in ended.reason
+    assert not job.log.exists()
+
+
+def test_a_cell_whose_run_still_runs_is_left_to_that(job: Job) -> None:
+    client = RunStore(job.tracking_uri).client
+    tags = {DIGEST_TAG: "d", CELL_TAG: job.digest, PROCESS_TAG: this_process()}
+    running = client.create_run(client.create_experiment("e"), tags=tags).info.run_id
+    ended = run_job(replace(job, environment={}))
+    assert (ended.code, ended.run_id) == (os.EX_TEMPFAIL, None)
+    assert f"run {running[:8]} of this cell still runs" in ended.reason
 
 
 def test_a_run_that_is_recorded_elsewhere_is_not_trained_again(

@@ -1,16 +1,20 @@
 """What a study says before it runs, and what it refuses."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from lock_holder import held
 from runs import SCRIPTED, SCRIPTED_CONFIG, Lab
 from study_runs import STUDY
 
+from sft_lab.study.command import read_study_config
 from sft_lab.study.content_digests import base_digest
+from sft_lab.study.parent_run import study_digest
 
 
 def test_commands_for_elsewhere_and_the_plan(study_lab: Lab) -> None:
@@ -113,3 +117,12 @@ def test_a_hub_name_stands_for_the_commit_that_is_in_the_cache(
     (kept / "refs").mkdir()
     (kept / "refs/main").write_text("abc123")
     assert base_digest("someone/base") == "someone/base@abc123"
+
+
+def test_of_two_equal_studies_at_once_one_is_refused(study_lab: Lab) -> None:
+    _, config = read_study_config([f"--config={study_lab.folder / 'study.yaml'}"])
+    with held(study_lab.folder / "mlruns/studies/tiny" / study_digest(config)):
+        outcome = study_lab("study", "--config=study.yaml")
+    assert outcome.code == os.EX_TEMPFAIL
+    assert "study tiny is being trained by another process" in outcome.err
+    assert not study_lab.runs
