@@ -1,6 +1,7 @@
 """One run of a study on whatever machine it falls to: begun, gone on with, or found finished."""
 
 import ctypes
+import json
 import os
 import signal
 import socket
@@ -11,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sft_lab.checkpoint import last_checkpoint
 from sft_lab.errors import BusyError
 from sft_lab.run_lock import run_lock
 from sft_lab.study.code_digest import code_digest
+from sft_lab.study.decided_here import as_override
 from sft_lab.tracking import RunStore
 
 CELL_TAG = "sft_lab.cell"
@@ -158,8 +158,7 @@ def fit_arguments(job: Job, runs: list[Any]) -> list[str]:
 def run_arguments(name: str, tags: Mapping[str, str]) -> list[str]:
     """Return the arguments that give a run its name and tags."""
     logger = "--trainer.logger.init_args"
-    written = yaml.safe_dump(dict(tags), default_flow_style=True, width=10**6).strip()
-    return [f"{logger}.run_name={name}", f"{logger}.tags={written}"]
+    return [f"{logger}.run_name={as_override(name)}", f"{logger}.tags={json.dumps(dict(tags))}"]
 
 
 def _stop_with(parent: int) -> Any:

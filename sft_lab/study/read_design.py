@@ -12,6 +12,8 @@ from sft_lab.errors import RequestError
 from sft_lab.lab_cli import GROUPS, explain
 from sft_lab.study.design import STUDY_KEYS, Arm, StudyDesign, written
 
+_AXIS_NAME = r"[A-Za-z0-9_.-]+"
+
 
 def read_design(composed: Composed) -> StudyDesign:
     """Return the design that a config holds, checked as far as it can be without any run's config.
@@ -83,6 +85,8 @@ def _faults_of_set(key: str, values: Iterable[str]) -> Iterator[tuple[str, str]]
 def _faults_of_arm(key: str, arm: Arm) -> Iterator[tuple[str, str]]:
     yield from _faults_of_set(f"{key}.set", arm.set)
     for name, axis in arm.grid.items():
+        if not re.fullmatch(_AXIS_NAME, name):
+            yield f"{key}.grid", f": names an axis; use letters, digits, _, . and -, got {name!r}."
         if not axis.values or not axis.keys:
             counts = f"{len(axis.values)} values and {len(axis.keys)} keys"
             yield f"{key}.grid.{name}", f" needs values and keys, got {counts}."

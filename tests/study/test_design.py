@@ -77,6 +77,10 @@ def test_one_key_can_be_changed_on_the_command_line(write: Any) -> None:
         ("--questions.q.arms.dmt.grid.k.values=[]", "got 0 values and 1 keys"),
         ("--questions.q.arms.dmt.grid.k.values=[1, 1]", "has a value twice"),
         ("--questions.q.arms.dmt.grid.k.keys=[dta.k]", "'dta.k' does not begin with"),
+        (
+            "--questions.q.arms.dmt.grid={'k #2': {values: [1], keys: [data.k]}}",
+            "names an axis; use letters, digits, _, . and -, got 'k #2'",
+        ),
         ("--questions.q.arms.dmt.serch={}", "unknown key"),
         ("--questions.q.design=ratios", "ratios"),
         ("--questions.q.arms.dmt.search={axis: j, retention: {a/b: 0.9}}", "got 'j'"),

@@ -10,9 +10,10 @@ from lock_holder import held
 from runs import Lab
 from study_runs import STUDY
 
+from sft_lab.lab_cli import compose
 from sft_lab.study.code_digest import code_digest
 from sft_lab.study.command import lay_out, make_job
-from sft_lab.study.job import CELL_TAG, Job, run_job
+from sft_lab.study.job import CELL_TAG, Job, run_arguments, run_job
 from sft_lab.study.parent_run import ParentRun
 from sft_lab.tracking import DIGEST_TAG, PROCESS_TAG, RunStore, this_process
 
@@ -69,6 +70,13 @@ def test_a_run_that_is_recorded_elsewhere_is_not_trained_again(
     ended = run_job(replace(job, environment={}))
     assert (ended.code, ended.run_id) == (2, None)
     assert "sqlite:///mlruns/other.db holds no finished run" in ended.reason
+
+
+@pytest.mark.parametrize("name", ["rq1: math", "[x]", "dmt #2", "a=${oc.env:HOME}", "1", "'x'"])
+def test_a_run_has_the_very_name_that_its_cell_has(name: str) -> None:
+    composed, _, _ = compose(run_arguments(name, {"sft_lab.cell": "12e345"}))
+    given = composed.resolved()["trainer"]["logger"]["init_args"]
+    assert given == {"run_name": name, "tags": {"sft_lab.cell": "12e345"}}
 
 
 def test_printed_commands_hold_what_a_machine_would_decide_for_itself(study_lab: Lab) -> None:
