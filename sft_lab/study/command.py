@@ -27,7 +27,6 @@ from sft_lab.study.runner import Progress, Runner
 from sft_lab.study.runs import (
     CostOf,
     StudyRun,
-    logger_settings,
     plan_run,
     plan_runs,
     planned_code,
@@ -125,7 +124,7 @@ def _cost_of() -> CostOf:
     speeds: dict[str, KnownSpeeds] = {}
 
     def cost(data: StagedDataModule, config: Mapping[str, Any]) -> RunCost:
-        uri = str(logger_settings(config)["tracking_uri"])
+        uri = str(config["trainer"]["logger"]["init_args"]["tracking_uri"])
         if uri not in speeds:
             speeds[uri] = KnownSpeeds(RunStore(uri))
         return run_cost(data, config, speeds[uri].speed(run_parameters(data, config)))
@@ -250,8 +249,8 @@ def _fill(study: Study, parent: ParentRun, executor: Executor) -> dict[str, Prog
 def make_job(study: Study, parent: ParentRun, run: StudyRun, fork: str | None) -> Job:
     """Return the job of a run, from nothing where the checkpoint to fork from is gone."""
     folder = Path.cwd()
-    dirpath = run.config.get("checkpoint", {}).get("dirpath", "mlruns/checkpoints")
-    if fork is not None and not stage_checkpoint(Path(dirpath), *fork.split("@")).is_file():
+    dirpath = Path(run.config["checkpoint"]["dirpath"])
+    if fork is not None and not stage_checkpoint(dirpath, *fork.split("@")).is_file():
         fork = None
     threads = str(study.design.resources.cpus)
     return Job(
@@ -262,7 +261,7 @@ def make_job(study: Study, parent: ParentRun, run: StudyRun, fork: str | None) -
         fork=fork,
         parent=parent.run_id,
         tracking_uri=str(study.logger["tracking_uri"]),
-        dirpath=Path(dirpath),
+        dirpath=dirpath,
         log=folder / _folder(study) / f"{run.digest[:12]}.log",
         folder=folder,
         environment={

@@ -1,7 +1,7 @@
 """Reads a study's config and refuses what cannot be right, before any run is laid out."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -59,21 +59,34 @@ def _with_sets_as_text(value: Any) -> Any:
 
 def _faults(design: StudyDesign) -> Iterator[tuple[str, str]]:
     """Yield keys and what is wrong with them."""
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", design.name):
-        yield "name", f" becomes a folder; use letters, digits, _, . and -, got {design.name!r}."
+    if not re.fullmatch(r"(?!\.)[A-Za-z0-9_.-]+", design.name):
+        yield (
+            "name",
+            " becomes a folder; use letters, digits, _, - and . (not as the first), "
+            f"got {design.name!r}.",
+        )
     if design.attempts < 1:
         yield "attempts", f" must be 1 or more, got {design.attempts}."
-    if not design.seeds:
-        yield "seeds", " is empty; give at least one, such as [0]."
+    yield from _faults_of_seeds("seeds", design.seeds)
     takes = design.resources
     if takes.cpus < 1 or takes.gpus < 0:
         yield "resources", f": cpus must be 1 or more and gpus 0 or more, got {takes}."
+    if takes.memory_gb is not None and takes.memory_gb <= 0:
+        yield "resources.memory_gb", f" must be above 0, got {takes.memory_gb}."
     yield from _faults_of_set("set", design.set)
     for name, question in design.questions.items():
         if not question.arms:
             yield f"questions.{name}.arms", " is empty; a question has at least one arm."
+        yield from _faults_of_seeds(f"questions.{name}.seeds", question.seeds)
         for arm_name, arm in question.arms.items():
             yield from _faults_of_arm(f"questions.{name}.arms.{arm_name}", arm)
+
+
+def _faults_of_seeds(key: str, seeds: Sequence[int] | None) -> Iterator[tuple[str, str]]:
+    if seeds == []:
+        yield key, " is empty; give at least one, such as [0]."
+    elif seeds and (min(seeds) < 0 or len(set(seeds)) < len(seeds)):
+        yield key, f" must be 0 or more, and each once, got {seeds}."
 
 
 def _faults_of_set(key: str, values: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -83,6 +96,7 @@ def _faults_of_set(key: str, values: Iterable[str]) -> Iterator[tuple[str, str]]
 
 
 def _faults_of_arm(key: str, arm: Arm) -> Iterator[tuple[str, str]]:
+    yield from _faults_of_seeds(f"{key}.seeds", arm.seeds)
     yield from _faults_of_set(f"{key}.set", arm.set)
     for name, axis in arm.grid.items():
         if not re.fullmatch(_AXIS_NAME, name):

@@ -7,19 +7,18 @@ from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
-from sft_lab.config import Composed, identity
+from sft_lab.check_cli import CheckCLI
+from sft_lab.config import identity
 from sft_lab.data.module import StagedDataModule
 from sft_lab.data.shares import parse_share
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.inspection import planned
-from sft_lab.lab_cli import compose
 from sft_lab.run_plan import RunCost
 from sft_lab.study.code_digest import code_digest
 from sft_lab.study.content_digests import base_digest, class_digests
 from sft_lab.study.decided_here import decided_here
 from sft_lab.study.design import CellSpec
-from sft_lab.tracking import NO_LOGGER
 
 CostOf = Callable[[StagedDataModule, Mapping[str, Any]], RunCost]
 
@@ -44,7 +43,7 @@ class StudyRun:
         tokens: Tokens trained on, prompts included.
         stages: The stages as they are compared, by name.
         base: Digest of all else that decides its numbers.
-        config: The resolved config, as it is written.
+        config: The resolved config, with its defaults.
         abilities: Metric key of each benchmark's first score, by the source that teaches it; a
             source's second benchmark, and one without a source, go by the benchmark's own name.
         scores: Metric keys of all scores of which more is better.
@@ -80,7 +79,8 @@ class StudyRun:
     @property
     def logger(self) -> Mapping[str, Any]:
         """The settings of its logger."""
-        return logger_settings(self.config)
+        settings: Mapping[str, Any] = self.config["trainer"]["logger"]["init_args"]
+        return settings
 
     @property
     def steps_to_train(self) -> int:
@@ -123,26 +123,23 @@ def plan_run(cell: CellSpec, cost: CostOf | None = None) -> StudyRun:
         RequestError: If its config is wrong, naming the cell.
     """
     try:
-        composed, _, rest = compose(list(cell.arguments))
-        if rest:
-            raise RequestError(f"fit knows no {rest[0]}.")
-        data = planned(composed, None)
-        run = describe(cell, composed, data)
-        logger_settings(run.config)
+        checked = CheckCLI(list(cell.arguments))
+        data = planned(checked.composed, None)
+        run = describe(cell, checked, data)
         return replace(run, cost=cost(data, run.config)) if cost is not None else run
     except RequestError as fault:
         raise RequestError(f"cell '{cell.name}': {fault}") from fault
 
 
-def describe(cell: CellSpec, composed: Composed, data: StagedDataModule) -> StudyRun:
+def describe(cell: CellSpec, checked: CheckCLI, data: StagedDataModule) -> StudyRun:
     """Return the run of one cell.
 
     Args:
         cell: The cell.
-        composed: Its config.
+        checked: Its config.
         data: What that trains on.
     """
-    config = composed.resolved()
+    config = checked.plain
     comparable = identity(config)
     stages = comparable["data"].pop("stages")
     comparable["data"].pop("k", None)  # acts through the shares of stages alone
@@ -155,7 +152,7 @@ def describe(cell: CellSpec, composed: Composed, data: StagedDataModule) -> Stud
         "renderer": data.corpus.renderer.fingerprint,
         "classes": class_digests(config),
         # What a person has hooked into the run may decide its numbers; a resume does not ask.
-        "hooks": [config.get("trainer", {}).get(key) for key in ("callbacks", "plugins")],
+        "hooks": [config["trainer"][key] for key in ("callbacks", "plugins")],
     }
     base = _digest([comparable, digests])
     schedule = data.schedule
@@ -176,21 +173,8 @@ def describe(cell: CellSpec, composed: Composed, data: StagedDataModule) -> Stud
             for score in benchmark.score_names
             if benchmark.is_ability(score)
         ),
-        decided=decided_here(composed),
+        decided=decided_here(checked.composed),
     )
-
-
-def logger_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the logger's arguments of a run's config.
-
-    Raises:
-        RequestError: If it has none.
-    """
-    try:
-        settings: Mapping[str, Any] = config["trainer"]["logger"]["init_args"]
-    except (KeyError, TypeError) as fault:
-        raise RequestError(NO_LOGGER) from fault
-    return settings
 
 
 def _abilities(suite: EvaluationSuite) -> dict[str, str]:

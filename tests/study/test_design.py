@@ -88,6 +88,11 @@ def test_one_key_can_be_changed_on_the_command_line(write: Any) -> None:
         ("--set={dta.k: 1}", "set: 'dta.k' does not begin with"),
         ("--set=3", "set: Expected a dict"),
         ("--resources={cpus: 0}", "cpus must be 1 or more"),
+        ("--resources={memory_gb: -4}", "memory_gb must be above 0, got -4"),
+        ("--name=..", "got '..'"),
+        ("--seeds=[-1]", "seeds must be 0 or more, and each once, got [-1]"),
+        ("--questions.q.seeds=[0, 0]", "questions.q.seeds must be 0 or more, and each once"),
+        ("--questions.q.arms.other.seeds=[-7]", "questions.q.arms.other.seeds must be 0 or more"),
     ],
 )
 def test_what_cannot_be_right_is_refused_by_its_key(

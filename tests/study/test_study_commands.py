@@ -126,3 +126,33 @@ def test_of_two_equal_studies_at_once_one_is_refused(study_lab: Lab) -> None:
     assert outcome.code == os.EX_TEMPFAIL
     assert "study tiny is being trained by another process" in outcome.err
     assert not study_lab.runs
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.quantization", "nf5", "model.quantization: Expected a"),
+        ("model.lora", None, "model.lora is null, but a nf4 base cannot be trained in full"),
+        ("model.lora.r", 0, "model.lora.r must be 1 or more, got 0"),
+        ("trainer.gradient_clip_val", "abc", "trainer.gradient_clip_val: Expected"),
+        ("trainer.devices", 2, "a run takes one device, got 2"),
+        ("trainer.max_epochs", 3, "trainer.max_epochs follows from data.stages"),
+        ("checkpoint.every_n_steps", 0, "checkpoint.every_n_steps must be 1 or more, got 0"),
+    ],
+)
+def test_what_fit_would_refuse_is_refused_with_the_cell(
+    study_lab: Lab, key: str, value: Any, message: str
+) -> None:
+    said = changed(study_lab, config="./tiny.yaml", set={"model.quantization": "nf4", key: value})
+    assert said.startswith("error: cell 'q one seed 0': ")
+    assert message in said
+
+
+def test_a_default_that_is_written_out_changes_no_digest(study_lab: Lab) -> None:
+    arms = {
+        "short": {"config": "./math.yaml"},
+        "long": {"config": "./math.yaml", "set": {"data.order": "even", "trainer.callbacks": None}},
+    }
+    study = {**STUDY, "questions": {"q": {"title": "?", "arms": arms}}}
+    study_lab.write("study.yaml", yaml.safe_dump(study, sort_keys=False))
+    assert len(digests(study_lab)) == 1
