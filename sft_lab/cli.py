@@ -286,12 +286,21 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _study(options: argparse.Namespace) -> int:
-    from sft_lab.study.command import lay_out, outcome_table, print_commands, run_study
+    from sft_lab.study.command import (
+        lay_out,
+        outcome_table,
+        print_commands,
+        run_study,
+        searches_left_out,
+    )
     from sft_lab.study.cost import plan_table, study_plan
 
     study = lay_out(options.rest, with_cost=options.plan)
     if options.print:
-        print(print_commands(study))
+        if commands := print_commands(study):
+            print(commands)
+        if left_out := searches_left_out(study):
+            print(left_out, file=sys.stderr)
         return 0
     if options.plan:
         plan = study_plan(study)

@@ -164,6 +164,17 @@ def print_commands(study: Study) -> str:
     )
 
 
+def searches_left_out(study: Study) -> str:
+    """Return which runs cannot be printed, since they depend on results; nothing where all can."""
+    names = [f"{one.key.question} {one.key.arm}" for one in searches(study.design)]
+    if not names:
+        return ""
+    return (
+        f"not printed, since their runs depend on results: the searches {', '.join(names)}; "
+        "the same command without --print runs them."
+    )
+
+
 def run_study(study: Study, address: str | None) -> dict[str, Progress]:
     """Run what is missing of a study; its run in MLflow tells how it ended.
 

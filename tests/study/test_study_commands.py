@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,9 @@ from study_runs import STUDY
 
 from sft_lab.study.command import read_study_config
 from sft_lab.study.content_digests import base_digest
+from sft_lab.study.job import CELL_TAG
 from sft_lab.study.parent_run import study_digest
+from sft_lab.tracking import DIGEST_TAG
 
 
 def test_commands_for_elsewhere_and_the_plan(study_lab: Lab) -> None:
@@ -44,6 +47,17 @@ def test_a_search_by_a_score_that_no_run_has_is_refused_before_any_runs(study_la
     search = {"axis": "k", "retention": {"world_mth/accuracy": 0.9}}
     said = changed(study_lab, config="./tiny.yaml", grid=grid, search=search)
     assert "no run measures 'world_mth/accuracy' (did you mean 'world_math/accuracy'?)" in said
+
+
+def search_alone(lab: Lab) -> None:
+    """Write a study of one arm, which searches among 2 values under 2 seeds."""
+    arm = {
+        "config": "./tiny.yaml",
+        "grid": {"k": {"values": ["1/4", 1], "keys": ["data.k"]}},
+        "search": {"axis": "k", "retention": {"world_math/accuracy": 0.9}},
+    }
+    study = {**STUDY, "seeds": [0, 1], "questions": {"q": {"title": "?", "arms": {"finder": arm}}}}
+    lab.write("study.yaml", yaml.safe_dump(study, sort_keys=False))
 
 
 def test_a_wrong_key_of_a_cell_is_refused_with_the_cell(study_lab: Lab) -> None:
@@ -156,3 +170,35 @@ def test_a_default_that_is_written_out_changes_no_digest(study_lab: Lab) -> None
     study = {**STUDY, "questions": {"q": {"title": "?", "arms": arms}}}
     study_lab.write("study.yaml", yaml.safe_dump(study, sort_keys=False))
     assert len(digests(study_lab)) == 1
+
+
+def finish_elsewhere(lab: Lab, digest: str) -> None:
+    """File a run as a printed command leaves it."""
+    client = lab.store.client
+    known = client.get_experiment_by_name("sft_lab")
+    experiment = known.experiment_id if known else client.create_experiment("sft_lab")
+    run = client.create_run(experiment, tags={DIGEST_TAG: "d", CELL_TAG: digest})
+    client.set_terminated(run.info.run_id, "FINISHED")
+
+
+def test_a_study_of_which_nothing_is_missing_needs_no_ray(
+    study_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    missing = digests(study_lab)
+    assert study_lab("study", "--config=study.yaml", "--print").out
+    outcome = study_lab("study", "--config=study.yaml")
+    assert outcome.code == 2
+    assert "Ray, which is not installed" in outcome.err
+    for digest in missing:
+        finish_elsewhere(study_lab, digest)
+    outcome = study_lab("study", "--config=study.yaml")
+    assert outcome.code == 0, outcome.err
+    assert "2 of 2 runs finished." in outcome.out
+
+
+def test_runs_that_searches_will_ask_for_are_said_not_to_be_printed(study_lab: Lab) -> None:
+    search_alone(study_lab)
+    printed = study_lab("study", "--config=study.yaml", "--print")
+    assert (printed.code, printed.out.strip()) == (0, "")
+    assert "q finder" in printed.err
