@@ -288,13 +288,15 @@ def _compare(options: argparse.Namespace) -> int:
 def _study(options: argparse.Namespace) -> int:
     from sft_lab.study.command import (
         lay_out,
-        outcome_table,
         print_commands,
         run_study,
         searches_left_out,
     )
     from sft_lab.study.cost import plan_table, study_plan
+    from sft_lab.study.outcome import outcome_json, outcome_table
 
+    if options.print and options.json:
+        raise RequestError("--print writes commands for a shell, not JSON; leave out one of them.")
     study = lay_out(options.rest, with_cost=options.plan)
     if options.print:
         if commands := print_commands(study):
@@ -306,9 +308,10 @@ def _study(options: argparse.Namespace) -> int:
         plan = study_plan(study)
         print(json.dumps(plan, indent=2) if options.json else plan_table(plan))
         return 0
-    progress = run_study(study, options.address)
-    print(outcome_table(progress))
-    return 0 if all(p.state == "finished" for p in progress.values()) else 1
+    outcome = run_study(study, options.address)
+    as_json = options.json
+    print(json.dumps(outcome_json(outcome), indent=2) if as_json else outcome_table(outcome))
+    return 0 if outcome.is_complete else 1
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -202,3 +202,35 @@ def test_runs_that_searches_will_ask_for_are_said_not_to_be_printed(study_lab: L
     printed = study_lab("study", "--config=study.yaml", "--print")
     assert (printed.code, printed.out.strip()) == (0, "")
     assert "q finder" in printed.err
+
+
+def test_a_plan_holds_what_searches_may_ask_for(study_lab: Lab) -> None:
+    search_alone(study_lab)
+    plan = json.loads(study_lab("study", "--config=study.yaml", "--plan", "--json").out)
+    (search,) = plan["searches"]
+    assert search == {
+        "question": "q",
+        "arm": "finder",
+        "runs_at_most": 4,
+        "steps_at_most": 2 * (5 + 7 + 10),  # of each seed the first stage once
+        "minutes_at_most": None,
+    }
+    assert (plan["cells"], plan["steps_to_train"]) == (0, 0)
+    said = study_lab("study", "--config=study.yaml", "--plan").out
+    assert "q finder searches in up to 4 runs more" in said
+
+
+def test_a_study_in_json_is_one_object(study_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    for digest in digests(study_lab):
+        finish_elsewhere(study_lab, digest)
+    outcome = study_lab("study", "--config=study.yaml", "--json")
+    assert outcome.code == 0, outcome.err
+    said = json.loads(outcome.out)
+    assert (said["name"], said["finished"], said["failed"]) == ("tiny", 2, 0)
+    assert [(run["name"], run["state"]) for run in said["runs"]] == [
+        ("q math seed 0", "finished"),
+        ("q both k=0 seed 0", "finished"),
+    ]
+    refused = study_lab("study", "--config=study.yaml", "--print", "--json")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--print" in refused.err
