@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -112,7 +113,7 @@ def _fill(job: Job) -> Ended:
     command = [sys.executable, "-m", "sft_lab", "fit", *fit_arguments(job, runs)]
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab") as log:
-        log.write(f"$ {' '.join(command)}\n".encode())
+        log.write(f"$ {shlex.join(command)}\n".encode())
         log.flush()
         begin = log.tell()
         process = subprocess.Popen(

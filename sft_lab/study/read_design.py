@@ -1,7 +1,9 @@
 """Reads a study's config and refuses what cannot be right, before any run is laid out."""
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
@@ -10,7 +12,7 @@ from sft_lab.config import Composed
 from sft_lab.config_keys import check_keys
 from sft_lab.errors import RequestError
 from sft_lab.lab_cli import GROUPS, explain
-from sft_lab.study.design import STUDY_KEYS, Arm, StudyDesign, written
+from sft_lab.study.design import STUDY_KEYS, Arm, Scalar, StudyDesign, written
 
 _AXIS_NAME = r"[A-Za-z0-9_.-]+"
 
@@ -95,6 +97,14 @@ def _faults_of_set(key: str, values: Iterable[str]) -> Iterator[tuple[str, str]]
             yield key, f": {name!r} does not begin with {', '.join(GROUPS)}."
 
 
+def _amount(value: Scalar) -> Fraction | str:
+    """Return a number as what it amounts to: 0.25 is 1/4."""
+    try:
+        return Fraction(str(value))
+    except (ValueError, ZeroDivisionError):
+        return str(value)
+
+
 def _faults_of_arm(key: str, arm: Arm) -> Iterator[tuple[str, str]]:
     yield from _faults_of_seeds(f"{key}.seeds", arm.seeds)
     yield from _faults_of_set(f"{key}.set", arm.set)
@@ -104,9 +114,12 @@ def _faults_of_arm(key: str, arm: Arm) -> Iterator[tuple[str, str]]:
         if not axis.values or not axis.keys:
             counts = f"{len(axis.values)} values and {len(axis.keys)} keys"
             yield f"{key}.grid.{name}", f" needs values and keys, got {counts}."
-        if len({str(value) for value in axis.values}) < len(axis.values):
+        if len({_amount(value) for value in axis.values}) < len(axis.values):
             yield f"{key}.grid.{name}.values", f" has a value twice: {axis.values}."
         yield from _faults_of_set(f"{key}.grid.{name}.keys", axis.keys)
+    for (name, axis), (other, after) in itertools.combinations(arm.grid.items(), 2):
+        if shared := set(axis.keys).intersection(after.keys):
+            yield f"{key}.grid", f": two axes set {min(shared)}, {name} and {other}."
     if arm.search is None:
         return
     if arm.search.axis not in arm.grid:

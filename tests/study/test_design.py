@@ -76,6 +76,11 @@ def test_one_key_can_be_changed_on_the_command_line(write: Any) -> None:
         ("--attempts=0", "attempts must be 1 or more, got 0"),
         ("--questions.q.arms.dmt.grid.k.values=[]", "got 0 values and 1 keys"),
         ("--questions.q.arms.dmt.grid.k.values=[1, 1]", "has a value twice"),
+        ("--questions.q.arms.dmt.grid.k.values=[0.25, 1/4]", "has a value twice"),
+        (
+            "--questions.q.arms.dmt.grid.j={values: [1], keys: [data.k]}",
+            "grid: two axes set data.k, k and j",
+        ),
         ("--questions.q.arms.dmt.grid.k.keys=[dta.k]", "'dta.k' does not begin with"),
         (
             "--questions.q.arms.dmt.grid={'k #2': {values: [1], keys: [data.k]}}",

@@ -70,6 +70,10 @@ def test_a_run_that_is_recorded_elsewhere_is_not_trained_again(
     ended = run_job(replace(job, environment={}))
     assert (ended.code, ended.run_id) == (2, None)
     assert "sqlite:///mlruns/other.db holds no finished run" in ended.reason
+    # What was run can be run again from the log.
+    command = shlex.split(job.log.read_text().splitlines()[0])
+    assert command[:5] == ["$", "/bin/true", "-m", "sft_lab", "fit"]
+    assert '--trainer.logger.init_args.run_name="q math seed 0"' in command
 
 
 @pytest.mark.parametrize("name", ["rq1: math", "[x]", "dmt #2", "a=${oc.env:HOME}", "1", "'x'"])
