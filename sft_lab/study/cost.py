@@ -22,7 +22,7 @@ def study_plan(study: Study) -> dict[str, Any]:
     """
     there = finished_runs(study)
     names = {run.digest: run.name for run in study.runs}
-    runs = [
+    runs: list[dict[str, Any]] = [
         {
             "name": run.name,
             "cells": [cell.name for cell in run.cells],
