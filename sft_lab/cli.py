@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from sft_lab.errors import Interrupted, RequestError
+from sft_lab.errors import BusyError, Interrupted, RequestError
 
 _RUN_COMMANDS = ("fit", "validate", "test")
 _TRACKING_URI = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
@@ -21,7 +21,8 @@ def main(arguments: list[str]) -> int:
     """Run a command of the lab.
 
     Returns:
-        The exit code: 0 done, 1 the run failed, 2 the request was wrong, 130 and 143 after signals.
+        The exit code: 0 done, 1 the run failed, 2 the request was wrong, 75 another process is at
+        it, 130 and 143 after signals.
     """
     _be_quiet()
 
@@ -44,7 +45,7 @@ def main(arguments: list[str]) -> int:
         return _own_command(arguments)
     except RequestError as fault:
         print(f"error: {fault}", file=sys.stderr)
-        return 2
+        return os.EX_TEMPFAIL if isinstance(fault, BusyError) else 2
     except Interrupted as stop:
         goes_on = arguments[:1] == ["fit"]
         forked = any(argument.partition("=")[0] == "--from" for argument in arguments)
@@ -285,20 +286,32 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _study(options: argparse.Namespace) -> int:
-    from sft_lab.study.command import lay_out, outcome_table, print_commands, run_study
+    from sft_lab.study.command import (
+        lay_out,
+        print_commands,
+        run_study,
+        searches_left_out,
+    )
     from sft_lab.study.cost import plan_table, study_plan
+    from sft_lab.study.outcome import outcome_json, outcome_table
 
+    if options.print and options.json:
+        raise RequestError("--print writes commands for a shell, not JSON; leave out one of them.")
     study = lay_out(options.rest, with_cost=options.plan)
     if options.print:
-        print(print_commands(study))
+        if commands := print_commands(study):
+            print(commands)
+        if left_out := searches_left_out(study):
+            print(left_out, file=sys.stderr)
         return 0
     if options.plan:
         plan = study_plan(study)
         print(json.dumps(plan, indent=2) if options.json else plan_table(plan))
         return 0
-    progress = run_study(study, options.address)
-    print(outcome_table(progress))
-    return 0 if all(p.state == "finished" for p in progress.values()) else 1
+    outcome = run_study(study, options.address)
+    as_json = options.json
+    print(json.dumps(outcome_json(outcome), indent=2) if as_json else outcome_table(outcome))
+    return 0 if outcome.is_complete else 1
 
 
 def _report(options: argparse.Namespace) -> int:

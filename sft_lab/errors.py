@@ -10,6 +10,10 @@ class RequestError(ValueError):
     """
 
 
+class BusyError(RequestError):
+    """What is asked for goes on in another process; the same request may do later: exit code 75."""
+
+
 class Interrupted(BaseException):
     """Ctrl-C or SIGTERM, once the run can be gone on with; like KeyboardInterrupt no Exception.
 

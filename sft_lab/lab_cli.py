@@ -255,23 +255,13 @@ class LabCLI(LightningCLI):
         )
         self.plain: dict[str, Any] = yaml.safe_load(dumped)[self.subcommand]
         self.plain.pop("from", None)  # its home is the run's tag; a config must not fork again
+        self.check_settings()
         logger = self.settings.trainer.logger
-        if not isinstance(logger, Namespace) or not str(logger.get("class_path", "")).endswith(
-            "RunLogger"
-        ):
-            raise RequestError(NO_LOGGER)
-        self._check_trainer()
         logger.init_args.run_name = logger.init_args.run_name or self._run_name()
         logger.init_args.tags = {  # what the lab finds runs by wins over the user's own
             **(logger.init_args.tags or {}),
             **run_tags(self.plain, self.strategy, str(self.subcommand)),
         }
-        devices, num_nodes = self.settings.trainer.devices, self.settings.trainer.num_nodes
-        if str(devices) not in ("1", "[0]", "0,") or num_nodes != 1:
-            raise RequestError(
-                f"trainer.devices: a run takes one device, got {devices} on {num_nodes} nodes; "
-                "set trainer.devices to 1."
-            )
         uri, artifacts = str(logger.init_args.tracking_uri), logger.init_args.artifact_location
         prepare_store(uri, str(logger.init_args.experiment_name))
         if artifacts and uri.startswith("sqlite:"):
@@ -305,6 +295,25 @@ class LabCLI(LightningCLI):
             self.settings.ckpt_path = str(checkpoint) if checkpoint else None
         if origin is not None:
             self.fork = find_fork(RunStore(uri), dirpath, origin, self.plain)
+
+    def check_settings(self) -> None:
+        """Look at what the types of arguments leave open.
+
+        Raises:
+            RequestError: Naming the key and the fix.
+        """
+        logger = self.settings.trainer.logger
+        if not isinstance(logger, Namespace) or not str(logger.get("class_path", "")).endswith(
+            "RunLogger"
+        ):
+            raise RequestError(NO_LOGGER)
+        self._check_trainer()
+        devices, num_nodes = self.settings.trainer.devices, self.settings.trainer.num_nodes
+        if str(devices) not in ("1", "[0]", "0,") or num_nodes != 1:
+            raise RequestError(
+                f"trainer.devices: a run takes one device, got {devices} on {num_nodes} nodes; "
+                "set trainer.devices to 1."
+            )
 
     def _check_trainer(self) -> None:
         given = self.composed.resolved().get("trainer", {})

@@ -64,6 +64,26 @@ class Evaluation:
     answers: Mapping[str, list[Answer]]
 
 
+def check_trainable(quantization: Quantization, lora: Any, engine: str) -> None:
+    """Look that what is trained can be: adapters, or without them the whole model.
+
+    Raises:
+        RequestError: If there are no adapters, and the base or the engine needs them.
+    """
+    if lora is not None:
+        return
+    if quantization in ("nf4", "int8"):
+        raise RequestError(
+            f"model.lora is null, but a {quantization} base cannot be trained in full; "
+            "set model.quantization to bf16 or fp32, or give model.lora."
+        )
+    if engine == "vllm":
+        raise RequestError(
+            "model.lora is null, and evaluation.engine vllm hands adapters to its server, not "
+            "whole models; set evaluation.engine to native, or give model.lora."
+        )
+
+
 class SFTModule(LightningModule):
     """A causal language model under supervised fine-tuning.
 
@@ -94,19 +114,10 @@ class SFTModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if lora is None and quantization in ("nf4", "int8"):
-            raise RequestError(
-                f"model.lora is null, but a {quantization} base cannot be trained in full; "
-                "set model.quantization to bf16 or fp32, or give model.lora."
-            )
+        check_trainable(quantization, lora, evaluation.engine)
         if optimizer == "paged_adamw_8bit" and not torch.cuda.is_available():
             raise RequestError(
                 "model.optimizer paged_adamw_8bit needs CUDA, found none; set it to adamw."
-            )
-        if lora is None and evaluation.engine == "vllm":
-            raise RequestError(
-                "model.lora is null, and evaluation.engine vllm hands adapters to its server, not "
-                "whole models; set evaluation.engine to native, or give model.lora."
             )
         self.engine = make_engine(
             evaluation.engine, evaluation.batch_size, evaluation.batch_tokens, evaluation.vllm

@@ -9,7 +9,7 @@ import yaml
 
 from sft_lab.checkpoint import last_checkpoint, read_checkpoint, stamp_of
 from sft_lab.config import changed_keys, check_resumable, digest, identity
-from sft_lab.errors import RequestError
+from sft_lab.errors import BusyError, RequestError
 from sft_lab.fork import FORK_TAG
 from sft_lab.tracking import DIGEST_TAG, RunStore
 
@@ -83,7 +83,8 @@ def check_run(tracking_uri: str, resume: Resume) -> None:
     """Look that the run of a checkpoint is in the store, and that nobody else goes on with it.
 
     Raises:
-        RequestError: If it is not there, or runs in another process.
+        RequestError: If it is not there.
+        BusyError: If it runs in another process.
     """
     runs = {run.info.run_id: run for run in RunStore(tracking_uri).runs()}
     run = runs.get(resume.run_id)
@@ -94,7 +95,7 @@ def check_run(tracking_uri: str, resume: Resume) -> None:
             f"{tracking_uri}; set trainer.logger.init_args.tracking_uri to the store that holds it."
         )
     if run.info.status == "RUNNING":
-        raise RequestError(f"{asked}: its run {resume.run_id[:8]} is still running; stop it first.")
+        raise BusyError(f"{asked}: its run {resume.run_id[:8]} is still running; stop it first.")
 
 
 def check_model(path: Path, config: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""A run belongs to one process at a time."""
+"""A run, a cell or a study belongs to one process at a time."""
 
 import fcntl
 import warnings
@@ -6,21 +6,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from sft_lab.errors import RequestError
+from sft_lab.errors import BusyError
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path, what: str | None = None) -> Iterator[None]:
     """Hold a run for this process, until the block ends or the process does, however it does.
 
     The process tag of a run is read and written in two steps, between which another process may
     read it too; a lock is taken in one.
 
     Args:
-        folder: The run's checkpoint folder, ``DIRPATH/<run id>``.
+        folder: The run's checkpoint folder, ``DIRPATH/<run id>``, or another that stands for it.
+        what: What is held, for the error; by default the run of the folder's name.
 
     Raises:
-        RequestError: If another process holds the run.
+        BusyError: If another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("a") as file:
@@ -28,9 +29,9 @@ def run_lock(folder: Path) -> Iterator[None]:
             # Not flock: that would be held on by loader processes that outlive a killed run.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as fault:
-            raise RequestError(
-                f"run {folder.name[:8]} is being trained by another process, which holds "
-                f"{folder / 'lock'}; wait for it, or stop it first."
+            raise BusyError(
+                f"{what or f'run {folder.name[:8]}'} is being trained by another process, which "
+                f"holds {folder / 'lock'}; wait for it, or stop it first."
             ) from fault
         except OSError as fault:
             warnings.warn(

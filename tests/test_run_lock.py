@@ -1,39 +1,12 @@
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
 from pathlib import Path
 
 import pytest
+from lock_holder import held
 from runs import Lab
 
 from sft_lab.errors import RequestError
 from sft_lab.run_lock import run_lock
-
-HOLDER = """
-import sys, time
-from pathlib import Path
-from sft_lab.run_lock import run_lock
-
-with run_lock(Path(sys.argv[1])):
-    print("held", flush=True)
-    time.sleep(60)
-"""
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds a run."""
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        yield holder
-    finally:
-        holder.kill()
-        holder.communicate()
 
 
 @pytest.fixture
@@ -64,7 +37,7 @@ def test_two_processes_cannot_go_on_with_one_run(stopped_lab: Lab) -> None:
     with held(lab.checkpoint.parent):
         for path in ("last", str(lab.checkpoint)):
             refused = lab.fit(f"--ckpt_path={path}")
-            assert refused.code == 2
+            assert refused.code == os.EX_TEMPFAIL
             assert f"run {run_id[:8]} is being trained by another process" in refused.err
     assert lab.run.info.status == "FAILED"  # as it was
 

@@ -3,7 +3,7 @@
 import os
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,19 +12,28 @@ from sft_lab.checkpoint import stage_checkpoint
 from sft_lab.data.module import StagedDataModule
 from sft_lab.errors import Interrupted, RequestError
 from sft_lab.lab_cli import compose, silence
+from sft_lab.run_lock import run_lock
 from sft_lab.run_plan import RunCost, run_cost, run_parameters
 from sft_lab.run_speed import KnownSpeeds
+from sft_lab.study.decided_here import forwarded
 from sft_lab.study.design import STUDY_KEYS, CellSpec, StudyDesign, cells
 from sft_lab.study.executors import Executor, RayExecutor
 from sft_lab.study.job import CELL_TAG, Job, run_arguments
 from sft_lab.study.k_finder import Found
-from sft_lab.study.parent_run import ParentRun, open_parent
+from sft_lab.study.outcome import Outcome
+from sft_lab.study.parent_run import ParentRun, open_parent, study_digest
 from sft_lab.study.progress_table import ProgressTable
 from sft_lab.study.read_design import read_design
 from sft_lab.study.runner import Progress, Runner
-from sft_lab.study.runs import CostOf, StudyRun, logger_settings, plan_run, plan_runs, with_forks
-from sft_lab.study.search import SearchKey, check_search, run_searches, searches
-from sft_lab.tables import format_table
+from sft_lab.study.runs import (
+    CostOf,
+    StudyRun,
+    plan_run,
+    plan_runs,
+    planned_code,
+    with_forks,
+)
+from sft_lab.study.search import SearchKey, check_search, run_searches, search_results, searches
 from sft_lab.tracking import RunStore, absolute, prepare_store
 
 
@@ -36,12 +45,14 @@ class Study(NamedTuple):
         config: Its config, resolved.
         runs: Its runs, but for those that searches will ask for.
         example: A run of it, which has what all of them share.
+        searched: The runs that each search may ask for besides; laid out for a plan alone.
     """
 
     design: StudyDesign
     config: Mapping[str, Any]
     runs: list[StudyRun]
     example: StudyRun
+    searched: Mapping[SearchKey, Sequence[StudyRun]]
 
     @property
     def logger(self) -> Mapping[str, Any]:
@@ -84,7 +95,8 @@ def lay_out(arguments: list[str], *, with_cost: bool = False) -> Study:
     silence()
     design, config = read_study_config(arguments)
     told = _tell_layout if sys.stderr.isatty() else _tell_nothing
-    runs = plan_runs(cells(design), told, _cost_of() if with_cost else None)
+    cost = _cost_of() if with_cost else None
+    runs = plan_runs(cells(design), told, cost)
     first = next((one.cells[0] for one in searches(design)), None)
     if not runs and first is None:
         raise RequestError("questions: the study has no run.")
@@ -97,7 +109,22 @@ def lay_out(arguments: list[str], *, with_cost: bool = False) -> Study:
         )
     for one in searches(design):
         check_search(one, known[-1].scores)
-    return Study(design, config, runs, known[-1])
+    searched = _searched(design, runs, cost) if cost is not None else {}
+    return Study(design, config, runs, known[-1], searched)
+
+
+def _searched(
+    design: StudyDesign, runs: Sequence[StudyRun], cost: CostOf
+) -> dict[SearchKey, list[StudyRun]]:
+    """Return the runs that each search may ask for, but for those that are laid out already."""
+    known = {run.digest: run for run in runs}
+    new: dict[SearchKey, list[str]] = {}
+    for one in searches(design):
+        asked = {run.digest: run for run in (plan_run(cell, cost) for cell in one.cells)}
+        new[one.key] = [digest for digest in asked if digest not in known]
+        known |= {digest: asked[digest] for digest in new[one.key]}
+    forked = {run.digest: run for run in with_forks(list(known.values()))}
+    return {key: [forked[digest] for digest in digests] for key, digests in new.items()}
 
 
 def _tell_layout(done: int, total: int) -> None:
@@ -115,7 +142,7 @@ def _cost_of() -> CostOf:
     speeds: dict[str, KnownSpeeds] = {}
 
     def cost(data: StagedDataModule, config: Mapping[str, Any]) -> RunCost:
-        uri = str(logger_settings(config)["tracking_uri"])
+        uri = str(config["trainer"]["logger"]["init_args"]["tracking_uri"])
         if uri not in speeds:
             speeds[uri] = KnownSpeeds(RunStore(uri))
         return run_cost(data, config, speeds[uri].speed(run_parameters(data, config)))
@@ -155,12 +182,34 @@ def print_commands(study: Study) -> str:
     )
 
 
-def run_study(study: Study, address: str | None) -> dict[str, Progress]:
+def searches_left_out(study: Study) -> str:
+    """Return which runs cannot be printed, since they depend on results; nothing where all can."""
+    names = [f"{one.key.question} {one.key.arm}" for one in searches(study.design)]
+    if not names:
+        return ""
+    return (
+        f"not printed, since their runs depend on results: the searches {', '.join(names)}; "
+        "the same command without --print runs them."
+    )
+
+
+def run_study(study: Study, address: str | None) -> Outcome:
     """Run what is missing of a study; its run in MLflow tells how it ended.
 
-    Returns:
-        The progress of every run, by digest.
+    Raises:
+        BusyError: If it goes on in another process.
     """
+    folder = _folder(study) / study_digest(study.config)
+    # The run's process is read and written in two steps; of two equal commands one takes the lock.
+    with run_lock(folder, f"study {study.design.name}"):
+        return _run(study, address)
+
+
+def _folder(study: Study) -> Path:
+    return Path("mlruns/studies") / study.design.name
+
+
+def _run(study: Study, address: str | None) -> Outcome:
     uri, experiment = str(study.logger["tracking_uri"]), str(study.logger["experiment_name"])
     prepare_store(uri, experiment)
     location = study.logger.get("artifact_location")
@@ -173,7 +222,7 @@ def run_study(study: Study, address: str | None) -> dict[str, Progress]:
     try:
         executor = RayExecutor(study.design.resources, address)
         try:
-            progress = _fill(study, parent, executor)
+            outcome = _fill(study, parent, executor)
         finally:
             executor.stop()
     except (Interrupted, KeyboardInterrupt):
@@ -182,12 +231,11 @@ def run_study(study: Study, address: str | None) -> dict[str, Progress]:
     except BaseException:
         parent.end("FAILED")
         raise
-    complete = all(p.state == "finished" for p in progress.values())
-    parent.end("FINISHED" if complete else "FAILED")
-    return progress
+    parent.end("FINISHED" if outcome.is_complete else "FAILED")
+    return outcome
 
 
-def _fill(study: Study, parent: ParentRun, executor: Executor) -> dict[str, Progress]:
+def _fill(study: Study, parent: ParentRun, executor: Executor) -> Outcome:
     recorded: dict[str, str] = {}
     found: dict[SearchKey, Found | None] = {}
 
@@ -220,40 +268,32 @@ def _fill(study: Study, parent: ParentRun, executor: Executor) -> dict[str, Prog
         progress = runner.run(study.runs, finished_runs(study))
         found |= run_searches(study.design, study.store, run_cell)
         record(progress)
-        return progress
+        results = search_results(study.design, found)
+        return Outcome(study.design.name, parent.run_id, progress, results)
 
 
 def make_job(study: Study, parent: ParentRun, run: StudyRun, fork: str | None) -> Job:
     """Return the job of a run, from nothing where the checkpoint to fork from is gone."""
     folder = Path.cwd()
-    dirpath = run.config.get("checkpoint", {}).get("dirpath", "mlruns/checkpoints")
-    if fork is not None and not stage_checkpoint(Path(dirpath), *fork.split("@")).is_file():
+    dirpath = Path(run.config["checkpoint"]["dirpath"])
+    if fork is not None and not stage_checkpoint(dirpath, *fork.split("@")).is_file():
         fork = None
     threads = str(study.design.resources.cpus)
     return Job(
         digest=run.digest,
+        code=planned_code(),
         name=run.name,
         arguments=run.arguments,
         fork=fork,
         parent=parent.run_id,
         tracking_uri=str(study.logger["tracking_uri"]),
-        dirpath=Path(dirpath),
-        log=folder / "mlruns" / "studies" / study.design.name / f"{run.digest[:12]}.log",
+        dirpath=dirpath,
+        log=folder / _folder(study) / f"{run.digest[:12]}.log",
         folder=folder,
         environment={
+            **forwarded(os.environ),
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
             "COLUMNS": os.environ.get("COLUMNS", "100"),
         },
     )
-
-
-def outcome_table(progress: Mapping[str, Progress]) -> str:
-    """Return how a study ended: counts, and every run that failed with its reason."""
-    states = [p.state for p in progress.values()]
-    lines = [f"{states.count('finished')} of {len(states)} runs finished."]
-    failed = [p for p in progress.values() if p.state == "failed"]
-    if failed:
-        rows = [[p.run.name, str(p.attempts), p.reason[:100]] for p in failed]
-        lines.append(format_table(["failed", "attempts", "reason"], rows))
-    return "\n".join(lines)

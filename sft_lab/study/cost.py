@@ -1,9 +1,11 @@
 """What a study will cost, before it is run."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sft_lab.study.command import Study, finished_runs
 from sft_lab.study.runs import StudyRun
+from sft_lab.study.search import SearchKey
 from sft_lab.tables import format_table
 
 
@@ -15,11 +17,12 @@ def study_plan(study: Study) -> dict[str, Any]:
         ``steps_to_train`` behind its fork, ``samples``, ``tokens``, ``forked_from``, ``minutes``
         behind its fork (None where no earlier run tells) and ``memory`` in bytes at its height;
         ``cells``, how many they fill; ``finished``; ``steps_to_train``, ``steps_without_forks``
-        and ``minutes`` of all that is missing, one run after the other.
+        and ``minutes`` of all that is missing, one run after the other; ``searches`` with what each
+        may ask for besides, and ``minutes_at_most`` with that.
     """
     there = finished_runs(study)
     names = {run.digest: run.name for run in study.runs}
-    runs = [
+    runs: list[dict[str, Any]] = [
         {
             "name": run.name,
             "cells": [cell.name for cell in run.cells],
@@ -36,16 +39,36 @@ def study_plan(study: Study) -> dict[str, Any]:
         for run in study.runs
     ]
     missing = [run for run in runs if run["state"] == "missing"]
-    minutes = [run["minutes"] for run in missing]
+    minutes = _sum([run["minutes"] for run in missing])
+    asked = [_search_plan(key, runs, there) for key, runs in study.searched.items()]
     return {
         "name": study.design.name,
         "cells": sum(len(run.cells) for run in study.runs),
         "finished": len(runs) - len(missing),
         "steps_to_train": sum(run["steps_to_train"] for run in missing),
         "steps_without_forks": sum(run["steps"] for run in missing),
-        "minutes": sum(minutes) if None not in minutes else None,
+        "minutes": minutes,
+        "minutes_at_most": _sum([minutes, *(search["minutes_at_most"] for search in asked)]),
+        "searches": asked,
         "runs": runs,
     }
+
+
+def _search_plan(
+    key: SearchKey, runs: Sequence[StudyRun], there: Mapping[str, str]
+) -> dict[str, Any]:
+    missing = [run for run in runs if run.digest not in there]
+    return {
+        **key._asdict(),
+        "runs_at_most": len(missing),
+        "steps_at_most": sum(run.steps_to_train for run in missing),
+        "minutes_at_most": _sum([minutes_to_train(run) for run in missing]),
+    }
+
+
+def _sum(minutes: Sequence[float | None]) -> float | None:
+    known = [one for one in minutes if one is not None]
+    return sum(known) if len(known) == len(minutes) else None
 
 
 def minutes_to_train(run: StudyRun) -> float | None:
@@ -82,14 +105,22 @@ def plan_table(plan: dict[str, Any]) -> str:
         ]
         for run in plan["runs"]
     ]
-    summary = (
+    summary = [
         f"{len(plan['runs'])} runs fill {plan['cells']} cells; {plan['finished']} are finished. "
         f"{plan['steps_to_train']} optimizer steps to train, "
-        f"{plan['steps_without_forks']} without forks.\n"
-        + (
-            "Minutes are unknown: the store holds no run of this base on this machine."
-            if plan["minutes"] is None
-            else f"About {plan['minutes']:.0f} minutes, one run after the other."
-        )
-    )
-    return f"{format_table(header, rows)}\n\n{summary}"
+        f"{plan['steps_without_forks']} without forks."
+    ]
+    summary += [
+        f"{search['question']} {search['arm']} searches in up to {search['runs_at_most']} runs "
+        f"more, of {search['steps_at_most']} steps."
+        for search in plan["searches"]
+    ]
+    return "\n".join([format_table(header, rows), "", *summary, _minutes_text(plan)])
+
+
+def _minutes_text(plan: dict[str, Any]) -> str:
+    least, most = plan["minutes"], plan["minutes_at_most"]
+    if most is None:
+        return "Minutes are unknown: the store holds no run of this base on this machine."
+    span = f"{least:.0f}" if least == most else f"{least:.0f} to {most:.0f}"
+    return f"About {span} minutes, one run after the other."

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -55,19 +56,22 @@ def _look_for(address: str | None) -> None:
 
 
 class RayExecutor:
-    """Runs jobs as tasks of Ray.
+    """Runs jobs as tasks of Ray, which the first of them starts.
 
     Args:
         resources: What each job takes.
         address: A running cluster, ``auto`` for that of this machine; by default one is started
             for this process, over all cores and GPUs of the machine.
-
-    Raises:
-        RequestError: If Ray is not installed, or no cluster answers, or none of its machines has
-            what a job takes.
     """
 
     def __init__(self, resources: Resources, address: str | None = None) -> None:
+        self.resources = resources
+        self.address = address
+        self._ray: Any = None
+        self._task: Any = None
+        self._jobs: dict[Any, Job] = {}
+
+    def _start(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # By default Ray runs its workers as nice as can be, behind all else on the machine.
         os.environ.setdefault("RAY_worker_niceness", "0")
@@ -80,24 +84,24 @@ class RayExecutor:
                 "study runs on Ray, which is not installed: pip install 'sft_lab[study]'; "
                 "or take --print, and run the commands elsewhere."
             ) from fault
-        self._ray = ray
-        self._jobs: dict[Any, Job] = {}
         quiet: dict[str, Any] = {
             "log_to_driver": False,
             "logging_level": logging.ERROR,
         }
-        if address is None:
+        if self.address is None:
             quiet |= {"include_dashboard": False, "object_store_memory": 100 * 1024**2}
         try:
-            _look_for(address)
-            ray.init(address=address or "local", **quiet)
+            _look_for(self.address)
+            ray.init(address=self.address or "local", **quiet)
         except (OSError, RuntimeError, ValueError) as fault:
             raise RequestError(
-                f"--address {address}: no Ray cluster answers ({str(fault).splitlines()[0]}). "
+                f"--address {self.address}: no Ray cluster answers ({str(fault).splitlines()[0]}). "
                 "Start one (ray start --head), or leave --address out. Where ~/.ray/auth_token is, "
                 "ray start asks for it: set RAY_AUTH_MODE=token here and on every machine."
             ) from fault
-        self._check(resources)
+        self._ray = ray
+        self._check()
+        resources = self.resources
         wanted: dict[str, Any] = {"num_cpus": resources.cpus, "max_retries": 0}
         if resources.gpus:
             wanted["num_gpus"] = resources.gpus
@@ -105,7 +109,8 @@ class RayExecutor:
             wanted["memory"] = int(resources.memory_gb * 10**9)
         self._task = ray.remote(**wanted)(run_job)
 
-    def _check(self, resources: Resources) -> None:
+    def _check(self) -> None:
+        resources = self.resources
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         wanted = {
             "CPU": resources.cpus,
@@ -121,13 +126,21 @@ class RayExecutor:
             )
 
     def submit(self, job: Job) -> None:
-        """Take a job."""
+        """Take a job.
+
+        Raises:
+            RequestError: If Ray is not installed, or no cluster answers, or none of its machines
+                has what a job takes.
+        """
+        if self._task is None:
+            self._start()
         with signals_held_back():
             self._jobs[self._task.options(name=job.name).remote(job)] = job
 
     def wait(self, timeout_s: float) -> Sequence[Ended]:
         """Return the jobs that have ended since."""
         if not self._jobs:
+            time.sleep(timeout_s)
             return []
         refs = list(self._jobs)
         with signals_held_back():
@@ -149,8 +162,9 @@ class RayExecutor:
 
     def stop(self) -> None:
         """Stop what runs."""
-        with signals_held_back():
-            self._stop()
+        if self._ray is not None:
+            with signals_held_back():
+                self._stop()
 
     def _stop(self) -> None:
         for ref in self._jobs:

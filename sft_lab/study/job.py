@@ -1,25 +1,34 @@
 """One run of a study on whatever machine it falls to: begun, gone on with, or found finished."""
 
 import ctypes
+import json
 import os
+import shlex
 import signal
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sft_lab.checkpoint import last_checkpoint
+from sft_lab.errors import BusyError
+from sft_lab.run_lock import run_lock
+from sft_lab.study.code_digest import code_digest
+from sft_lab.study.decided_here import as_override
 from sft_lab.tracking import RunStore
 
 CELL_TAG = "sft_lab.cell"
 PARENT_TAG = "mlflow.parentRunId"
+REQUEST_WAS_WRONG, BUSY = 2, os.EX_TEMPFAIL
 _LINUX_PDEATHSIG = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _STOP_S = 120
+_OTHER_CODE = (
+    "{} has another code, or other versions of its packages, than the study was planned with; "
+    "put all machines on one, and start the study anew"
+)
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,7 @@ class Job:
 
     Attributes:
         digest: The run's digest, by which runs are found in the store.
+        code: Digest of the code that it was planned with, the only one that may run it.
         name: The run's name.
         arguments: What stands behind ``fit``.
         fork: ``RUN_ID@STAGE`` to start from, or None.
@@ -40,6 +50,7 @@ class Job:
     """
 
     digest: str
+    code: str
     name: str
     arguments: tuple[str, ...]
     fork: str | None
@@ -57,7 +68,8 @@ class Ended:
 
     Attributes:
         digest: The run's digest.
-        code: Exit code of ``fit``; None where the machine was lost.
+        code: Exit code of ``fit``; ``BUSY`` where another process is at it, None where the machine
+            was lost.
         run_id: The finished run; None where there is none.
         reason: Why there is none, in a line.
     """
@@ -76,15 +88,32 @@ def find_runs(store: RunStore, digest: str) -> list[Any]:
 def run_job(job: Job) -> Ended:
     """Fill a cell in a process of its own, which stops when this one does."""
     os.chdir(job.folder)
+    os.environ.update(job.environment)  # the store may need some of it too
+    if code_digest() != job.code:
+        return Ended(job.digest, REQUEST_WAS_WRONG, None, _OTHER_CODE.format(socket.gethostname()))
+    try:
+        # Until `fit` has opened its run, nothing else tells another study that it is at work.
+        with run_lock(job.dirpath / "cells" / job.digest, f"cell '{job.name}'"):
+            return _fill(job)
+    except BusyError as fault:
+        return Ended(job.digest, BUSY, None, str(fault))
+
+
+def _fill(job: Job) -> Ended:
     store = RunStore(job.tracking_uri)
-    runs = _settled(store, job.digest)
+    runs = find_runs(store, job.digest)
     finished = next((run for run in runs if run.info.status == "FINISHED"), None)
     if finished is not None:
         return Ended(job.digest, 0, finished.info.run_id)
+    if running := [run.info.run_id for run in runs if run.info.status == "RUNNING"]:
+        raise BusyError(
+            f"run {running[0][:8]} of this cell still runs, in another process; "
+            "stop it, or mark it killed in MLflow if its machine is gone"
+        )
     command = [sys.executable, "-m", "sft_lab", "fit", *fit_arguments(job, runs)]
     job.log.parent.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab") as log:
-        log.write(f"$ {' '.join(command)}\n".encode())
+        log.write(f"$ {shlex.join(command)}\n".encode())
         log.flush()
         begin = log.tell()
         process = subprocess.Popen(
@@ -92,7 +121,6 @@ def run_job(job: Job) -> Ended:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **job.environment},
             preexec_fn=_stop_with(os.getpid()),
         )
         try:
@@ -107,6 +135,9 @@ def run_job(job: Job) -> Ended:
     done = next((r for r in find_runs(store, job.digest) if r.info.status == "FINISHED"), None)
     if code == 0 and done is not None:
         return Ended(job.digest, 0, done.info.run_id)
+    if code == 0:
+        said = f"fit has ended, but {job.tracking_uri} holds no finished run of it"
+        return Ended(job.digest, REQUEST_WAS_WRONG, None, said)
     return Ended(job.digest, code, None, _last_line(job.log, begin))
 
 
@@ -128,24 +159,7 @@ def fit_arguments(job: Job, runs: list[Any]) -> list[str]:
 def run_arguments(name: str, tags: Mapping[str, str]) -> list[str]:
     """Return the arguments that give a run its name and tags."""
     logger = "--trainer.logger.init_args"
-    written = yaml.safe_dump(dict(tags), default_flow_style=True, width=10**6).strip()
-    return [f"{logger}.run_name={name}", f"{logger}.tags={written}"]
-
-
-def _settled(store: RunStore, digest: str) -> list[Any]:
-    """Return the runs of a digest once none runs: one whose study was killed ends by itself."""
-    deadline = time.monotonic() + _STOP_S
-    while True:
-        runs = find_runs(store, digest)
-        running = [run for run in runs if run.info.status == "RUNNING"]
-        if not running:
-            return runs
-        if time.monotonic() > deadline:
-            raise TimeoutError(
-                f"run {running[0].info.run_id} of this cell still runs, in another process; "
-                "stop it, or mark it killed in MLflow if its machine is gone"
-            )
-        time.sleep(1)
+    return [f"{logger}.run_name={as_override(name)}", f"{logger}.tags={json.dumps(dict(tags))}"]
 
 
 def _stop_with(parent: int) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from sft_lab.errors import RequestError
+from sft_lab.errors import BusyError
 from sft_lab.results import read_result
 from sft_lab.study.design import CellSpec, StudyDesign
 from sft_lab.study.job import CELL_TAG, PARENT_TAG
@@ -113,7 +113,7 @@ def open_parent(
     """Return the run of a study: the newest of the same config that has not finished, or a new one.
 
     Raises:
-        RequestError: If it goes on in another process.
+        BusyError: If it goes on in another process.
     """
     digest = study_digest(config)
     client = store.client
@@ -122,7 +122,7 @@ def open_parent(
             continue
         process = run.data.tags.get(PROCESS_TAG, "")
         if run.info.status == "RUNNING" and process and is_alive(process):
-            raise RequestError(
+            raise BusyError(
                 f"study {name} goes on already, in process {process} "
                 f"(MLflow run {run.info.run_id[:8]}). Stop that one first, or wait for it; where "
                 "its machine is gone, set the run's status to KILLED."

@@ -73,7 +73,7 @@ class ProgressTable:
             table.add_column(column, justify="right" if column in ("step", "of") else "left")
         for digest, p in _rows_to_show(progress):
             total = sum(p.run.steps.values())
-            running = p.state == "queued" and digest in steps
+            running = p.state in ("queued", "busy") and digest in steps
             state = "running" if running else p.state
             step = total if p.state == "finished" else steps.get(digest, 0)
             table.add_row(
@@ -92,7 +92,7 @@ def _rows_to_show(progress: Mapping[str, Progress]) -> list[tuple[str, Progress]
     rows = list(progress.items())
     if len(rows) <= _MOST_ROWS:
         return rows
-    order = {"failed": 0, "queued": 1, "waiting": 2, "finished": 3}
+    order = {"failed": 0, "queued": 1, "busy": 2, "waiting": 3, "finished": 4}
     return sorted(rows, key=lambda row: order[row[1].state])[:_MOST_ROWS]
 
 

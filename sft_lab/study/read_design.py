@@ -1,5 +1,6 @@
 """Reads a study's config and refuses what cannot be right, before any run is laid out."""
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
@@ -13,6 +14,8 @@ from sft_lab.config_keys import check_keys
 from sft_lab.errors import RequestError
 from sft_lab.lab_cli import GROUPS, explain
 from sft_lab.study.design import STUDY_KEYS, Arm, Scalar, StudyDesign, written
+
+_AXIS_NAME = r"[A-Za-z0-9_.-]+"
 
 
 def read_design(composed: Composed) -> StudyDesign:
@@ -59,21 +62,34 @@ def _with_sets_as_text(value: Any) -> Any:
 
 def _faults(design: StudyDesign) -> Iterator[tuple[str, str]]:
     """Yield keys and what is wrong with them."""
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", design.name):
-        yield "name", f" becomes a folder; use letters, digits, _, . and -, got {design.name!r}."
+    if not re.fullmatch(r"(?!\.)[A-Za-z0-9_.-]+", design.name):
+        yield (
+            "name",
+            " becomes a folder; use letters, digits, _, - and . (not as the first), "
+            f"got {design.name!r}.",
+        )
     if design.attempts < 1:
         yield "attempts", f" must be 1 or more, got {design.attempts}."
-    if not design.seeds:
-        yield "seeds", " is empty; give at least one, such as [0]."
+    yield from _faults_of_seeds("seeds", design.seeds)
     takes = design.resources
     if takes.cpus < 1 or takes.gpus < 0:
         yield "resources", f": cpus must be 1 or more and gpus 0 or more, got {takes}."
+    if takes.memory_gb is not None and takes.memory_gb <= 0:
+        yield "resources.memory_gb", f" must be above 0, got {takes.memory_gb}."
     yield from _faults_of_set("set", design.set)
     for name, question in design.questions.items():
         if not question.arms:
             yield f"questions.{name}.arms", " is empty; a question has at least one arm."
+        yield from _faults_of_seeds(f"questions.{name}.seeds", question.seeds)
         for arm_name, arm in question.arms.items():
             yield from _faults_of_arm(f"questions.{name}.arms.{arm_name}", arm)
+
+
+def _faults_of_seeds(key: str, seeds: Sequence[int] | None) -> Iterator[tuple[str, str]]:
+    if seeds == []:
+        yield key, " is empty; give at least one, such as [0]."
+    elif seeds and (min(seeds) < 0 or len(set(seeds)) < len(seeds)):
+        yield key, f" must be 0 or more, and each once, got {seeds}."
 
 
 def _faults_of_set(key: str, values: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -82,15 +98,29 @@ def _faults_of_set(key: str, values: Iterable[str]) -> Iterator[tuple[str, str]]
             yield key, f": {name!r} does not begin with {', '.join(GROUPS)}."
 
 
+def _amount(value: Scalar) -> Fraction | str:
+    """Return a number as what it amounts to: 0.25 is 1/4."""
+    try:
+        return Fraction(str(value))
+    except (ValueError, ZeroDivisionError):
+        return str(value)
+
+
 def _faults_of_arm(key: str, arm: Arm) -> Iterator[tuple[str, str]]:
+    yield from _faults_of_seeds(f"{key}.seeds", arm.seeds)
     yield from _faults_of_set(f"{key}.set", arm.set)
     for name, axis in arm.grid.items():
+        if not re.fullmatch(_AXIS_NAME, name):
+            yield f"{key}.grid", f": names an axis; use letters, digits, _, . and -, got {name!r}."
         if not axis.values or not axis.keys:
             counts = f"{len(axis.values)} values and {len(axis.keys)} keys"
             yield f"{key}.grid.{name}", f" needs values and keys, got {counts}."
-        if len({str(value) for value in axis.values}) < len(axis.values):
+        if len({_amount(value) for value in axis.values}) < len(axis.values):
             yield f"{key}.grid.{name}.values", f" has a value twice: {axis.values}."
         yield from _faults_of_set(f"{key}.grid.{name}.keys", axis.keys)
+    for (name, axis), (other, after) in itertools.combinations(arm.grid.items(), 2):
+        if shared := set(axis.keys).intersection(after.keys):
+            yield f"{key}.grid", f": two axes set {min(shared)}, {name} and {other}."
     if arm.search is None:
         return
     if arm.search.axis not in arm.grid:

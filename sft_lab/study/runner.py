@@ -1,15 +1,16 @@
 """Fills the cells of a study: what is finished is kept, what crashed is tried again."""
 
+import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from sft_lab.study.executors import Executor
-from sft_lab.study.job import Ended, Job
+from sft_lab.study.job import BUSY, REQUEST_WAS_WRONG, Ended, Job
 from sft_lab.study.runs import StudyRun
 
-State = Literal["waiting", "queued", "finished", "failed"]
-_REQUEST_WAS_WRONG = 2
+State = Literal["waiting", "queued", "busy", "finished", "failed"]
 _MOST_LOSSES = 20  # of machines under one run, as when it takes more memory than there is
 
 
@@ -19,12 +20,14 @@ class Progress:
 
     Attributes:
         run: The run.
-        state: ``waiting`` for the run that it forks from, ``queued`` or running, or at its end.
+        state: ``waiting`` for the run that it forks from, ``queued`` or running, ``busy`` where
+            another process has it, or at its end.
         attempts: Crashes counted against it.
         losses: Machines lost under it.
         run_id: The finished run.
         reason: Why it has failed, or was tried again last.
         was_there: Finished before this study began.
+        ask_at: When a busy run is asked for again, by the monotonic clock.
     """
 
     run: StudyRun
@@ -34,6 +37,7 @@ class Progress:
     run_id: str | None = None
     reason: str = ""
     was_there: bool = False
+    ask_at: float = 0.0
 
 
 @dataclass
@@ -48,6 +52,7 @@ class Runner:
         tell: Called with the progress of every run whenever something has changed, and every few
             seconds.
         poll_s: Seconds between two calls of ``tell``.
+        busy_s: Seconds until a run that another process has is asked for again.
     """
 
     executor: Executor
@@ -56,6 +61,7 @@ class Runner:
     lost: Callable[[StudyRun], None] = lambda run: None
     tell: Callable[[Mapping[str, Progress]], None] = lambda progress: None
     poll_s: float = 2.0
+    busy_s: float = 15.0
     progress: dict[str, Progress] = field(default_factory=dict)
 
     def run(self, runs: Sequence[StudyRun], finished: Mapping[str, str]) -> dict[str, Progress]:
@@ -83,7 +89,8 @@ class Runner:
 
     def _submit(self) -> None:
         for progress in self.progress.values():
-            if progress.state != "waiting":
+            is_due = progress.state == "busy" and time.monotonic() >= progress.ask_at
+            if progress.state != "waiting" and not is_due:
                 continue
             fork = progress.run.fork
             source = self.progress.get(fork.run) if fork else None
@@ -93,7 +100,10 @@ class Runner:
             if fork is not None and source is not None and source.run_id is not None:
                 start = f"{source.run_id}@{fork.stage}"
             self.executor.submit(self.make_job(progress.run, start))
-            progress.state = "queued"
+            if is_due:
+                progress.ask_at = math.inf  # it stays busy until the answer is there
+            else:
+                progress.state = "queued"
 
     def _end(self, ended: Ended) -> None:
         progress = self.progress[ended.digest]
@@ -101,13 +111,16 @@ class Runner:
             self._finish(ended.digest, ended.run_id)
             return
         progress.reason = ended.reason
+        if ended.code == BUSY:
+            progress.state, progress.ask_at = "busy", time.monotonic() + self.busy_s
+            return
         # A machine that is lost says nothing of the run; a crash may come again.
         progress.attempts += ended.code is not None
         if ended.code is None:
             progress.losses += 1
             self.lost(progress.run)
         given_up = (
-            ended.code == _REQUEST_WAS_WRONG
+            ended.code == REQUEST_WAS_WRONG
             or progress.attempts >= self.attempts
             or progress.losses >= _MOST_LOSSES
         )

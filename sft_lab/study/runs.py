@@ -5,25 +5,22 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
-from importlib.metadata import version
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
-from sft_lab.config import Composed, identity
+from sft_lab.check_cli import CheckCLI
+from sft_lab.config import identity
 from sft_lab.data.module import StagedDataModule
 from sft_lab.data.shares import parse_share
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.inspection import planned
-from sft_lab.lab_cli import compose
-from sft_lab.paths import package_dir
 from sft_lab.run_plan import RunCost
+from sft_lab.study.code_digest import code_digest
+from sft_lab.study.content_digests import base_digest, class_digests
+from sft_lab.study.decided_here import decided_here
 from sft_lab.study.design import CellSpec
-from sft_lab.tracking import NO_LOGGER
 
 CostOf = Callable[[StagedDataModule, Mapping[str, Any]], RunCost]
-_PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes")
 
 
 @dataclass(frozen=True)
@@ -39,17 +36,18 @@ class StudyRun:
     """One run that fills one cell, or several that are equal.
 
     Attributes:
-        digest: Of config, data and code: equal ones need to run once only.
+        digest: Of config, data, base and code: equal ones need to run once only.
         cells: The cells that it fills, of which the first names it.
         steps: Optimizer steps of each stage, by name.
         samples: Samples trained on.
         tokens: Tokens trained on, prompts included.
         stages: The stages as they are compared, by name.
         base: Digest of all else that decides its numbers.
-        config: The resolved config, as it is written.
+        config: The resolved config, with its defaults.
         abilities: Metric key of each benchmark's first score, by the source that teaches it; a
             source's second benchmark, and one without a source, go by the benchmark's own name.
         scores: Metric keys of all scores of which more is better.
+        decided: What of the config was decided on this machine, as overrides.
         cost: What it will cost without a fork, where it was asked for.
         fork: What it can be forked from.
     """
@@ -64,6 +62,7 @@ class StudyRun:
     config: Mapping[str, Any]
     abilities: Mapping[str, str]
     scores: tuple[str, ...] = ()
+    decided: tuple[str, ...] = ()
     cost: RunCost | None = None
     fork: Fork | None = None
 
@@ -75,12 +74,13 @@ class StudyRun:
     @property
     def arguments(self) -> tuple[str, ...]:
         """What stands behind ``fit``."""
-        return self.cells[0].arguments
+        return (*self.cells[0].arguments, *self.decided)
 
     @property
     def logger(self) -> Mapping[str, Any]:
         """The settings of its logger."""
-        return logger_settings(self.config)
+        settings: Mapping[str, Any] = self.config["trainer"]["logger"]["init_args"]
+        return settings
 
     @property
     def steps_to_train(self) -> int:
@@ -123,26 +123,23 @@ def plan_run(cell: CellSpec, cost: CostOf | None = None) -> StudyRun:
         RequestError: If its config is wrong, naming the cell.
     """
     try:
-        composed, _, rest = compose(list(cell.arguments))
-        if rest:
-            raise RequestError(f"fit knows no {rest[0]}.")
-        data = planned(composed, None)
-        run = describe(cell, composed, data)
-        logger_settings(run.config)
+        checked = CheckCLI(list(cell.arguments))
+        data = planned(checked.composed, None)
+        run = describe(cell, checked, data)
         return replace(run, cost=cost(data, run.config)) if cost is not None else run
     except RequestError as fault:
         raise RequestError(f"cell '{cell.name}': {fault}") from fault
 
 
-def describe(cell: CellSpec, composed: Composed, data: StagedDataModule) -> StudyRun:
+def describe(cell: CellSpec, checked: CheckCLI, data: StagedDataModule) -> StudyRun:
     """Return the run of one cell.
 
     Args:
         cell: The cell.
-        composed: Its config.
+        checked: Its config.
         data: What that trains on.
     """
-    config = composed.resolved()
+    config = checked.plain
     comparable = identity(config)
     stages = comparable["data"].pop("stages")
     comparable["data"].pop("k", None)  # acts through the shares of stages alone
@@ -150,9 +147,12 @@ def describe(cell: CellSpec, composed: Composed, data: StagedDataModule) -> Stud
     digests = {
         "sources": {name: loaded.digest for name, loaded in data.corpus.loaded.items()},
         "benchmarks": {n: b.digest() for n, b in data.evaluation.benchmarks.items()},
-        "code": code_digest(),
+        "code": planned_code(),
+        "base": base_digest(str(config["model"]["base"])),
+        "renderer": data.corpus.renderer.fingerprint,
+        "classes": class_digests(config),
         # What a person has hooked into the run may decide its numbers; a resume does not ask.
-        "hooks": [config.get("trainer", {}).get(key) for key in ("callbacks", "plugins")],
+        "hooks": [config["trainer"][key] for key in ("callbacks", "plugins")],
     }
     base = _digest([comparable, digests])
     schedule = data.schedule
@@ -173,20 +173,8 @@ def describe(cell: CellSpec, composed: Composed, data: StagedDataModule) -> Stud
             for score in benchmark.score_names
             if benchmark.is_ability(score)
         ),
+        decided=decided_here(checked.composed),
     )
-
-
-def logger_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the logger's arguments of a run's config.
-
-    Raises:
-        RequestError: If it has none.
-    """
-    try:
-        settings: Mapping[str, Any] = config["trainer"]["logger"]["init_args"]
-    except (KeyError, TypeError) as fault:
-        raise RequestError(NO_LOGGER) from fault
-    return settings
 
 
 def _abilities(suite: EvaluationSuite) -> dict[str, str]:
@@ -242,20 +230,9 @@ def _shared_stages(run: StudyRun, other: StudyRun) -> int:
 
 
 @cache
-def code_digest() -> str:
-    """Return the digest of the code that trains and measures, and of what it stands on.
-
-    It holds every module of the packages but those of studies, which run and draw it.
-    """
-    folders = (package_dir(), Path(str(files("callbacks"))))
-    found = hashlib.sha256()
-    for folder in folders:
-        for file in sorted(folder.rglob("*.py")):
-            place = file.relative_to(folder)
-            if place.parts[0] != "study":
-                found.update(f"{folder.name}/{place}\0".encode() + file.read_bytes() + b"\0")
-    found.update(json.dumps({name: version(name) for name in _PACKAGES}).encode())
-    return found.hexdigest()
+def planned_code() -> str:
+    """Return the digest of the code that this process plans with, whatever becomes of the files."""
+    return code_digest()
 
 
 def _digest(content: Any) -> str:

@@ -78,7 +78,16 @@ def test_one_key_can_be_changed_on_the_command_line(write: Any) -> None:
         ("--attempts=0", "attempts must be 1 or more, got 0"),
         ("--questions.q.arms.dmt.grid.k.values=[]", "got 0 values and 1 keys"),
         ("--questions.q.arms.dmt.grid.k.values=[1, 1]", "has a value twice"),
+        ("--questions.q.arms.dmt.grid.k.values=[0.25, 1/4]", "has a value twice"),
+        (
+            "--questions.q.arms.dmt.grid.j={values: [1], keys: [data.k]}",
+            "grid: two axes set data.k, k and j",
+        ),
         ("--questions.q.arms.dmt.grid.k.keys=[dta.k]", "'dta.k' does not begin with"),
+        (
+            "--questions.q.arms.dmt.grid={'k #2': {values: [1], keys: [data.k]}}",
+            "names an axis; use letters, digits, _, . and -, got 'k #2'",
+        ),
         ("--questions.q.arms.dmt.serch={}", "unknown key"),
         ("--questions.q.design=ratios", "ratios"),
         ("--questions.q.arms.dmt.search={axis: j, retention: {a/b: 0.9}}", "got 'j'"),
@@ -86,6 +95,11 @@ def test_one_key_can_be_changed_on_the_command_line(write: Any) -> None:
         ("--set={dta.k: 1}", "set: 'dta.k' does not begin with"),
         ("--set=3", "set: Expected a dict"),
         ("--resources={cpus: 0}", "cpus must be 1 or more"),
+        ("--resources={memory_gb: -4}", "memory_gb must be above 0, got -4"),
+        ("--name=..", "got '..'"),
+        ("--seeds=[-1]", "seeds must be 0 or more, and each once, got [-1]"),
+        ("--questions.q.seeds=[0, 0]", "questions.q.seeds must be 0 or more, and each once"),
+        ("--questions.q.arms.other.seeds=[-7]", "questions.q.arms.other.seeds must be 0 or more"),
     ],
 )
 def test_what_cannot_be_right_is_refused_by_its_key(

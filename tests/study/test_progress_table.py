@@ -30,6 +30,16 @@ def test_a_terminal_gets_a_table_with_reasons_as_they_are(tmp_path: Path) -> Non
     assert "no [/folder] there" in said
 
 
+def test_of_many_runs_those_that_are_not_finished_come_first(tmp_path: Path) -> None:
+    finished = {}
+    for n in range(40):
+        finished |= progress(f"done{n}", "finished")
+    said = show(tmp_path, Terminal(), finished | progress("shared", "busy", "still runs"))
+    assert "q shared seed 0" in said
+    assert "busy" in said
+    assert "still runs" in said
+
+
 def test_elsewhere_every_change_is_a_line_and_nothing_is_said_twice(tmp_path: Path) -> None:
     first, then = progress("one", "queued"), progress("one", "finished")
     lines = show(tmp_path, io.StringIO(), first, first, then, then).splitlines()

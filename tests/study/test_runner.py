@@ -1,5 +1,7 @@
 """The runner over an executor that ends jobs as the test says."""
 
+import os
+import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +11,7 @@ from sft_lab.study.job import Ended, Job
 from sft_lab.study.runner import Runner
 from sft_lab.study.runs import Fork, StudyRun, with_forks
 
-CODE, LOST = 1, None
+CODE, LOST, BUSY = 1, None, os.EX_TEMPFAIL
 
 
 def study_run(name: str, *stages: str, base: str = "b") -> StudyRun:
@@ -39,6 +41,8 @@ class Scripted:
         self.submitted.append((job.digest, job.fork))
 
     def wait(self, timeout_s: float) -> Sequence[Ended]:
+        if not self.waiting:
+            return []
         job = self.waiting.popleft()
         if self.script.get(job.digest):
             code, reason = self.script[job.digest].popleft()
@@ -50,7 +54,7 @@ class Scripted:
 
 def make_job(run: StudyRun, fork: str | None) -> Job:
     here = Path()
-    return Job(run.digest, run.name, run.arguments, fork, "p", "", here, here, here, {})
+    return Job(run.digest, "", run.name, run.arguments, fork, "p", "", here, here, here, {})
 
 
 def states(runner: Runner) -> dict[str, str]:
@@ -121,6 +125,24 @@ def test_a_lost_machine_does_not_count_as_a_crash() -> None:
     assert states(runner) == {"run": "finished"}
     assert told == ["q run seed 0"] * 5
     assert (runner.progress["run"].attempts, runner.progress["run"].losses) == (0, 5)
+
+
+def test_a_run_that_another_process_trains_is_waited_for_while_the_rest_goes_on() -> None:
+    executor = Scripted({"shared": [(BUSY, "still runs")] * 9})
+    runner = Runner(executor, make_job, attempts=1, busy_s=0)
+    runner.run([study_run(n, n) for n in ("shared", "mine")], finished={})
+    assert states(runner) == {"shared": "finished", "mine": "finished"}
+    assert (runner.progress["shared"].attempts, runner.progress["shared"].losses) == (0, 0)
+    assert executor.submitted[:2] == [("shared", None), ("mine", None)]
+
+
+def test_a_run_that_another_process_trains_is_not_asked_for_all_the_time() -> None:
+    executor = Scripted({"shared": [(BUSY, "still runs")]})
+    runner = Runner(executor, make_job, busy_s=0.2)
+    begin = time.monotonic()
+    runner.run([study_run("shared", "a")], finished={})
+    assert len(executor.submitted) == 2
+    assert time.monotonic() - begin >= 0.2
 
 
 def test_a_run_whose_machine_is_always_lost_is_given_up() -> None:

@@ -1,15 +1,24 @@
 """What a study says before it runs, and what it refuses."""
 
 import json
+import os
+import shutil
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 from benchmark_files import IFEVAL
-from runs import Lab
+from lock_holder import held
+from runs import SCRIPTED, SCRIPTED_CONFIG, Lab
 from study_runs import STUDY
 
-from sft_lab.study.parent_run import open_parent
+from sft_lab.study.command import read_study_config
+from sft_lab.study.content_digests import base_digest
+from sft_lab.study.job import CELL_TAG
+from sft_lab.study.parent_run import open_parent, study_digest
+from sft_lab.tracking import DIGEST_TAG
 
 
 def test_commands_for_elsewhere_and_the_plan(study_lab: Lab) -> None:
@@ -58,6 +67,17 @@ def test_a_search_by_a_score_that_is_no_mean_over_items_is_refused_before_any_ru
     )
     assert "followed/instruction_strict is no mean of marks of items" in said
     assert "these are: world_math/accuracy, followed/prompt_strict, followed/prompt_loose." in said
+
+
+def search_alone(lab: Lab) -> None:
+    """Write a study of one arm, which searches among 2 values under 2 seeds."""
+    arm = {
+        "config": "./tiny.yaml",
+        "grid": {"k": {"values": ["1/4", 1], "keys": ["data.k"]}},
+        "search": {"axis": "k", "retention": {"world_math/accuracy": 0.9}},
+    }
+    study = {**STUDY, "seeds": [0, 1], "questions": {"q": {"title": "?", "arms": {"finder": arm}}}}
+    lab.write("study.yaml", yaml.safe_dump(study, sort_keys=False))
 
 
 def test_a_wrong_key_of_a_cell_is_refused_with_the_cell(study_lab: Lab) -> None:
@@ -109,3 +129,148 @@ def test_only_the_report_is_filed_of_a_folder_that_holds_more(study_lab: Lab) ->
     assert {"report/report.html", "report/report.md"} <= filed
     assert not {path for path in filed if path.endswith(("yaml", "mlruns"))}
     assert (lab.folder / "report.html").is_file()
+
+
+def digests(lab: Lab) -> list[str]:
+    plan = json.loads(lab("study", "--config=study.yaml", "--plan", "--json").out)
+    return [run["digest"] for run in plan["runs"]]
+
+
+def test_runs_on_other_weights_are_others(study_lab: Lab) -> None:
+    before = digests(study_lab)
+    world = study_lab.folder / "world"
+    shutil.copytree(study_lab.world, world)
+    lab = Lab(study_lab.folder, world)
+    assert digests(lab) == before
+    weights = bytearray((world / "base/model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (world / "base/model.safetensors").write_bytes(weights)
+    assert not set(digests(lab)) & set(before)
+
+
+def test_runs_scored_by_other_code_of_ones_own_are_others(study_lab: Lab) -> None:
+    study_lab.write("scripted.py", SCRIPTED)
+    study_lab.write("scripted.yaml", SCRIPTED_CONFIG)
+    arms = {"one": {"config": "./math.yaml", "also": ["./scripted.yaml"]}}
+    study = {**STUDY, "questions": {"q": {"title": "?", "arms": arms}}}
+    study_lab.write("study.yaml", yaml.safe_dump(study, sort_keys=False))
+    before = digests(study_lab)
+    assert digests(study_lab) == before
+    study_lab.write("scripted.py", SCRIPTED.replace("(0, 2, 3, 1, 2)", "(4, 4, 4, 4, 4)"))
+    assert digests(study_lab) != before
+
+
+def test_a_hub_name_stands_for_the_commit_that_is_in_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert base_digest("someone/base") == "someone/base@unknown"
+    kept = tmp_path / "models--someone--base"
+    (kept / "snapshots/abc123").mkdir(parents=True)
+    (kept / "snapshots/abc123/config.json").write_text("{}")
+    (kept / "refs").mkdir()
+    (kept / "refs/main").write_text("abc123")
+    assert base_digest("someone/base") == "someone/base@abc123"
+
+
+def test_of_two_equal_studies_at_once_one_is_refused(study_lab: Lab) -> None:
+    _, config = read_study_config([f"--config={study_lab.folder / 'study.yaml'}"])
+    with held(study_lab.folder / "mlruns/studies/tiny" / study_digest(config)):
+        outcome = study_lab("study", "--config=study.yaml")
+    assert outcome.code == os.EX_TEMPFAIL
+    assert "study tiny is being trained by another process" in outcome.err
+    assert not study_lab.runs
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("model.quantization", "nf5", "model.quantization: Expected a"),
+        ("model.lora", None, "model.lora is null, but a nf4 base cannot be trained in full"),
+        ("model.lora.r", 0, "model.lora.r must be 1 or more, got 0"),
+        ("trainer.gradient_clip_val", "abc", "trainer.gradient_clip_val: Expected"),
+        ("trainer.devices", 2, "a run takes one device, got 2"),
+        ("trainer.max_epochs", 3, "trainer.max_epochs follows from data.stages"),
+        ("checkpoint.every_n_steps", 0, "checkpoint.every_n_steps must be 1 or more, got 0"),
+    ],
+)
+def test_what_fit_would_refuse_is_refused_with_the_cell(
+    study_lab: Lab, key: str, value: Any, message: str
+) -> None:
+    said = changed(study_lab, config="./tiny.yaml", set={"model.quantization": "nf4", key: value})
+    assert said.startswith("error: cell 'q one seed 0': ")
+    assert message in said
+
+
+def test_a_default_that_is_written_out_changes_no_digest(study_lab: Lab) -> None:
+    arms = {
+        "short": {"config": "./math.yaml"},
+        "long": {"config": "./math.yaml", "set": {"data.order": "even", "trainer.callbacks": None}},
+    }
+    study = {**STUDY, "questions": {"q": {"title": "?", "arms": arms}}}
+    study_lab.write("study.yaml", yaml.safe_dump(study, sort_keys=False))
+    assert len(digests(study_lab)) == 1
+
+
+def finish_elsewhere(lab: Lab, digest: str) -> None:
+    """File a run as a printed command leaves it."""
+    client = lab.store.client
+    known = client.get_experiment_by_name("sft_lab")
+    experiment = known.experiment_id if known else client.create_experiment("sft_lab")
+    run = client.create_run(experiment, tags={DIGEST_TAG: "d", CELL_TAG: digest})
+    client.set_terminated(run.info.run_id, "FINISHED")
+
+
+def test_a_study_of_which_nothing_is_missing_needs_no_ray(
+    study_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    missing = digests(study_lab)
+    assert study_lab("study", "--config=study.yaml", "--print").out
+    outcome = study_lab("study", "--config=study.yaml")
+    assert outcome.code == 2
+    assert "Ray, which is not installed" in outcome.err
+    for digest in missing:
+        finish_elsewhere(study_lab, digest)
+    outcome = study_lab("study", "--config=study.yaml")
+    assert outcome.code == 0, outcome.err
+    assert "2 of 2 runs finished." in outcome.out
+
+
+def test_runs_that_searches_will_ask_for_are_said_not_to_be_printed(study_lab: Lab) -> None:
+    search_alone(study_lab)
+    printed = study_lab("study", "--config=study.yaml", "--print")
+    assert (printed.code, printed.out.strip()) == (0, "")
+    assert "q finder" in printed.err
+
+
+def test_a_plan_holds_what_searches_may_ask_for(study_lab: Lab) -> None:
+    search_alone(study_lab)
+    plan = json.loads(study_lab("study", "--config=study.yaml", "--plan", "--json").out)
+    (search,) = plan["searches"]
+    assert search == {
+        "question": "q",
+        "arm": "finder",
+        "runs_at_most": 4,
+        "steps_at_most": 2 * (5 + 7 + 10),  # of each seed the first stage once
+        "minutes_at_most": None,
+    }
+    assert (plan["cells"], plan["steps_to_train"]) == (0, 0)
+    said = study_lab("study", "--config=study.yaml", "--plan").out
+    assert "q finder searches in up to 4 runs more" in said
+
+
+def test_a_study_in_json_is_one_object(study_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    for digest in digests(study_lab):
+        finish_elsewhere(study_lab, digest)
+    outcome = study_lab("study", "--config=study.yaml", "--json")
+    assert outcome.code == 0, outcome.err
+    said = json.loads(outcome.out)
+    assert (said["name"], said["finished"], said["failed"]) == ("tiny", 2, 0)
+    assert [(run["name"], run["state"]) for run in said["runs"]] == [
+        ("q math seed 0", "finished"),
+        ("q both k=0 seed 0", "finished"),
+    ]
+    refused = study_lab("study", "--config=study.yaml", "--print", "--json")
+    assert (refused.code, refused.out) == (2, "")
+    assert "--print" in refused.err

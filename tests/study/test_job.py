@@ -1,0 +1,92 @@
+"""A job where it falls to: what it refuses, and what it asks of ``fit``."""
+
+import os
+import shlex
+from dataclasses import replace
+
+import pytest
+import yaml
+from lock_holder import held
+from runs import Lab
+from study_runs import STUDY
+
+from sft_lab.lab_cli import compose
+from sft_lab.study.code_digest import code_digest
+from sft_lab.study.command import lay_out, make_job
+from sft_lab.study.job import CELL_TAG, Job, run_arguments, run_job
+from sft_lab.study.parent_run import ParentRun
+from sft_lab.tracking import DIGEST_TAG, PROCESS_TAG, RunStore, this_process
+
+
+@pytest.fixture
+def job(study_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Job:
+    """The study's first job, as a driver with settings of its own hands it out."""
+    monkeypatch.chdir(study_lab.folder)
+    monkeypatch.setenv("SFT_LAB_WORLD", str(study_lab.world))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlruns/other.db")
+    monkeypatch.setenv("HF_HOME", "/models")
+    study = lay_out(["--config=study.yaml"])
+    return make_job(study, ParentRun(study.store, "p"), study.runs[0], None)
+
+
+def test_a_job_brings_along_what_its_study_was_planned_with(study_lab: Lab, job: Job) -> None:
+    assert job.tracking_uri == "sqlite:///mlruns/other.db"
+    assert '--trainer.logger.init_args.tracking_uri="sqlite:///mlruns/other.db"' in job.arguments
+    assert any(argument.startswith("--trainer.precision=") for argument in job.arguments)
+    assert job.environment["SFT_LAB_WORLD"] == str(study_lab.world)
+    assert job.environment["HF_HOME"] == "/models"
+    assert job.code == code_digest()
+
+
+def test_another_code_than_the_planned_one_is_refused(job: Job) -> None:
+    ended = run_job(replace(job, code="0" * 64, environment={}))
+    assert (ended.code, ended.run_id) == (2, None)
+    assert "another code" in ended.reason
+    assert not job.log.exists()  # nothing was begun
+
+
+def test_a_cell_that_another_process_is_at_is_left_to_it(job: Job) -> None:
+    job = replace(job, environment={})
+    with held(job.dirpath / "cells" / job.digest):
+        ended = run_job(job)
+    assert (ended.code, ended.run_id) == (os.EX_TEMPFAIL, None)
+    assert "cell 'q math seed 0' is being trained by another process" in ended.reason
+    assert not job.log.exists()
+
+
+def test_a_cell_whose_run_still_runs_is_left_to_that(job: Job) -> None:
+    client = RunStore(job.tracking_uri).client
+    tags = {DIGEST_TAG: "d", CELL_TAG: job.digest, PROCESS_TAG: this_process()}
+    running = client.create_run(client.create_experiment("e"), tags=tags).info.run_id
+    ended = run_job(replace(job, environment={}))
+    assert (ended.code, ended.run_id) == (os.EX_TEMPFAIL, None)
+    assert f"run {running[:8]} of this cell still runs" in ended.reason
+
+
+def test_a_run_that_is_recorded_elsewhere_is_not_trained_again(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", "/bin/true")
+    ended = run_job(replace(job, environment={}))
+    assert (ended.code, ended.run_id) == (2, None)
+    assert "sqlite:///mlruns/other.db holds no finished run" in ended.reason
+    # What was run can be run again from the log.
+    command = shlex.split(job.log.read_text().splitlines()[0])
+    assert command[:5] == ["$", "/bin/true", "-m", "sft_lab", "fit"]
+    assert '--trainer.logger.init_args.run_name="q math seed 0"' in command
+
+
+@pytest.mark.parametrize("name", ["rq1: math", "[x]", "dmt #2", "a=${oc.env:HOME}", "1", "'x'"])
+def test_a_run_has_the_very_name_that_its_cell_has(name: str) -> None:
+    composed, _, _ = compose(run_arguments(name, {"sft_lab.cell": "12e345"}))
+    given = composed.resolved()["trainer"]["logger"]["init_args"]
+    assert given == {"run_name": name, "tags": {"sft_lab.cell": "12e345"}}
+
+
+def test_printed_commands_hold_what_a_machine_would_decide_for_itself(study_lab: Lab) -> None:
+    arms = {"one": {"config": "./math.yaml", "set": {"model.optimizer": "${best_optimizer:}"}}}
+    study = {**STUDY, "questions": {"q": {"title": "?", "arms": arms}}}
+    study_lab.write("study.yaml", yaml.safe_dump(study, sort_keys=False))
+    (command,) = study_lab("study", "--config=study.yaml", "--print").out.splitlines()
+    decided = [a.partition("=")[0] for a in shlex.split(command) if "${" not in a]
+    assert {"--trainer.precision", "--model.optimizer"} <= set(decided)
