@@ -192,7 +192,7 @@ def _fill(study: Study, parent: ParentRun, executor: Executor) -> dict[str, Prog
     found: dict[SearchKey, Found | None] = {}
 
     def record(progress: Mapping[str, Progress]) -> None:
-        parent.record(study.design, study.example.abilities, progress, found)
+        parent.record(study.design, study.example, progress, found)
 
     def tell(progress: Mapping[str, Progress]) -> None:
         states = {digest: p.state for digest, p in progress.items()}

@@ -11,9 +11,12 @@ import pytest
 from planted_study import (
     HOSTILE,
     LLAMA_ABILITIES,
+    SOURCES,
     PlantedStudy,
     levels,
     rq1,
+    rq2,
+    rq3,
     rq4,
     whole,
     without,
@@ -43,7 +46,7 @@ def files(report: Report) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def llama() -> Report:
     study = PlantedStudy(abilities=LLAMA_ABILITIES, base="meta-llama/Llama-2-7b-hf")
-    return build_report(StudyResults("rq4", study.abilities, [rq4(study)]), study.read)
+    return build_report(study.results("rq4", rq4(study)), study.read)
 
 
 def finding(report: Report, claim: str, ability: str, number: int = 0) -> Finding:
@@ -148,7 +151,7 @@ def test_an_item_lost_in_between_is_regained() -> None:
     }
     run = study.run("there and back", 0, stages)
     question = Question("q", "Q?", "strategies", [Cell("q", "back", {}, 0, run)])
-    report = build_report(StudyResults("one", study.abilities, [question]), study.read)
+    report = build_report(study.results("one", question), study.read)
     items = [row for row in report.tables["items.csv"].rows if row["ability"] == "math"]
     kinds = [(row["kind"], row["stage"]) for row in items]
     # Of 200 items 80 % were right after math, 10 % after code, 60 % at the end.
@@ -215,7 +218,7 @@ def test_figures_have_words_and_ids_of_their_own(report: Report, files: dict[str
 
 
 def test_files_are_the_same_to_the_byte(study: PlantedStudy, tmp_path: Path) -> None:
-    results = StudyResults("one", study.abilities, [rq4(study, seeds=(0,))])
+    results = study.results("one", rq4(study, seeds=(0,)))
     for name in ("a", "b"):
         write_report(build_report(results, study.read), tmp_path / name)
     written = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
@@ -227,7 +230,7 @@ def test_files_are_the_same_to_the_byte(study: PlantedStudy, tmp_path: Path) -> 
 def test_a_study_of_one_cell_says_what_it_lacks(study: PlantedStudy) -> None:
     question = rq1(study)
     only = replace(question, cells=question.cells[:1])
-    report = build_report(StudyResults("one", study.abilities, [only]), study.read)
+    report = build_report(study.results("one", only), study.read)
     found = finding(report, "Each ability rises with its own data", "math")
     assert found.judgement == "cannot be told"
     assert "too few finished runs of math alone" in found.sentence
@@ -239,12 +242,13 @@ def test_a_study_without_runs_says_so(study: PlantedStudy) -> None:
     assert any("No run has finished" in warning for warning in report.warnings)
     assert not any(claim.findings for claim in report.claims)
     report_files(report)
-    empty = build_report(StudyResults("empty", {}, [Question("q", "Q?", "ratio", [])]), study.read)
+    question = Question("q", "Q?", "ratio", [])
+    empty = build_report(StudyResults("empty", {}, {}, [question]), study.read)
     assert "none" in empty.facts["Abilities"]
 
 
 def test_missing_cells_are_said_aloud(study: PlantedStudy) -> None:
-    results = StudyResults("one", study.abilities, [rq1(study)])
+    results = study.results("one", rq1(study))
     results = without(results, lambda c: c.arm == "math" and c.axis["fraction"] == "1/16")
     [warning] = [w for w in build_report(results, study.read).warnings if "no finished run" in w]
     assert "1 of 12 cells" in warning
@@ -263,7 +267,7 @@ def test_runs_of_different_protocols_are_flagged_and_not_compared() -> None:
         else c
         for c in question.cells
     ]
-    results = StudyResults("mixed up", study.abilities, [replace(question, cells=cells)])
+    results = study.results("mixed up", replace(question, cells=cells))
     report = build_report(results, study.read)
     assert any("2 different protocols" in w and "world_math" in w for w in report.warnings)
     found = finding(
@@ -276,7 +280,7 @@ def test_runs_of_different_protocols_are_flagged_and_not_compared() -> None:
 
 
 def test_scores_without_answers_are_shown_but_not_compared(study: PlantedStudy) -> None:
-    results = StudyResults("bare", study.abilities, [rq4(study)])
+    results = study.results("bare", rq4(study))
     report = build_report(results, PlantedStudy().read)
     table = next(s for s in report.sections if s.name == "rq4").tables[0]
     assert all(getattr(cell, "mark", "") in ("", "best") for row in table.rows for cell in row)
@@ -319,10 +323,55 @@ def test_other_designs_get_a_table_and_a_curve(report: Report) -> None:
 
 
 def test_a_representation_view_is_shown_where_it_is_given(study: PlantedStudy) -> None:
-    results = StudyResults("one", study.abilities, [])
+    results = study.results("one")
     svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"><title>t</title></svg>'
     extra = [("t-SNE of layer 15", svg, "Math stands apart.")]
     written = report_files(build_report(results, study.read, extra))
     assert svg in written["report.html"]
     assert "Math stands apart." in written["report.md"]
     assert "figures/representation-0.svg" in written
+
+
+OWN_DATA = "An ability depends on the amount of its own data"
+OTHER_DATA = "An ability does not depend on the amount of the other sources"
+IFEVAL = {**LLAMA_ABILITIES, "general": "ifeval/prompt_strict", "mt_bench": "mt_bench/mean"}
+
+
+def test_a_second_benchmark_of_a_source_is_judged_by_that_source() -> None:
+    study = PlantedStudy(abilities=IFEVAL, sources={"mt_bench": "general"}, items=100)
+    results = study.results("two", rq1(study), rq2(study), rq3(study), rq4(study, seeds=(0,)))
+    report = build_report(results, study.read)
+    assert finding(report, OWN_DATA, "mt_bench").sentence.startswith("vary_general, ")
+    others = finding(report, OTHER_DATA, "math")
+    assert others.sentence.startswith("vary_general, general varied")
+    found = {c.text: {f.ability: f for f in c.findings} for c in report.claims}
+    for claim, findings in found.items():
+        special = "forgets" in claim or "keeps" in claim or "special abilities" in claim
+        assert ("mt_bench" not in findings) == special, claim
+    assert found["More replay lowers the general ability"]["mt_bench"].judgement == "holds here"
+    lost = found["Multi-task training lowers the general ability"]["mt_bench"]
+    assert lost.sentence.startswith("From general_only to multi_task: lower")
+    alone = found["Mixing loses where data are many"]["mt_bench"]
+    assert alone.judgement == "holds here"
+    assert "mt_bench (mt_bench/mean, source general)" in report.facts["Abilities"]
+
+
+def test_without_a_general_benchmark_nothing_is_said_of_the_general_ability() -> None:
+    abilities = {name: LLAMA_ABILITIES[name] for name in ("math", "code")}
+    study = PlantedStudy(abilities=abilities, items=100)
+    report = build_report(study.results("two", rq3(study), rq4(study, seeds=(0,))), study.read)
+    assert not [claim.text for claim in report.claims if "general ability" in claim.text]
+    found = finding(report, "Training in sequence forgets math and code", "code")
+    assert found.judgement == "holds here"
+    assert "to all of code and math" in finding(report, OWN_DATA, "code").sentence
+    assert "general varied" in finding(report, OTHER_DATA, "code").sentence
+
+
+def test_an_ability_without_a_source_is_shown_and_judged_by_no_claim() -> None:
+    study = PlantedStudy(abilities=IFEVAL, sources={"mt_bench": "general"}, items=50)
+    results = study.results("two", rq1(study), rq2(study), rq3(study), rq4(study, seeds=(0,)))
+    report = build_report(replace(results, sources=SOURCES), study.read)
+    named = {f.ability for claim in report.claims for f in claim.findings}
+    assert named == {"math", "code", "general"}
+    assert any("teaches mt_bench: tables and figures show it" in w for w in report.warnings)
+    assert "rq4-forgetting-mt_bench" in str(report_files(report).keys())

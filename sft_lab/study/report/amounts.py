@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from sft_lab.study.report.abilities import Ability
+from sft_lab.study.report.abilities import Ability, taught
 from sft_lab.study.report.comparing import Comparison, Measurements, corrected, end_of
 from sft_lab.study.report.groups import Group, amount, by_amount, groups_of
 from sft_lab.study.report.judging import judge_direction
@@ -36,9 +36,8 @@ def own_arm(question: Question, ability: Ability) -> list[Group]:
     From the least amount to the greatest; empty where there are none.
     """
     arms = arms_of(question)
-    names = [
-        arm for arm in arms if arm == ability.name or arm.startswith((f"{ability.name}_only",))
-    ]
+    source = ability.source
+    names = [arm for arm in arms if source and (arm == source or arm.startswith(f"{source}_only"))]
     return arms[names[0]] if names else []
 
 
@@ -51,6 +50,7 @@ def single_claims(
     question: Question, abilities: Sequence[Ability], measured: Measurements
 ) -> tuple[list[Claim], list[Comparison]]:
     """Return what the data say of each ability and the amount of its own data."""
+    abilities = taught(abilities)
     comparisons: list[Comparison] = []
     for ability in abilities:
         groups = _with_runs(own_arm(question, ability))
@@ -66,7 +66,7 @@ def single_claims(
         own = [c for c in comparisons if c.ability == ability]
         groups = _with_runs(own_arm(question, ability))
         if len(groups) < 2:
-            findings.append(_too_few(ability, f"{ability.name} alone"))
+            findings.append(_too_few(ability, f"{ability.source} alone"))
             continue
         levels = [group.level for group in groups]
         found = judge_direction(own[0], 1, f"alone, from {levels[0]} to {levels[-1]}")
@@ -83,6 +83,7 @@ def mixed_claims(
     measured: Measurements,
 ) -> tuple[list[Claim], list[Comparison]]:
     """Return what the data say of mixing the sources against each alone, at equal amounts."""
+    abilities = taught(abilities)
     arms = arms_of(question)
     pairs = [
         (arm, ability, alone, mixed)
@@ -105,7 +106,7 @@ def mixed_claims(
                     if (of, wanted) == (arm, ability)
                 ]
                 if not found:
-                    findings.append(_too_few(ability, f"{arm} against {ability.name} alone"))
+                    findings.append(_too_few(ability, f"{arm} against {ability.source} alone"))
                     continue
                 comparison, level = found[at]
                 lead = f"{arm} against alone, at {level} of each source"

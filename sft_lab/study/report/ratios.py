@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from sft_lab.study.report.abilities import Ability
+from sft_lab.study.report.abilities import GENERAL, Ability, taught
 from sft_lab.study.report.amounts import arms_of
 from sft_lab.study.report.comparing import Comparison, Measurements, corrected, end_of
 from sft_lab.study.report.groups import Group
@@ -21,25 +21,16 @@ _OTHERS = (
 )
 
 
-def general_of(abilities: Sequence[Ability]) -> Ability | None:
-    """Return the general ability: that of the source ``general``, or the last one."""
-    return next((a for a in abilities if a.name == "general"), abilities[-1] if abilities else None)
-
-
 def varied(group: Group, abilities: Sequence[Ability]) -> frozenset[str]:
     """Return the sources whose amount a group's arm varies, read from its names.
 
     The axis may be named after a source, ``general`` or ``special`` (all but the general one);
     else the arm says it, as in ``vary_general`` or ``special_varied``. Empty where neither does.
     """
-    general = general_of(abilities)
-    sources = {ability.name for ability in abilities}
-    meaning = {name: frozenset({name}) for name in sources}
-    if general is not None:
-        meaning |= {
-            name: frozenset(sources - {general.name}) for name in ("special", "specialized")
-        }
-        meaning |= {"general": frozenset({general.name})}
+    sources = {ability.source for ability in abilities if ability.source}
+    special = frozenset(sources - {GENERAL})
+    meaning = {name: frozenset({name}) for name in (*sources, GENERAL)}
+    meaning |= {"special": special, "specialized": special}
     axis = next(iter(group.axis), "")
     names = [axis, *re.findall(r"(?:vary|varied|varying)_([a-z]+)", group.arm)]
     names += re.findall(r"([a-z]+)_(?:vary|varied|varies)", group.arm)
@@ -50,6 +41,7 @@ def ratio_claims(
     question: Question, abilities: Sequence[Ability], measured: Measurements
 ) -> tuple[list[Claim], list[Comparison]]:
     """Return what the data say of an ability's own data and of the amount of the others."""
+    abilities = taught(abilities)
     compared: list[tuple[Group, Ability, Comparison]] = []
     for groups in arms_of(question).values():
         finished = [group for group in groups if group.runs]
@@ -57,7 +49,7 @@ def ratio_claims(
             full = finished[-1]
             for group in finished[:-1]:
                 sides = (full, group)
-                if ability.name in varied(group, abilities):
+                if ability.source in varied(group, abilities):
                     sides = (group, full)  # the claim is a rise
                 before, after = map(end_of, sides)
                 found = measured.compare(question.name, ability, before, after)
@@ -73,7 +65,7 @@ def ratio_claims(
         if not changed:
             sentence = f"{arm}: its names say not which source varies; name its axis after it."
             others.append(Finding(ability.name, "cannot be told", sentence))
-        elif ability.name in changed:
+        elif ability.source in changed:
             lead = f"{arm}, from {least.level} to all of {' and '.join(changed)}"
             own.append(judge_direction(first, 1, lead))
         else:

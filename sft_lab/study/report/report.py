@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sft_lab.study.report.abilities import Ability, abilities_of
+from sft_lab.study.report.abilities import Ability, abilities_of, taught
 from sft_lab.study.report.changed_items import changed_items, changed_table
 from sft_lab.study.report.comparing import MarksReader, Measurements
 from sft_lab.study.report.judging import small_text
@@ -83,13 +83,18 @@ def _facts(
     return {
         "Base": ", ".join(bases) or "no run has finished",
         "Questions": "; ".join(f"{q.name}, {q.title}" for q in results.questions) or "none",
-        "Abilities": ", ".join(f"{a.name} ({a.key})" for a in abilities) or "none",
+        "Abilities": ", ".join(map(_ability, abilities)) or "none",
         "Seeds": shown[0]
         if alike
         else "; ".join(f"{name}: {some}" for name, some in zip(seeds, shown, strict=True)),
         "Cells": f"{len(cells)}, of which {sum(_is_done(cell) for cell in cells)} have finished",
         "Runs": f"{len(runs)} finished; equal cells of several questions share one",
     }
+
+
+def _ability(ability: Ability) -> str:
+    source = f", source {ability.source}" if ability.source not in (None, ability.name) else ""
+    return f"{ability.name} ({ability.key}{source})"
 
 
 def _is_done(cell: Cell) -> bool:
@@ -127,6 +132,12 @@ def _warnings(
                 f"{len(without)} finished runs have no {ability.key}: {', '.join(without[:3])}"
                 f"{' and more' if len(without) > 3 else ''}."
             )
+    untaught = [ability.name for ability in abilities if ability not in taught(abilities)]
+    if untaught:
+        found.append(
+            f"No source is known that teaches {', '.join(untaught)}: tables and figures show it, "
+            "findings leave it out."
+        )
     one = [q.name for q in results.questions if q.cells and len({c.seed for c in q.cells}) == 1]
     if one:
         found.append(

@@ -68,7 +68,7 @@ def _mixed(question: Question, context: Context) -> Section:
 
     def lines(ability: Ability) -> list[Line]:
         found = (
-            [context.line(f"{ability.name} alone", ability, own_arm(single, ability))]
+            [context.line(f"{ability.source} alone", ability, own_arm(single, ability))]
             if single
             else []
         )

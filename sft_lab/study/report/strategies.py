@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sft_lab.study.report.abilities import Ability
+from sft_lab.study.report.abilities import Ability, taught
 from sft_lab.study.report.amounts import own_arm, single_question
 from sft_lab.study.report.comparing import (
     Comparison,
@@ -44,14 +44,14 @@ def table_groups(
     specialists: list[Group] = []
     for ability in abilities:
         groups = own_arm(question, ability) or (own_arm(single, ability) if single else [])
-        specialists += groups[-1:]
+        specialists += [group for group in groups[-1:] if group not in specialists]
     others = [group for group in groups_of(question) if group not in specialists]
     return [*specialists, *distinct(_ordered(others))]
 
 
 def specialist_arms(abilities: Sequence[Ability]) -> set[str]:
     """Return the names that an arm of one source may have."""
-    return {name for a in abilities for name in (a.name, f"{a.name}_only")}
+    return {name for a in taught(abilities) for name in (a.source, f"{a.source}_only")}
 
 
 def references(

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sft_lab.study.report.abilities import Ability
+from sft_lab.study.report.abilities import Ability, general_of, special_of
 from sft_lab.study.report.comparing import Comparison, Measurements, Side, corrected, end_of
 from sft_lab.study.report.groups import Group, amount, by_amount, groups_of
 from sft_lab.study.report.judging import judge_direction, judge_no_loss
 from sft_lab.study.report.page import Claim, Finding
-from sft_lab.study.report.ratios import general_of
 from sft_lab.study.report.strategies import Drop
 from sft_lab.study.study_results import Question
 
@@ -45,8 +44,7 @@ def strategy_claims(
     Returns:
         Claims, and the comparisons of replay shares that they stand on.
     """
-    general = general_of(abilities)
-    special = [ability for ability in abilities if ability != general]
+    general, special = general_of(abilities), special_of(abilities)
     replay = _replay_comparisons(question, abilities, measured)
 
     def forgetting(arm: str) -> list[Finding]:
@@ -58,7 +56,7 @@ def strategy_claims(
             if drop.group.arm == arm and drop.comparison.ability in special
         ]
 
-    def multi_task(wanted: Sequence[Ability | None]) -> list[Comparison]:
+    def multi_task(wanted: Sequence[Ability]) -> list[Comparison]:
         return [c for c in table if c.after == "multi_task" and c.ability in wanted]
 
     claims = [
@@ -84,7 +82,7 @@ def strategy_claims(
             question.name,
             "That replay costs the general ability nothing",
             _FREE,
-            [judge_no_loss(c) for c in replay.little if c.ability == general],
+            [judge_no_loss(c) for c in replay.little if c.ability in general],
         ),
         Claim(
             question.name,
@@ -96,7 +94,7 @@ def strategy_claims(
             question.name,
             "More replay lowers the general ability",
             _TRADE,
-            [judge_direction(c, -1) for c in replay.much if c.ability == general],
+            [judge_direction(c, -1) for c in replay.much if c.ability in general],
         ),
         Claim(
             question.name,
@@ -108,7 +106,7 @@ def strategy_claims(
             question.name,
             "Multi-task training lowers the general ability",
             _CONFLICT,
-            [judge_direction(c, -1) for c in multi_task([general])],
+            [judge_direction(c, -1) for c in multi_task(general)],
         ),
     ]
     return [claim for claim in claims if claim.findings], replay.all
