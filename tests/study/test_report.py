@@ -21,6 +21,7 @@ from planted_study import (
     whole,
     without,
 )
+from scipy.stats import binomtest
 
 from sft_lab.study.report import Report, build_report, write_report
 from sft_lab.study.report.page import Finding
@@ -375,3 +376,74 @@ def test_an_ability_without_a_source_is_shown_and_judged_by_no_claim() -> None:
     assert named == {"math", "code", "general"}
     assert any("teaches mt_bench: tables and figures show it" in w for w in report.warnings)
     assert "rq4-forgetting-mt_bench" in str(report_files(report).keys())
+
+
+def strategies(cells: list[Cell]) -> Question:
+    return Question("q", "Q?", "strategies", cells)
+
+
+def fallen(study: PlantedStudy) -> list[Cell]:
+    """Return runs of three seeds far apart, each of which loses 10 points of math."""
+    cells = []
+    for seed, level in ((0, 0.37), (1, 0.60), (2, 0.83)):
+        stages = {"a": levels(level, 0.3, 0.3), "b": levels(level - 0.10, 0.3, 0.3)}
+        run = study.run("mixed_sequential", seed, stages)
+        cells.append(Cell("q", "mixed_sequential", {}, seed, run))
+    return cells
+
+
+FORGETS = "Mixed sequential forgets them as well"
+
+
+def test_forgetting_is_tested_within_each_run(study: PlantedStudy) -> None:
+    study = PlantedStudy()
+    report = build_report(study.results("far apart", strategies(fallen(study))), study.read)
+    found = finding(report, FORGETS, "math")
+    assert found.judgement == "holds here"  # between runs, the seeds would hide it
+
+
+def test_forgetting_is_tested_on_the_seeds_measured_at_both_times() -> None:
+    study = PlantedStudy()
+    cells = fallen(study)
+    run = cells[2].result
+    assert run is not None
+    points = tuple(
+        replace(p, scores={k: s for k, s in p.scores.items() if k != "world_math/accuracy"})
+        if p.step <= 100
+        else p
+        for p in run.points
+    )
+    cells[2] = replace(cells[2], result=replace(run, points=points))
+    report = build_report(study.results("a gap", strategies(cells)), study.read)
+    rows = [r for r in report.tables["comparisons.csv"].rows if r["ability"] == "math"]
+    assert [(r["seeds_before"], r["seeds_after"]) for r in rows] == [(2, 2)]
+
+
+def test_the_p_of_forgetting_counts_the_stage_ends_that_the_best_was_chosen_from() -> None:
+    study = PlantedStudy()
+    stages = {"a": levels(0.50, 0.3, 0.3), "b": levels(0.46, 0.3, 0.3), "c": levels(0.47, 0.3, 0.3)}
+    cell = Cell("q", "sequential", {}, 0, study.run("sequential", 0, stages))
+    report = build_report(study.results("three", strategies([cell])), study.read)
+    [row] = [r for r in report.tables["comparisons.csv"].rows if r["ability"] == "math"]
+    lost, gained = int(str(row["lost"])), int(str(row["gained"]))
+    exact = binomtest(lost, lost + gained).pvalue
+    assert row["p"] == pytest.approx(min(3 * exact, 1.0))  # the base and two stage ends
+    assert 3 * exact < 1
+    caption = report.sections[1].tables[1].caption
+    assert "multiplied by the number of stage ends it was chosen from" in caption
+
+
+KEEPS_LEVEL = "Multi-task training keeps the special abilities at the specialist's level"
+
+
+def test_the_specialist_of_an_ability_is_that_of_its_own_source() -> None:
+    study = PlantedStudy()
+    question = rq4(study, seeds=(0,))
+    low = study.run("multi_task low", 0, {"all": levels(0.20, 0.72, 0.50)})
+    cells = [replace(c, result=low) if c.arm == "multi_task" else c for c in question.cells]
+    results = study.results("no math alone", replace(question, cells=cells))
+    report = build_report(without(results, lambda c: c.arm == "math_only"), study.read)
+    found = finding(report, KEEPS_LEVEL, "math")  # far above general_only, far below math_only
+    assert found.judgement == "cannot be told"
+    assert "no finished run of math alone" in found.sentence
+    assert finding(report, KEEPS_LEVEL, "code").sentence.startswith("From code_only to multi_task")

@@ -193,10 +193,11 @@ def _method(results: StudyResults, abilities: Sequence[Ability]) -> Section:
         "Scores are means over seeds and items. Their intervals take both as drawn at random; of "
         "one seed they cover items only, by Wilson's method or a bootstrap.",
         "Differences are tested on the same items: over several seeds by Student's t with crossed "
-        "random effects of seeds and items, of one seed by McNemar's exact test, or a paired "
-        "bootstrap of ratings. Intervals of differences are at 95 % each; p values are corrected "
-        "by Holm's method over all comparisons of one table, and a difference is called shown "
-        "where the corrected p is below 0.05.",
+        "random effects of seeds and items, seed by seed where both sides are the same runs at two "
+        "times; of one seed by McNemar's exact test, or a paired bootstrap of ratings. Intervals "
+        "of differences are at 95 % each; p values are corrected by Holm's method over all "
+        "comparisons of one table, and a difference is called shown where the corrected p is "
+        "below 0.05.",
         "Ratings of MT-Bench stay on their scale of 1 to 10 and are never averaged with shares.",
     ]
     table = protocol_table(results, list(abilities))

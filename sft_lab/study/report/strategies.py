@@ -93,7 +93,7 @@ def drops(
     """Return what each group of several stages has lost of each ability.
 
     The earlier evaluation is the stage end, or the base, at which the mean over seeds stood
-    highest: chosen after the fact, which flatters the drop a little.
+    highest. Chosen by its score, it is higher by chance alone: p is corrected for the choice.
     """
     found: list[tuple[Group, Side, Comparison]] = []
     for group in groups:
@@ -106,7 +106,9 @@ def drops(
             told = [(score.value, side) for score, side in means if score is not None]
             if told:
                 _, best = max(told, key=lambda pair: pair[0])
-                found.append((group, best, measured.compare(family, ability, best, end_of(group))))
+                end = end_of(group)
+                comparison = measured.compare(family, ability, best, end, same_runs=True)
+                found.append((group, best, comparison.chosen_from(len(told))))
     comparisons = corrected(comparison for *_, comparison in found)
     return [
         Drop(group, best, comparison)

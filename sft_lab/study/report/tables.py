@@ -121,8 +121,10 @@ def forgetting_table(drops: Sequence[Drop], abilities: Sequence[Ability]) -> Tab
         rows.append(row)
     return Table(
         "Change from the stage end where the mean stood highest (named below it) to the end of "
-        "training, with its 95 % interval; that stage end is chosen after the fact, which makes "
-        "the change look a little worse than it is. Retention is the score at the end over the "
+        "training, run by run, with its 95 % interval. That stage end is chosen after the fact, "
+        "which makes the change look a little worse than it is; its p is therefore multiplied by "
+        "the number of stage ends it was chosen from, the base among them, before Holm's "
+        "correction. Retention is the score at the end over the "
         "best one at any earlier evaluation, as the runs logged it: its mean over seeds with "
         "Student's interval.",
         header,
