@@ -30,14 +30,18 @@ def arms_of(question: Question) -> dict[str, list[Group]]:
     return {arm: by_amount(groups) for arm, groups in arms.items()}
 
 
-def own_arm(question: Question, ability: Ability) -> list[Group]:
-    """Return the groups that train the source of an ability alone: its arm, or ``<source>_only``.
+def is_alone(arm: str, source: str | None) -> bool:
+    """Say whether an arm trains a source alone, by its name: the source's, or ``<source>_only``."""
+    return source is not None and (arm == source or arm.startswith(f"{source}_only"))
 
-    From the least amount to the greatest; empty where there are none.
+
+def own_arm(question: Question, ability: Ability) -> list[Group]:
+    """Return the groups that train the source of an ability alone, from the least amount up.
+
+    Empty where there are none.
     """
     arms = arms_of(question)
-    source = ability.source
-    names = [arm for arm in arms if source and (arm == source or arm.startswith(f"{source}_only"))]
+    names = [arm for arm in arms if is_alone(arm, ability.source)]
     return arms[names[0]] if names else []
 
 

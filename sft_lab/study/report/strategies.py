@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from sft_lab.study.report.abilities import Ability, taught
-from sft_lab.study.report.amounts import own_arm, single_question
+from sft_lab.study.report.abilities import Ability
+from sft_lab.study.report.amounts import is_alone, own_arm, single_question
 from sft_lab.study.report.comparing import (
     Comparison,
     Measurements,
@@ -49,27 +49,24 @@ def table_groups(
     return [*specialists, *distinct(_ordered(others))]
 
 
-def specialist_arms(abilities: Sequence[Ability]) -> set[str]:
-    """Return the names that an arm of one source may have."""
-    return {name for a in taught(abilities) for name in (a.source, f"{a.source}_only")}
-
-
 def references(
     rows: Sequence[Group], abilities: Sequence[Ability], measured: Measurements
 ) -> dict[Ability, Group]:
-    """Return the best specialist of each ability that has one."""
-    names = specialist_arms(abilities)
-    best: dict[Ability, Group] = {}
+    """Return the specialist of each ability that has one: what trains its own source alone.
+
+    Another source's specialist is none, however well it does. Of several the best is taken.
+    """
+    found: dict[Ability, Group] = {}
     for ability in abilities:
-        scores = {
-            row.label: score.value
+        scores = [
+            (score.value, row)
             for row in rows
-            if row.arm in names and (score := measured.mean(ability, end_of(row))) is not None
-        }
+            if is_alone(row.arm, ability.source)
+            and (score := measured.mean(ability, end_of(row))) is not None
+        ]
         if scores:
-            label = max(scores, key=lambda name: scores[name])
-            best[ability] = next(row for row in rows if row.label == label)
-    return best
+            _, found[ability] = max(scores, key=lambda scored: scored[0])
+    return found
 
 
 def against_references(
@@ -78,7 +75,7 @@ def against_references(
     best: dict[Ability, Group],
     measured: Measurements,
 ) -> list[Comparison]:
-    """Compare every row with the best specialist of each column."""
+    """Compare every row with the specialist of each column."""
     return corrected(
         measured.compare(family, ability, end_of(reference), end_of(row))
         for ability, reference in best.items()

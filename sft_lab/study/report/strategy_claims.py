@@ -1,7 +1,8 @@
 """RQ4: what the data say of forgetting, of replay, and of training on all at once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from sft_lab.study.report.abilities import Ability, general_of, special_of
 from sft_lab.study.report.comparing import Comparison, Measurements, Side, corrected, end_of
@@ -38,7 +39,7 @@ def strategy_claims(
         question: Arms are strategies by name; ``dmt`` has an axis k.
         abilities: The study's abilities.
         measured: Means and comparisons.
-        table: Every strategy against the best specialists.
+        table: Every strategy against the specialists.
         lost: What each strategy has lost.
 
     Returns:
@@ -56,8 +57,18 @@ def strategy_claims(
             if drop.group.arm == arm and drop.comparison.ability in special
         ]
 
-    def multi_task(wanted: Sequence[Ability]) -> list[Comparison]:
-        return [c for c in table if c.after == "multi_task" and c.ability in wanted]
+    def multi_task(
+        wanted: Sequence[Ability], judge: Callable[[Comparison], Finding]
+    ) -> list[Finding]:
+        groups = [group for group in groups_of(question) if group.arm == "multi_task"]
+        labels = [group.label for group in groups]
+        findings = []
+        for ability in wanted if groups else ():
+            told = [judge(c) for c in table if c.after in labels and c.ability == ability]
+            trained = any(group.runs for group in groups)
+            missing = f"{ability.source} alone" if trained else "multi_task"
+            findings += told or [_untold(ability, f"there is no finished run of {missing}")]
+        return findings
 
     claims = [
         Claim(
@@ -100,13 +111,13 @@ def strategy_claims(
             question.name,
             "Multi-task training keeps the special abilities at the specialist's level",
             _MULTI,
-            [judge_no_loss(c) for c in multi_task(special)],
+            multi_task(special, judge_no_loss),
         ),
         Claim(
             question.name,
             "Multi-task training lowers the general ability",
             _CONFLICT,
-            [judge_direction(c, -1) for c in multi_task(general)],
+            multi_task(general, partial(judge_direction, sign=-1)),
         ),
     ]
     return [claim for claim in claims if claim.findings], replay.all
@@ -160,6 +171,10 @@ def _replay_comparisons(
     little = of(none[0], some[0]) if none else []
     much = of(some[0], some[-1]) if len(some) > 1 else []
     return _Replay(little, much, comparisons)
+
+
+def _untold(ability: Ability, why: str) -> Finding:
+    return Finding(ability.name, "cannot be told", f"Not compared, because {why}.")
 
 
 def _after(side: Side) -> str:

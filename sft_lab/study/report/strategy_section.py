@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from sft_lab.study.report.abilities import Ability
+from sft_lab.study.report.amounts import is_alone
 from sft_lab.study.report.comparing import end_of
 from sft_lab.study.report.context import Context, ability_curves, figure_of, section_of
 from sft_lab.study.report.curves import Level, Line
@@ -14,7 +15,6 @@ from sft_lab.study.report.strategies import (
     against_references,
     drops,
     references,
-    specialist_arms,
     table_groups,
 )
 from sft_lab.study.report.strategy_claims import replay_sweep, strategy_claims
@@ -90,7 +90,7 @@ def _sweep(question: Question, context: Context, best: dict[Ability, Group]) -> 
         "Replay share k",
         "Each panel is an ability at the end of DMT by the share k of math and code that its last "
         "stage replays. k = 0 replays nothing and stands one step left of the least share; "
-        "straight lines are the best specialist and multi-task training. "
+        "straight lines are the specialist of the ability's own source and multi-task training. "
         "Bands are 95 % intervals over seeds and items.",
         lines,
         constants,
@@ -100,9 +100,10 @@ def _sweep(question: Question, context: Context, best: dict[Ability, Group]) -> 
 
 
 def _over_time(question: Question, context: Context) -> list[Figure]:
-    names = specialist_arms(context.abilities)
     finished = [group for group in distinct(groups_of(question)) if group.runs]
-    groups = [group for group in finished if group.arm not in names] or finished
+    sources = {ability.source for ability in context.abilities}
+    mixed = [g for g in finished if not any(is_alone(g.arm, source) for source in sources)]
+    groups = mixed or finished
     scales = list(dict.fromkeys(ability.scale for ability in context.abilities))
     lines, maps = [], []
     for number, group in enumerate(groups):
