@@ -447,3 +447,69 @@ def test_the_specialist_of_an_ability_is_that_of_its_own_source() -> None:
     assert found.judgement == "cannot be told"
     assert "no finished run of math alone" in found.sentence
     assert finding(report, KEEPS_LEVEL, "code").sentence.startswith("From code_only to multi_task")
+
+
+def two_axes(study: PlantedStudy, design: str, arm: str, axes: tuple[str, str]) -> Question:
+    """Return an arm over an amount and a learning rate, of which the greater does better."""
+    cells = []
+    for value in ("1/4", "1"):
+        for lr in ("1e-3", "2e-3"):
+            level = (0.3 if value == "1/4" else 0.5) + (0.2 if lr == "2e-3" else 0.0)
+            stages = {"a": levels(0.8, 0.8, 0.1), "b": levels(level, level, 0.5)}
+            run = study.run(f"{arm} {value} {lr}", 0, stages)
+            axis = {name: lr if name == "lr" else value for name in axes}
+            cells.append(Cell(design, arm, axis, 0, run))
+    return Question(design, "Q?", design, cells)
+
+
+@pytest.mark.parametrize(
+    ("design", "arm", "axes"),
+    [
+        ("single", "math", ("fraction", "lr")),
+        ("mixed", "mixed", ("fraction", "lr")),
+        ("ratio", "vary_special", ("fraction", "lr")),
+        ("strategies", "dmt", ("k", "lr")),
+        ("strategies", "dmt", ("share", "lr")),
+        ("grid", "any", ("rows", "lr")),
+    ],
+)
+def test_every_further_axis_makes_a_line_of_its_own(
+    design: str, arm: str, axes: tuple[str, str]
+) -> None:
+    study = PlantedStudy(items=50)
+    report = build_report(study.results("two", two_axes(study, design, arm, axes)), study.read)
+    report_files(report)
+    drawn = [p for section in report.sections for f in section.figures for p in f.panels]
+    curves = [p.alt for p in drawn if "-curve-math" in p.name or "-k-math" in p.name]
+    if "share" in axes:  # no axis says what it replays
+        assert not curves
+        return
+    [alt] = curves
+    assert re.search(r"lr = 1e-3\b[^;]* 1/4: [23]\d\.\d, 1: [45]\d\.\d;", alt)
+    assert re.search(r"lr = 2e-3\b[^;]* 1/4: [45]\d\.\d, 1: [67]\d\.\d\.", alt)
+
+
+def test_claims_hold_the_further_axes_still() -> None:
+    study = PlantedStudy(items=100)
+    alone = two_axes(study, "single", "math", ("fraction", "lr"))
+    mixed = two_axes(study, "mixed", "mixed", ("fraction", "lr"))
+    ratio = two_axes(study, "ratio", "vary_special", ("fraction", "lr"))
+    report = build_report(study.results("all", alone, mixed, ratio), study.read)
+    claim = "Each ability rises with its own data"
+    for number, lr in enumerate(("1e-3", "2e-3")):
+        found = finding(report, claim, "math", number)
+        assert found.sentence.startswith(f"alone (lr = {lr}), from 1/4 to 1: higher")
+        found = finding(report, "Mixing gains where data are few", "math", number)
+        assert found.sentence.startswith(f"mixed (lr = {lr}) against alone, at 1/4 of each")
+        found = finding(report, OWN_DATA, "math", number)
+        assert found.sentence.startswith(f"vary_special (lr = {lr}), from 1/4 to ")
+
+
+def test_replay_shares_are_compared_at_the_same_learning_rate() -> None:
+    study = PlantedStudy(items=100)
+    question = two_axes(study, "strategies", "dmt", ("lr", "k"))
+    report = build_report(study.results("one", question), study.read)
+    claim = "More replay raises the special abilities further"
+    sentences = [finding(report, claim, "math", number).sentence for number in (0, 1)]
+    assert sentences[0].startswith("From dmt (lr = 1e-3, k = 1/4) to dmt (lr = 1e-3, k = 1): high")
+    assert sentences[1].startswith("From dmt (lr = 2e-3, k = 1/4) to dmt (lr = 2e-3, k = 1): high")

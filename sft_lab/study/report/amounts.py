@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from sft_lab.study.report.abilities import Ability, taught
 from sft_lab.study.report.comparing import Comparison, Measurements, corrected, end_of
-from sft_lab.study.report.groups import Group, amount, by_amount, groups_of
+from sft_lab.study.report.groups import Group, amount, series_of
 from sft_lab.study.report.judging import judge_direction
 from sft_lab.study.report.page import Claim, Finding
 from sft_lab.study.study_results import Question, StudyResults
@@ -22,27 +22,19 @@ _GAINS = (
 _LOSES = "with all data, mixing loses (7B: GSM8K by 1.6, HumanEval by 3.8, MT-Bench by 0.12)."
 
 
-def arms_of(question: Question) -> dict[str, list[Group]]:
-    """Return the groups of each arm, from the least amount to the greatest."""
-    arms: dict[str, list[Group]] = {}
-    for group in groups_of(question):
-        arms.setdefault(group.arm, []).append(group)
-    return {arm: by_amount(groups) for arm, groups in arms.items()}
-
-
 def is_alone(arm: str, source: str | None) -> bool:
     """Say whether an arm trains a source alone, by its name: the source's, or ``<source>_only``."""
     return source is not None and (arm == source or arm.startswith(f"{source}_only"))
 
 
-def own_arm(question: Question, ability: Ability) -> list[Group]:
+def own_series(question: Question | None, ability: Ability) -> list[list[Group]]:
     """Return the groups that train the source of an ability alone, from the least amount up.
 
-    Empty where there are none.
+    Those that differ by a further axis are series of their own. Empty where there are none.
     """
-    arms = arms_of(question)
-    names = [arm for arm in arms if is_alone(arm, ability.source)]
-    return arms[names[0]] if names else []
+    series = series_of(question).values() if question else ()
+    found = [groups for groups in series if is_alone(groups[0].arm, ability.source)]
+    return [groups for groups in found if groups[0].arm == found[0][0].arm]
 
 
 def single_question(results: StudyResults) -> Question | None:
@@ -55,25 +47,27 @@ def single_claims(
 ) -> tuple[list[Claim], list[Comparison]]:
     """Return what the data say of each ability and the amount of its own data."""
     abilities = taught(abilities)
-    comparisons: list[Comparison] = []
-    for ability in abilities:
-        groups = _with_runs(own_arm(question, ability))
-        steps = list(pairwise(groups))
+    series = [
+        (ability, _with_runs(groups))
+        for ability in abilities
+        for groups in own_series(question, ability) or [[]]
+    ]
+    tests = []
+    for place, (ability, groups) in enumerate(series):
         ends = [(groups[0], groups[-1])] if len(groups) > 2 else []
-        comparisons += [
-            measured.compare(question.name, ability, end_of(a), end_of(b))
-            for a, b in [*ends, *steps]
-        ]
-    comparisons = corrected(comparisons)
+        tests += [(place, ability, a, b) for a, b in [*ends, *pairwise(groups)]]
+    comparisons = corrected(
+        measured.compare(question.name, ability, end_of(a), end_of(b)) for _, ability, a, b in tests
+    )
     findings = []
-    for ability in abilities:
-        own = [c for c in comparisons if c.ability == ability]
-        groups = _with_runs(own_arm(question, ability))
+    for place, (ability, groups) in enumerate(series):
         if len(groups) < 2:
             findings.append(_too_few(ability, f"{ability.source} alone"))
             continue
+        own = [c for (of, *_), c in zip(tests, comparisons, strict=True) if of == place]
         levels = [group.level for group in groups]
-        found = judge_direction(own[0], 1, f"alone, from {levels[0]} to {levels[-1]}")
+        lead = f"{groups[0].named('alone')}, from {levels[0]} to {levels[-1]}"
+        found = judge_direction(own[0], 1, lead)
         steps_text = _steps(levels, own[1:] if len(own) > 1 else own)
         findings.append(Finding(ability.name, found.judgement, f"{found.sentence} {steps_text}"))
     claim = Claim(question.name, "Each ability rises with its own data", _RISES, findings)
@@ -88,12 +82,13 @@ def mixed_claims(
 ) -> tuple[list[Claim], list[Comparison]]:
     """Return what the data say of mixing the sources against each alone, at equal amounts."""
     abilities = taught(abilities)
-    arms = arms_of(question)
+    arms = series_of(question)
     pairs = [
         (arm, ability, alone, mixed)
         for arm, groups in arms.items()
         for ability in abilities
-        for alone, mixed in _equal_amounts(own_arm(single, ability) if single else [], groups)
+        for series in own_series(single, ability)
+        for alone, mixed in _equal_amounts(series, groups)
     ]
     comparisons = corrected(
         measured.compare(question.name, ability, end_of(alone), end_of(mixed))
@@ -125,12 +120,13 @@ def mixed_claims(
 
 
 def _equal_amounts(alone: Sequence[Group], mixed: Sequence[Group]) -> list[tuple[Group, Group]]:
-    """Return the groups of equal amounts of which both have runs, in order."""
+    """Return the groups of equal amounts, and equal further axes, of which both have runs."""
     return [
         (a, b)
         for b in _with_runs(mixed)
         for a in _with_runs(alone)
-        if a.level == b.level or amount(a.level) == amount(b.level) is not None
+        if a.named("") == b.named("")
+        and (a.level == b.level or amount(a.level) == amount(b.level) is not None)
     ]
 
 

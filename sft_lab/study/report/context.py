@@ -33,9 +33,17 @@ class Context:
     published: Published | None
     comparisons: list[Comparison] = field(default_factory=list)
 
-    def line(self, label: str, ability: Ability, groups: Sequence[Group]) -> Line:
-        """Return the line of groups that have been measured."""
-        scores = [(g.level, self.measured.mean(ability, end_of(g))) for g in groups]
+    def line(
+        self,
+        label: str,
+        ability: Ability,
+        groups: Sequence[Group],
+        levels: Sequence[str] | None = None,
+    ) -> Line:
+        """Return the line of groups that have been measured, at their levels or at those given."""
+        levels = [group.level for group in groups] if levels is None else levels
+        means = [self.measured.mean(ability, end_of(group)) for group in groups]
+        scores = list(zip(levels, means, strict=True))
         told = [(level, score) for level, score in scores if score is not None]
         return Line(label, [level for level, _ in told], [score for _, score in told])
 

@@ -68,7 +68,8 @@ def curve(
     for number, line in enumerate(lines):
         style = number % len(SERIES)
         pairs = sorted(
-            (places[x], score, x) for x, score in zip(line.levels, line.scores, strict=True)
+            ((places[x], score, x) for x, score in zip(line.levels, line.scores, strict=True)),
+            key=lambda pair: pair[0],
         )
         xs = [x for x, _, _ in pairs]
         means = [ability.shown(score.value) for _, score, _ in pairs]

@@ -42,6 +42,11 @@ class Group:
         """The value of the first axis; empty without one."""
         return next(iter(self.axis.values()), "")
 
+    def named(self, name: str) -> str:
+        """Return a name with the values of all axes but the first, such as ``math (lr = 1e-3)``."""
+        others = ", ".join(f"{axis} = {value}" for axis, value in list(self.axis.items())[1:])
+        return f"{name} ({others})" if others else name
+
     @property
     def label(self) -> str:
         """How tables name it, such as ``dmt (k = 1/16)``."""
@@ -57,6 +62,14 @@ def groups_of(question: Question) -> list[Group]:
     return [
         Group(question.name, arm, dict(axis), tuple(cells)) for (arm, axis), cells in found.items()
     ]
+
+
+def series_of(question: Question) -> dict[str, list[Group]]:
+    """Return the groups that differ by their first axis only, from the least amount up, by name."""
+    found: dict[str, list[Group]] = {}
+    for group in groups_of(question):
+        found.setdefault(group.named(group.arm), []).append(group)
+    return {name: by_amount(groups) for name, groups in found.items()}
 
 
 def distinct(groups: Sequence[Group]) -> list[Group]:

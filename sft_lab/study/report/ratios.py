@@ -4,9 +4,8 @@ import re
 from collections.abc import Sequence
 
 from sft_lab.study.report.abilities import GENERAL, Ability, taught
-from sft_lab.study.report.amounts import arms_of
 from sft_lab.study.report.comparing import Comparison, Measurements, corrected, end_of
-from sft_lab.study.report.groups import Group
+from sft_lab.study.report.groups import Group, series_of
 from sft_lab.study.report.judging import judge_direction, judge_no_effect
 from sft_lab.study.report.page import Claim, Finding
 from sft_lab.study.study_results import Question
@@ -42,8 +41,8 @@ def ratio_claims(
 ) -> tuple[list[Claim], list[Comparison]]:
     """Return what the data say of an ability's own data and of the amount of the others."""
     abilities = taught(abilities)
-    compared: list[tuple[Group, Ability, Comparison]] = []
-    for groups in arms_of(question).values():
+    compared: list[tuple[str, Group, Ability, Comparison]] = []
+    for arm, groups in series_of(question).items():
         finished = [group for group in groups if group.runs]
         for ability in abilities if len(finished) > 1 else ():
             full = finished[-1]
@@ -53,11 +52,11 @@ def ratio_claims(
                     sides = (group, full)  # the claim is a rise
                 before, after = map(end_of, sides)
                 found = measured.compare(question.name, ability, before, after)
-                compared.append((group, ability, found))
-    comparisons = corrected(comparison for _, _, comparison in compared)
+                compared.append((arm, group, ability, found))
+    comparisons = corrected(comparison for *_, comparison in compared)
     by: dict[tuple[str, Ability], list[tuple[Group, Comparison]]] = {}
-    for (group, ability, _), comparison in zip(compared, comparisons, strict=True):
-        by.setdefault((group.arm, ability), []).append((group, comparison))
+    for (arm, group, ability, _), comparison in zip(compared, comparisons, strict=True):
+        by.setdefault((arm, ability), []).append((group, comparison))
     own, others = [], []
     for (arm, ability), levels in by.items():
         least, first = levels[0]

@@ -4,15 +4,14 @@ from collections.abc import Callable
 
 from sft_lab.study.report.abilities import Ability
 from sft_lab.study.report.amounts import (
-    arms_of,
     mixed_claims,
-    own_arm,
+    own_series,
     single_claims,
     single_question,
 )
 from sft_lab.study.report.context import BANDS, Context, ability_curves, section_of
 from sft_lab.study.report.curves import Line
-from sft_lab.study.report.groups import Group, groups_of
+from sft_lab.study.report.groups import groups_of, series_of
 from sft_lab.study.report.page import Figure, Section
 from sft_lab.study.report.ratios import ratio_claims
 from sft_lab.study.report.strategy_section import strategies_section
@@ -37,10 +36,13 @@ def question_section(question: Question, context: Context) -> Section:
 def _single(question: Question, context: Context) -> Section:
     claims, comparisons = single_claims(question, context.abilities, context.measured)
     context.comparisons += comparisons
-    arms = arms_of(question)
+    series = series_of(question).values()
 
     def lines(ability: Ability) -> list[Line]:
-        found = [context.line(f"{arm} alone", ability, groups) for arm, groups in arms.items()]
+        found = [
+            context.line(groups[0].named(f"{groups[0].arm} alone"), ability, groups)
+            for groups in series
+        ]
         return [*found, *context.paper(ability, "single")]
 
     figure = ability_curves(
@@ -67,13 +69,12 @@ def _mixed(question: Question, context: Context) -> Section:
     others = [earlier for earlier in before if earlier.design == "mixed"]
 
     def lines(ability: Ability) -> list[Line]:
-        found = (
-            [context.line(f"{ability.source} alone", ability, own_arm(single, ability))]
-            if single
-            else []
-        )
+        found = [
+            context.line(groups[0].named(f"{ability.source} alone"), ability, groups)
+            for groups in own_series(single, ability)
+        ]
         for q in [question, *others]:
-            found += [context.line(arm, ability, groups) for arm, groups in arms_of(q).items()]
+            found += [context.line(arm, ability, groups) for arm, groups in series_of(q).items()]
         return [*found, *context.paper(ability, "mixed")]
 
     figure = ability_curves(
@@ -95,11 +96,11 @@ def _mixed(question: Question, context: Context) -> Section:
 def _ratio(question: Question, context: Context) -> Section:
     claims, comparisons = ratio_claims(question, context.abilities, context.measured)
     context.comparisons += comparisons
-    arms = arms_of(question)
+    series = series_of(question)
 
     def lines(ability: Ability) -> list[Line]:
-        found = [context.line(arm, ability, groups) for arm, groups in arms.items()]
-        for arm in arms:
+        found = [context.line(name, ability, groups) for name, groups in series.items()]
+        for arm in dict.fromkeys(groups[0].arm for groups in series.values()):
             published = context.paper(ability, "ratio", arm.removeprefix("vary_"))
             found += [
                 Line(f"{line.label}, {arm}", line.levels, line.scores, True) for line in published
@@ -123,21 +124,20 @@ def _ratio(question: Question, context: Context) -> Section:
 
 
 def _grid(question: Question, context: Context) -> Section:
-    groups = groups_of(question)
-    rows = [g for arm in arms_of(question).values() for g in arm]
+    series = series_of(question)
+    rows = [group for groups in series.values() for group in groups]
     table = score_table(
         "Means over seeds, with 95 % intervals.", rows, context.abilities, context.measured
     )
     figures: list[Figure] = []
-    if any(group.axis for group in groups):
+    if any(group.axis for group in rows):
 
         def lines(ability: Ability) -> list[Line]:
-            found: dict[str, list[Group]] = {}
-            for group in rows:
-                others = [f"{name} = {value}" for name, value in list(group.axis.items())[1:]]
-                if group.axis:
-                    found.setdefault(", ".join([group.arm, *others]), []).append(group)
-            return [context.line(label, ability, some) for label, some in found.items()]
+            return [
+                context.line(name, ability, groups)
+                for name, groups in series.items()
+                if groups[0].axis
+            ]
 
         figures = ability_curves(
             question,

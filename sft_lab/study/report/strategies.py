@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sft_lab.study.report.abilities import Ability
-from sft_lab.study.report.amounts import is_alone, own_arm, single_question
+from sft_lab.study.report.amounts import is_alone, own_series, single_question
 from sft_lab.study.report.comparing import (
     Comparison,
     Measurements,
@@ -43,8 +43,8 @@ def table_groups(
     single = single_question(results)
     specialists: list[Group] = []
     for ability in abilities:
-        groups = own_arm(question, ability) or (own_arm(single, ability) if single else [])
-        specialists += [group for group in groups[-1:] if group not in specialists]
+        series = own_series(question, ability) or own_series(single, ability)
+        specialists += [groups[-1] for groups in series if groups[-1] not in specialists]
     others = [group for group in groups_of(question) if group not in specialists]
     return [*specialists, *distinct(_ordered(others))]
 

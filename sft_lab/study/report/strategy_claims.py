@@ -1,12 +1,12 @@
 """RQ4: what the data say of forgetting, of replay, and of training on all at once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 from sft_lab.study.report.abilities import Ability, general_of, special_of
 from sft_lab.study.report.comparing import Comparison, Measurements, Side, corrected, end_of
-from sft_lab.study.report.groups import Group, amount, by_amount, groups_of
+from sft_lab.study.report.groups import Group, amount, groups_of
 from sft_lab.study.report.judging import judge_direction, judge_no_loss
 from sft_lab.study.report.page import Claim, Finding
 from sft_lab.study.report.strategies import Drop
@@ -124,6 +124,39 @@ def strategy_claims(
 
 
 @dataclass(frozen=True)
+class Sweep:
+    """DMT over its replay share, all else the same.
+
+    Attributes:
+        name: Its name.
+        groups: The groups with finished runs by k as it is written, from the least on.
+    """
+
+    name: str
+    groups: Mapping[str, Group]
+
+
+def replay_sweeps(question: Question) -> list[Sweep]:
+    """Return the sweeps of ``dmt`` over its axis ``k``; mixed sequential stands for k = 0."""
+    groups = groups_of(question)
+    series: dict[tuple[tuple[str, str], ...], dict[str, Group]] = {}
+    for group in groups:
+        k = group.axis.get("k", "")
+        if group.arm == "dmt" and amount(k) is not None:
+            others = tuple((name, value) for name, value in group.axis.items() if name != "k")
+            series.setdefault(others, {})[k] = group
+    sweeps = []
+    for others, planned in series.items():
+        found = {k: group for k, group in planned.items() if group.runs}
+        none = [g for g in groups if g.arm == "mixed_sequential" and g.axis == dict(others)]
+        if none and none[0].runs and not any(amount(k) == 0 for k in found):
+            found["0"] = none[0]
+        name = ", ".join(["dmt", *(f"{axis} = {value}" for axis, value in others)])
+        sweeps.append(Sweep(name, dict(sorted(found.items(), key=lambda kg: amount(kg[0]) or 0))))
+    return sweeps
+
+
+@dataclass(frozen=True)
 class _Replay:
     """Comparisons of replay shares: the least with none, the greatest with the least, all."""
 
@@ -132,45 +165,28 @@ class _Replay:
     all: list[Comparison]
 
 
-def replay_sweep(question: Question) -> list[Group]:
-    """Return the groups of ``dmt`` from the least k on; mixed sequential stands for k = 0."""
-    groups = groups_of(question)
-    sweep = by_amount(
-        [g for g in groups if g.arm == "dmt" and g.runs and amount(g.level) is not None]
-    )
-    if not any(amount(group.level) == 0 for group in sweep):
-        none = [g for g in groups if g.arm == "mixed_sequential" and g.runs and not g.axis]
-        sweep = [*none[:1], *sweep]
-    return sweep
-
-
 def _replay_comparisons(
     question: Question, abilities: Sequence[Ability], measured: Measurements
 ) -> _Replay:
-    sweep = replay_sweep(question)
-    none = [g for g in sweep if not amount(g.level)]
-    some = [g for g in sweep if amount(g.level)]
-    if not some:
-        return _Replay([], [], [])
-    pairs = [(none[0], group) for group in some] if none else []
-    pairs += [(some[0], group) for group in some[1:]]
+    little, much, rest = [], [], []
+    for sweep in replay_sweeps(question):
+        none = [group for k, group in sweep.groups.items() if not amount(k)]
+        some = [group for k, group in sweep.groups.items() if amount(k)]
+        little += list(zip(none, some[:1], strict=False))
+        much += [(some[0], some[-1])] if len(some) > 1 else []
+        rest += [(none[0], group) for group in some[1:] if none]
+        rest += [(some[0], group) for group in some[1:-1]]
+    tests = [(ability, pair) for ability in abilities for pair in [*little, *rest, *much]]
     comparisons = corrected(
         measured.compare(f"{question.name} replay", ability, end_of(a), end_of(b))
-        for ability in abilities
-        for a, b in pairs
+        for ability, (a, b) in tests
     )
-    keys = [(a, b) for _ in abilities for a, b in pairs]
 
-    def of(before: Group, after: Group) -> list[Comparison]:
-        return [
-            comparison
-            for (a, b), comparison in zip(keys, comparisons, strict=True)
-            if a is before and b is after
-        ]
+    def of(pairs: Sequence[tuple[Group, Group]]) -> list[Comparison]:
+        told = zip(tests, comparisons, strict=True)
+        return [comparison for (_, pair), comparison in told if pair in pairs]
 
-    little = of(none[0], some[0]) if none else []
-    much = of(some[0], some[-1]) if len(some) > 1 else []
-    return _Replay(little, much, comparisons)
+    return _Replay(of(little), of(much), comparisons)
 
 
 def _untold(ability: Ability, why: str) -> Finding:

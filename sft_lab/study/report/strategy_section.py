@@ -17,7 +17,7 @@ from sft_lab.study.report.strategies import (
     references,
     table_groups,
 )
-from sft_lab.study.report.strategy_claims import replay_sweep, strategy_claims
+from sft_lab.study.report.strategy_claims import replay_sweeps, strategy_claims
 from sft_lab.study.report.tables import forgetting_table, score_table
 from sft_lab.study.report.timelines import heat_map, timeline
 from sft_lab.study.study_results import Question
@@ -61,16 +61,16 @@ def strategies_section(question: Question, context: Context) -> Section:
 
 
 def _sweep(question: Question, context: Context, best: dict[Ability, Group]) -> list[Figure]:
-    sweep = replay_sweep(question)
-    if len(sweep) < 2:
+    sweeps = [sweep for sweep in replay_sweeps(question) if len(sweep.groups) > 1]
+    if not sweeps:
         return []
-    levels = [group.axis.get("k", "0") for group in sweep]
 
     def lines(ability: Ability) -> list[Line]:
-        scores = [context.measured.mean(ability, end_of(group)) for group in sweep]
-        told = [(k, s) for k, s in zip(levels, scores, strict=True) if s is not None]
-        line = Line("dmt", [k for k, _ in told], [s for _, s in told])
-        return [line, *context.paper(ability, "k")]
+        found = [
+            context.line(sweep.name, ability, list(sweep.groups.values()), list(sweep.groups))
+            for sweep in sweeps
+        ]
+        return [*found, *context.paper(ability, "k")]
 
     def constants(ability: Ability) -> list[Level]:
         found = []

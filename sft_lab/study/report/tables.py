@@ -48,7 +48,7 @@ def score_table(
                 _score_cell(group, ability, measured, marks.get((group.label, ability)), is_best)
             )
             if published is not None:
-                cells.append(published.strategy(ability, group.arm, group.level))
+                cells.append(published.strategy(ability, group.arm, group.axis.get("k", "")))
         body.append(cells)
     return Table(f"{caption} Published: {SOURCE}." if published else caption, header, body)
 
