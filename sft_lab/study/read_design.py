@@ -12,6 +12,8 @@ from sft_lab.errors import RequestError
 from sft_lab.lab_cli import GROUPS, explain
 from sft_lab.study.design import STUDY_KEYS, Arm, StudyDesign, written
 
+_NAME = r"[A-Za-z0-9_.-]+"
+
 
 def read_design(composed: Composed) -> StudyDesign:
     """Return the design that a config holds, checked as far as it can be without any run's config.
@@ -57,7 +59,7 @@ def _with_sets_as_text(value: Any) -> Any:
 
 def _faults(design: StudyDesign) -> Iterator[tuple[str, str]]:
     """Yield keys and what is wrong with them."""
-    if not re.fullmatch(r"[A-Za-z0-9_.-]+", design.name):
+    if not re.fullmatch(_NAME, design.name):
         yield "name", f" becomes a folder; use letters, digits, _, . and -, got {design.name!r}."
     if design.attempts < 1:
         yield "attempts", f" must be 1 or more, got {design.attempts}."
@@ -68,10 +70,17 @@ def _faults(design: StudyDesign) -> Iterator[tuple[str, str]]:
         yield "resources", f": cpus must be 1 or more and gpus 0 or more, got {takes}."
     yield from _faults_of_set("set", design.set)
     for name, question in design.questions.items():
+        yield from _faults_of_name(f"questions.{name}", name)
         if not question.arms:
             yield f"questions.{name}.arms", " is empty; a question has at least one arm."
         for arm_name, arm in question.arms.items():
+            yield from _faults_of_name(f"questions.{name}.arms.{arm_name}", arm_name)
             yield from _faults_of_arm(f"questions.{name}.arms.{arm_name}", arm)
+
+
+def _faults_of_name(key: str, name: str) -> Iterator[tuple[str, str]]:
+    if not re.fullmatch(_NAME, name):
+        yield key, f" becomes files and anchors; use letters, digits, _, . and -, got {name!r}."
 
 
 def _faults_of_set(key: str, values: Iterable[str]) -> Iterator[tuple[str, str]]:

@@ -513,3 +513,23 @@ def test_replay_shares_are_compared_at_the_same_learning_rate() -> None:
     sentences = [finding(report, claim, "math", number).sentence for number in (0, 1)]
     assert sentences[0].startswith("From dmt (lr = 1e-3, k = 1/4) to dmt (lr = 1e-3, k = 1): high")
     assert sentences[1].startswith("From dmt (lr = 2e-3, k = 1/4) to dmt (lr = 2e-3, k = 1): high")
+
+
+def test_names_of_studies_of_before_are_neither_folders_nor_markup_nor_formulas(
+    tmp_path: Path,
+) -> None:
+    name, arm = 'a/b">', "a$\\b$"
+    study = PlantedStudy(abilities={"math/x": "world_math/accuracy"}, sources={"math/x": "math"})
+    cells = [
+        Cell(name, arm, {"k": k}, 0, study.run(f"odd {k}", 0, {"all": levels(0.5, 0.4, 0.6)}))
+        for k in ("1", "2")
+    ]
+    question = Question(name, "Q?", "grid", cells)
+    report = build_report(study.results("odd", question), study.read)
+    write_report(report, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    ids = [a["id"] or "" for _, a in Page(page).tags if "id" in a]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", found) for found in ids)
+    assert "$\\b$" in report.sections[1].figures[0].panels[0].svg
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert drawn == {f"{panel.name}.svg" for panel in report.sections[1].figures[0].panels}

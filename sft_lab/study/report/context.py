@@ -7,6 +7,7 @@ from sft_lab.metrics.score import Score
 from sft_lab.study.report.abilities import Ability
 from sft_lab.study.report.comparing import Comparison, Measurements, end_of
 from sft_lab.study.report.curves import Level, Line, curve, top_of
+from sft_lab.study.report.drawing import slug
 from sft_lab.study.report.groups import Group, groups_of
 from sft_lab.study.report.page import Claim, Figure, Panel, Section, Table
 from sft_lab.study.report.published import SOURCE, Published
@@ -116,4 +117,6 @@ def section_of(
 ) -> Section:
     """Return the section of a question, without tables that are empty."""
     title = f"{question.name}: {question.title}"
-    return Section(question.name, title, (), claims, [t for t in tables if t.rows], list(figures))
+    return Section(
+        slug(question.name), title, (), claims, [t for t in tables if t.rows], list(figures)
+    )

@@ -110,7 +110,7 @@ def curve(
     finish(drawing, ability, title, top)
     drawing.legend([*(line.label for line in lines), *(level.label for level in levels)])
     alt = f"{title}, {ability.unit}, over {axis}. {'; '.join(words)}."
-    return Panel(name, drawing.svg(name, alt), alt)
+    return drawing.panel(name, alt)
 
 
 def finish(drawing: Drawing, ability: Ability, title: str, top: float | None = None) -> None:
