@@ -101,8 +101,8 @@ def test_a_name_that_becomes_a_file_is_refused_with_its_place(write: Any, tmp_pa
         read_study_config([config])
     line = (tmp_path / "study.yaml").read_text().splitlines().index("  a/b:") + 1
     assert str(refused.value) == (
-        f"{tmp_path}/study.yaml, line {line}: questions.a/b becomes files and anchors; use letters, "
-        "digits, _, . and -, got 'a/b'."
+        f"{tmp_path}/study.yaml, line {line}: questions.a/b becomes files and anchors; use "
+        "letters, digits, _, . and -, got 'a/b'."
     )
 
 

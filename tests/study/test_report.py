@@ -533,3 +533,22 @@ def test_names_of_studies_of_before_are_neither_folders_nor_markup_nor_formulas(
     assert "$\\b$" in report.sections[1].figures[0].panels[0].svg
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
     assert drawn == {f"{panel.name}.svg" for panel in report.sections[1].figures[0].panels}
+
+
+LITTLE = "A little replay keeps more of them (DMT against none)"
+FREE = "That replay costs the general ability nothing"
+MORE = "More replay raises the special abilities further"
+
+
+def test_a_group_that_lost_its_seeds_says_that_one_is_left() -> None:
+    study = PlantedStudy(items=100)
+    results = study.results("lost", rq3(study), rq4(study))
+    lost = without(results, lambda c: c.seed > 0 and c.arm == "mixed_sequential")
+    lost = without(lost, lambda c: c.seed > 0 and c.arm == "dmt" and c.axis["k"] in ("0", "1"))
+    report = build_report(lost, study.read)
+    assert "after Holm; one seed only, of items alone" in finding(report, MORE, "math").sentence
+    kept = finding(report, "Training in sequence forgets math and code", "math").sentence
+    assert "one seed" not in kept
+    assert "one seed only, of items alone" in finding(report, OTHER_DATA, "math").sentence
+    [warning] = [w for w in report.warnings if w.startswith("One seed only")]
+    assert "in rq3, rq4 (mixed_sequential, dmt (k = 0), dmt (k = 1)):" in warning

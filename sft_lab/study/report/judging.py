@@ -10,6 +10,8 @@ from sft_lab.study.report.abilities import SMALL, Ability
 from sft_lab.study.report.comparing import Comparison
 from sft_lab.study.report.page import Finding, Judgement
 
+_ONE_SEED = "one seed only, of items alone"  # such a test is surer than one over several seeds
+
 
 def judge_direction(comparison: Comparison, sign: int, lead: str = "") -> Finding:
     """Judge the claim that an ability rises (sign 1) or falls (sign -1) between two sides.
@@ -72,7 +74,8 @@ def judge_no_effect(comparisons: Sequence[Comparison], lead: str) -> Finding:
         max(abs(c.difference.low), abs(c.difference.high)) for c in told if c.difference is not None
     )
     count = f"{len(shown)} of {len(told)} levels {'differs' if len(shown) == 1 else 'differ'}"
-    extent = f"the largest difference is {_change(widest)} ({widest.span})"
+    seeds = f"; {_ONE_SEED}" if any(1 in c.seeds for c in told) else ""
+    extent = f"the largest difference is {_change(widest)} ({widest.span}{seeds})"
     if bound < ability.small:
         judgement: Judgement = "holds here"
         sentence = (
@@ -128,7 +131,8 @@ def _evidence(comparison: Comparison) -> str:
     difference = comparison.difference
     assert difference is not None
     interval = interval_text(comparison.ability, difference.low, difference.high)
-    return f"95 % interval {interval}, {p_text(comparison.p_holm)} after Holm"
+    text = f"95 % interval {interval}, {p_text(comparison.p_holm)} after Holm"
+    return f"{text}; {_ONE_SEED}" if 1 in comparison.seeds else text
 
 
 def _compatible(ability: Ability, low: float, high: float) -> str:

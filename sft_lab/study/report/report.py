@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from sft_lab.study.report.abilities import Ability, abilities_of, taught
 from sft_lab.study.report.changed_items import changed_items, changed_table
 from sft_lab.study.report.comparing import MarksReader, Measurements
+from sft_lab.study.report.groups import groups_of
 from sft_lab.study.report.judging import small_text
 from sft_lab.study.report.page import Figure, Panel, Report, Section, Table
 from sft_lab.study.report.plain_tables import (
@@ -19,7 +20,7 @@ from sft_lab.study.report.protocols import finished_runs, protocol_table, protoc
 from sft_lab.study.report.published import published_for
 from sft_lab.study.report.searches import searches_section
 from sft_lab.study.report.sections import Context, question_section
-from sft_lab.study.study_results import Cell, StudyResults
+from sft_lab.study.study_results import Cell, Question, StudyResults
 
 
 def build_report(
@@ -138,13 +139,23 @@ def _warnings(
             f"No source is known that teaches {', '.join(untaught)}: tables and figures show it, "
             "findings leave it out."
         )
-    one = [q.name for q in results.questions if q.cells and len({c.seed for c in q.cells}) == 1]
+    one = [text for question in results.questions if (text := _of_one_seed(question))]
     if one:
         found.append(
             f"One seed only in {', '.join(one)}: intervals and tests there speak of other items, "
             "not of other seeds."
         )
     return found
+
+
+def _of_one_seed(question: Question) -> str:
+    """Return the question's name where one seed has finished, with the groups if not in all."""
+    finished = [group for group in groups_of(question) if group.runs]
+    one = [group.label for group in finished if len(group.runs) == 1]
+    if not one:
+        return ""
+    some = f" ({', '.join(one)})" if len(one) < len(finished) else ""
+    return question.name + some
 
 
 def _cell_name(cell: Cell) -> str:
