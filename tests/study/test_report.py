@@ -552,3 +552,60 @@ def test_a_group_that_lost_its_seeds_says_that_one_is_left() -> None:
     assert "one seed only, of items alone" in finding(report, OTHER_DATA, "math").sentence
     [warning] = [w for w in report.warnings if w.startswith("One seed only")]
     assert "in rq3, rq4 (mixed_sequential, dmt (k = 0), dmt (k = 1)):" in warning
+
+
+def test_mixing_needs_two_amounts_to_tell_few_from_many() -> None:
+    study = PlantedStudy(items=100)
+    results = study.results("one amount", rq1(study), rq2(study))
+    gone = without(results, lambda c: c.question == "rq2" and c.axis["fraction"] != "1")
+    report = build_report(gone, study.read)
+    for claim in ("Mixing gains where data are few", "Mixing loses where data are many"):
+        found = finding(report, claim, "general")
+        assert found.judgement == "cannot be told"
+        assert "finished at one amount only (1); few and many data need two" in found.sentence
+
+
+def with_other_items(question: Question, fractions: set[str], arm: str = "") -> Question:
+    """Return a question some of whose runs measured math on other items."""
+    cells = []
+    for cell in question.cells:
+        if cell.result and cell.axis["fraction"] in fractions and cell.arm.startswith(arm):
+            math = {**cell.result.benchmarks["world_math"], "digest": "other"}
+            benchmarks = {**cell.result.benchmarks, "world_math": math}
+            cell = replace(cell, result=replace(cell.result, benchmarks=benchmarks))
+        cells.append(cell)
+    return replace(question, cells=cells)
+
+
+def test_no_effect_is_not_said_to_hold_of_levels_that_were_not_compared() -> None:
+    study = PlantedStudy()
+    other = with_other_items(rq3(study), {"1/64", "1/16"}, "vary_general")
+    report = build_report(study.results("two protocols", other), study.read)
+    found = finding(report, OTHER_DATA, "math")
+    assert found.judgement == "cannot be told"
+    assert "only 1 of 3 levels could be compared" in found.sentence
+    results = study.results("unfinished", rq3(study))
+    gone = without(results, lambda c: c.arm == "vary_general" and c.axis["fraction"] == "1/64")
+    found = finding(build_report(gone, study.read), OTHER_DATA, "code")
+    assert found.judgement == "cannot be told"
+    assert "only 2 of 3 levels could be compared" in found.sentence
+
+
+def test_steps_that_were_not_compared_are_named() -> None:
+    study = PlantedStudy()
+    question = with_other_items(rq1(study), {"1/4"}, "math")
+    report = build_report(study.results("steps", question), study.read)
+    sentence = finding(report, "Each ability rises with its own data", "math").sentence
+    assert "Of 1 of its 3 steps up, 1 is shown one by one" in sentence
+    assert sentence.endswith("Not compared: from 1/16 to 1/4, from 1/4 to 1.")
+
+
+def test_the_greatest_amount_that_has_finished_is_named() -> None:
+    study = PlantedStudy(items=100)
+    results = without(study.results("rq3", rq3(study)), lambda c: c.axis["fraction"] == "1")
+    report = build_report(results, study.read)
+    lead = "vary_special, from 1/64 to 1/4 of code and math: higher"
+    assert finding(report, OWN_DATA, "math").sentence.startswith(lead)
+    assert (
+        "against the greatest one with finished runs (1/4)" in report.sections[1].tables[0].caption
+    )

@@ -108,6 +108,9 @@ def mixed_claims(
                     findings.append(_too_few(ability, f"{arm} against {ability.source} alone"))
                     continue
                 comparison, level = found[at]
+                if len(found) == 1:
+                    findings.append(_one_amount(ability, arm, level))
+                    continue
                 lead = f"{arm} against alone, at {level} of each source"
                 findings.append(judge_direction(comparison, sign, lead))
         return Claim(question.name, text, paper, findings)
@@ -137,19 +140,38 @@ def _with_runs(groups: Sequence[Group]) -> list[Group]:
 def _steps(levels: Sequence[str], steps: Sequence[Comparison]) -> str:
     """Say which of the steps from level to level are shown."""
     named = list(zip(pairwise(levels), steps, strict=True))
-    falls = [(a, b, c) for (a, b), c in named if c.difference and c.difference.value < 0]
-    rises = sum(c.shown for c in steps) - sum(c.shown for _, _, c in falls)
-    text = f"Of its {len(steps)} steps up, {rises} are shown one by one"
+    told = [(a, b, c) for (a, b), c in named if c.difference is not None]
+    missing = [(a, b, c) for (a, b), c in named if c.difference is None]
+    if not told:
+        return "None of its steps up could be compared."
+    falls = [(a, b, c) for a, b, c in told if c.difference and c.difference.value < 0]
+    rises = sum(c.shown for _, _, c in told) - sum(c.shown for _, _, c in falls)
+    some = f"{len(told)} of its" if missing else "its"
+    text = f"Of {some} {_steps_up(len(steps))}, {rises} {'is' if rises == 1 else 'are'} shown"
 
     def places(some: Sequence[tuple[str, str, Comparison]]) -> str:
         return ", ".join(f"from {a} to {b}" for a, b, _ in some)
 
+    end = f" Not compared: {places(missing)}." if missing else ""
     shown = [fall for fall in falls if fall[2].shown]
     if shown:
-        return f"{text}; it is shown to fall {places(shown)}."
+        return f"{text} one by one; it is shown to fall {places(shown)}.{end}"
     if falls:
-        return f"{text}; the mean falls {places(falls)}, which may be chance."
-    return f"{text}, and the mean never falls."
+        return f"{text} one by one; the mean falls {places(falls)}, which may be chance.{end}"
+    return f"{text} one by one, and the mean falls in none.{end}"
+
+
+def _steps_up(number: int) -> str:
+    return f"{number} steps up" if number > 1 else "one step up"
+
+
+def _one_amount(ability: Ability, arm: str, level: str) -> Finding:
+    return Finding(
+        ability.name,
+        "cannot be told",
+        f"{arm} and {ability.source} alone have both finished at one amount only ({level}); few "
+        "and many data need two.",
+    )
 
 
 def _too_few(ability: Ability, what: str) -> Finding:

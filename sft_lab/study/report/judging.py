@@ -54,13 +54,15 @@ def judge_no_loss(comparison: Comparison, lead: str = "") -> Finding:
     return Finding(ability.name, judgement, f"{text[:-1]}; {verdict}" if verdict else text)
 
 
-def judge_no_effect(comparisons: Sequence[Comparison], lead: str) -> Finding:
+def judge_no_effect(comparisons: Sequence[Comparison], planned: int, lead: str) -> Finding:
     """Judge the claim that an ability does not depend on something, over several levels of it.
 
-    It holds only where every interval lies within what is called small.
+    It holds only where all levels were compared and every interval lies within what is called
+    small.
 
     Args:
         comparisons: Each level against the same reference, of one ability; at least one.
+        planned: Levels that the study has beside the reference.
         lead: What the sentence begins with.
     """
     told = [c for c in comparisons if c.difference is not None]
@@ -76,20 +78,23 @@ def judge_no_effect(comparisons: Sequence[Comparison], lead: str) -> Finding:
     count = f"{len(shown)} of {len(told)} levels {'differs' if len(shown) == 1 else 'differ'}"
     seeds = f"; {_ONE_SEED}" if any(1 in c.seeds for c in told) else ""
     extent = f"the largest difference is {_change(widest)} ({widest.span}{seeds})"
-    if bound < ability.small:
+    within = f"stay within {_size(ability, ability.small)} either way"
+    missing = f"only {len(told)} of {planned} levels could be compared; "
+    if bound < ability.small and len(told) == planned:
         judgement: Judgement = "holds here"
-        sentence = (
-            f"every interval stays within {_size(ability, ability.small)} either way; {extent}."
-        )
+        sentence = f"the intervals of all {planned} levels {within}; {extent}."
     elif any(abs(c.difference.value) >= ability.small for c in shown if c.difference):
         judgement = "does not hold here"
         sentence = f"{count} from {told[0].before} by more than chance; {extent}."
+    elif bound < ability.small:
+        judgement, sentence = "cannot be told", f"{missing}their intervals {within}; {extent}."
     else:
         judgement = "cannot be told"
         some = f"{count} by more than chance" if shown else "no difference is shown"
+        few = missing if len(told) < planned else ""
         sentence = (
-            f"{some}; {extent}, and differences of up to {_size(ability, bound)} are compatible "
-            "with the data."
+            f"{few}{some}; {extent}, and differences of up to {_size(ability, bound)} are "
+            "compatible with the data."
         )
     return Finding(ability.name, judgement, f"{lead}: {sentence}")
 

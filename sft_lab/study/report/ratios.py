@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from sft_lab.study.report.abilities import GENERAL, Ability, taught
 from sft_lab.study.report.comparing import Comparison, Measurements, corrected, end_of
-from sft_lab.study.report.groups import Group, series_of
+from sft_lab.study.report.groups import Group, amount, series_of
 from sft_lab.study.report.judging import judge_direction, judge_no_effect
 from sft_lab.study.report.page import Claim, Finding
 from sft_lab.study.study_results import Question
@@ -42,7 +42,8 @@ def ratio_claims(
     """Return what the data say of an ability's own data and of the amount of the others."""
     abilities = taught(abilities)
     compared: list[tuple[str, Group, Ability, Comparison]] = []
-    for arm, groups in series_of(question).items():
+    series = series_of(question)
+    for arm, groups in series.items():
         finished = [group for group in groups if group.runs]
         for ability in abilities if len(finished) > 1 else ():
             full = finished[-1]
@@ -65,11 +66,14 @@ def ratio_claims(
             sentence = f"{arm}: its names say not which source varies; name its axis after it."
             others.append(Finding(ability.name, "cannot be told", sentence))
         elif ability.source in changed:
-            lead = f"{arm}, from {least.level} to all of {' and '.join(changed)}"
+            greatest = next(group.level for group in reversed(series[arm]) if group.runs)
+            whole = "all" if amount(greatest) == 1 else greatest
+            lead = f"{arm}, from {least.level} to {whole} of {' and '.join(changed)}"
             own.append(judge_direction(first, 1, lead))
         else:
             lead = f"{arm}, {' and '.join(changed)} varied, its own data the same"
-            others.append(judge_no_effect([comparison for _, comparison in levels], lead))
+            told = [comparison for _, comparison in levels]
+            others.append(judge_no_effect(told, len(series[arm]) - 1, lead))
     claims = [
         Claim(question.name, "An ability depends on the amount of its own data", _OWN, own),
         Claim(

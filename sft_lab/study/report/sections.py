@@ -115,9 +115,11 @@ def _ratio(question: Question, context: Context) -> Section:
         f"stay as they are. A flat line means that what is varied matters little. {BANDS}",
         lines,
     )
+    finished = [[g.level for g in groups if g.runs] for groups in series.values()]
+    greatest = ", ".join(dict.fromkeys(levels[-1] for levels in finished if levels))
     table = comparison_table(
-        "Each fraction against all of what is varied: paired on the same items, corrected over "
-        "this table by Holm's method.",
+        f"Each fraction against the greatest one with finished runs ({greatest}): paired on the "
+        "same items, corrected over this table by Holm's method.",
         comparisons,
     )
     return section_of(question, claims=claims, tables=[table], figures=figure)
