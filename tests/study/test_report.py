@@ -609,3 +609,42 @@ def test_the_greatest_amount_that_has_finished_is_named() -> None:
     assert (
         "against the greatest one with finished runs (1/4)" in report.sections[1].tables[0].caption
     )
+
+
+def test_the_order_in_which_equal_arms_are_written_decides_no_claim() -> None:
+    study = PlantedStudy(items=100)
+    question = rq4(study, seeds=(0,))
+    cells = sorted(question.cells, key=lambda cell: cell.arm != "dmt")  # dmt's k = 0 first
+    report = build_report(study.results("turned", replace(question, cells=cells)), study.read)
+    found = finding(report, FORGETS, "math")
+    assert found.judgement == "holds here"
+    assert found.sentence.startswith("mixed_sequential, from the end of specialize")
+
+
+def test_claims_of_arms_without_a_result_cannot_be_told() -> None:
+    study = PlantedStudy(items=100)
+    results = study.results("failed", rq4(study, seeds=(0,)))
+    every = {claim.text for claim in build_report(results, study.read).claims}
+    gone = {"sequential", "multi_task", "dmt", "general_only", "code_only"}
+    report = build_report(without(results, lambda c: c.arm in gone), study.read)
+    assert {claim.text for claim in report.claims} == every
+    untold = every - {FORGETS}
+    for claim in report.claims:
+        if claim.text in untold:
+            assert {f.judgement for f in claim.findings} == {"cannot be told"}
+    reasons = {
+        "Training in sequence forgets math and code": "no finished run of sequential",
+        LITTLE: "no finished run of dmt with replay",
+        MORE: "no two finished replay shares of dmt",
+        KEEPS_LEVEL: "no finished run of multi_task",
+    }
+    for claim, reason in reasons.items():
+        assert reason in finding(report, claim, "math").sentence
+    assert finding(report, FREE, "general").judgement == "cannot be told"
+
+
+def test_a_replay_axis_of_another_name_is_asked_for() -> None:
+    study = PlantedStudy(items=50)
+    question = two_axes(study, "strategies", "dmt", ("share", "lr"))
+    report = build_report(study.results("one", question), study.read)
+    assert "dmt has no axis k" in finding(report, MORE, "math").sentence

@@ -38,6 +38,11 @@ class Group:
         }
 
     @property
+    def run_ids(self) -> frozenset[str]:
+        """The ids of its runs: equal cells of several arms share them."""
+        return frozenset(run.run_id for run in self.runs.values())
+
+    @property
     def level(self) -> str:
         """The value of the first axis; empty without one."""
         return next(iter(self.axis.values()), "")
@@ -74,10 +79,9 @@ def series_of(question: Question) -> dict[str, list[Group]]:
 
 def distinct(groups: Sequence[Group]) -> list[Group]:
     """Return groups without those whose runs are all those of an earlier one, such as k = 0."""
-    found: dict[tuple[str, ...], Group] = {}
+    found: dict[frozenset[str], Group] = {}
     for group in groups:
-        runs = tuple(sorted(run.run_id for run in group.runs.values()))
-        found.setdefault(runs or (group.label,), group)
+        found.setdefault(group.run_ids or frozenset([group.label]), group)
     return list(found.values())
 
 

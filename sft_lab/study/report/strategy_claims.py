@@ -12,6 +12,10 @@ from sft_lab.study.report.page import Claim, Finding
 from sft_lab.study.report.strategies import Drop
 from sft_lab.study.study_results import Question
 
+_Judge = Callable[[Comparison], Finding]
+_NO_RUN = "there is no finished run of {}"
+_NO_REPLAY = _NO_RUN.format("dmt with replay")
+
 _FORGETS = (
     "a forgetting of math, not of code: GSM8K ends 17.7, 12.3 and 10.6 points below the specialist "
     "at 7B, 13B and 33B, HumanEval within 3.1. It reports no score after the first stage, so the "
@@ -48,28 +52,46 @@ def strategy_claims(
     general, special = general_of(abilities), special_of(abilities)
     replay = _replay_comparisons(question, abilities, measured)
 
-    def forgetting(arm: str) -> list[Finding]:
-        return [
-            judge_direction(
-                drop.comparison, -1, f"{arm}, from {_after(drop.best)} to the end of training"
-            )
-            for drop in lost
-            if drop.group.arm == arm and drop.comparison.ability in special
-        ]
+    groups = groups_of(question)
+    why_little, why_much = _why_no_replay(groups)
 
-    def multi_task(
-        wanted: Sequence[Ability], judge: Callable[[Comparison], Finding]
-    ) -> list[Finding]:
-        groups = [group for group in groups_of(question) if group.arm == "multi_task"]
-        labels = [group.label for group in groups]
+    def forgetting(arm: str) -> list[Finding]:
+        mine = [group for group in groups if group.arm == arm]
+        trained = [group.run_ids for group in mine if group.runs]
+        why = f"{arm} was measured at no earlier stage end"
         findings = []
-        for ability in wanted if groups else ():
-            told = [judge(c) for c in table if c.after in labels and c.ability == ability]
-            trained = any(group.runs for group in groups)
-            missing = f"{ability.source} alone" if trained else "multi_task"
-            findings += told or [_untold(ability, f"there is no finished run of {missing}")]
+        for ability in special if mine else ():
+            told = [
+                judge_direction(
+                    drop.comparison, -1, f"{arm}, from {_after(drop.best)} to the end of training"
+                )
+                for drop in lost
+                if drop.group.run_ids in trained and drop.comparison.ability == ability
+            ]
+            findings += told or [_untold(ability, why if trained else _NO_RUN.format(arm))]
         return findings
 
+    def replayed(
+        wanted: Sequence[Ability], comparisons: Sequence[Comparison], judge: _Judge, why: str
+    ) -> list[Finding]:
+        findings = []
+        for ability in wanted:
+            told = [judge(c) for c in comparisons if c.ability == ability]
+            findings += told or ([_untold(ability, why)] if why else [])
+        return findings
+
+    def multi_task(wanted: Sequence[Ability], judge: _Judge) -> list[Finding]:
+        mine = [group for group in groups if group.arm == "multi_task"]
+        trained = [group.run_ids for group in mine if group.runs]
+        labels = [group.label for group in groups if group.run_ids in trained]
+        findings = []
+        for ability in wanted if mine else ():
+            told = [judge(c) for c in table if c.after in labels and c.ability == ability]
+            missing = f"{ability.source} alone" if trained else "multi_task"
+            findings += told or [_untold(ability, _NO_RUN.format(missing))]
+        return findings
+
+    rises, falls = partial(judge_direction, sign=1), partial(judge_direction, sign=-1)
     claims = [
         Claim(
             question.name,
@@ -87,25 +109,25 @@ def strategy_claims(
             question.name,
             "A little replay keeps more of them (DMT against none)",
             _KEEPS,
-            [judge_direction(c, 1) for c in replay.little if c.ability in special],
+            replayed(special, replay.little, rises, why_little),
         ),
         Claim(
             question.name,
             "That replay costs the general ability nothing",
             _FREE,
-            [judge_no_loss(c) for c in replay.little if c.ability in general],
+            replayed(general, replay.little, judge_no_loss, why_little),
         ),
         Claim(
             question.name,
             "More replay raises the special abilities further",
             _MORE,
-            [judge_direction(c, 1) for c in replay.much if c.ability in special],
+            replayed(special, replay.much, rises, why_much),
         ),
         Claim(
             question.name,
             "More replay lowers the general ability",
             _TRADE,
-            [judge_direction(c, -1) for c in replay.much if c.ability in general],
+            replayed(general, replay.much, falls, why_much),
         ),
         Claim(
             question.name,
@@ -117,10 +139,28 @@ def strategy_claims(
             question.name,
             "Multi-task training lowers the general ability",
             _CONFLICT,
-            multi_task(general, partial(judge_direction, sign=-1)),
+            multi_task(general, falls),
         ),
     ]
     return [claim for claim in claims if claim.findings], replay.all
+
+
+def _why_no_replay(groups: Sequence[Group]) -> tuple[str, str]:
+    """Say why the least share may not be compared with none, and the greatest with the least.
+
+    Empty where the study does not ask for that.
+    """
+    dmt = [group for group in groups if group.arm == "dmt" and group.axis]
+    if dmt and not any("k" in group.axis for group in dmt):
+        why = "dmt has no axis k, by which its replay shares are told apart"
+        return why, why
+    some = [group for group in dmt if amount(group.axis.get("k", ""))]
+    none = [group for group in groups if group.arm == "mixed_sequential"]
+    none += [group for group in dmt if amount(group.axis.get("k", "")) == 0]
+    with_replay = any(group.runs for group in some)
+    little = "there is no finished run without replay" if with_replay else _NO_REPLAY
+    much = "there are no two finished replay shares of dmt"
+    return little if some and none else "", much if len(some) > 1 else ""
 
 
 @dataclass(frozen=True)
