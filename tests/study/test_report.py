@@ -23,6 +23,7 @@ from planted_study import (
 )
 from scipy.stats import binomtest
 
+from sft_lab.results import ItemAnswer, RunResult
 from sft_lab.study.report import Report, build_report, write_report
 from sft_lab.study.report.page import Finding
 from sft_lab.study.report.writing import report_files
@@ -648,3 +649,27 @@ def test_a_replay_axis_of_another_name_is_asked_for() -> None:
     question = two_axes(study, "strategies", "dmt", ("share", "lr"))
     report = build_report(study.results("one", question), study.read)
     assert "dmt has no axis k" in finding(report, MORE, "math").sentence
+
+
+def test_marks_are_text_in_markdown_and_on_the_page(files: dict[str, str]) -> None:
+    row = next(x for x in files["report.md"].splitlines() if x.startswith("| sequential | 3"))
+    assert re.search(r"\| \N{BLACK DOWN-POINTING TRIANGLE} 5\.\d \(.*\) \|", row)
+    assert "\N{WHITE CIRCLE} 69.8" in row
+    row = next(x for x in files["report.md"].splitlines() if x.startswith("| math\\_only | 3"))
+    assert re.search(r"\| \*\*79\.\d\*\* \(", row)
+    page = Page(files["report.html"])
+    assert re.search(r"\N{BLACK DOWN-POINTING TRIANGLE}\N{NO-BREAK SPACE}5\.\d", page.text)
+    assert "content:" not in files["report.html"]
+
+
+def test_an_answer_of_several_lines_stays_in_its_row() -> None:
+    study = PlantedStudy()
+    results = study.results("one", rq4(study, seeds=(0,)))
+
+    def read(run: RunResult, benchmark: str, step: int) -> list[ItemAnswer]:
+        found = study.read(run, benchmark, step)
+        return [replace(answer, completion="one\r\ntwo\rthree") for answer in found]
+
+    written = report_files(build_report(results, read))["report.md"]
+    assert "` one \N{RETURN SYMBOL} two \N{RETURN SYMBOL} three `" in written
+    assert "\r" not in written

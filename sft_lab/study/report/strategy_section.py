@@ -23,7 +23,7 @@ from sft_lab.study.report.timelines import heat_map, timeline
 from sft_lab.study.study_results import Question
 
 _MARKS = (
-    "In brackets below each score its 95 % interval. \N{BLACK DOWN-POINTING TRIANGLE} and "
+    "With each score its 95 % interval. \N{BLACK DOWN-POINTING TRIANGLE} and "
     "\N{BLACK UP-POINTING TRIANGLE} differ from the reference of their column (bold) by a paired "
     "test, corrected over the whole table by Holm's method; \N{WHITE CIRCLE} may be chance."
 )
