@@ -673,3 +673,24 @@ def test_an_answer_of_several_lines_stays_in_its_row() -> None:
     written = report_files(build_report(results, read))["report.md"]
     assert "` one \N{RETURN SYMBOL} two \N{RETURN SYMBOL} three `" in written
     assert "\r" not in written
+
+
+def test_straight_lines_are_within_the_panel() -> None:
+    study = PlantedStudy(abilities=LLAMA_ABILITIES, base="other", items=100)
+    low = levels(0.40, 0.40, 0.30)
+    plans = {"math_only": ("", levels(0.90, 0, 0)), "dmt": ("1/4", low), "dmt more": ("1", low)}
+    cells = []
+    for name, (k, end) in plans.items():
+        run = study.run(name, 0, {"a": levels(0.1, 0.1, 0.1), "b": end})
+        cells.append(Cell("q", name.split()[0], {"k": k} if k else {}, 0, run))
+    report = build_report(study.results("low", strategies(cells)), study.read)
+    figure = next(f for f in report.sections[1].figures if f.title == "Replay share k")
+    assert ">90<" in figure.panels[0].svg or ">100<" in figure.panels[0].svg  # its axis' numbers
+
+
+def test_too_few_items_have_no_endless_interval() -> None:
+    study = PlantedStudy(abilities=LLAMA_ABILITIES, items=3)
+    report = build_report(study.results("few", rq3(study)), study.read)
+    found = finding(report, OTHER_DATA, "general")
+    assert "there are too few items to bound it" in found.sentence
+    assert not any("inf" in f.sentence for claim in report.claims for f in claim.findings)

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from sft_lab.metrics.score import Score
 from sft_lab.study.report.abilities import Ability
 from sft_lab.study.report.comparing import Comparison, Measurements, end_of
 from sft_lab.study.report.curves import Level, Line, curve, top_of
@@ -80,7 +79,7 @@ def ability_curves(
     axis = axis or (next(iter(groups[0].axis)) if groups else "amount")
     of = {ability: lines(ability) for ability in context.abilities}
     shares = [a for a in context.abilities if a.is_share]
-    tops = {a: top_of(a, _scores(of[a])) for a in context.abilities}
+    tops = {a: top_of(a, of[a], levels(a)) for a in context.abilities}
     common = max((tops[a] for a in shares), default=1.0)
     panels = [
         curve(
@@ -97,10 +96,6 @@ def ability_curves(
     if any(line.published for some in of.values() for line in some):
         caption += f" Grey crosses are the scores of the same design in the paper ({SOURCE})."
     return figure_of(title, caption, panels)
-
-
-def _scores(lines: Sequence[Line]) -> list[Score]:
-    return [score for line in lines for score in line.scores]
 
 
 def figure_of(title: str, caption: str, panels: Sequence[Panel | None]) -> list[Figure]:

@@ -125,9 +125,10 @@ def finish(drawing: Drawing, ability: Ability, title: str, top: float | None = N
     axes.set_title(title, loc="left", fontweight="bold", fontsize=10.5)
 
 
-def top_of(ability: Ability, scores: Sequence[Score]) -> float:
-    """Return a round upper end of a vertical axis that holds all scores with their intervals."""
+def top_of(ability: Ability, lines: Sequence[Line], levels: Sequence[Level]) -> float:
+    """Return a round upper end of a vertical axis that holds all lines with their intervals."""
     low, high = ability.scale
     step = (high - low) / 5
-    greatest = max((score.high for score in scores), default=high)
+    ends = [score.high for line in lines for score in line.scores]
+    greatest = max([*ends, *(level.value for level in levels)], default=high)
     return next((low + n * step for n in range(1, 6) if low + n * step >= greatest), high)

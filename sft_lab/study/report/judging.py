@@ -92,10 +92,12 @@ def judge_no_effect(comparisons: Sequence[Comparison], planned: int, lead: str) 
         judgement = "cannot be told"
         some = f"{count} by more than chance" if shown else "no difference is shown"
         few = missing if len(told) < planned else ""
-        sentence = (
-            f"{few}{some}; {extent}, and differences of up to {_size(ability, bound)} are "
-            "compatible with the data."
+        allowed = (
+            "there are too few items to bound it"
+            if bound == float("inf")
+            else f"differences of up to {_size(ability, bound)} are compatible with the data"
         )
+        sentence = f"{few}{some}; {extent}, and {allowed}."
     return Finding(ability.name, judgement, f"{lead}: {sentence}")
 
 

@@ -27,13 +27,14 @@ def searches_section(searches: Sequence[SearchResult]) -> Section:
 
 
 def _sentence(found: SearchResult) -> str:
-    limits = " and ".join(f"{limit:.0%} of {key}" for key, limit in found.retention.items())
+    limits = " and ".join(f"{100 * limit:g} % of {key}" for key, limit in found.retention.items())
     asked = f"{found.question} {found.arm} looks for the smallest {found.axis} that keeps {limits}"
+    confidence = f"{100 * found.confidence:g} % confidence"
     cost = f"{found.trials} of the grid's {found.grid} runs"
     if found.value is None:
-        return f"{asked}: none was shown to, at {found.confidence:.0%} confidence, in {cost}."
+        return f"{asked}: none was shown to, at {confidence}, in {cost}."
     return (
-        f"{asked}: {found.axis} = {found.value} was shown to, at {found.confidence:.0%} confidence "
+        f"{asked}: {found.axis} = {found.value} was shown to, at {confidence} "
         f"for each ability, in {cost}. That smaller ones do not is as sure as the verdicts below: "
         "a value of which nothing was shown counts as one that does not keep."
     )
