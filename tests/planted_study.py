@@ -26,6 +26,7 @@ LLAMA_ABILITIES = {
     "code": "humaneval/pass_at_1",
     "general": "mt_bench/mean",
 }
+SOURCES = {source: source for source in ABILITIES}
 Levels = Mapping[str, float]
 """Ability by source, in [0, 1]."""
 
@@ -38,16 +39,22 @@ class PlantedStudy:
     """Makes runs and keeps their answers.
 
     Args:
-        abilities: Metric keys by source.
+        abilities: Metric keys by ability.
+        sources: The sources of abilities that do not go by their source's name.
         base: The base model's name.
         items: Items of each benchmark.
     """
 
     abilities: Mapping[str, str] = field(default_factory=lambda: dict(ABILITIES))
+    sources: Mapping[str, str] = field(default_factory=dict)
     base: str = "world://base"
     items: int = 200
     answers: dict[tuple[str, str, int], list[ItemAnswer]] = field(default_factory=dict)
     runs: dict[str, RunResult] = field(default_factory=dict)
+
+    def results(self, name: str, *questions: Question) -> StudyResults:
+        """Return a study of these runs."""
+        return StudyResults(name, self.abilities, {**SOURCES, **self.sources}, questions)
 
     def read(self, run: RunResult, benchmark: str, step: int) -> list[ItemAnswer]:
         """Return a run's answers, as the store would."""
@@ -97,9 +104,10 @@ class PlantedStudy:
 
     def _point(self, run_id: str, seed: int, step: int, after: str | None, levels: Levels) -> Point:
         scores: dict[str, Score] = {}
-        for source, key in self.abilities.items():
+        for name, key in self.abilities.items():
+            source = self.sources.get(name, name)
             benchmark, score_name = key.split("/")
-            dice = random.Random(f"{source} {run_id} {step}")
+            dice = random.Random(f"{name} {run_id} {step}")
             level = levels[source] + 0.02 * (seed - 1)
             hard = [(n * 37 % self.items + 0.5) / self.items for n in range(self.items)]
             right = [d + dice.gauss(0, 0.03) < level for d in hard]
@@ -108,10 +116,10 @@ class PlantedStudy:
             marks: list[bool | float] = list(ratings) if rated else list(right)
             self.answers[run_id, benchmark, step] = [
                 ItemAnswer(
-                    f"{source}/{n}",
+                    f"{name}/{n}",
                     {score_name: mark},
                     f"step {step}: {HOSTILE if n == 3 else f'answer {n}'}",
-                    f"{source}: what is {n} plus 1?",
+                    f"{name}: what is {n} plus 1?",
                 )
                 for n, mark in enumerate(marks)
             ]
@@ -235,7 +243,7 @@ def grid(study: PlantedStudy) -> Question:
 def whole(study: PlantedStudy) -> StudyResults:
     """Return all questions."""
     makers: list[Callable[[PlantedStudy], Question]] = [rq1, rq2, rq3, rq4, grid]
-    return StudyResults("planted", study.abilities, [make(study) for make in makers])
+    return study.results("planted", *(make(study) for make in makers))
 
 
 def without(results: StudyResults, gone: Callable[[Cell], bool]) -> StudyResults:

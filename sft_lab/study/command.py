@@ -240,7 +240,7 @@ def _fill(study: Study, parent: ParentRun, executor: Executor) -> Outcome:
     found: dict[SearchKey, Found | None] = {}
 
     def record(progress: Mapping[str, Progress]) -> None:
-        parent.record(study.design, study.example.abilities, progress, found)
+        parent.record(study.design, study.example, progress, found)
 
     def tell(progress: Mapping[str, Progress]) -> None:
         states = {digest: p.state for digest, p in progress.items()}

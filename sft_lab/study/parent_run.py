@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from sft_lab.study.design import CellSpec, StudyDesign
 from sft_lab.study.job import CELL_TAG, PARENT_TAG
 from sft_lab.study.k_finder import Found
 from sft_lab.study.runner import Progress
+from sft_lab.study.runs import StudyRun
 from sft_lab.study.search import SearchKey, search_results
 from sft_lab.study.study_results import Cell, Question, SearchResult, StudyResults
 from sft_lab.tracking import PROCESS_TAG, RunStore, is_alive, is_elsewhere, this_process
@@ -51,11 +52,18 @@ class ParentRun:
     def record(
         self,
         design: StudyDesign,
-        abilities: Mapping[str, str],
+        example: StudyRun,
         progress: Mapping[str, Progress],
         found: Mapping[SearchKey, Found | None],
     ) -> None:
-        """File what became of every cell; the file is written anew each time."""
+        """File what became of every cell; the file is written anew each time.
+
+        Args:
+            design: The study.
+            example: A run of it, which says what is measured.
+            progress: What became of every run, by digest.
+            found: What the searches have come to.
+        """
         rows = [
             {
                 "question": cell.question,
@@ -79,7 +87,8 @@ class ParentRun:
         ]
         content = {
             "name": design.name,
-            "abilities": dict(abilities),
+            "abilities": dict(example.abilities),
+            "sources": dict(example.sources),
             "questions": {
                 name: {"title": question.title, "design": question.design}
                 for name, question in design.questions.items()
@@ -171,6 +180,7 @@ def read_study(store: RunStore, run_id: str) -> StudyResults:
     return StudyResults(
         name=content["name"],
         abilities=content["abilities"],
+        sources=_sources(content, [by_id[run_id] for run_id in sorted(ids)]),
         searches=[SearchResult(**row) for row in content["searches"]],
         questions=[
             Question(
@@ -192,3 +202,13 @@ def read_study(store: RunStore, run_id: str) -> StudyResults:
             for name, question in content["questions"].items()
         ],
     )
+
+
+def _sources(content: Mapping[str, Any], runs: Sequence[Any]) -> Mapping[str, str]:
+    """Return the source that teaches each ability, by the ability's name."""
+    if "sources" in content:
+        recorded: Mapping[str, str] = content["sources"]
+        return recorded
+    # Files of before name abilities only; a run logs a loss for each source that it trains.
+    trained = {key for run in runs for key in run.data.metrics}
+    return {name: name for name in content["abilities"] if f"train_loss/{name}" in trained}

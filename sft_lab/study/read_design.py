@@ -15,7 +15,7 @@ from sft_lab.errors import RequestError
 from sft_lab.lab_cli import GROUPS, explain
 from sft_lab.study.design import STUDY_KEYS, Arm, Scalar, StudyDesign, written
 
-_AXIS_NAME = r"[A-Za-z0-9_.-]+"
+_NAME = r"[A-Za-z0-9_.-]+"
 
 
 def read_design(composed: Composed) -> StudyDesign:
@@ -62,7 +62,7 @@ def _with_sets_as_text(value: Any) -> Any:
 
 def _faults(design: StudyDesign) -> Iterator[tuple[str, str]]:
     """Yield keys and what is wrong with them."""
-    if not re.fullmatch(r"(?!\.)[A-Za-z0-9_.-]+", design.name):
+    if not re.fullmatch(rf"(?!\.){_NAME}", design.name):
         yield (
             "name",
             " becomes a folder; use letters, digits, _, - and . (not as the first), "
@@ -78,10 +78,12 @@ def _faults(design: StudyDesign) -> Iterator[tuple[str, str]]:
         yield "resources.memory_gb", f" must be above 0, got {takes.memory_gb}."
     yield from _faults_of_set("set", design.set)
     for name, question in design.questions.items():
+        yield from _faults_of_name(f"questions.{name}", name)
         if not question.arms:
             yield f"questions.{name}.arms", " is empty; a question has at least one arm."
         yield from _faults_of_seeds(f"questions.{name}.seeds", question.seeds)
         for arm_name, arm in question.arms.items():
+            yield from _faults_of_name(f"questions.{name}.arms.{arm_name}", arm_name)
             yield from _faults_of_arm(f"questions.{name}.arms.{arm_name}", arm)
 
 
@@ -90,6 +92,11 @@ def _faults_of_seeds(key: str, seeds: Sequence[int] | None) -> Iterator[tuple[st
         yield key, " is empty; give at least one, such as [0]."
     elif seeds and (min(seeds) < 0 or len(set(seeds)) < len(seeds)):
         yield key, f" must be 0 or more, and each once, got {seeds}."
+
+
+def _faults_of_name(key: str, name: str) -> Iterator[tuple[str, str]]:
+    if not re.fullmatch(_NAME, name):
+        yield key, f" becomes files and anchors; use letters, digits, _, . and -, got {name!r}."
 
 
 def _faults_of_set(key: str, values: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -110,7 +117,7 @@ def _faults_of_arm(key: str, arm: Arm) -> Iterator[tuple[str, str]]:
     yield from _faults_of_seeds(f"{key}.seeds", arm.seeds)
     yield from _faults_of_set(f"{key}.set", arm.set)
     for name, axis in arm.grid.items():
-        if not re.fullmatch(_AXIS_NAME, name):
+        if not re.fullmatch(_NAME, name):
             yield f"{key}.grid", f": names an axis; use letters, digits, _, . and -, got {name!r}."
         if not axis.values or not axis.keys:
             counts = f"{len(axis.values)} values and {len(axis.keys)} keys"

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
@@ -46,6 +46,7 @@ class StudyRun:
         config: The resolved config, with its defaults.
         abilities: Metric key of each benchmark's first score, by the source that teaches it; a
             source's second benchmark, and one without a source, go by the benchmark's own name.
+        sources: The source that teaches each ability, by the ability's name, where there is one.
         scores: Metric keys of all scores of which more is better.
         decided: What of the config was decided on this machine, as overrides.
         cost: What it will cost without a fork, where it was asked for.
@@ -61,6 +62,7 @@ class StudyRun:
     base: str
     config: Mapping[str, Any]
     abilities: Mapping[str, str]
+    sources: Mapping[str, str] = field(default_factory=dict)
     scores: tuple[str, ...] = ()
     decided: tuple[str, ...] = ()
     cost: RunCost | None = None
@@ -167,6 +169,7 @@ def describe(cell: CellSpec, checked: CheckCLI, data: StagedDataModule) -> Study
         base=base,
         config=config,
         abilities=_abilities(data.evaluation),
+        sources=_sources(data.evaluation),
         scores=tuple(
             f"{name}/{score}"
             for name, benchmark in data.evaluation.benchmarks.items()
@@ -183,6 +186,14 @@ def _abilities(suite: EvaluationSuite) -> dict[str, str]:
         source = benchmark.source
         found[source if source and source not in found else name] = suite.score_keys[name]
     return found
+
+
+def _sources(suite: EvaluationSuite) -> dict[str, str]:
+    taught = {
+        name: suite.benchmarks[key.partition("/")[0]].source
+        for name, key in _abilities(suite).items()
+    }
+    return {name: source for name, source in taught.items() if source}
 
 
 def _canonical(name: str, stage: Mapping[str, Any]) -> str:

@@ -83,12 +83,15 @@ class StudyResults:
     Attributes:
         name: Its name.
         abilities: Metric key of the first score of each benchmark, in the order of the config, by
-            the name of the source that teaches it, e.g. ``{"math": "world_math/accuracy"}``.
+            its ability's name, e.g. ``{"math": "world_math/accuracy"}``.
+        sources: The source that teaches each ability, by the ability's name; an ability of which
+            none is known is left out.
         questions: Its questions, in order.
         searches: What its searches have come to.
     """
 
     name: str
     abilities: Mapping[str, str]
+    sources: Mapping[str, str]
     questions: Sequence[Question]
     searches: Sequence[SearchResult] = ()

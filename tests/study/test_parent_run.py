@@ -1,10 +1,14 @@
+import json
 from pathlib import Path
 
 import pytest
 
 from sft_lab.errors import RequestError
+from sft_lab.study.design import Arm, CellSpec, QuestionDesign, StudyDesign
 from sft_lab.study.job import CELL_TAG, PARENT_TAG
-from sft_lab.study.parent_run import ParentRun, open_parent
+from sft_lab.study.parent_run import ParentRun, open_parent, read_study
+from sft_lab.study.runner import Progress
+from sft_lab.study.runs import StudyRun
 from sft_lab.tracking import DIGEST_TAG, PROCESS_TAG, RunStore, this_process
 
 ELSEWHERE = "another-machine:1:1"
@@ -69,3 +73,41 @@ def test_a_study_is_not_begun_twice_at_once(store: RunStore) -> None:
     open_study(store)
     with pytest.raises(RequestError, match="study s goes on already, in process"):
         open_study(store)
+
+
+ABILITIES = {"math": "gsm8k/strict", "general": "ifeval/x", "mt_bench": "mt_bench/mean"}
+
+
+def recorded(store: RunStore, sources: dict[str, str]) -> ParentRun:
+    """File a study of one finished run, which trained math and general."""
+    parent = open_study(store)
+    run_id = begin(store, parent.run_id, "cell", this_process())
+    store.client.set_tag(run_id, "command", "fit")
+    for source in ("all", "math", "general"):
+        store.client.log_metric(run_id, f"train_loss/{source}", 1.0)
+    plan = {"stages": {"s": {"steps": 3}}, "benchmarks": {}}
+    store.client.log_dict(run_id, plan, "stage_plan.json")
+    cells = (CellSpec("q", "one", {}, 0, ()),)
+    run = StudyRun("d", cells, {"s": 3}, 0, 0, {"s": "s"}, "b", {}, ABILITIES, sources)
+    design = StudyDesign("s", ".", {"q": QuestionDesign("?", {"one": Arm("one.yaml")})})
+    parent.record(design, run, {"d": Progress(run, "finished", run_id=run_id)}, {})
+    return parent
+
+
+def test_a_study_knows_the_source_of_each_ability(store: RunStore) -> None:
+    sources = {"math": "math", "general": "general", "mt_bench": "general"}
+    parent = recorded(store, sources)
+    study = read_study(store, parent.run_id)
+    assert (study.abilities, study.sources) == (ABILITIES, sources)
+
+
+def test_of_a_study_filed_before_that_the_sources_are_those_that_its_runs_trained(
+    store: RunStore,
+) -> None:
+    parent = recorded(store, {})
+    content = json.loads(store.artifact_text(parent.run_id, "cells.json"))
+    del content["sources"]
+    store.client.log_text(parent.run_id, json.dumps(content), "cells.json")
+    study = read_study(store, parent.run_id)
+    assert study.sources == {"math": "math", "general": "general"}
+    assert [cell.result is not None for cell in study.questions[0].cells] == [True]

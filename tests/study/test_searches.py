@@ -17,7 +17,7 @@ def found(value: str | None, seeds: int = 3) -> SearchResult:
         question="replay",
         arm="k_finder",
         axis="k",
-        retention={"math/accuracy": 0.85},
+        retention={"math/accuracy": 0.875},
         confidence=0.9,
         value=value,
         verdicts={"1/32": "kept", "1/128": "not shown"},
@@ -30,8 +30,8 @@ def found(value: str | None, seeds: int = 3) -> SearchResult:
 def test_a_search_is_told_with_its_cost_and_what_it_does_not_say() -> None:
     section = searches_section([found("1/32")])
     (sentence,) = section.text
-    assert "keeps 85% of math/accuracy: k = 1/32 was shown to, in 4 of the grid's 21 r" in sentence
-    assert "uns, at 90% confidence for each value and ability. A search of several val" in sentence
+    assert "keeps 87.5 % of math/accuracy: k = 1/32 was shown to, in 4 of the grid's" in sentence
+    assert "21 runs, at 90 % confidence for each value and ability. A search of several" in sentence
     assert "one seed" not in sentence
     assert "a value of which nothing was shown counts as one that does not keep" in sentence
     assert section.tables[0].rows[0][1:4] == ["k = 1/32", "4", "21"]
@@ -40,7 +40,7 @@ def test_a_search_is_told_with_its_cost_and_what_it_does_not_say() -> None:
 
 def test_a_search_without_a_result_says_so() -> None:
     (sentence,) = searches_section([found(None)]).text
-    assert "none was shown to, in 4 of the grid's 21 runs, at 90% confidence for" in sentence
+    assert "none was shown to, in 4 of the grid's 21 runs, at 90 % confidence for" in sentence
 
 
 @pytest.mark.parametrize("value", ["1/32", None])

@@ -1,5 +1,6 @@
 """What a study says before it runs, and what it refuses."""
 
+import copy
 import json
 import os
 import shutil
@@ -16,8 +17,10 @@ from study_runs import STUDY
 
 from sft_lab.study.command import read_study_config
 from sft_lab.study.content_digests import base_digest
+from sft_lab.study.design import CellSpec
 from sft_lab.study.job import CELL_TAG
 from sft_lab.study.parent_run import open_parent, study_digest
+from sft_lab.study.runs import plan_run
 from sft_lab.tracking import DIGEST_TAG
 
 
@@ -100,6 +103,27 @@ def test_runs_that_differ_in_a_callback_are_two(study_lab: Lab) -> None:
     study_lab.write("study.yaml", yaml.safe_dump(study, sort_keys=False))
     plan = json.loads(study_lab("study", "--config=study.yaml", "--plan", "--json").out)
     assert [run["name"] for run in plan["runs"]] == ["q plain seed 0", "q hooked seed 0"]
+
+
+def test_a_source_may_have_a_second_benchmark(
+    study_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(study_lab.folder)
+    monkeypatch.setenv("SFT_LAB_WORLD", str(study_lab.world))
+    math = yaml.safe_load((study_lab.folder / "math.yaml").read_text())
+    again = copy.deepcopy(math["evaluation"]["benchmarks"]["world_math"])
+    untaught = copy.deepcopy(again)
+    untaught["init_args"]["source"] = None
+    benchmarks = {"again": again, "untaught": untaught}
+    study_lab.write("more.yaml", yaml.safe_dump({"evaluation": {"benchmarks": benchmarks}}))
+    arguments = ("--config=./math.yaml", "--config=./more.yaml")
+    run = plan_run(CellSpec("q", "math", {}, 0, arguments))
+    assert run.abilities == {
+        "math": "world_math/accuracy",
+        "again": "again/accuracy",
+        "untaught": "untaught/accuracy",
+    }
+    assert run.sources == {"math": "math", "again": "math"}
 
 
 @pytest.mark.parametrize("study", ["tiny", "study.yaml"])

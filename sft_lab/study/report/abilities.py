@@ -17,14 +17,16 @@ class Ability:
     """What a benchmark measures.
 
     Attributes:
-        name: The source that teaches it.
+        name: Its name: that of its source, or of the benchmark where its source has another one.
         key: Metric key of its score.
         scale: Least and greatest value of the score.
+        source: The source that teaches it, or None.
     """
 
     name: str
     key: str
     scale: tuple[float, float] = (0.0, 1.0)
+    source: str | None = None
 
     @property
     def benchmark(self) -> str:
@@ -75,10 +77,32 @@ class Ability:
         return f"{'+' if value > 0 else chr(0x2212)}{text}"
 
 
+GENERAL = "general"
+"""The source of the general ability; what the others teach are special abilities."""
+
+
+def general_of(abilities: Sequence[Ability]) -> list[Ability]:
+    """Return what the general source teaches; several benchmarks may measure it."""
+    return [ability for ability in abilities if ability.source == GENERAL]
+
+
+def special_of(abilities: Sequence[Ability]) -> list[Ability]:
+    """Return what the other sources teach; an ability without a source is not among them."""
+    return [ability for ability in abilities if ability.source not in (None, GENERAL)]
+
+
+def taught(abilities: Sequence[Ability]) -> list[Ability]:
+    """Return the abilities of which a source is known."""
+    return [ability for ability in abilities if ability.source is not None]
+
+
 def abilities_of(results: StudyResults) -> list[Ability]:
     """Return a study's abilities in its order, each with the scale that its runs record."""
     cells = [cell for question in results.questions for cell in question.cells]
-    return [Ability(name, key, _scale(cells, key)) for name, key in results.abilities.items()]
+    return [
+        Ability(name, key, _scale(cells, key), results.sources.get(name))
+        for name, key in results.abilities.items()
+    ]
 
 
 def _scale(cells: Sequence[Cell], key: str) -> tuple[float, float]:

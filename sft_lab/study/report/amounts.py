@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from sft_lab.study.report.abilities import Ability
+from sft_lab.study.report.abilities import Ability, taught
 from sft_lab.study.report.comparing import Comparison, Measurements, corrected, end_of
-from sft_lab.study.report.groups import Group, amount, by_amount, groups_of
+from sft_lab.study.report.groups import Group, amount, series_of
 from sft_lab.study.report.judging import judge_direction
 from sft_lab.study.report.page import Claim, Finding
 from sft_lab.study.study_results import Question, StudyResults
@@ -22,24 +22,19 @@ _GAINS = (
 _LOSES = "with all data, mixing loses (7B: GSM8K by 1.6, HumanEval by 3.8, MT-Bench by 0.12)."
 
 
-def arms_of(question: Question) -> dict[str, list[Group]]:
-    """Return the groups of each arm, from the least amount to the greatest."""
-    arms: dict[str, list[Group]] = {}
-    for group in groups_of(question):
-        arms.setdefault(group.arm, []).append(group)
-    return {arm: by_amount(groups) for arm, groups in arms.items()}
+def is_alone(arm: str, source: str | None) -> bool:
+    """Say whether an arm trains a source alone, by its name: the source's, or ``<source>_only``."""
+    return source is not None and (arm == source or arm.startswith(f"{source}_only"))
 
 
-def own_arm(question: Question, ability: Ability) -> list[Group]:
-    """Return the groups that train the source of an ability alone: its arm, or ``<source>_only``.
+def own_series(question: Question | None, ability: Ability) -> list[list[Group]]:
+    """Return the groups that train the source of an ability alone, from the least amount up.
 
-    From the least amount to the greatest; empty where there are none.
+    Those that differ by a further axis are series of their own. Empty where there are none.
     """
-    arms = arms_of(question)
-    names = [
-        arm for arm in arms if arm == ability.name or arm.startswith((f"{ability.name}_only",))
-    ]
-    return arms[names[0]] if names else []
+    series = series_of(question).values() if question else ()
+    found = [groups for groups in series if is_alone(groups[0].arm, ability.source)]
+    return [groups for groups in found if groups[0].arm == found[0][0].arm]
 
 
 def single_question(results: StudyResults) -> Question | None:
@@ -51,25 +46,28 @@ def single_claims(
     question: Question, abilities: Sequence[Ability], measured: Measurements
 ) -> tuple[list[Claim], list[Comparison]]:
     """Return what the data say of each ability and the amount of its own data."""
-    comparisons: list[Comparison] = []
-    for ability in abilities:
-        groups = _with_runs(own_arm(question, ability))
-        steps = list(pairwise(groups))
+    abilities = taught(abilities)
+    series = [
+        (ability, _with_runs(groups))
+        for ability in abilities
+        for groups in own_series(question, ability) or [[]]
+    ]
+    tests = []
+    for place, (ability, groups) in enumerate(series):
         ends = [(groups[0], groups[-1])] if len(groups) > 2 else []
-        comparisons += [
-            measured.compare(question.name, ability, end_of(a), end_of(b))
-            for a, b in [*ends, *steps]
-        ]
-    comparisons = corrected(comparisons)
+        tests += [(place, ability, a, b) for a, b in [*ends, *pairwise(groups)]]
+    comparisons = corrected(
+        measured.compare(question.name, ability, end_of(a), end_of(b)) for _, ability, a, b in tests
+    )
     findings = []
-    for ability in abilities:
-        own = [c for c in comparisons if c.ability == ability]
-        groups = _with_runs(own_arm(question, ability))
+    for place, (ability, groups) in enumerate(series):
         if len(groups) < 2:
-            findings.append(_too_few(ability, f"{ability.name} alone"))
+            findings.append(_too_few(ability, f"{ability.source} alone"))
             continue
+        own = [c for (of, *_), c in zip(tests, comparisons, strict=True) if of == place]
         levels = [group.level for group in groups]
-        found = judge_direction(own[0], 1, f"alone, from {levels[0]} to {levels[-1]}")
+        lead = f"{groups[0].named('alone')}, from {levels[0]} to {levels[-1]}"
+        found = judge_direction(own[0], 1, lead)
         steps_text = _steps(levels, own[1:] if len(own) > 1 else own)
         findings.append(Finding(ability.name, found.judgement, f"{found.sentence} {steps_text}"))
     claim = Claim(question.name, "Each ability rises with its own data", _RISES, findings)
@@ -83,12 +81,14 @@ def mixed_claims(
     measured: Measurements,
 ) -> tuple[list[Claim], list[Comparison]]:
     """Return what the data say of mixing the sources against each alone, at equal amounts."""
-    arms = arms_of(question)
+    abilities = taught(abilities)
+    arms = series_of(question)
     pairs = [
         (arm, ability, alone, mixed)
         for arm, groups in arms.items()
         for ability in abilities
-        for alone, mixed in _equal_amounts(own_arm(single, ability) if single else [], groups)
+        for series in own_series(single, ability)
+        for alone, mixed in _equal_amounts(series, groups)
     ]
     comparisons = corrected(
         measured.compare(question.name, ability, end_of(alone), end_of(mixed))
@@ -105,9 +105,12 @@ def mixed_claims(
                     if (of, wanted) == (arm, ability)
                 ]
                 if not found:
-                    findings.append(_too_few(ability, f"{arm} against {ability.name} alone"))
+                    findings.append(_too_few(ability, f"{arm} against {ability.source} alone"))
                     continue
                 comparison, level = found[at]
+                if len(found) == 1:
+                    findings.append(_one_amount(ability, arm, level))
+                    continue
                 lead = f"{arm} against alone, at {level} of each source"
                 findings.append(judge_direction(comparison, sign, lead))
         return Claim(question.name, text, paper, findings)
@@ -120,12 +123,13 @@ def mixed_claims(
 
 
 def _equal_amounts(alone: Sequence[Group], mixed: Sequence[Group]) -> list[tuple[Group, Group]]:
-    """Return the groups of equal amounts of which both have runs, in order."""
+    """Return the groups of equal amounts, and equal further axes, of which both have runs."""
     return [
         (a, b)
         for b in _with_runs(mixed)
         for a in _with_runs(alone)
-        if a.level == b.level or amount(a.level) == amount(b.level) is not None
+        if a.named("") == b.named("")
+        and (a.level == b.level or amount(a.level) == amount(b.level) is not None)
     ]
 
 
@@ -136,19 +140,38 @@ def _with_runs(groups: Sequence[Group]) -> list[Group]:
 def _steps(levels: Sequence[str], steps: Sequence[Comparison]) -> str:
     """Say which of the steps from level to level are shown."""
     named = list(zip(pairwise(levels), steps, strict=True))
-    falls = [(a, b, c) for (a, b), c in named if c.difference and c.difference.value < 0]
-    rises = sum(c.shown for c in steps) - sum(c.shown for _, _, c in falls)
-    text = f"Of its {len(steps)} steps up, {rises} are shown one by one"
+    told = [(a, b, c) for (a, b), c in named if c.difference is not None]
+    missing = [(a, b, c) for (a, b), c in named if c.difference is None]
+    if not told:
+        return "None of its steps up could be compared."
+    falls = [(a, b, c) for a, b, c in told if c.difference and c.difference.value < 0]
+    rises = sum(c.shown for _, _, c in told) - sum(c.shown for _, _, c in falls)
+    some = f"{len(told)} of its" if missing else "its"
+    text = f"Of {some} {_steps_up(len(steps))}, {rises} {'is' if rises == 1 else 'are'} shown"
 
     def places(some: Sequence[tuple[str, str, Comparison]]) -> str:
         return ", ".join(f"from {a} to {b}" for a, b, _ in some)
 
+    end = f" Not compared: {places(missing)}." if missing else ""
     shown = [fall for fall in falls if fall[2].shown]
     if shown:
-        return f"{text}; it is shown to fall {places(shown)}."
+        return f"{text} one by one; it is shown to fall {places(shown)}.{end}"
     if falls:
-        return f"{text}; the mean falls {places(falls)}, which may be chance."
-    return f"{text}, and the mean never falls."
+        return f"{text} one by one; the mean falls {places(falls)}, which may be chance.{end}"
+    return f"{text} one by one, and the mean falls in none.{end}"
+
+
+def _steps_up(number: int) -> str:
+    return f"{number} steps up" if number > 1 else "one step up"
+
+
+def _one_amount(ability: Ability, arm: str, level: str) -> Finding:
+    return Finding(
+        ability.name,
+        "cannot be told",
+        f"{arm} and {ability.source} alone have both finished at one amount only ({level}); few "
+        "and many data need two.",
+    )
 
 
 def _too_few(ability: Ability, what: str) -> Finding:

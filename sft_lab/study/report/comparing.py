@@ -1,6 +1,6 @@
 """Means and paired tests of the cells of a study, only of what was measured alike."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sft_lab.compare.outcomes import outcomes
@@ -39,9 +39,9 @@ class Side:
             points={s: (run, p) for s, (run, p) in self.points.items() if ability.key in p.scores},
         )
 
-    def only(self, seed: int) -> "Side":
-        """Return one seed."""
-        return replace(self, points={seed: self.points[seed]})
+    def only(self, seeds: Collection[int]) -> "Side":
+        """Return some of the seeds."""
+        return replace(self, points={s: found for s, found in self.points.items() if s in seeds})
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,13 @@ class Comparison:
     def shown(self) -> bool:
         """Whether a difference is shown, corrected for many comparisons."""
         return self.difference is not None and self.p_holm < LEVEL
+
+    def chosen_from(self, choices: int) -> "Comparison":
+        """Return it with its p corrected by Bonferroni for a side chosen by its score."""
+        if self.difference is None:
+            return self
+        p = min(self.difference.p * choices, 1.0)
+        return replace(self, difference=replace(self.difference, p=p))
 
     @property
     def span(self) -> str:
@@ -140,9 +147,29 @@ class Measurements:
         assert high is not None
         return Score(found.value, low, high, found.n)
 
-    def compare(self, family: str, ability: Ability, before: Side, after: Side) -> Comparison:
-        """Compare an ability on two sides, item by item."""
-        before, after = _matched(before.having(ability), after.having(ability))
+    def compare(
+        self,
+        family: str,
+        ability: Ability,
+        before: Side,
+        after: Side,
+        same_runs: bool = False,
+    ) -> Comparison:
+        """Compare an ability on two sides, item by item.
+
+        Args:
+            family: The comparisons that are corrected together.
+            ability: What is compared.
+            before: The first side.
+            after: The second side.
+            same_runs: Whether seed by seed both sides are the same run; each is then compared
+                with itself, on the seeds that were measured on both sides.
+        """
+        before, after = before.having(ability), after.having(ability)
+        if same_runs:
+            before, after = before.only(after.points), after.only(before.points)
+        else:
+            before, after = _matched(before, after)
         seeds = len(before.points), len(after.points)
 
         def result(difference: Difference | None, why_not: str = "") -> Comparison:
@@ -161,7 +188,8 @@ class Measurements:
         items = _common([*old, *new])
         if not items:
             return result(None, "the runs have no graded item in common")
-        return result(paired_over_seeds(_aligned(old, items), _aligned(new, items)))
+        old_marks, new_marks = _aligned(old, items), _aligned(new, items)
+        return result(paired_over_seeds(old_marks, new_marks, same_runs=same_runs))
 
     def marks(self, run: RunResult, ability: Ability, step: int) -> dict[str, float] | None:
         """Return a run's marks at a step by item; None where they do not make up its score."""
@@ -211,7 +239,7 @@ def _matched(before: Side, after: Side) -> tuple[Side, Side]:
         return before, after
     alone, several = (before, after) if sizes[0] == 1 else (after, before)
     [seed] = alone.points
-    chosen = several.only(seed if seed in several.points else next(iter(several.points)))
+    chosen = several.only([seed if seed in several.points else next(iter(several.points))])
     return (alone, chosen) if sizes[0] == 1 else (chosen, alone)
 
 

@@ -68,7 +68,8 @@ def curve(
     for number, line in enumerate(lines):
         style = number % len(SERIES)
         pairs = sorted(
-            (places[x], score, x) for x, score in zip(line.levels, line.scores, strict=True)
+            ((places[x], score, x) for x, score in zip(line.levels, line.scores, strict=True)),
+            key=lambda pair: pair[0],
         )
         xs = [x for x, _, _ in pairs]
         means = [ability.shown(score.value) for _, score, _ in pairs]
@@ -109,7 +110,7 @@ def curve(
     finish(drawing, ability, title, top)
     drawing.legend([*(line.label for line in lines), *(level.label for level in levels)])
     alt = f"{title}, {ability.unit}, over {axis}. {'; '.join(words)}."
-    return Panel(name, drawing.svg(name, alt), alt)
+    return drawing.panel(name, alt)
 
 
 def finish(drawing: Drawing, ability: Ability, title: str, top: float | None = None) -> None:
@@ -124,9 +125,10 @@ def finish(drawing: Drawing, ability: Ability, title: str, top: float | None = N
     axes.set_title(title, loc="left", fontweight="bold", fontsize=10.5)
 
 
-def top_of(ability: Ability, scores: Sequence[Score]) -> float:
-    """Return a round upper end of a vertical axis that holds all scores with their intervals."""
+def top_of(ability: Ability, lines: Sequence[Line], levels: Sequence[Level]) -> float:
+    """Return a round upper end of a vertical axis that holds all lines with their intervals."""
     low, high = ability.scale
     step = (high - low) / 5
-    greatest = max((score.high for score in scores), default=high)
+    ends = [score.high for line in lines for score in line.scores]
+    greatest = max([*ends, *(level.value for level in levels)], default=high)
     return next((low + n * step for n in range(1, 6) if low + n * step >= greatest), high)

@@ -10,11 +10,15 @@ from collections.abc import Sequence
 from html import escape
 from io import StringIO
 from typing import Any
+from urllib.parse import quote
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from sft_lab.study.report.page import Panel
 
 INK, MUTED, GRID, PAPER, HEAT = "#a10001", "#a10002", "#a10003", "#a10004", "#a10005"
 SERIES = ("#a10010", "#a10011", "#a10012", "#a10013", "#a10014", "#a10015")
@@ -82,6 +86,7 @@ _SETTINGS: dict[Any, Any] = {
     "grid.color": GRID,
     "grid.linewidth": 0.7,
     "text.color": INK,
+    "text.parse_math": False,  # names may hold a $
     "xtick.color": MUTED,
     "ytick.color": MUTED,
     "xtick.labelcolor": INK,
@@ -123,6 +128,11 @@ class Drawing:
                 loc="outside upper left", ncols=columns, handlelength=2.6, columnspacing=1.2
             )
 
+    def panel(self, name: str, alt: str) -> Panel:
+        """Return the drawing as a panel; what is no letter or digit of its name is replaced."""
+        name = slug(name)
+        return Panel(name, self.svg(name, alt), alt)
+
     def svg(self, name: str, alt: str) -> str:
         """Return the drawing as an ``<svg>`` element.
 
@@ -130,11 +140,22 @@ class Drawing:
             name: Name of the drawing, which sets its ids apart from those of the others on a page.
             alt: What it shows, in words.
         """
+        for written in self.figure.findobj(Text):
+            written.set_parse_math(False)
         text = StringIO()
         with matplotlib.rc_context({**_SETTINGS, "svg.hashsalt": name}):
             nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
             FigureCanvasSVG(self.figure).print_svg(text, metadata=nothing)
         return _clean(text.getvalue(), name, alt)
+
+
+def slug(name: str) -> str:
+    """Return a name for a file or an anchor; names that differ stay different.
+
+    >>> slug("rq1-curve-math/easy")
+    'rq1-curve-math-2Feasy'
+    """
+    return quote(name, safe="").replace("%", "-").replace("~", "-")
 
 
 def stand_alone(svg: str) -> str:

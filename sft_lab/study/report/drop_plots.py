@@ -45,4 +45,4 @@ def drop_panel(name: str, ability: Ability, drops: Sequence[Drop]) -> Panel | No
     axes.set_xlabel("change in points" if ability.is_share else f"change, scale {ability.unit}")
     axes.set_title(ability.name, loc="left", fontweight="bold", fontsize=10.5)
     alt = f"Change of {ability.name} from its best stage end to the end: {'; '.join(words)}."
-    return Panel(name, drawing.svg(name, alt), alt)
+    return drawing.panel(name, alt)

@@ -38,9 +38,19 @@ class Group:
         }
 
     @property
+    def run_ids(self) -> frozenset[str]:
+        """The ids of its runs: equal cells of several arms share them."""
+        return frozenset(run.run_id for run in self.runs.values())
+
+    @property
     def level(self) -> str:
         """The value of the first axis; empty without one."""
         return next(iter(self.axis.values()), "")
+
+    def named(self, name: str) -> str:
+        """Return a name with the values of all axes but the first, such as ``math (lr = 1e-3)``."""
+        others = ", ".join(f"{axis} = {value}" for axis, value in list(self.axis.items())[1:])
+        return f"{name} ({others})" if others else name
 
     @property
     def label(self) -> str:
@@ -59,12 +69,19 @@ def groups_of(question: Question) -> list[Group]:
     ]
 
 
+def series_of(question: Question) -> dict[str, list[Group]]:
+    """Return the groups that differ by their first axis only, from the least amount up, by name."""
+    found: dict[str, list[Group]] = {}
+    for group in groups_of(question):
+        found.setdefault(group.named(group.arm), []).append(group)
+    return {name: by_amount(groups) for name, groups in found.items()}
+
+
 def distinct(groups: Sequence[Group]) -> list[Group]:
     """Return groups without those whose runs are all those of an earlier one, such as k = 0."""
-    found: dict[tuple[str, ...], Group] = {}
+    found: dict[frozenset[str], Group] = {}
     for group in groups:
-        runs = tuple(sorted(run.run_id for run in group.runs.values()))
-        found.setdefault(runs or (group.label,), group)
+        found.setdefault(group.run_ids or frozenset([group.label]), group)
     return list(found.values())
 
 

@@ -10,6 +10,8 @@ from sft_lab.study.report.abilities import SMALL, Ability
 from sft_lab.study.report.comparing import Comparison
 from sft_lab.study.report.page import Finding, Judgement
 
+_ONE_SEED = "one seed only, of items alone"  # such a test is surer than one over several seeds
+
 
 def judge_direction(comparison: Comparison, sign: int, lead: str = "") -> Finding:
     """Judge the claim that an ability rises (sign 1) or falls (sign -1) between two sides.
@@ -52,13 +54,15 @@ def judge_no_loss(comparison: Comparison, lead: str = "") -> Finding:
     return Finding(ability.name, judgement, f"{text[:-1]}; {verdict}" if verdict else text)
 
 
-def judge_no_effect(comparisons: Sequence[Comparison], lead: str) -> Finding:
+def judge_no_effect(comparisons: Sequence[Comparison], planned: int, lead: str) -> Finding:
     """Judge the claim that an ability does not depend on something, over several levels of it.
 
-    It holds only where every interval lies within what is called small.
+    It holds only where all levels were compared and every interval lies within what is called
+    small.
 
     Args:
         comparisons: Each level against the same reference, of one ability; at least one.
+        planned: Levels that the study has beside the reference.
         lead: What the sentence begins with.
     """
     told = [c for c in comparisons if c.difference is not None]
@@ -72,22 +76,28 @@ def judge_no_effect(comparisons: Sequence[Comparison], lead: str) -> Finding:
         max(abs(c.difference.low), abs(c.difference.high)) for c in told if c.difference is not None
     )
     count = f"{len(shown)} of {len(told)} levels {'differs' if len(shown) == 1 else 'differ'}"
-    extent = f"the largest difference is {_change(widest)} ({widest.span})"
-    if bound < ability.small:
+    seeds = f"; {_ONE_SEED}" if any(1 in c.seeds for c in told) else ""
+    extent = f"the largest difference is {_change(widest)} ({widest.span}{seeds})"
+    within = f"stay within {_size(ability, ability.small)} either way"
+    missing = f"only {len(told)} of {planned} levels could be compared; "
+    if bound < ability.small and len(told) == planned:
         judgement: Judgement = "holds here"
-        sentence = (
-            f"every interval stays within {_size(ability, ability.small)} either way; {extent}."
-        )
+        sentence = f"the intervals of all {planned} levels {within}; {extent}."
     elif any(abs(c.difference.value) >= ability.small for c in shown if c.difference):
         judgement = "does not hold here"
         sentence = f"{count} from {told[0].before} by more than chance; {extent}."
+    elif bound < ability.small:
+        judgement, sentence = "cannot be told", f"{missing}their intervals {within}; {extent}."
     else:
         judgement = "cannot be told"
         some = f"{count} by more than chance" if shown else "no difference is shown"
-        sentence = (
-            f"{some}; {extent}, and differences of up to {_size(ability, bound)} are compatible "
-            "with the data."
+        few = missing if len(told) < planned else ""
+        allowed = (
+            "there are too few items to bound it"
+            if bound == float("inf")
+            else f"differences of up to {_size(ability, bound)} are compatible with the data"
         )
+        sentence = f"{few}{some}; {extent}, and {allowed}."
     return Finding(ability.name, judgement, f"{lead}: {sentence}")
 
 
@@ -128,7 +138,8 @@ def _evidence(comparison: Comparison) -> str:
     difference = comparison.difference
     assert difference is not None
     interval = interval_text(comparison.ability, difference.low, difference.high)
-    return f"95 % interval {interval}, {p_text(comparison.p_holm)} after Holm"
+    text = f"95 % interval {interval}, {p_text(comparison.p_holm)} after Holm"
+    return f"{text}; {_ONE_SEED}" if 1 in comparison.seeds else text
 
 
 def _compatible(ability: Ability, low: float, high: float) -> str:

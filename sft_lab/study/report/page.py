@@ -8,6 +8,11 @@ Judgement = Literal["holds here", "does not hold here", "cannot be told"]
 
 
 Mark = Literal["", "less", "more", "unclear", "best"]
+_SIGNS = {
+    "less": "\N{BLACK DOWN-POINTING TRIANGLE}",
+    "more": "\N{BLACK UP-POINTING TRIANGLE}",
+    "unclear": "\N{WHITE CIRCLE}",
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +29,11 @@ class TableCell:
     text: str
     note: str = ""
     mark: Mark = ""
+
+    @property
+    def sign(self) -> str:
+        """The sign of its mark; empty without one, and of the reference, which is bold."""
+        return _SIGNS.get(self.mark, "")
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,9 @@
 import re
 from collections.abc import Sequence
 
-from sft_lab.study.report.abilities import Ability
-from sft_lab.study.report.amounts import arms_of
+from sft_lab.study.report.abilities import GENERAL, Ability, taught
 from sft_lab.study.report.comparing import Comparison, Measurements, corrected, end_of
-from sft_lab.study.report.groups import Group
+from sft_lab.study.report.groups import Group, amount, series_of
 from sft_lab.study.report.judging import judge_direction, judge_no_effect
 from sft_lab.study.report.page import Claim, Finding
 from sft_lab.study.study_results import Question
@@ -21,25 +20,16 @@ _OTHERS = (
 )
 
 
-def general_of(abilities: Sequence[Ability]) -> Ability | None:
-    """Return the general ability: that of the source ``general``, or the last one."""
-    return next((a for a in abilities if a.name == "general"), abilities[-1] if abilities else None)
-
-
 def varied(group: Group, abilities: Sequence[Ability]) -> frozenset[str]:
     """Return the sources whose amount a group's arm varies, read from its names.
 
     The axis may be named after a source, ``general`` or ``special`` (all but the general one);
     else the arm says it, as in ``vary_general`` or ``special_varied``. Empty where neither does.
     """
-    general = general_of(abilities)
-    sources = {ability.name for ability in abilities}
-    meaning = {name: frozenset({name}) for name in sources}
-    if general is not None:
-        meaning |= {
-            name: frozenset(sources - {general.name}) for name in ("special", "specialized")
-        }
-        meaning |= {"general": frozenset({general.name})}
+    sources = {ability.source for ability in abilities if ability.source}
+    special = frozenset(sources - {GENERAL})
+    meaning = {name: frozenset({name}) for name in (*sources, GENERAL)}
+    meaning |= {"special": special, "specialized": special}
     axis = next(iter(group.axis), "")
     names = [axis, *re.findall(r"(?:vary|varied|varying)_([a-z]+)", group.arm)]
     names += re.findall(r"([a-z]+)_(?:vary|varied|varies)", group.arm)
@@ -50,22 +40,24 @@ def ratio_claims(
     question: Question, abilities: Sequence[Ability], measured: Measurements
 ) -> tuple[list[Claim], list[Comparison]]:
     """Return what the data say of an ability's own data and of the amount of the others."""
-    compared: list[tuple[Group, Ability, Comparison]] = []
-    for groups in arms_of(question).values():
+    abilities = taught(abilities)
+    compared: list[tuple[str, Group, Ability, Comparison]] = []
+    series = series_of(question)
+    for arm, groups in series.items():
         finished = [group for group in groups if group.runs]
         for ability in abilities if len(finished) > 1 else ():
             full = finished[-1]
             for group in finished[:-1]:
                 sides = (full, group)
-                if ability.name in varied(group, abilities):
+                if ability.source in varied(group, abilities):
                     sides = (group, full)  # the claim is a rise
                 before, after = map(end_of, sides)
                 found = measured.compare(question.name, ability, before, after)
-                compared.append((group, ability, found))
-    comparisons = corrected(comparison for _, _, comparison in compared)
+                compared.append((arm, group, ability, found))
+    comparisons = corrected(comparison for *_, comparison in compared)
     by: dict[tuple[str, Ability], list[tuple[Group, Comparison]]] = {}
-    for (group, ability, _), comparison in zip(compared, comparisons, strict=True):
-        by.setdefault((group.arm, ability), []).append((group, comparison))
+    for (arm, group, ability, _), comparison in zip(compared, comparisons, strict=True):
+        by.setdefault((arm, ability), []).append((group, comparison))
     own, others = [], []
     for (arm, ability), levels in by.items():
         least, first = levels[0]
@@ -73,12 +65,15 @@ def ratio_claims(
         if not changed:
             sentence = f"{arm}: its names say not which source varies; name its axis after it."
             others.append(Finding(ability.name, "cannot be told", sentence))
-        elif ability.name in changed:
-            lead = f"{arm}, from {least.level} to all of {' and '.join(changed)}"
+        elif ability.source in changed:
+            greatest = next(group.level for group in reversed(series[arm]) if group.runs)
+            whole = "all" if amount(greatest) == 1 else greatest
+            lead = f"{arm}, from {least.level} to {whole} of {' and '.join(changed)}"
             own.append(judge_direction(first, 1, lead))
         else:
             lead = f"{arm}, {' and '.join(changed)} varied, its own data the same"
-            others.append(judge_no_effect([comparison for _, comparison in levels], lead))
+            told = [comparison for _, comparison in levels]
+            others.append(judge_no_effect(told, len(series[arm]) - 1, lead))
     claims = [
         Claim(question.name, "An ability depends on the amount of its own data", _OWN, own),
         Claim(

@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
-from sft_lab.study.report.abilities import Ability, abilities_of
+from sft_lab.study.report.abilities import Ability, abilities_of, taught
 from sft_lab.study.report.changed_items import changed_items, changed_table
 from sft_lab.study.report.comparing import MarksReader, Measurements
+from sft_lab.study.report.groups import groups_of
 from sft_lab.study.report.judging import small_text
 from sft_lab.study.report.page import Figure, Panel, Report, Section, Table
 from sft_lab.study.report.plain_tables import (
@@ -19,7 +20,7 @@ from sft_lab.study.report.protocols import finished_runs, protocol_table, protoc
 from sft_lab.study.report.published import published_for
 from sft_lab.study.report.searches import searches_section
 from sft_lab.study.report.sections import Context, question_section
-from sft_lab.study.study_results import Cell, StudyResults
+from sft_lab.study.study_results import Cell, Question, StudyResults
 
 
 def build_report(
@@ -83,13 +84,18 @@ def _facts(
     return {
         "Base": ", ".join(bases) or "no run has finished",
         "Questions": "; ".join(f"{q.name}, {q.title}" for q in results.questions) or "none",
-        "Abilities": ", ".join(f"{a.name} ({a.key})" for a in abilities) or "none",
+        "Abilities": ", ".join(map(_ability, abilities)) or "none",
         "Seeds": shown[0]
         if alike
         else "; ".join(f"{name}: {some}" for name, some in zip(seeds, shown, strict=True)),
         "Cells": f"{len(cells)}, of which {sum(_is_done(cell) for cell in cells)} have finished",
         "Runs": f"{len(runs)} finished; equal cells of several questions share one",
     }
+
+
+def _ability(ability: Ability) -> str:
+    source = f", source {ability.source}" if ability.source not in (None, ability.name) else ""
+    return f"{ability.name} ({ability.key}{source})"
 
 
 def _is_done(cell: Cell) -> bool:
@@ -127,13 +133,29 @@ def _warnings(
                 f"{len(without)} finished runs have no {ability.key}: {', '.join(without[:3])}"
                 f"{' and more' if len(without) > 3 else ''}."
             )
-    one = [q.name for q in results.questions if q.cells and len({c.seed for c in q.cells}) == 1]
+    untaught = [ability.name for ability in abilities if ability not in taught(abilities)]
+    if untaught:
+        found.append(
+            f"No source is known that teaches {', '.join(untaught)}: tables and figures show it, "
+            "findings leave it out."
+        )
+    one = [text for question in results.questions if (text := _of_one_seed(question))]
     if one:
         found.append(
             f"One seed only in {', '.join(one)}: intervals and tests there speak of other items, "
             "not of other seeds."
         )
     return found
+
+
+def _of_one_seed(question: Question) -> str:
+    """Return the question's name where one seed has finished, with the groups if not in all."""
+    finished = [group for group in groups_of(question) if group.runs]
+    one = [group.label for group in finished if len(group.runs) == 1]
+    if not one:
+        return ""
+    some = f" ({', '.join(one)})" if len(one) < len(finished) else ""
+    return question.name + some
 
 
 def _cell_name(cell: Cell) -> str:
@@ -182,10 +204,11 @@ def _method(results: StudyResults, abilities: Sequence[Ability]) -> Section:
         "Scores are means over seeds and items. Their intervals take both as drawn at random; of "
         "one seed they cover items only, by Wilson's method or a bootstrap.",
         "Differences are tested on the same items: over several seeds by Student's t with crossed "
-        "random effects of seeds and items, of one seed by McNemar's exact test, or a paired "
-        "bootstrap of ratings. Intervals of differences are at 95 % each; p values are corrected "
-        "by Holm's method over all comparisons of one table, and a difference is called shown "
-        "where the corrected p is below 0.05.",
+        "random effects of seeds and items, seed by seed where both sides are the same runs at two "
+        "times; of one seed by McNemar's exact test, or a paired bootstrap of ratings. Intervals "
+        "of differences are at 95 % each; p values are corrected by Holm's method over all "
+        "comparisons of one table, and a difference is called shown where the corrected p is "
+        "below 0.05.",
         "Ratings of MT-Bench stay on their scale of 1 to 10 and are never averaged with shares.",
     ]
     table = protocol_table(results, list(abilities))

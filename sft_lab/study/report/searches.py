@@ -27,10 +27,10 @@ def searches_section(searches: Sequence[SearchResult]) -> Section:
 
 
 def _sentence(found: SearchResult) -> str:
-    limits = " and ".join(f"{limit:.0%} of {key}" for key, limit in found.retention.items())
+    limits = " and ".join(f"{100 * limit:g} % of {key}" for key, limit in found.retention.items())
     asked = f"{found.question} {found.arm} looks for the smallest {found.axis} that keeps {limits}"
     cost = f"{found.trials} of the grid's {found.grid} runs"
-    sure = f"at {found.confidence:.0%} confidence for each value and ability"
+    sure = f"at {100 * found.confidence:g} % confidence for each value and ability"
     if found.seeds == 1:
         sure += ", over items only: there is one seed, and another may differ"
     if found.value is None:

@@ -1,10 +1,10 @@
-"""RQ4: what each strategy keeps, loses and gains; the replay share."""
+"""RQ4: the rows of the strategies' table, their specialists, and what each strategy lost."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from sft_lab.study.report.abilities import Ability
-from sft_lab.study.report.amounts import own_arm, single_question
+from sft_lab.study.report.amounts import is_alone, own_series, single_question
 from sft_lab.study.report.comparing import (
     Comparison,
     Measurements,
@@ -13,24 +13,8 @@ from sft_lab.study.report.comparing import (
     corrected,
     end_of,
 )
-from sft_lab.study.report.groups import Group, amount, by_amount, distinct, groups_of
-from sft_lab.study.report.judging import judge_direction, judge_no_loss
-from sft_lab.study.report.page import Claim, Finding
-from sft_lab.study.report.ratios import general_of
+from sft_lab.study.report.groups import Group, by_amount, distinct, groups_of
 from sft_lab.study.study_results import Question, StudyResults
-
-_FORGETS = (
-    "a forgetting of math, not of code: GSM8K ends 17.7, 12.3 and 10.6 points below the specialist "
-    "at 7B, 13B and 33B, HumanEval within 3.1. It reports no score after the first stage, so the "
-    "drop is read against the specialist."
-)
-_MIXED_FORGETS = "GSM8K ends 16.5, 10.9 and 13.7 points below the specialist, HumanEval within 3.2."
-_KEEPS = "replaying 1/256 lifts GSM8K by 9.3, 6.0 and 12.1 points over mixed sequential."
-_FREE = "MT-Bench is 6.08, 6.03 and 6.73 against 6.02, 5.93 and 6.43 of mixed sequential."
-_MORE = "GSM8K rises from 41.9 % to 45.8 % (7B, k from 1/256 to 1); HumanEval falls at 7B."
-_TRADE = "MT-Bench falls from 6.08 to 5.63 (7B) and from 6.03 to 5.76 (13B), k from 1/256 to 1."
-_MULTI = "GSM8K ends 0.5 to 1.6 points below the specialist; HumanEval 7.9 below to 2.4 above."
-_CONFLICT = "MT-Bench ends 0.12, 0.40 and 0.56 below the specialist at 7B, 13B and 33B."
 
 
 @dataclass(frozen=True)
@@ -59,33 +43,30 @@ def table_groups(
     single = single_question(results)
     specialists: list[Group] = []
     for ability in abilities:
-        groups = own_arm(question, ability) or (own_arm(single, ability) if single else [])
-        specialists += groups[-1:]
+        series = own_series(question, ability) or own_series(single, ability)
+        specialists += [groups[-1] for groups in series if groups[-1] not in specialists]
     others = [group for group in groups_of(question) if group not in specialists]
     return [*specialists, *distinct(_ordered(others))]
-
-
-def specialist_arms(abilities: Sequence[Ability]) -> set[str]:
-    """Return the names that an arm of one source may have."""
-    return {name for a in abilities for name in (a.name, f"{a.name}_only")}
 
 
 def references(
     rows: Sequence[Group], abilities: Sequence[Ability], measured: Measurements
 ) -> dict[Ability, Group]:
-    """Return the best specialist of each ability that has one."""
-    names = specialist_arms(abilities)
-    best: dict[Ability, Group] = {}
+    """Return the specialist of each ability that has one: what trains its own source alone.
+
+    Another source's specialist is none, however well it does. Of several the best is taken.
+    """
+    found: dict[Ability, Group] = {}
     for ability in abilities:
-        scores = {
-            row.label: score.value
+        scores = [
+            (score.value, row)
             for row in rows
-            if row.arm in names and (score := measured.mean(ability, end_of(row))) is not None
-        }
+            if is_alone(row.arm, ability.source)
+            and (score := measured.mean(ability, end_of(row))) is not None
+        ]
         if scores:
-            label = max(scores, key=lambda name: scores[name])
-            best[ability] = next(row for row in rows if row.label == label)
-    return best
+            _, found[ability] = max(scores, key=lambda scored: scored[0])
+    return found
 
 
 def against_references(
@@ -94,7 +75,7 @@ def against_references(
     best: dict[Ability, Group],
     measured: Measurements,
 ) -> list[Comparison]:
-    """Compare every row with the best specialist of each column."""
+    """Compare every row with the specialist of each column."""
     return corrected(
         measured.compare(family, ability, end_of(reference), end_of(row))
         for ability, reference in best.items()
@@ -109,7 +90,7 @@ def drops(
     """Return what each group of several stages has lost of each ability.
 
     The earlier evaluation is the stage end, or the base, at which the mean over seeds stood
-    highest: chosen after the fact, which flatters the drop a little.
+    highest. Chosen by its score, it is higher by chance alone: p is corrected for the choice.
     """
     found: list[tuple[Group, Side, Comparison]] = []
     for group in groups:
@@ -122,7 +103,9 @@ def drops(
             told = [(score.value, side) for score, side in means if score is not None]
             if told:
                 _, best = max(told, key=lambda pair: pair[0])
-                found.append((group, best, measured.compare(family, ability, best, end_of(group))))
+                end = end_of(group)
+                comparison = measured.compare(family, ability, best, end, same_runs=True)
+                found.append((group, best, comparison.chosen_from(len(told))))
     comparisons = corrected(comparison for *_, comparison in found)
     return [
         Drop(group, best, comparison)
@@ -130,150 +113,7 @@ def drops(
     ]
 
 
-def strategy_claims(
-    question: Question,
-    abilities: Sequence[Ability],
-    measured: Measurements,
-    table: Sequence[Comparison],
-    lost: Sequence[Drop],
-) -> tuple[list[Claim], list[Comparison]]:
-    """Return what the data say of forgetting, of replay, and of training on all at once.
-
-    Args:
-        question: Arms are strategies by name; ``dmt`` has an axis k.
-        abilities: The study's abilities.
-        measured: Means and comparisons.
-        table: Every strategy against the best specialists.
-        lost: What each strategy has lost.
-
-    Returns:
-        Claims, and the comparisons of replay shares that they stand on.
-    """
-    general = general_of(abilities)
-    special = [ability for ability in abilities if ability != general]
-    replay = _replay_comparisons(question, abilities, measured)
-
-    def forgetting(arm: str) -> list[Finding]:
-        return [
-            judge_direction(
-                drop.comparison, -1, f"{arm}, from {_after(drop.best)} to the end of training"
-            )
-            for drop in lost
-            if drop.group.arm == arm and drop.comparison.ability in special
-        ]
-
-    def multi_task(wanted: Sequence[Ability | None]) -> list[Comparison]:
-        return [c for c in table if c.after == "multi_task" and c.ability in wanted]
-
-    claims = [
-        Claim(
-            question.name,
-            "Training in sequence forgets math and code",
-            _FORGETS,
-            forgetting("sequential"),
-        ),
-        Claim(
-            question.name,
-            "Mixed sequential forgets them as well",
-            _MIXED_FORGETS,
-            forgetting("mixed_sequential"),
-        ),
-        Claim(
-            question.name,
-            "A little replay keeps more of them (DMT against none)",
-            _KEEPS,
-            [judge_direction(c, 1) for c in replay.little if c.ability in special],
-        ),
-        Claim(
-            question.name,
-            "That replay costs the general ability nothing",
-            _FREE,
-            [judge_no_loss(c) for c in replay.little if c.ability == general],
-        ),
-        Claim(
-            question.name,
-            "More replay raises the special abilities further",
-            _MORE,
-            [judge_direction(c, 1) for c in replay.much if c.ability in special],
-        ),
-        Claim(
-            question.name,
-            "More replay lowers the general ability",
-            _TRADE,
-            [judge_direction(c, -1) for c in replay.much if c.ability == general],
-        ),
-        Claim(
-            question.name,
-            "Multi-task training keeps the special abilities at the specialist's level",
-            _MULTI,
-            [judge_no_loss(c) for c in multi_task(special)],
-        ),
-        Claim(
-            question.name,
-            "Multi-task training lowers the general ability",
-            _CONFLICT,
-            [judge_direction(c, -1) for c in multi_task([general])],
-        ),
-    ]
-    return [claim for claim in claims if claim.findings], replay.all
-
-
-@dataclass(frozen=True)
-class _Replay:
-    """Comparisons of replay shares: the least with none, the greatest with the least, all."""
-
-    little: Sequence[Comparison]
-    much: Sequence[Comparison]
-    all: list[Comparison]
-
-
-def replay_sweep(question: Question) -> list[Group]:
-    """Return the groups of ``dmt`` from the least k on; mixed sequential stands for k = 0."""
-    groups = groups_of(question)
-    sweep = by_amount(
-        [g for g in groups if g.arm == "dmt" and g.runs and amount(g.level) is not None]
-    )
-    if not any(amount(group.level) == 0 for group in sweep):
-        none = [g for g in groups if g.arm == "mixed_sequential" and g.runs and not g.axis]
-        sweep = [*none[:1], *sweep]
-    return sweep
-
-
-def _replay_comparisons(
-    question: Question, abilities: Sequence[Ability], measured: Measurements
-) -> _Replay:
-    sweep = replay_sweep(question)
-    none = [g for g in sweep if not amount(g.level)]
-    some = [g for g in sweep if amount(g.level)]
-    if not some:
-        return _Replay([], [], [])
-    pairs = [(none[0], group) for group in some] if none else []
-    pairs += [(some[0], group) for group in some[1:]]
-    comparisons = corrected(
-        measured.compare(f"{question.name} replay", ability, end_of(a), end_of(b))
-        for ability in abilities
-        for a, b in pairs
-    )
-    keys = [(a, b) for _ in abilities for a, b in pairs]
-
-    def of(before: Group, after: Group) -> list[Comparison]:
-        return [
-            comparison
-            for (a, b), comparison in zip(keys, comparisons, strict=True)
-            if a is before and b is after
-        ]
-
-    little = of(none[0], some[0]) if none else []
-    much = of(some[0], some[-1]) if len(some) > 1 else []
-    return _Replay(little, much, comparisons)
-
-
 def _ordered(groups: Sequence[Group]) -> list[Group]:
     """Return groups in the order of their arms, each arm from its least amount on."""
     arms = dict.fromkeys(group.arm for group in groups)
     return [g for arm in arms for g in by_amount([g for g in groups if g.arm == arm])]
-
-
-def _after(side: Side) -> str:
-    names = {point.after for _, point in side.points.values()}
-    return "the base" if names == {None} else f"the end of {' or '.join(sorted(map(str, names)))}"

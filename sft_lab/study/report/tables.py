@@ -48,7 +48,7 @@ def score_table(
                 _score_cell(group, ability, measured, marks.get((group.label, ability)), is_best)
             )
             if published is not None:
-                cells.append(published.strategy(ability, group.arm, group.level))
+                cells.append(published.strategy(ability, group.arm, group.axis.get("k", "")))
         body.append(cells)
     return Table(f"{caption} Published: {SOURCE}." if published else caption, header, body)
 
@@ -121,8 +121,10 @@ def forgetting_table(drops: Sequence[Drop], abilities: Sequence[Ability]) -> Tab
         rows.append(row)
     return Table(
         "Change from the stage end where the mean stood highest (named below it) to the end of "
-        "training, with its 95 % interval; that stage end is chosen after the fact, which makes "
-        "the change look a little worse than it is. Retention is the score at the end over the "
+        "training, run by run, with its 95 % interval. That stage end is chosen after the fact, "
+        "which makes the change look a little worse than it is; its p is therefore multiplied by "
+        "the number of stage ends it was chosen from, the base among them, before Holm's "
+        "correction. Retention is the score at the end over the "
         "best one at any earlier evaluation, as the runs logged it: its mean over seeds with "
         "Student's interval.",
         header,

@@ -79,7 +79,7 @@ def timeline(
     _mark_stages(drawing, group)
     drawing.legend([ability.name for ability in drawn])
     alt = f"{group.label}, {drawn[0].unit}, over training. {'; '.join(words)}."
-    return Panel(name, drawing.svg(name, alt), alt)
+    return drawing.panel(name, alt)
 
 
 def _mark_stages(drawing: Drawing, group: Group) -> None:
@@ -143,7 +143,7 @@ def heat_map(
         spine.set_visible(False)
     axes.set_title(group.label, loc="left", fontweight="bold", fontsize=10.5)
     alt = f"{group.label}, scores at stage boundaries: {'; '.join(words)}."
-    return Panel(name, drawing.svg(name, alt), alt)
+    return drawing.panel(name, alt)
 
 
 def _square(column: int, row: int, part: float) -> Rectangle:

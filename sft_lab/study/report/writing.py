@@ -87,7 +87,7 @@ def _md(text: str) -> str:
 
 def _fence(text: str) -> str:
     """Return text as inline code of a Markdown table, lines marked."""
-    shown = text.replace("|", "\\|").replace("\n", " \N{RETURN SYMBOL} ")
+    shown = " \N{RETURN SYMBOL} ".join(text.replace("|", "\\|").splitlines())
     ticks = "`"
     while ticks in shown:
         ticks += "`"
