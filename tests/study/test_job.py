@@ -1,8 +1,13 @@
 """A job where it falls to: what it refuses, and what it asks of ``fit``."""
 
 import os
+import pickle
 import shlex
+import subprocess
+import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import yaml
@@ -13,7 +18,7 @@ from study_runs import STUDY
 from sft_lab.lab_cli import compose
 from sft_lab.study.code_digest import code_digest
 from sft_lab.study.command import lay_out, make_job
-from sft_lab.study.job import CELL_TAG, Job, run_arguments, run_job
+from sft_lab.study.job import CELL_TAG, Job, find_runs, run_arguments, run_job
 from sft_lab.study.parent_run import ParentRun
 from sft_lab.tracking import DIGEST_TAG, PROCESS_TAG, RunStore, this_process
 
@@ -74,6 +79,38 @@ def test_a_run_that_is_recorded_elsewhere_is_not_trained_again(
     command = shlex.split(job.log.read_text().splitlines()[0])
     assert command[:5] == ["$", "/bin/true", "-m", "sft_lab", "fit"]
     assert '--trainer.logger.init_args.run_name="q math seed 0"' in command
+
+
+WORKER = """
+import pickle, sys
+from sft_lab.study.job import run_job
+
+run_job(pickle.load(open(sys.argv[1], "rb")))
+"""
+
+
+@pytest.mark.slow
+def test_what_a_killed_worker_began_is_left_to_end_and_then_gone_on_with(
+    job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    job = replace(job, environment={})
+    (tmp_path / "job").write_bytes(pickle.dumps(job))
+    store = RunStore(job.tracking_uri)
+    store.client.search_experiments()  # makes it, as a study does before its first job
+    worker = subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path / "job")])
+    deadline = time.monotonic() + 300
+    while not list(job.dirpath.glob("*/last.ckpt")):
+        assert time.monotonic() < deadline
+        assert worker.poll() is None
+        time.sleep(0.1)
+    worker.kill()
+    worker.wait()
+    while (ended := run_job(job)).code == os.EX_TEMPFAIL:  # its fit saves and stops
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    (run,) = find_runs(store, job.digest)
+    assert (ended.code, ended.run_id) == (0, run.info.run_id)
 
 
 @pytest.mark.parametrize("name", ["rq1: math", "[x]", "dmt #2", "a=${oc.env:HOME}", "1", "'x'"])
