@@ -172,7 +172,10 @@ def test_runs_on_other_weights_are_others(study_lab: Lab) -> None:
     assert not set(digests(lab)) & set(before)
 
 
-def test_runs_scored_by_other_code_of_ones_own_are_others(study_lab: Lab) -> None:
+def test_runs_scored_by_other_code_of_ones_own_are_others(
+    study_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "scripted", raising=False)  # another test's
     study_lab.write("scripted.py", SCRIPTED)
     study_lab.write("scripted.yaml", SCRIPTED_CONFIG)
     arms = {"one": {"config": "./math.yaml", "also": ["./scripted.yaml"]}}
