@@ -4,11 +4,14 @@ import csv
 import io
 import re
 from dataclasses import replace
+from fractions import Fraction
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from planted_study import (
+    BASE,
+    FRACTIONS,
     HOSTILE,
     LLAMA_ABILITIES,
     SOURCES,
@@ -82,6 +85,37 @@ def test_planted_effects_are_found(
     report: Report, claim: str, ability: str, judgement: str
 ) -> None:
     assert finding(report, claim, ability).judgement == judgement
+
+
+def mixed_from(study: PlantedStudy, first: str) -> Report:
+    """Math alone and mixed over four amounts; mixed gains 30 points where anything is learnt."""
+    alone, mixed = [], []
+    for fraction in FRACTIONS:
+        learns = Fraction(fraction) >= Fraction(first)
+        own, both = (0.50, 0.80) if learns else (BASE["math"], BASE["math"])
+        for cells, arm, level in ((alone, "math", own), (mixed, "mixed", both)):
+            run = study.run(f"{arm} {fraction}", 0, {"all": levels(level, 0.04, 0.10)})
+            cells.append(Cell("q", arm, {"fraction": fraction}, 0, run))
+    questions = [Question("rq1", "?", "single", alone), Question("rq2", "?", "mixed", mixed)]
+    return build_report(study.results("mixed", *questions), study.read)
+
+
+def test_few_data_are_the_least_from_which_anything_is_learnt() -> None:
+    few = finding(mixed_from(PlantedStudy(), "1/16"), "Mixing gains where data are few", "math")
+    assert few.judgement == "holds here"
+    assert few.sentence.startswith(
+        "mixed against alone, at 1/16 of each source, the least amount from which either is above "
+        "the base: higher (+"
+    )
+
+
+def test_where_nothing_is_learnt_mixing_cannot_be_judged() -> None:
+    report = mixed_from(PlantedStudy(), "1")
+    few = finding(report, "Mixing gains where data are few", "math")
+    assert few.judgement == "cannot be told"
+    assert "Neither mixed nor math alone is shown above the base at 1/64" in few.sentence
+    many = finding(report, "Mixing loses where data are many", "math")
+    assert many.judgement == "does not hold here"
 
 
 def test_a_null_is_never_called_equal_and_says_what_is_compatible(report: Report) -> None:

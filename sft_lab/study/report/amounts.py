@@ -1,10 +1,10 @@
 """RQ1 and RQ2: what the amount of data does, a source alone and all sources mixed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from sft_lab.study.report.abilities import Ability, taught
-from sft_lab.study.report.comparing import Comparison, Measurements, corrected, end_of
+from sft_lab.study.report.comparing import Comparison, Measurements, boundary_of, corrected, end_of
 from sft_lab.study.report.groups import Group, amount, series_of
 from sft_lab.study.report.judging import judge_direction
 from sft_lab.study.report.page import Claim, Finding
@@ -95,23 +95,37 @@ def mixed_claims(
         for _, ability, alone, mixed in pairs
     )
 
+    def learnt(ability: Ability, groups: Iterable[Group]) -> bool:
+        ends = [(measured.mean(ability, end_of(g)), g) for g in groups]
+        bases = [(end, measured.mean(ability, boundary_of(g, 0))) for end, g in ends]
+        return any(end and base and end.low > base.high for end, base in bases)
+
     def claim(text: str, paper: str, at: int, sign: int) -> Claim:
         findings = []
         for arm in arms:
             for ability in abilities:
                 found = [
-                    (comparison, mixed.level)
-                    for (of, wanted, _, mixed), comparison in zip(pairs, comparisons, strict=True)
+                    (comparison, mixed.level, learnt(ability, (alone, mixed)))
+                    for (of, wanted, alone, mixed), comparison in zip(
+                        pairs, comparisons, strict=True
+                    )
                     if (of, wanted) == (arm, ability)
                 ]
                 if not found:
                     findings.append(_too_few(ability, f"{arm} against {ability.source} alone"))
                     continue
-                comparison, level = found[at]
                 if len(found) == 1:
-                    findings.append(_one_amount(ability, arm, level))
+                    findings.append(_one_amount(ability, arm, found[0][1]))
                     continue
+                # Where neither is above the base yet, mixing can neither gain nor lose.
+                told = [(comparison, level) for comparison, level, learns in found if learns]
+                if not told or (at == 0 and len(told) == 1):
+                    findings.append(_nothing_learnt(ability, arm, found[0][1]))
+                    continue
+                comparison, level = told[at]
                 lead = f"{arm} against alone, at {level} of each source"
+                if at == 0 and level != found[0][1]:
+                    lead += ", the least amount from which either is above the base"
                 findings.append(judge_direction(comparison, sign, lead))
         return Claim(question.name, text, paper, findings)
 
@@ -171,6 +185,15 @@ def _one_amount(ability: Ability, arm: str, level: str) -> Finding:
         "cannot be told",
         f"{arm} and {ability.source} alone have both finished at one amount only ({level}); few "
         "and many data need two.",
+    )
+
+
+def _nothing_learnt(ability: Ability, arm: str, level: str) -> Finding:
+    return Finding(
+        ability.name,
+        "cannot be told",
+        f"Neither {arm} nor {ability.source} alone is shown above the base at {level} of each "
+        "source or at any amount but the greatest.",
     )
 
 
