@@ -146,4 +146,5 @@ def _retention(group: Group, ability: Ability) -> TableCell:
     found = over_seeds(values)
     if found.low is None or found.high is None:
         return TableCell(f"{found.value:.2f}", "one seed")
-    return TableCell(f"{found.value:.2f}", f"{found.low:.2f} to {found.high:.2f}")
+    interval = f"{found.low:z.2f} to {found.high:z.2f}".replace("-", "\N{MINUS SIGN}")
+    return TableCell(f"{found.value:.2f}", interval)
