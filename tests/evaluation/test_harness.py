@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from conftest import write_jsonl
-from runs import EVALUATED_STEPS, Lab
+from runs import CONFIGS, EVALUATED_STEPS, Lab
 
 from sft_lab.data.rendering import Renderer
 from sft_lab.errors import RequestError
@@ -396,6 +397,18 @@ def test_a_wrong_argument_is_named(tasks: str, settings: dict[str, Any], message
     arguments = {"task": "sums", "metrics": ["acc"], "include_path": tasks, **settings}
     with pytest.raises(RequestError, match=message):
         HarnessTask(**arguments).check()
+
+
+def test_the_shipped_config_names_a_task(lab: Lab) -> None:
+    """Its keys are right; what it names is looked for where the harness is installed."""
+    added = f"--config={CONFIGS / 'paper/harness.yaml'}"
+    outcome = lab.fit(added, "--print_config")
+    assert outcome.code == 0, outcome.err
+    found = yaml.safe_load(outcome.out)["evaluation"]["benchmarks"]["arc_easy"]
+    assert found["class_path"] == "sft_lab.evaluation.harness.HarnessTask"
+    assert found["init_args"]["metrics"] == ["acc_norm", "acc"]
+    assert found["init_args"]["num_examples"] == 500
+    assert "chat" in found["init_args"]  # a default: the class has taken the keys
 
 
 @needs_harness
