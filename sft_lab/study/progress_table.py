@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from textwrap import shorten
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -82,7 +83,8 @@ class ProgressTable:
                 str(step) if running or p.state == "finished" else "",
                 str(total),
                 str(p.attempts or ""),
-                Text(p.reason[:60]),  # not as markup: it may hold brackets
+                # Not as markup: it may hold brackets.
+                Text(shorten(p.reason, 60, placeholder=" \N{HORIZONTAL ELLIPSIS}")),
             )
         return table
 

@@ -30,6 +30,16 @@ def test_a_terminal_gets_a_table_with_reasons_as_they_are(tmp_path: Path) -> Non
     assert "no [/folder] there" in said
 
 
+def test_a_long_reason_ends_with_a_whole_word(tmp_path: Path) -> None:
+    reason = (
+        "Task failed because the node it was running on is dead or unavailable. Node IP: 10.0.0.2"
+    )
+    said = show(tmp_path, Terminal(), progress("lost", "queued", reason))
+    words = " ".join(said.replace("\u2502", " ").split())
+    assert "or \u2026" in words
+    assert "unav" not in words
+
+
 def test_of_many_runs_those_that_are_not_finished_come_first(tmp_path: Path) -> None:
     finished = {}
     for n in range(40):
