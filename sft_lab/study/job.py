@@ -22,10 +22,10 @@ from sft_lab.tracking import RunStore
 
 CELL_TAG = "sft_lab.cell"
 PARENT_TAG = "mlflow.parentRunId"
-REQUEST_WAS_WRONG, BUSY = 2, os.EX_TEMPFAIL
+REQUEST_WAS_WRONG, BUSY, OTHER_CODE = 2, os.EX_TEMPFAIL, os.EX_CONFIG
 _LINUX_PDEATHSIG = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _STOP_S = 120
-_OTHER_CODE = (
+_HAS_OTHER_CODE = (
     "{} has another code, or other versions of its packages, than the study was planned with; "
     "put all machines on one, and start the study anew"
 )
@@ -68,8 +68,8 @@ class Ended:
 
     Attributes:
         digest: The run's digest.
-        code: Exit code of ``fit``; ``BUSY`` where another process is at it, None where the machine
-            was lost.
+        code: Exit code of ``fit``; ``BUSY`` where another process is at it, ``OTHER_CODE`` where
+            the machine may not run it, None where it was lost.
         run_id: The finished run; None where there is none.
         reason: Why there is none, in a line.
     """
@@ -90,7 +90,7 @@ def run_job(job: Job) -> Ended:
     os.chdir(job.folder)
     os.environ.update(job.environment)  # the store may need some of it too
     if code_digest() != job.code:
-        return Ended(job.digest, REQUEST_WAS_WRONG, None, _OTHER_CODE.format(socket.gethostname()))
+        return Ended(job.digest, OTHER_CODE, None, _HAS_OTHER_CODE.format(socket.gethostname()))
     try:
         # Until `fit` has opened its run, nothing else tells another study that it is at work.
         with run_lock(job.dirpath / "cells" / job.digest, f"cell '{job.name}'"):

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from sft_lab.errors import RequestError
 from sft_lab.study.executors import Executor
-from sft_lab.study.job import BUSY, REQUEST_WAS_WRONG, Ended, Job
+from sft_lab.study.job import BUSY, OTHER_CODE, REQUEST_WAS_WRONG, Ended, Job
 from sft_lab.study.runs import StudyRun
 
 State = Literal["waiting", "queued", "busy", "finished", "failed"]
@@ -73,6 +74,9 @@ class Runner:
 
         Returns:
             The progress of all runs so far, by digest.
+
+        Raises:
+            RequestError: If a machine has other code than the study was planned with.
         """
         for run in runs:
             if run.digest not in self.progress:
@@ -114,6 +118,10 @@ class Runner:
         if ended.code == BUSY:
             progress.state, progress.ask_at = "busy", time.monotonic() + self.busy_s
             return
+        if ended.code == OTHER_CODE:
+            # It refuses within seconds, and would take one cell after the other.
+            progress.state = "waiting"
+            raise RequestError(f"cell '{progress.run.name}': {ended.reason}.")
         # A machine that is lost says nothing of the run; a crash may come again.
         progress.attempts += ended.code is not None
         if ended.code is None:

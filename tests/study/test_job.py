@@ -45,7 +45,7 @@ def test_a_job_brings_along_what_its_study_was_planned_with(study_lab: Lab, job:
 
 def test_another_code_than_the_planned_one_is_refused(job: Job) -> None:
     ended = run_job(replace(job, code="0" * 64, environment={}))
-    assert (ended.code, ended.run_id) == (2, None)
+    assert (ended.code, ended.run_id) == (os.EX_CONFIG, None)
     assert "another code" in ended.reason
     assert not job.log.exists()  # nothing was begun
 

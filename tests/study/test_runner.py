@@ -6,12 +6,15 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
+from sft_lab.errors import RequestError
 from sft_lab.study.design import CellSpec
 from sft_lab.study.job import Ended, Job
 from sft_lab.study.runner import Runner
 from sft_lab.study.runs import Fork, StudyRun, with_forks
 
-CODE, LOST, BUSY = 1, None, os.EX_TEMPFAIL
+CODE, LOST, BUSY, OTHER_CODE = 1, None, os.EX_TEMPFAIL, os.EX_CONFIG
 
 
 def study_run(name: str, *stages: str, base: str = "b") -> StudyRun:
@@ -115,6 +118,14 @@ def test_a_wrong_request_is_not_tried_again() -> None:
     runner.run([study_run("wrong", "a")], finished={})
     assert states(runner) == {"wrong": "failed"}
     assert len(executor.submitted) == 1
+
+
+def test_a_machine_with_other_code_stops_the_study_before_it_takes_the_other_cells() -> None:
+    executor = Scripted({"a": [(OTHER_CODE, "host has another code")]})
+    runner = Runner(executor, make_job)
+    with pytest.raises(RequestError, match="cell 'q a seed 0': host has another code"):
+        runner.run([study_run("a", "x"), study_run("b", "x", base="c")], {})
+    assert states(runner) == {"a": "waiting", "b": "queued"}
 
 
 def test_a_lost_machine_does_not_count_as_a_crash() -> None:
