@@ -113,9 +113,14 @@ def test_where_nothing_is_learnt_mixing_cannot_be_judged() -> None:
     report = mixed_from(PlantedStudy(), "1")
     few = finding(report, "Mixing gains where data are few", "math")
     assert few.judgement == "cannot be told"
-    assert "Neither mixed nor math alone is shown above the base at 1/64" in few.sentence
+    assert few.sentence == (
+        "Neither mixed nor math alone is shown above the base below 1 of each source."
+    )
     many = finding(report, "Mixing loses where data are many", "math")
     assert many.judgement == "does not hold here"
+    many = finding(mixed_from(PlantedStudy(), "2"), "Mixing loses where data are many", "math")
+    assert many.judgement == "cannot be told"
+    assert many.sentence.endswith("is shown above the base at 1 of each source.")
 
 
 def test_a_null_is_never_called_equal_and_says_what_is_compatible(report: Report) -> None:

@@ -118,13 +118,15 @@ def mixed_claims(
                     findings.append(_one_amount(ability, arm, found[0][1]))
                     continue
                 # Where neither is above the base yet, mixing can neither gain nor lose.
-                told = [(comparison, level) for comparison, level, learns in found if learns]
-                if not told or (at == 0 and len(told) == 1):
-                    findings.append(_nothing_learnt(ability, arm, found[0][1]))
+                last = len(found) - 1
+                first = next((n for n, (*_, learns) in enumerate(found) if learns), last)
+                comparison, level, learns = found[first if at == 0 else last]
+                if not learns or (at == 0 and first == last):
+                    where = f"below {found[-1][1]}" if at == 0 else f"at {level}"
+                    findings.append(_nothing_learnt(ability, arm, where))
                     continue
-                comparison, level = told[at]
                 lead = f"{arm} against alone, at {level} of each source"
-                if at == 0 and level != found[0][1]:
+                if at == 0 and first > 0:
                     lead += ", the least amount from which either is above the base"
                 findings.append(judge_direction(comparison, sign, lead))
         return Claim(question.name, text, paper, findings)
@@ -188,12 +190,11 @@ def _one_amount(ability: Ability, arm: str, level: str) -> Finding:
     )
 
 
-def _nothing_learnt(ability: Ability, arm: str, level: str) -> Finding:
+def _nothing_learnt(ability: Ability, arm: str, where: str) -> Finding:
     return Finding(
         ability.name,
         "cannot be told",
-        f"Neither {arm} nor {ability.source} alone is shown above the base at {level} of each "
-        "source or at any amount but the greatest.",
+        f"Neither {arm} nor {ability.source} alone is shown above the base {where} of each source.",
     )
 
 
