@@ -18,7 +18,7 @@ from sft_lab.data.corpus import Corpus
 from sft_lab.data.module import StagedDataModule
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Item, Verdict
-from sft_lab.evaluation.generation import VllmEngine, make_engine
+from sft_lab.evaluation.generation import NativeEngine, VllmEngine, make_engine
 from sft_lab.evaluation.harness import HarnessTask
 from sft_lab.evaluation.harness_requests import HarnessModel
 from sft_lab.evaluation.suite import EvaluationSuite
@@ -120,7 +120,11 @@ class SFTModule(LightningModule):
                 "model.optimizer paged_adamw_8bit needs CUDA, found none; set it to adamw."
             )
         self.engine = make_engine(
-            evaluation.engine, evaluation.batch_size, evaluation.batch_tokens, evaluation.vllm
+            evaluation.engine,
+            evaluation.batch_size,
+            evaluation.batch_tokens,
+            evaluation.vllm,
+            drafts=evaluation.drafts,
         )
         self.base = base
         self.evaluation = evaluation
@@ -380,3 +384,12 @@ class SFTModule(LightningModule):
         checkpoint["state_dict"] = {
             k: v for k, v in checkpoint["state_dict"].items() if k in trained
         }
+        if isinstance(self.engine, NativeEngine) and self.engine.earlier is not None:
+            checkpoint["earlier_answers"] = self.engine.earlier.state_dict()
+
+    @override
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # An earlier version of the lab kept none.
+        kept = checkpoint.get("earlier_answers")
+        if kept and isinstance(self.engine, NativeEngine) and self.engine.earlier is not None:
+            self.engine.earlier.load_state_dict(kept)

@@ -17,6 +17,7 @@ from sft_lab.data.module import HELD_OUT_FACTOR, StagedDataModule
 from sft_lab.data.plan import RowCounts, StagePlan, Window
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.generation.kv_cache import CACHE_ROOM
+from sft_lab.evaluation.generation.native import PASS_TOKENS
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.lab_cli import explain
 from sft_lab.machine import device_name
@@ -309,18 +310,24 @@ def _memory(
         evaluation_weights=copies[suite.weights],
         kv_cache=size.kv_per_token * answered.tokens,
         evaluation_work=max(
-            size.forward(answered.prompt_tokens) + answered.rows * size.vocab_size * size.logit,
+            size.forward(answered.pass_tokens) + answered.logits * size.vocab_size * size.logit,
             size.forward(held_out.tokens) + size.validation_loss(held_out.targets),
         ),
     )
 
 
 class _Answered(NamedTuple):
-    """The largest batch that is answered: its rows, their tokens at the end and at the start."""
+    """The largest batch that is answered.
+
+    Attributes:
+        tokens: Tokens that it holds at its end.
+        pass_tokens: Tokens of the largest pass over prompts and drafts.
+        logits: Tokens whose logits are asked for in one pass.
+    """
 
     tokens: int = 0
-    prompt_tokens: int = 0
-    rows: int = 0
+    pass_tokens: int = 0
+    logits: int = 0
 
 
 def _answered(data: StagedDataModule) -> _Answered:
@@ -337,7 +344,13 @@ def _answered(data: StagedDataModule) -> _Answered:
         )
         if suite.batch_tokens is not None:
             rows = min(rows, max(1, suite.batch_tokens // end))
-        found.append(_Answered(rows * (end + CACHE_ROOM), rows * longest, rows))
+        greedy = suite.decoding(prompts.name).temperature == 0
+        drafted, at_once = 0, rows
+        if suite.engine == "native":
+            drafted = benchmark.max_new_tokens - 1 if suite.drafts and greedy else 0
+            at_once = min(rows, max(1, PASS_TOKENS // (longest + drafted)))
+        logits = max(rows, at_once * (1 + drafted))
+        found.append(_Answered(rows * (end + CACHE_ROOM), at_once * (longest + drafted), logits))
     return max(found)
 
 

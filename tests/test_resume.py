@@ -5,10 +5,13 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from runs import FinishedRun, Lab
+
+from sft_lab.evaluation.generation import engines, generate
 
 STOP = "--trainer.callbacks+=stopper.Stop"
 
@@ -47,6 +50,30 @@ def test_a_stopped_run_goes_on_exactly(
     assert lab.run.info.status == "FINISHED"
     for key in ("train_loss/all", "train_loss/math", "lr", "val_loss/general", "progress/tokens"):
         assert lab.points(key) == finished.lab.points(key), key
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_has_the_drafts_of_an_unbroken_one(
+    stopped_lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Drafts decide what one pass computes, and with it the last bits of an evaluation."""
+    drafts: list[list[list[int]]] = []
+
+    def generate_and_watch(*arguments: Any, **settings: Any) -> Any:
+        drafts.append([list(draft) for draft in settings["drafts"]])
+        return generate(*arguments, **settings)
+
+    monkeypatch.setattr(engines, "generate", generate_and_watch)
+    assert stopped_lab.fit().code == 0
+    unbroken = list(drafts)
+    assert not any(unbroken[0])
+    assert all(any(some) for some in unbroken[2:])  # two benchmarks: the second evaluation on
+    drafts.clear()
+    stop(stopped_lab, 7)
+    assert 0 < len(drafts) < len(unbroken)
+    outcome = stopped_lab.fit("--ckpt_path=last")
+    assert outcome.code == 0, outcome.err
+    assert drafts == unbroken
 
 
 def test_last_without_a_run_of_this_config_names_the_difference(stopped_lab: Lab) -> None:

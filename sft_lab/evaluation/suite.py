@@ -30,6 +30,9 @@ class EvaluationSuite:
             that answers with its own base and the adapters of the run.
         vllm: The server of ``vllm``; the one on this machine's port 8000 where not given.
         decoding: How answers are made, by benchmark; greedily where not given.
+        drafts: Whether ``native`` tries an item's last answer as a draft: one pass checks what took
+            a pass a token, and the answer is the same up to rounding. Greedy answers only; they are
+            kept in the checkpoint.
         budget: Share of a run's time that evaluations may take, ``10%`` or ``0.1``: the ones
             between stage boundaries then use a part of the items, always the same one, which is
             chosen by the run's pace when the first of them is due.
@@ -48,6 +51,7 @@ class EvaluationSuite:
         engine: EngineName = "native",
         vllm: VllmServer | None = None,
         decoding: dict[str, Decoding] | None = None,
+        drafts: bool = True,
         budget: float | str | None = None,
     ) -> None:
         for name in benchmarks:
@@ -92,6 +96,7 @@ class EvaluationSuite:
         self.engine: EngineName = engine
         self.vllm = vllm
         self._decoding = decoding or {}
+        self.drafts = drafts
         self.budget = budget_share(budget)
 
     def decoding(self, name: str) -> Decoding:

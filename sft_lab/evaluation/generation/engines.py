@@ -7,6 +7,7 @@ import torch
 
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.generation.decoding import GREEDY, Decoding
+from sft_lab.evaluation.generation.drafts import EarlierAnswers
 from sft_lab.evaluation.generation.native import evaluating, generate
 from sft_lab.evaluation.generation.stop_strings import Decode, before_stop
 from sft_lab.evaluation.generation.vllm_engine import VllmEngine
@@ -51,6 +52,8 @@ def make_engine(
     batch_size: int,
     batch_tokens: int | None = None,
     vllm: VllmServer | None = None,
+    *,
+    drafts: bool = True,
 ) -> Engine:
     """Return an engine by its name in a config.
 
@@ -59,12 +62,13 @@ def make_engine(
         batch_size: Most answers that are generated at a time.
         batch_tokens: Most tokens in a batch of ``native``, padding and room for answers counted.
         vllm: The server of ``vllm``; the one on this machine's port 8000 where not given.
+        drafts: Whether ``native`` tries a prompt's last answer as a draft of the next one.
 
     Raises:
         RequestError: If the machine has not what the engine needs.
     """
     if name == "native":
-        return NativeEngine(batch_size, batch_tokens)
+        return NativeEngine(batch_size, batch_tokens, drafts=drafts)
     if name == "vllm":
         return VllmEngine(vllm or VllmServer(), batch_size)
     if not torch.cuda.is_available():
@@ -77,14 +81,25 @@ def make_engine(
 class NativeEngine:
     """One batch, longest prompts first; rows leave it as they end, and others take their places.
 
+    A prompt that is answered again, greedily, gets its last answer as a draft. Samples are not kept
+    as drafts, for each token of them hangs on all probabilities before it; nor are answers inside a
+    conversation, whose prompts hold what was answered before.
+
     Args:
         batch_size: Most answers that are generated at a time.
         batch_tokens: Most tokens in a batch, padding and room for answers counted.
+        drafts: Whether last answers are kept and tried.
+
+    Attributes:
+        earlier: What was answered last; part of a checkpoint. None where it is not kept.
     """
 
-    def __init__(self, batch_size: int, batch_tokens: int | None = None) -> None:
+    def __init__(
+        self, batch_size: int, batch_tokens: int | None = None, *, drafts: bool = True
+    ) -> None:
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
+        self.earlier = EarlierAnswers() if drafts else None
 
     def complete(
         self,
@@ -100,6 +115,7 @@ class NativeEngine:
     ) -> list[str]:
         """See ``Engine``."""
         rows = decoding.rows(prompts, samples)
+        earlier = self.earlier if decoding.temperature == 0 and samples is None else None
         completions = generate(
             model,
             [prompt for prompt, _ in rows],
@@ -111,7 +127,11 @@ class NativeEngine:
             decoding=decoding,
             samples=[sample for _, sample in rows],
             decode=decode,
+            drafts=None if earlier is None else [earlier.of(prompt) for prompt in prompts],
         )
+        if earlier is not None:
+            for prompt, completion in zip(prompts, completions, strict=True):
+                earlier.keep(prompt, completion)
         return [before_stop(decode(token_ids), decoding.stop_strings) for token_ids in completions]
 
 

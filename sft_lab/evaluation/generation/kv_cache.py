@@ -1,5 +1,6 @@
 """A key-value cache for batches whose rows leave and are replaced."""
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,8 @@ class RoomyLayer(DynamicLayer):
 
     transformers' own layer copies all it holds for every token, which took a fifth of the time on a
     CPU, and again for every row that leaves. Here a token is written behind the last, a row that
-    leaves is overwritten by one from the end, and new rows are written behind the others.
+    leaves is overwritten by one from the end, and new rows are written behind the others. Rows end
+    together; what a shorter one has before its first token is never attended to.
     """
 
     def __init__(self) -> None:
@@ -40,7 +42,7 @@ class RoomyLayer(DynamicLayer):
             self._size, self._end = len(key_states), key_states.shape[-2]
             self.keys, self.values = new
             return new
-        self._make_room(self._size, key_states.shape[-2])
+        self._make_room(self._size, self.get_seq_length(), key_states.shape[-2])
         start, self._end = self._end, self._end + key_states.shape[-2]
         for memory, states in zip(self._memory, new, strict=True):
             memory[: self._size, :, start : self._end] = states
@@ -61,32 +63,51 @@ class RoomyLayer(DynamicLayer):
         self._start += num_tokens
         self.keys, self.values = self._in_use()
 
-    def join(self, other: "RoomyLayer") -> None:
-        """Append rows of no more tokens than are held here; all end together."""
-        first = self._size
-        self._make_room(first + other._size, 0)
-        self._size += other._size
-        for memory, states in zip(self._memory, other._in_use(), strict=True):
-            memory[first : self._size, :, self._end - other.get_seq_length() : self._end] = states
+    def forget_last(self, num_tokens: Tensor) -> None:
+        """Give up the last tokens of each row, int64 ``[rows]``; the others again end together."""
+        places = torch.arange(self.get_seq_length(), device=num_tokens.device)
+        # What a row has too little of is its first token again, to which no row attends.
+        places = (places - num_tokens[:, None]).clamp(min=0)[:, None, :, None]
+        self._memory = [
+            states.gather(2, places.expand(-1, states.shape[1], -1, states.shape[3]))
+            for states in self._in_use()
+        ]
+        self._start, self._end = 0, self.get_seq_length()
+        self.keys, self.values = self._in_use()
+
+    def join(self, others: Sequence["RoomyLayer"]) -> None:
+        """Take over rows of other layers, behind the own; all end together."""
+        length = max(layer.get_seq_length() for layer in (self, *others))
+        self._make_room(self._size + sum(other._size for other in others), length, 0)
+        self._start = self._end - length
+        for other in others:
+            first, self._size = self._size, self._size + other._size
+            place = slice(self._end - other.get_seq_length(), self._end)
+            for memory, states in zip(self._memory, other._in_use(), strict=True):
+                memory[first : self._size, :, place] = states
+            other._memory = []
+            other.keys = other.values = None
         self.keys, self.values = self._in_use()
 
     def _in_use(self) -> tuple[Tensor, Tensor]:
         keys, values = (memory[: self._size, :, self._start : self._end] for memory in self._memory)
         return keys, values
 
-    def _make_room(self, rows: int, num_tokens: int) -> None:
+    def _make_room(self, rows: int, length: int, num_tokens: int) -> None:
+        """See to it that so many tokens up to the end have a place, and so many new ones."""
         held_rows, _, held_tokens, _ = self._memory[0].shape
-        if rows <= held_rows and self._end + num_tokens <= held_tokens:
+        if rows <= held_rows and length <= self._end and self._end + num_tokens <= held_tokens:
             return
-        length = self.get_seq_length()
+        own = self.get_seq_length()
         self.keys = self.values = None  # or the old memory would stay beside the new
         for place, held in enumerate(self._memory):
             shape = (rows, held.shape[1], length + num_tokens + CACHE_ROOM, held.shape[3])
             # Zeros: what is not attended to is still multiplied, and must be finite.
             memory = held.new_zeros(shape)
-            memory[: self._size, :, :length] = held[: self._size, :, self._start : self._end]
+            used = held[: self._size, :, self._start : self._end]
+            memory[: self._size, :, length - own : length] = used
             self._memory[place] = memory
-        self._start, self._end = 0, length
+        self._start, self._end = length - own, length
 
 
 class RoomyCache(DynamicCache):
@@ -108,10 +129,15 @@ class RoomyCache(DynamicCache):
         for layer in self.layers:
             cast(RoomyLayer, layer).forget(num_tokens)
 
-    def join(self, other: "RoomyCache") -> None:
-        """Append rows of no more tokens than are held here, so that all end together."""
-        for layer, new in zip(self.layers, other.layers, strict=True):
-            cast(RoomyLayer, layer).join(cast(RoomyLayer, new))
+    def forget_last(self, num_tokens: Tensor) -> None:
+        """Give up the last tokens of each row, int64 ``[rows]``; the others again end together."""
+        for layer in self.layers:
+            cast(RoomyLayer, layer).forget_last(num_tokens)
+
+    def join(self, others: Sequence["RoomyCache"]) -> None:
+        """Take over the rows of other caches, behind the own; all end together."""
+        for layer, *new in zip(self.layers, *(other.layers for other in others), strict=True):
+            cast(RoomyLayer, layer).join(cast(list[RoomyLayer], new))
 
 
 def kept_rows(going: list[bool]) -> list[int]:

@@ -3,16 +3,20 @@
 from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from itertools import islice
 from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from sft_lab.evaluation.generation.decoding import GREEDY, Decoding, nucleus_tokens
-from sft_lab.evaluation.generation.kv_cache import RoomyCache, kept_rows
-from sft_lab.evaluation.generation.stop_strings import Decode, StopWatch
+from sft_lab.evaluation.generation.answers import Answers
+from sft_lab.evaluation.generation.batch import Batch, joined
+from sft_lab.evaluation.generation.decoding import GREEDY, Decoding
+from sft_lab.evaluation.generation.drafts import Drafts
+from sft_lab.evaluation.generation.kv_cache import RoomyCache
+from sft_lab.evaluation.generation.stop_strings import Decode
 
+PASS_TOKENS = 2048  # of prompts and drafts in one pass, padding counted; one alone may be longer
 _REFILL = 4  # new rows are let in when a batch has lost one part in so many
 
 
@@ -28,12 +32,14 @@ def generate(
     decoding: Decoding = GREEDY,
     samples: Sequence[int] | None = None,
     decode: Decode | None = None,
+    drafts: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
     """Continue prompts; greedily, as ``model.generate(do_sample=False)`` does.
 
     Longest prompts come first, so that too big a batch fails early. A row leaves the batch when it
     ends, and prompts that wait take the places, so that the last long answers do not pay for the
-    rest. The model's modes, gradient checkpointing and the global random state are afterwards what
+    rest. Drafts change no completion but by rounding: each token is chosen as it would be without
+    them. The model's modes, gradient checkpointing and the global random state are afterwards what
     they were.
 
     Args:
@@ -49,6 +55,9 @@ def generate(
         decoding: How tokens are chosen, and the strings that end a completion.
         samples: Which of its prompt's samples each completion is; the first where not given.
         decode: The text of token ids; needed for stop strings.
+        drafts: Token ids with which each completion may begin, as one does that was made before.
+            What a draft has right takes one pass for all its tokens; what is wrong is not kept. Not
+            used where a layer's cache is no whole one, as with a sliding window.
 
     Returns:
         Token ids of each completion, without the prompt and without the token that ended it. Where
@@ -67,177 +76,86 @@ def generate(
     }.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}.")
-    answers = _Answers(prompts, max_new_tokens, eos_token_ids, decoding, samples, decode)
-    order = sorted(range(len(prompts)), key=lambda index: -len(prompts[index]))
+    answers = Answers(prompts, max_new_tokens, eos_token_ids, decoding, samples, decode)
     batch_size = min(batch_size or len(prompts), len(prompts))
-    waiting = deque(order)
-    batch: _Batch | None = None
+    takes_rows = RoomyCache(model.config).takes_rows
+    if drafts is None or not takes_rows:  # what is wrong is given up in the cache as rows are
+        drafts = [()] * len(prompts)
+    lengths = [len(prompt) + len(draft) for prompt, draft in zip(prompts, drafts, strict=True)]
+    waiting = deque(sorted(range(len(prompts)), key=lambda row: -lengths[row]))
+    pass_tokens = PASS_TOKENS if takes_rows else None
+    start = _Start(model, prompts, Drafts(drafts, max_new_tokens), pad_token_id, pass_tokens)
+    batch: Batch | None = None
     with _without_gradients(model), evaluating(model):
         while waiting or batch:
             rows = batch.rows if batch else []
             room = batch_size
             if waiting and batch_tokens is not None:
-                longest = max(len(prompts[row]) for row in (*rows, waiting[0])) + max_new_tokens
+                longest = max(len(prompts[row]) for row in (*rows, *waiting)) + max_new_tokens
                 room = min(room, max(1, batch_tokens // longest))
             free = room - len(rows)
-            if waiting and (batch is None or (batch.cache.takes_rows and free * _REFILL >= room)):
-                some = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-                new = _Batch(model, some, [prompts[row] for row in some], pad_token_id)
-                _advance(model, new, answers)
-                if batch is None:
-                    batch = new
-                elif new:
-                    batch.join(new)
+            if waiting and (batch is None or (takes_rows and free * _REFILL >= room)):
+                new = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+                batch = joined([batch, *start(new, answers)])
             elif batch is not None:
                 _advance(model, batch, answers)
-            batch = batch or None
+                batch = batch or None
     return answers.token_ids
 
 
-def _advance(model: PreTrainedModel, batch: "_Batch", answers: "_Answers") -> None:
-    """Give every row one token, and let those go that it ends."""
-    logits = batch.forward(model)
-    token_ids = answers.choose(batch.rows, logits)
-    going = answers.add(batch.rows, token_ids.tolist())
-    batch.push(token_ids, going)
+class _Start:
+    """Reads prompts, and drafts behind them, so many tokens in a pass.
 
-
-class _Batch:
-    """The rows being answered: which prompts they are, what they have seen and what comes next."""
+    In one pass over all of them the short ones would be padded like the longest, and activations
+    could take more memory than the keys and values that stay.
+    """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        rows: list[int],
         prompts: Sequence[Sequence[int]],
+        drafts: Drafts,
         pad_token_id: int,
+        pass_tokens: int | None,
     ) -> None:
-        longest = max(map(len, prompts))
-        self.rows = rows
-        self.padding = padding = [longest - len(prompt) for prompt in prompts]
-        self.input_ids = torch.tensor(
-            [[pad_token_id] * n + list(prompt) for n, prompt in zip(padding, prompts, strict=True)],
-            device=model.device,
-        )
-        mask = [[0] * n + [1] * (longest - n) for n in padding]
-        self.attention_mask = torch.tensor(mask, device=model.device)
-        self.position_ids = (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
-        self.cache = RoomyCache(model.config)
+        self.model = model
+        self.prompts = prompts
+        self.drafts = drafts
+        self.pad_token_id = pad_token_id
+        self.pass_tokens = pass_tokens
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def forward(self, model: PreTrainedModel) -> Tensor:
-        """Return the logits of every row's next token, ``[B, V]``."""
-        mask = self.attention_mask
-        if self.input_ids.shape[1] == 1 and self.cache.takes_rows and _takes_masks(model):
-            # What transformers would make of it for one more token, in a tenth of the time.
-            mask = mask.bool()[:, None, None]
-        logits: Tensor = model(
-            input_ids=self.input_ids,
-            attention_mask=mask,
-            position_ids=self.position_ids,
-            past_key_values=self.cache,
-            use_cache=True,
-            logits_to_keep=1,
-        ).logits
-        return logits[:, -1]
-
-    def push(self, token_ids: Tensor, going: list[bool]) -> None:
-        """Append a token to the rows that go on, and drop the others."""
-        self.position_ids = self.position_ids[:, -1:] + 1
-        if not all(going):
-            kept = kept_rows(going)
-            self.rows = [self.rows[index] for index in kept]
-            self.padding = [self.padding[index] for index in kept]
-            if not kept:
-                return
-            keep = torch.tensor(kept, device=token_ids.device)
-            self.cache.batch_select_indices(keep)
-            token_ids, self.position_ids = token_ids[keep], self.position_ids[keep]
-            self.attention_mask = self.attention_mask[keep]
-            self._forget_padding()
-        self.input_ids = token_ids[:, None]
-        seen = torch.ones_like(self.input_ids)
-        self.attention_mask = torch.cat([self.attention_mask, seen], dim=-1)
-
-    def join(self, other: "_Batch") -> None:
-        """Take in rows whose prompts are not longer than what a row here has seen."""
-        padding = self.attention_mask.shape[1] - other.attention_mask.shape[1]
-        mask = torch.nn.functional.pad(other.attention_mask, (padding, 0))
-        self.attention_mask = torch.cat([self.attention_mask, mask])
-        self.input_ids = torch.cat([self.input_ids, other.input_ids])
-        self.position_ids = torch.cat([self.position_ids, other.position_ids])
-        self.cache.join(other.cache)
-        self.padding += [padding + own for own in other.padding]
-        self.rows += other.rows
-
-    def _forget_padding(self) -> None:
-        """Give up what is padding in every row, so that the longest row decides the width."""
-        shared = min(self.padding)
-        if shared and self.cache.takes_rows:
-            self.attention_mask = self.attention_mask[:, shared:]
-            self.cache.forget(shared)
-            self.padding = [own - shared for own in self.padding]
+    def __call__(self, rows: list[int], answers: Answers) -> Iterator[Batch]:
+        """Give rows their first tokens, and yield them in batches."""
+        while rows:
+            drafts = [self.drafts.of(row) for row in rows]
+            texts = [[*self.prompts[row], *draft] for row, draft in zip(rows, drafts, strict=True)]
+            size = len(rows)
+            if self.pass_tokens is not None:
+                size = max(1, self.pass_tokens // max(map(len, texts)))
+            some, rows = rows[:size], rows[size:]
+            batch = Batch(self.model, some, texts[:size], drafts[:size], self.pad_token_id)
+            right = _advance(self.model, batch, answers)
+            for row, num_right in zip(some, right, strict=True):
+                self.drafts.tell(row, num_right)
+            yield batch
 
 
-class _Answers:
-    """The completions so far: how their next token is chosen, and when they end."""
+def _advance(model: PreTrainedModel, batch: Batch, answers: Answers) -> list[int]:
+    """Give every row its next tokens, and let those go that end.
 
-    def __init__(
-        self,
-        prompts: Sequence[Sequence[int]],
-        max_new_tokens: int,
-        eos_token_ids: Collection[int],
-        decoding: Decoding,
-        samples: Sequence[int] | None,
-        decode: Decode | None,
-    ) -> None:
-        self.token_ids: list[list[int]] = [[] for _ in prompts]
-        self.max_new_tokens = max_new_tokens
-        self.eos_token_ids = eos_token_ids
-        self.decoding = decoding
-        self._draws: Tensor | None = None
-        if decoding.temperature > 0:
-            numbers = zip(prompts, samples or [0] * len(prompts), strict=True)
-            self._draws = torch.stack(
-                [decoding.draws(prompt, number, max_new_tokens) for prompt, number in numbers]
-            )
-        self._watches: list[StopWatch] | None = None
-        if decoding.stop_strings:
-            if decode is None:
-                raise ValueError("stop strings are found in text; generate needs decode.")
-            self._watches = [StopWatch(decode, decoding.stop_strings) for _ in prompts]
-
-    def choose(self, rows: Sequence[int], logits: Tensor) -> Tensor:
-        """Return the next token of some rows, int64 ``[B]``."""
-        if self._draws is None:
-            return logits.argmax(-1)
-        draws = self._draws[list(rows), [len(self.token_ids[row]) for row in rows]]
-        return nucleus_tokens(
-            logits,
-            draws.to(logits.device),
-            temperature=self.decoding.temperature,
-            top_p=self.decoding.top_p,
-        )
-
-    def add(self, rows: Sequence[int], token_ids: Sequence[int]) -> list[bool]:
-        """Take the next token of some rows, and return which of them go on."""
-        return [self._add(row, token_id) for row, token_id in zip(rows, token_ids, strict=True)]
-
-    def _add(self, row: int, token_id: int) -> bool:
-        if token_id in self.eos_token_ids:
-            return False
-        self.token_ids[row].append(token_id)
-        if self._watches is not None and self._watches[row].add(token_id):
-            return False
-        return len(self.token_ids[row]) < self.max_new_tokens
-
-
-def _takes_masks(model: PreTrainedModel) -> bool:
-    """Say whether a mask ``[B, 1, T, S]`` reaches attention as it is."""
-    sdpa: bool = model.config._attn_implementation == "sdpa"
-    return sdpa and model.is_backend_compatible()
+    Returns:
+        How many tokens of each row's draft were right.
+    """
+    lengths = [len(draft) for draft in batch.drafts]
+    token_ids = answers.choose(batch.rows, lengths, batch.forward(model))
+    chosen = iter(token_ids.tolist())
+    going, right = [], []
+    for row, draft in zip(batch.rows, batch.drafts, strict=True):
+        goes_on, num_right = answers.add(row, list(islice(chosen, len(draft) + 1)), draft)
+        going.append(goes_on)
+        right.append(num_right)
+    batch.push(token_ids, going, right)
+    return right
 
 
 def _without_gradients(model: PreTrainedModel) -> AbstractContextManager[Any]:
