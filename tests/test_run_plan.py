@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from runs import EVALUATED_STEPS, FinishedRun, Lab
+from transformers import AutoConfig
 
 from sft_lab.config import Composed
 from sft_lab.inspection import planned
@@ -111,6 +112,20 @@ def test_memory_follows_the_longest_rows(lab: Lab) -> None:
     # plus 1?<end><assistant>" of 26 tokens, 4 for the answer and 16 for room.
     longest = len("math: what is 3 plus 1?") + 3
     assert told["kv_cache"] == 2 * 2 * 2 * 8 * 4 * 4 * (longest + 4 + 16)
+
+
+@pytest.mark.parametrize(("answer", "rows"), [(101, 4), (1001, 1)])
+def test_drafts_take_memory_in_the_pass_that_checks_them(lab: Lab, answer: int, rows: int) -> None:
+    """A pass reads 2,048 tokens: four prompts of 26 and drafts of 100, or one and 1,000."""
+    limit = f"--evaluation.benchmarks.world_math.init_args.max_new_tokens={answer}"
+    told = plan(lab, limit)["memory"]
+    config = AutoConfig.from_pretrained(lab.world / "base")
+    # In float32: one layer's values four times over, hidden (32) and widest (64), and the logits of
+    # each prompt's last token and of the draft behind it.
+    work = 4 * 4 * (32 + 64) * rows * (26 + answer - 1) + 4 * config.vocab_size * rows * answer
+    assert told["evaluation_work"] == work
+    without = plan(lab, limit, "--evaluation.drafts=false")["memory"]["evaluation_work"]
+    assert without < work
 
 
 @pytest.mark.parametrize(("precision", "size"), [("32-true", 4), ("bf16-mixed", 2)])

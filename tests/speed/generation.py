@@ -1,17 +1,20 @@
 """Times the evaluation's generation against transformers' ``generate`` on the same live weights.
 
-    python tests/speed/generation.py [--batch_size 64 ...] [--steps N] [--repeats N]
+    python tests/speed/generation.py [--batch_size 16 ...] [--steps N] [--drafted N] [--repeats N]
 
 The world's base in NF4, with adapters that N steps on the world's sources have trained, answers the
 world's 600 items. transformers' ``generate`` takes them in the order of the files, so many at a
 time; here as many are answered at a time, from the live weights, with the base dequantised once and
-the adapters kept apart, and from a merged copy, the making of each counted. The ways take turns;
-the best of their repeats counts. Tokens are those of the answers, ends included, padding not.
+the adapters kept apart, and from a merged copy, the making of each counted: once as in the first
+evaluation of a run, and once as in a later one, where the answers of the evaluation before, some
+steps of training ago, are drafts. The ways take turns; the best of their repeats counts. Tokens are
+those of the answers, ends included, padding not.
 """
 
 import argparse
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -55,25 +58,35 @@ def read_prompts(renderer: Renderer) -> Prompts:
     return prompts
 
 
-def train(model: Any, corpus: Corpus, steps: int) -> None:
-    """Train the adapters on rows of all sources, as a run would, so that answers have an end."""
-    corpus.load(list(corpus.sources))
-    generator = torch.Generator().manual_seed(0)
-    refs = [RowRef(name, i) for name, rows in corpus.loaded.items() for i in rows.trainable]
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3)
-    for _ in range(steps):
-        places = torch.randint(len(refs), (TRAINED_ROWS,), generator=generator).tolist()
-        bins = [[refs[place]] for place in places]
-        batch = collate(corpus, bins, target_tokens(corpus, bins))
-        input_ids, position_ids, labels = (
-            batch[key].to(model.device) for key in ("input_ids", "position_ids", "labels")
-        )
-        targets = labels[:, 1:]
-        is_target = targets != -100
-        logits = target_logits(plain_causal_lm(model), input_ids, position_ids, is_target)
-        functional.cross_entropy(logits.float(), targets[is_target]).backward()
-        optimizer.step()
-        optimizer.zero_grad()
+class Training:
+    """Trains adapters on rows of all sources, as a run would, so that answers have an end."""
+
+    def __init__(self, model: Any, corpus: Corpus) -> None:
+        corpus.load(list(corpus.sources))
+        self.model, self.corpus = model, corpus
+        self.refs = [
+            RowRef(name, i) for name, rows in corpus.loaded.items() for i in rows.trainable
+        ]
+        self.generator = torch.Generator().manual_seed(0)
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=2e-3)
+
+    def run(self, steps: int) -> None:
+        """Train so many steps more."""
+        for _ in range(steps):
+            places = torch.randint(len(self.refs), (TRAINED_ROWS,), generator=self.generator)
+            bins = [[self.refs[place]] for place in places.tolist()]
+            batch = collate(self.corpus, bins, target_tokens(self.corpus, bins))
+            input_ids, position_ids, labels = (
+                batch[key].to(self.model.device) for key in ("input_ids", "position_ids", "labels")
+            )
+            targets = labels[:, 1:]
+            is_target = targets != -100
+            causal_lm = plain_causal_lm(self.model)
+            logits = target_logits(causal_lm, input_ids, position_ids, is_target)
+            functional.cross_entropy(logits.float(), targets[is_target]).backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
 
 
 @torch.no_grad()
@@ -116,11 +129,13 @@ def ours(
     batch_size: int,
     weights: EvaluationWeights,
     dtype: torch.dtype,
+    drafts: Answers | None = None,
 ) -> Answers:
     """Answer as an evaluation does."""
     answers: Answers = []
     with evaluation_weights(model, weights, dtype) as generator:
         for limit, some in prompts.items():
+            start = len(answers)
             answers += generate(
                 generator,
                 some,
@@ -128,6 +143,7 @@ def ours(
                 eos_token_ids=renderer.stop_token_ids,
                 pad_token_id=renderer.pad_token_id,
                 batch_size=batch_size,
+                drafts=None if drafts is None else drafts[start : start + len(some)],
             )
     return answers
 
@@ -172,8 +188,11 @@ def lengths(prompts: Prompts, answers: Sequence[Sequence[int]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--batch_size", type=int, nargs="+", default=[64])
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--batch_size", type=int, nargs="+", default=[16])
+    parser.add_argument("--steps", type=int, default=100, help="steps of training")
+    parser.add_argument(
+        "--drafted", type=int, default=70, help="step at which drafts were answered"
+    )
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     cuda = torch.cuda.is_available()
@@ -181,24 +200,28 @@ def main() -> None:
     sources = {n: Source(f"world://data/{n}.jsonl") for n in ("math", "code", "general")}
     corpus = Corpus(sources, BASE, max_length=512, contamination="ignore")
     model = add_lora(load_base(BASE, "nf4", dtype), Lora(r=32, lora_alpha=64), seed=0)
-    train(model, corpus, arguments.steps)
     renderer = corpus.renderer
     prompts = read_prompts(renderer)
+    training = Training(model, corpus)
+    training.run(arguments.drafted)
+    drafts = ours(model, prompts, renderer, 64, "merged", dtype)
+    training.run(arguments.steps - arguments.drafted)
+    answers = ours(model, prompts, renderer, 64, "merged", dtype)
     device = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} CPU threads"
     print(f"{device}, {dtype}; adapters of {arguments.steps} steps")
-    told = False
+    print(f"tokens an answer: {lengths(prompts, answers)}")
+    print(
+        f"drafts: the answers after {arguments.drafted} steps, "
+        f"{sum(map(list.__eq__, drafts, answers))} of {len(answers)} the same"
+    )
     for batch_size in arguments.batch_size:
         settings = (model, prompts, renderer, batch_size)
         ways: dict[str, Callable[[], Answers]] = {
-            "transformers, file order": lambda settings=settings: theirs(*settings)
+            "transformers, file order": partial(theirs, *settings)
         }
-        for weights in ("live", "dequantized", "merged"):
-            ways[weights] = lambda settings=settings, weights=weights: ours(
-                *settings, weights, dtype
-            )
-        if not told:
-            told = True
-            print(f"tokens an answer: {lengths(prompts, ways['merged']())}")
+        for name, earlier in (("", None), (", drafts", drafts)):
+            for weights in ("live", "dequantized", "merged"):
+                ways[f"{weights}{name}"] = partial(ours, *settings, weights, dtype, earlier)
         print(f"\nbatch size {batch_size}")
         header = ["", "seconds", "tokens/s", "times", "repeats", "same answers"]
         print(format_table(header, measure(ways, arguments.repeats)))
