@@ -317,12 +317,12 @@ def _memory(
 
 
 class _Answered(NamedTuple):
-    """The largest batch that is answered.
+    """The most that answers take, each of any benchmark.
 
     Attributes:
-        tokens: Tokens that it holds at its end.
-        pass_tokens: Tokens of the largest pass over prompts and drafts.
-        logits: Tokens whose logits are asked for in one pass.
+        tokens: Tokens that a batch holds at its end.
+        pass_tokens: Tokens of a pass over prompts and drafts.
+        logits: Tokens whose logits are asked for in a pass; a bound, as drafts may be short.
     """
 
     tokens: int = 0
@@ -345,13 +345,14 @@ def _answered(data: StagedDataModule) -> _Answered:
         if suite.batch_tokens is not None:
             rows = min(rows, max(1, suite.batch_tokens // end))
         greedy = suite.decoding(prompts.name).temperature == 0
-        drafted, at_once = 0, rows
+        drafted, pass_tokens = 0, rows * longest
         if suite.engine == "native":
             drafted = benchmark.max_new_tokens - 1 if suite.drafts and greedy else 0
-            at_once = min(rows, max(1, PASS_TOKENS // (longest + drafted)))
-        logits = max(rows, at_once * (1 + drafted))
-        found.append(_Answered(rows * (end + CACHE_ROOM), at_once * (longest + drafted), logits))
-    return max(found)
+            one = longest + drafted
+            pass_tokens = min(rows * one, max(PASS_TOKENS, one))
+        logits = max(rows, min(rows * (1 + drafted), pass_tokens))
+        found.append(_Answered(rows * (end + CACHE_ROOM), pass_tokens, logits))
+    return _Answered(*map(max, zip(*found, strict=True)))
 
 
 class _HeldOut(NamedTuple):

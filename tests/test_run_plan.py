@@ -114,15 +114,26 @@ def test_memory_follows_the_longest_rows(lab: Lab) -> None:
     assert told["kv_cache"] == 2 * 2 * 2 * 8 * 4 * 4 * (longest + 4 + 16)
 
 
-@pytest.mark.parametrize(("answer", "rows"), [(101, 4), (1001, 1)])
-def test_drafts_take_memory_in_the_pass_that_checks_them(lab: Lab, answer: int, rows: int) -> None:
-    """A pass reads 2,048 tokens: four prompts of 26 and drafts of 100, or one and 1,000."""
+@pytest.mark.parametrize(
+    ("answer", "tokens", "logits"),
+    [
+        (101, 4 * (26 + 100), 4 * 101),
+        # A pass reads no more than 2,048 tokens, of which all may be drafts but a few.
+        (1001, 2048, 2048),
+        # But a prompt and its draft are always in one.
+        (3001, 26 + 3000, 26 + 3000),
+    ],
+)
+def test_drafts_take_memory_in_the_pass_that_checks_them(
+    lab: Lab, answer: int, tokens: int, logits: int
+) -> None:
+    """Four prompts of 26 tokens, and drafts of one less than an answer may have."""
     limit = f"--evaluation.benchmarks.world_math.init_args.max_new_tokens={answer}"
     told = plan(lab, limit)["memory"]
     config = AutoConfig.from_pretrained(lab.world / "base")
     # In float32: one layer's values four times over, hidden (32) and widest (64), and the logits of
     # each prompt's last token and of the draft behind it.
-    work = 4 * 4 * (32 + 64) * rows * (26 + answer - 1) + 4 * config.vocab_size * rows * answer
+    work = 4 * 4 * (32 + 64) * tokens + 4 * config.vocab_size * logits
     assert told["evaluation_work"] == work
     without = plan(lab, limit, "--evaluation.drafts=false")["memory"]["evaluation_work"]
     assert without < work

@@ -42,8 +42,8 @@ def spoiled(answers: Drafts) -> Drafts:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("batch_size", [1, 3, 5, 12])
-@pytest.mark.parametrize("pass_tokens", [20, 60, 2048])
+@pytest.mark.parametrize("batch_size", [1, 5, 12])
+@pytest.mark.parametrize("pass_tokens", [20, 2048])
 def test_no_draft_changes_an_answer(
     architecture: str, batch_size: int, pass_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
