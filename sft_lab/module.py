@@ -8,6 +8,7 @@ from uuid import uuid4
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from torch.nn import functional
@@ -141,6 +142,7 @@ class SFTModule(LightningModule):
         # Plain dicts: they are reset before every evaluation, so that nothing of them is kept.
         self.val_losses: dict[str, TokenLoss] = {}
         self._answers: dict[str, dict[int, list[Answer]]] = {}
+        self._loaded_step = 0  # of the checkpoint that `validate` and `test` score
         self._generator: Any = None
         self._generator_weights = ExitStack()
 
@@ -241,6 +243,9 @@ class SFTModule(LightningModule):
         self._answers = {name: {} for name in self.evaluation.benchmarks}
         for metric in self.val_losses.values():
             metric.reset()
+        if isinstance(self.engine, NativeEngine) and self.engine.earlier is not None:
+            fitting = self.trainer.state.fn == TrainerFn.FITTING
+            self.engine.earlier.begin(self.trainer.global_step if fitting else self._loaded_step)
         self.release_generator()
         self._generator = self._generator_weights.enter_context(self._serving())
 
@@ -389,7 +394,8 @@ class SFTModule(LightningModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # An earlier version of the lab kept none.
+        self._loaded_step = checkpoint["global_step"]
+        # An earlier version of the lab kept none; such a checkpoint can be scored.
         kept = checkpoint.get("earlier_answers")
         if kept and isinstance(self.engine, NativeEngine) and self.engine.earlier is not None:
             self.engine.earlier.load_state_dict(kept)

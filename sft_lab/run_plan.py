@@ -204,6 +204,7 @@ def run_parameters(data: StagedDataModule, config: Mapping[str, Any]) -> dict[st
         "data.packing": data.packing,
         "evaluation.weights": data.evaluation.weights,
         "evaluation.batch_size": data.evaluation.batch_size,
+        "evaluation.drafts": data.evaluation.drafts,
     }
 
 

@@ -18,6 +18,7 @@ _LIKE = (
     "data.packing",
     "evaluation.weights",
     "evaluation.batch_size",
+    "evaluation.drafts",
 )
 """Parameters that change a run's speed; of earlier runs the one that shares most is taken."""
 

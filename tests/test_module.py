@@ -184,8 +184,8 @@ def test_a_checkpoint_holds_adapters_and_no_base(finished: FinishedRun) -> None:
     assert len(checkpoint["optimizer_states"][0]["state"]) == 2 * 7 * 2
     assert checkpoint["global_step"] == 12
     assert "fit_loop" in checkpoint["loops"]
-    earlier = checkpoint["earlier_answers"]  # token ids of the last answer to each prompt
-    assert sum(earlier["lengths"]) == len(earlier["token_ids"]) > 0
+    drafts = checkpoint["earlier_answers"]["drafts"]  # token ids of the last answer to each prompt
+    assert sum(drafts["lengths"]) == len(drafts["token_ids"]) > 0
     adapters = sum(value.numel() for value in checkpoint["state_dict"].values())
     # Values and two moments in float32, and 100 kB for everything else.
     assert finished.lab.checkpoint.stat().st_size < 3 * 4 * adapters + 100_000

@@ -1,6 +1,7 @@
 """Answers that begin with a draft: the same ones, in fewer passes."""
 
 import io
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from tiny_models import (
     ARCHITECTURES,
     EOS,
+    GROUPED,
     PAD,
     PROMPTS,
     batch_shapes,
@@ -18,15 +20,16 @@ from tiny_models import (
     with_lora,
     words,
 )
-from transformers import PreTrainedModel
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from sft_lab.evaluation.generation import Decoding, NativeEngine, native
+from sft_lab.evaluation.generation.drafts import Drafts, EarlierAnswers
+from sft_lab.evaluation.generation.kv_cache import RoomyLayer
 
-Drafts = list[list[int]]
 SAMPLED = Decoding(temperature=1.5, top_p=0.9, num_samples=3, seed=7)
 
 
-def spoiled(answers: Drafts) -> Drafts:
+def spoiled(answers: list[list[int]]) -> list[list[int]]:
     """Drafts of every kind: right, too short, wrong from some place on, too long, none, ended."""
     kinds = [
         lambda answer: answer,
@@ -95,15 +98,118 @@ def test_a_window_takes_no_draft() -> None:
     assert shapes == without
 
 
-def test_samples_are_drawn_as_without_drafts() -> None:
-    model = tiny("llama")
-    expected = ours(model, decoding=SAMPLED, samples=[1] * 12)
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_positions_that_turn_by_length_take_no_draft(rope_type: str) -> None:
+    """A pass over prompt and draft would turn the prompt as if the whole draft were its text."""
+    kinds: dict[str, dict[str, Any]] = {
+        "dynamic": {"factor": 2.0},
+        "longrope": {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4, "factor": 2.0},
+    }
+    rope = {"rope_type": rope_type, "rope_theta": 10_000.0, **kinds[rope_type]}
+    torch.manual_seed(0)
+    config = LlamaConfig(**GROUPED, max_position_embeddings=6, rope_parameters=rope)
+    config.original_max_position_embeddings = 6
+    model = LlamaForCausalLM(config)
     shapes = batch_shapes(model)
-    settings: dict[str, Any] = {"decoding": SAMPLED, "samples": [1] * 12}
-    assert ours(model, drafts=expected, **settings) == expected
-    assert len(shapes) == 1
-    assert ours(model, drafts=spoiled(expected), **settings) == expected
-    assert ours(model, drafts=spoiled(expected), batch_size=3, **settings) == expected
+    expected = ours(model, batch_size=1)
+    without = list(shapes)
+    shapes.clear()
+    assert ours(model, batch_size=1, drafts=expected) == expected
+    assert shapes == without
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"drafts": [[5]] * 11}, "one for each of 12 greedy completions, got 11"),
+        ({"drafts": [[5]] * 12, "decoding": SAMPLED}, "got 12 at temperature 1.5"),
+    ],
+)
+def test_drafts_that_cannot_be_tried_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ours(tiny("llama"), **settings)
+
+
+def test_long_rows_join_short_ones() -> None:
+    """Short prompts with wrong drafts, then long ones: the batch grows to the left."""
+    model = tiny("llama")
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        lengths = [2] * 4 + torch.randint(10, 26, (4,), generator=generator).tolist()
+        prompts = [torch.randint(5, 40, (n,), generator=generator).tolist() for n in lengths]
+        expected = [ours(model, [prompt])[0] for prompt in prompts]
+        wrong = [[39 - (answer or [0])[0]] * 30 for answer in expected[:4]]
+        drafts = wrong + [[]] * 4
+        assert ours(model, prompts, batch_size=4, drafts=drafts) == expected
+
+
+def test_a_batch_with_drafts_keeps_within_its_tokens() -> None:
+    model = tiny("llama")
+    expected = theirs(model)
+    shapes = batch_shapes(model)
+    drafts = spoiled(expected)
+    assert ours(model, batch_tokens=60, drafts=drafts) == expected
+    assert max(rows * tokens for rows, tokens in shapes) <= 60
+    # The longest row is a short prompt with its draft; the longest prompt waits and decides.
+    shapes.clear()
+    prompts = [[5, 6], [7] * 12, [8] * 12, [9] * 12]
+    whole = ours(model, prompts)
+    shapes.clear()
+    assert ours(model, prompts, batch_tokens=60, drafts=[[39] * 11, [], [], []]) == whole
+    assert max(rows * tokens for rows, tokens in shapes if rows > 1) <= 60
+
+
+def test_between_passes_nothing_is_held_but_keys_and_values_of_rows_that_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """GPT-NeoX, whose keys and values are parts of a larger tensor, reads two prompts in a pass."""
+    monkeypatch.setattr(native, "PASS_TOKENS", 16)
+    layers: weakref.WeakSet[RoomyLayer] = weakref.WeakSet()
+    made = RoomyLayer.__init__
+
+    def make(layer: RoomyLayer) -> None:
+        made(layer)
+        layers.add(layer)
+
+    monkeypatch.setattr(RoomyLayer, "__init__", make)
+    prompts = [[5 + (row * 7 + place * 3) % 35 for place in range(8)] for row in range(6)]
+    model = tiny("gpt_neox")
+    expected = ours(model, prompts)
+    assert all(expected)
+    held: list[int] = []
+
+    def count(module: Any, arguments: Any, settings: dict[str, Any]) -> None:
+        if settings["input_ids"].shape[1] > 1:
+            storages = [memory.untyped_storage() for layer in layers for memory in layer._memory]
+            held.append(sum({s.data_ptr(): s.nbytes() for s in storages}.values()))
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    assert ours(model, prompts) == expected
+    # Of each row keys and values of two layers, 8 tokens of 32 float32 numbers.
+    assert held == [rows * 2 * 2 * 8 * 32 * 4 for rows in (0, 2, 4)]
+    held.clear()
+    monkeypatch.setattr(native, "PASS_TOKENS", 40)  # two prompts with their drafts
+    assert ours(model, prompts, drafts=expected) == expected
+    assert held == [0] * len(held)  # every row has ended in the pass that has read it
+    assert len(held) > 1
+
+
+def test_only_what_was_tried_tells_how_much_of_drafts_is_right() -> None:
+    drafts = Drafts([[], [6] * 30], max_new_tokens=21)
+    drafts.tell(0, num_right=0)
+    assert len(drafts.of(1)) == 20
+
+
+def test_an_answer_that_is_the_draft_again_is_kept_once() -> None:
+    earlier = EarlierAnswers()
+    earlier.begin(step=0)
+    earlier.keep([5], [6, 7])
+    earlier.begin(step=10)
+    earlier.keep([5], [8])
+    earlier.keep([5], [6, 7])  # measured again
+    assert earlier.state_dict()["answers"]["keys"] == []
+    earlier.begin(step=20)
+    assert list(earlier.of([5])) == [6, 7]
 
 
 def test_a_draft_ends_where_a_stop_string_does() -> None:
@@ -147,28 +253,33 @@ def answered(engine: NativeEngine, model: PreTrainedModel, **settings: Any) -> S
 def test_an_engine_tries_its_last_answers_while_the_model_changes() -> None:
     model = with_lora(tiny("llama"))
     engine = NativeEngine(batch_size=5)
+    assert engine.earlier is not None
     shapes = batch_shapes(model)
+    engine.earlier.begin(step=0)
     first = answered(engine, model)
     num_passes = len(shapes)
     shapes.clear()
+    engine.earlier.begin(step=10)
     assert answered(engine, model) == first
     assert len(shapes) == 3  # twelve rows, five at a time
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data += 0.05 * torch.randn(parameter.shape, generator=torch.Generator())
     shapes.clear()
+    engine.earlier.begin(step=20)
     second = answered(engine, model)
     assert second != first
     assert len(shapes) < num_passes
     assert second == answered(NativeEngine(batch_size=5, drafts=False), model)
 
 
-def test_answers_in_a_state_are_those_of_the_engine() -> None:
+def test_an_evaluation_made_again_has_the_drafts_it_had() -> None:
     model = tiny("llama")
     expected = theirs(model)
     engine = NativeEngine(batch_size=12)
-    texts = answered(engine, model)
     assert engine.earlier is not None
+    engine.earlier.begin(step=0)
+    texts = answered(engine, model)
     kept = io.BytesIO()
     torch.save(engine.earlier.state_dict(), kept)
     kept.seek(0)
@@ -176,18 +287,23 @@ def test_answers_in_a_state_are_those_of_the_engine() -> None:
     assert other.earlier is not None
     other.earlier.load_state_dict(torch.load(kept, weights_only=True))
     shapes = batch_shapes(model)
-    assert answered(other, model) == texts
-    assert len(shapes) == 1
-    assert [list(other.earlier.of(prompt)) for prompt in PROMPTS] == expected
+    for step, passes in ((0, 12), (0, 12), (10, 1), (10, 1), (20, 1)):
+        shapes.clear()
+        other.earlier.begin(step)
+        drafts = [list(other.earlier.of(prompt)) for prompt in PROMPTS]
+        assert drafts == (expected if step else [[]] * 12)
+        assert answered(other, model) == texts
+        assert len(shapes) == passes  # 12 tokens, one by one, or in one pass
 
 
 def test_only_greedy_answers_to_prompts_that_come_again_are_kept() -> None:
     model = tiny("llama")
-    for settings in ({"decoding": SAMPLED}, {"samples": [0] * 12}):
+    one_sample = Decoding(temperature=1.5)
+    for settings in ({"decoding": SAMPLED}, {"decoding": one_sample}, {"samples": [0] * 12}):
         engine = NativeEngine(batch_size=12)
         answered(engine, model, **settings)
         assert engine.earlier is not None
-        assert engine.earlier.state_dict()["keys"] == []
+        assert engine.earlier.state_dict()["answers"]["keys"] == []
     engine = NativeEngine(batch_size=12, drafts=False)
     answered(engine, model)
     assert engine.earlier is None

@@ -33,7 +33,7 @@ from sft_lab.evaluation.generation.kv_cache import RoomyCache
 from sft_lab.evaluation.generation.stop_strings import StopWatch, before_stop
 
 # transformers' continuous batching runs on a CPU as well, if too slowly to be offered there.
-ENGINES = [NativeEngine(5), pytest.param(TransformersContinuous(5), marks=pytest.mark.slow)]
+ENGINES = [NativeEngine, pytest.param(TransformersContinuous, marks=pytest.mark.slow)]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -261,9 +261,9 @@ def test_what_is_cut_off_does_not_depend_on_tokens() -> None:
         assert before_stop(decode(seen), stop_strings) == "xa"
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_an_answer_ends_before_its_first_stop_string(engine: Any) -> None:
-    model = tiny("llama")
+@pytest.mark.parametrize("engine_class", ENGINES)
+def test_an_answer_ends_before_its_first_stop_string(engine_class: Any) -> None:
+    engine, model = engine_class(5), tiny("llama")
     # The tokens of every answer's middle, without the border before and behind them.
     answers = [words(answer) for answer in ours(model)]
     stop_strings = sorted({answer[4:9] for answer in answers if len(answer) > 12})
@@ -323,9 +323,9 @@ def test_engines_give_the_same_greedy_answers(architecture: str) -> None:
         assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_samples_of_a_prompt_follow_each_other_and_come_again(engine: Any) -> None:
-    model = tiny("llama")
+@pytest.mark.parametrize("engine_class", ENGINES)
+def test_samples_of_a_prompt_follow_each_other_and_come_again(engine_class: Any) -> None:
+    engine, model = engine_class(5), tiny("llama")
     texts = complete(engine, model, decoding=SAMPLED)
     assert len(texts) == 3 * len(PROMPTS)
     assert len(set(texts[:3])) > 1

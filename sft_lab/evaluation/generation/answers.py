@@ -57,26 +57,20 @@ class Answers:
 
         Args:
             rows: Which completions, ``B`` of them.
-            lengths: Length of each one's draft, in tokens.
+            lengths: Length of each one's draft, in tokens; samples have none.
             logits: ``[B, T, V]`` of the last tokens put in, drafts at the end; ``T`` is the length
                 of the longest draft and 1.
 
         Returns:
             Token ids, int64 ``[N]``, row after row: ``N`` is ``B`` and the tokens of all drafts.
         """
-        longest = logits.shape[1] - 1
-        places = torch.arange(longest, -1, -1, device=logits.device)
-        is_asked = places <= torch.tensor(lengths, device=logits.device)[:, None]
         if self._draws is None:
+            places = torch.arange(logits.shape[1] - 1, -1, -1, device=logits.device)
+            is_asked = places <= torch.tensor(lengths, device=logits.device)[:, None]
             return logits.argmax(-1)[is_asked]
-        asked = [
-            (row, len(self.token_ids[row]) + place)
-            for row, length in zip(rows, lengths, strict=True)
-            for place in range(length + 1)
-        ]
-        draws = self._draws[[row for row, _ in asked], [place for _, place in asked]]
+        draws = self._draws[list(rows), [len(self.token_ids[row]) for row in rows]]
         return nucleus_tokens(
-            logits[is_asked],
+            logits[:, -1],
             draws.to(logits.device),
             temperature=self.decoding.temperature,
             top_p=self.decoding.top_p,

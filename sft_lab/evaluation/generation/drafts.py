@@ -2,7 +2,7 @@
 
 import hashlib
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ class Drafts:
     """The drafts of one call of ``generate``, each cut to what is likely to be right.
 
     A pass over a draft costs its whole length, and gains what is right from its start. So once some
-    have been tried, the others are cut to twice what was right on average.
+    have been tried, the others are cut to twice what was right on average, and a margin.
 
     Args:
         drafts: Token ids that each answer may begin with.
@@ -50,38 +50,63 @@ class EarlierAnswers:
     """The last answer to every prompt, as token ids; part of a checkpoint.
 
     Which drafts there are decides what is computed in one pass, and with it how sums are rounded: a
-    run that goes on must have the same ones to repeat an unbroken run to the bit.
+    run that goes on must have the same ones to repeat an unbroken run to the bit. So an evaluation
+    has what others have answered for its drafts, and when it is made again, at the same step, it
+    has them again.
     """
 
     def __init__(self) -> None:
-        self._answers: dict[str, array[int]] = {}
+        self._step: int | None = None
+        self._drafts: dict[str, array[int]] = {}
+        self._answers: dict[str, array[int]] = {}  # of the last evaluation, if other than drafts
+
+    def begin(self, step: int) -> None:
+        """Begin an evaluation; all that was answered at another step is a draft from now on."""
+        if step != self._step:
+            self._drafts |= self._answers
+            self._answers = {}
+            self._step = step
 
     def of(self, prompt: Sequence[int]) -> Sequence[int]:
-        """Return the last answer to a prompt; an empty one where there is none."""
-        return self._answers.get(_key(prompt), ())
+        """Return the draft for a prompt; an empty one where there is none."""
+        return self._drafts.get(_key(prompt), ())
 
     def keep(self, prompt: Sequence[int], answer: Sequence[int]) -> None:
-        """Keep an answer in place of the prompt's last one."""
-        self._answers[_key(prompt)] = array("i", answer)
+        """Keep an answer for the next evaluation."""
+        key, kept = _key(prompt), array("i", answer)
+        self._answers.pop(key, None)
+        if kept != self._drafts.get(key):
+            self._answers[key] = kept
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all answers behind each other, int32, their lengths, and their prompts' keys."""
-        joined = array("i")
-        for answer in self._answers.values():
-            joined.extend(answer)
+        """Return drafts and answers: each behind each other, int32, with lengths and keys."""
         return {
-            "keys": list(self._answers),
-            "lengths": [len(answer) for answer in self._answers.values()],
-            "token_ids": torch.tensor(joined, dtype=torch.int32),
+            "step": self._step,
+            "drafts": _joined(self._drafts),
+            "answers": _joined(self._answers),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the answers of a state in place of all there are."""
-        answers = state_dict["token_ids"].split(state_dict["lengths"])
-        self._answers = {
-            key: array("i", answer.tolist())
-            for key, answer in zip(state_dict["keys"], answers, strict=True)
-        }
+        """Take a state in place of what there is."""
+        self._step = state_dict["step"]
+        self._drafts = _split(state_dict["drafts"])
+        self._answers = _split(state_dict["answers"])
+
+
+def _joined(answers: Mapping[str, "array[int]"]) -> dict[str, Any]:
+    token_ids = array("i")
+    for answer in answers.values():
+        token_ids.extend(answer)
+    return {
+        "keys": list(answers),
+        "lengths": [len(answer) for answer in answers.values()],
+        "token_ids": torch.tensor(token_ids, dtype=torch.int32),
+    }
+
+
+def _split(joined: Mapping[str, Any]) -> dict[str, "array[int]"]:
+    answers = joined["token_ids"].split(joined["lengths"])
+    return {k: array("i", a.tolist()) for k, a in zip(joined["keys"], answers, strict=True)}
 
 
 def _key(prompt: Sequence[int]) -> str:

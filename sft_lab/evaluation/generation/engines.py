@@ -79,7 +79,7 @@ def make_engine(
 
 
 class NativeEngine:
-    """One batch, longest prompts first; rows leave it as they end, and others take their places.
+    """One batch, longest rows first; rows leave it as they end, and others take their places.
 
     A prompt that is answered again, greedily, gets its last answer as a draft. Samples are not kept
     as drafts, for each token of them hangs on all probabilities before it; nor are answers inside a
@@ -91,7 +91,8 @@ class NativeEngine:
         drafts: Whether last answers are kept and tried.
 
     Attributes:
-        earlier: What was answered last; part of a checkpoint. None where it is not kept.
+        earlier: What was answered last; part of a checkpoint. None where it is not kept. Whoever
+            evaluates tells it when an evaluation begins.
     """
 
     def __init__(

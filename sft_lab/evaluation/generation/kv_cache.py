@@ -75,6 +75,16 @@ class RoomyLayer(DynamicLayer):
         self._start, self._end = 0, self.get_seq_length()
         self.keys, self.values = self._in_use()
 
+    def compact(self) -> None:
+        """Copy what is in use, where that lies in a larger memory, and give the rest up."""
+        used = self._in_use()
+        held = [memory.untyped_storage().nbytes() for memory in self._memory]
+        if held == [states.nbytes for states in used]:
+            return
+        self._memory = [states.clone(memory_format=torch.contiguous_format) for states in used]
+        self._start, self._end = 0, self.get_seq_length()
+        self.keys, self.values = self._in_use()
+
     def join(self, others: Sequence["RoomyLayer"]) -> None:
         """Take over rows of other layers, behind the own; all end together."""
         length = max(layer.get_seq_length() for layer in (self, *others))
@@ -133,6 +143,12 @@ class RoomyCache(DynamicCache):
         """Give up the last tokens of each row, int64 ``[rows]``; the others again end together."""
         for layer in self.layers:
             cast(RoomyLayer, layer).forget_last(num_tokens)
+
+    def compact(self) -> None:
+        """Copy what is in use, where that lies in a larger memory, and give the rest up."""
+        for layer in self.layers:
+            if isinstance(layer, RoomyLayer):
+                layer.compact()
 
     def join(self, others: Sequence["RoomyCache"]) -> None:
         """Take over the rows of other caches, behind the own; all end together."""

@@ -36,7 +36,7 @@ def generate(
 ) -> list[list[int]]:
     """Continue prompts; greedily, as ``model.generate(do_sample=False)`` does.
 
-    Longest prompts come first, so that too big a batch fails early. A row leaves the batch when it
+    The longest rows come first, so that too big a batch fails early. A row leaves the batch when it
     ends, and prompts that wait take the places, so that the last long answers do not pay for the
     rest. Drafts change no completion but by rounding: each token is chosen as it would be without
     them. The model's modes, gradient checkpointing and the global random state are afterwards what
@@ -55,17 +55,18 @@ def generate(
         decoding: How tokens are chosen, and the strings that end a completion.
         samples: Which of its prompt's samples each completion is; the first where not given.
         decode: The text of token ids; needed for stop strings.
-        drafts: Token ids with which each completion may begin, as one does that was made before.
-            What a draft has right takes one pass for all its tokens; what is wrong is not kept. Not
-            used where a layer's cache is no whole one, as with a sliding window.
+        drafts: Token ids with which each completion may begin, as one does that was made before; of
+            greedy ones only. What a draft has right takes one pass for all its tokens; what is
+            wrong is not kept. Not used by a base with a sliding window, whose cache could not give
+            up what is wrong, nor by one whose positions turn otherwise in a longer text.
 
     Returns:
         Token ids of each completion, without the prompt and without the token that ended it. Where
         a stop string ended it, its last tokens hold that string.
 
     Raises:
-        ValueError: If there is no prompt, an empty one, nothing to generate, or stop strings
-            without ``decode``.
+        ValueError: If there is no prompt, an empty one, nothing to generate, stop strings without
+            ``decode``, drafts of samples, or not one draft a prompt.
     """
     if not prompts or not all(prompts):
         raise ValueError("generate needs at least one prompt and no empty one.")
@@ -76,15 +77,20 @@ def generate(
     }.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be 1 or more, got {value}.")
+    if drafts is not None and (decoding.temperature > 0 or len(drafts) != len(prompts)):
+        raise ValueError(
+            f"drafts must be one for each of {len(prompts)} greedy completions, "
+            f"got {len(drafts)} at temperature {decoding.temperature}."
+        )
     answers = Answers(prompts, max_new_tokens, eos_token_ids, decoding, samples, decode)
     batch_size = min(batch_size or len(prompts), len(prompts))
     takes_rows = RoomyCache(model.config).takes_rows
-    if drafts is None or not takes_rows:  # what is wrong is given up in the cache as rows are
+    if drafts is None or not takes_rows or _turns_by_length(model):
         drafts = [()] * len(prompts)
     lengths = [len(prompt) + len(draft) for prompt, draft in zip(prompts, drafts, strict=True)]
     waiting = deque(sorted(range(len(prompts)), key=lambda row: -lengths[row]))
     pass_tokens = PASS_TOKENS if takes_rows else None
-    start = _Start(model, prompts, Drafts(drafts, max_new_tokens), pad_token_id, pass_tokens)
+    prefill = _Prefill(model, prompts, Drafts(drafts, max_new_tokens), pad_token_id, pass_tokens)
     batch: Batch | None = None
     with _without_gradients(model), evaluating(model):
         while waiting or batch:
@@ -96,14 +102,14 @@ def generate(
             free = room - len(rows)
             if waiting and (batch is None or (takes_rows and free * _REFILL >= room)):
                 new = [waiting.popleft() for _ in range(min(free, len(waiting)))]
-                batch = joined([batch, *start(new, answers)])
+                batch = joined([batch, *prefill(new, answers)])
             elif batch is not None:
                 _advance(model, batch, answers)
                 batch = batch or None
     return answers.token_ids
 
 
-class _Start:
+class _Prefill:
     """Reads prompts, and drafts behind them, so many tokens in a pass.
 
     In one pass over all of them the short ones would be padded like the longest, and activations
@@ -137,7 +143,10 @@ class _Start:
             right = _advance(self.model, batch, answers)
             for row, num_right in zip(some, right, strict=True):
                 self.drafts.tell(row, num_right)
-            yield batch
+            if batch:
+                # Until the last pass, no batch may hold what only its ended rows have needed.
+                batch.cache.compact()
+                yield batch
 
 
 def _advance(model: PreTrainedModel, batch: Batch, answers: Answers) -> list[int]:
@@ -156,6 +165,16 @@ def _advance(model: PreTrainedModel, batch: Batch, answers: Answers) -> list[int
         right.append(num_right)
     batch.push(token_ids, going, right)
     return right
+
+
+def _turns_by_length(model: PreTrainedModel) -> bool:
+    """Say whether rotary frequencies hang on the longest position of a pass.
+
+    There a pass over a draft would turn the prompt as if the whole draft were a part of the text.
+    """
+    found = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [found, *(each for each in found.values() if isinstance(each, dict))]
+    return any(kind.get("rope_type") in ("dynamic", "longrope") for kind in kinds)
 
 
 def _without_gradients(model: PreTrainedModel) -> AbstractContextManager[Any]:
