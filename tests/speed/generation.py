@@ -7,8 +7,9 @@ world's 600 items. transformers' ``generate`` takes them in the order of the fil
 time; here as many are answered at a time, from the live weights, with the base dequantised once and
 the adapters kept apart, and from a merged copy, the making of each counted: once as in the first
 evaluation of a run, and once as in a later one, where the answers of the evaluation before, some
-steps of training ago, are drafts. The ways take turns; the best of their repeats counts. Tokens are
-those of the answers, ends included, padding not.
+steps of training ago, are drafts. transformers with a merged copy shows what the weights alone
+save. The ways take turns; the best of their repeats counts, on both sides of a ratio. Tokens are
+those of the answers and one more each, for its end, padding not.
 """
 
 import argparse
@@ -122,6 +123,14 @@ def theirs(model: Any, prompts: Prompts, renderer: Renderer, batch_size: int) ->
     return answers
 
 
+def theirs_merged(
+    model: Any, prompts: Prompts, renderer: Renderer, batch_size: int, dtype: torch.dtype
+) -> Answers:
+    """Answer with transformers from a merged copy: what the weights alone save."""
+    with evaluation_weights(model, "merged", dtype) as generator:
+        return theirs(generator, prompts, renderer, batch_size)
+
+
 def ours(
     model: Any,
     prompts: Prompts,
@@ -217,7 +226,8 @@ def main() -> None:
     for batch_size in arguments.batch_size:
         settings = (model, prompts, renderer, batch_size)
         ways: dict[str, Callable[[], Answers]] = {
-            "transformers, file order": partial(theirs, *settings)
+            "transformers, file order": partial(theirs, *settings),
+            "transformers, merged": partial(theirs_merged, *settings, dtype),
         }
         for name, earlier in (("", None), (", drafts", drafts)):
             for weights in ("live", "dequantized", "merged"):
