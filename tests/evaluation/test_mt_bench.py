@@ -171,7 +171,7 @@ def test_a_missing_prompt_is_named(tmp_path: Path) -> None:
         ("q.jsonl", b"{", "line 1: not JSON at column 2"),
         ("q.jsonl", b"\xff", "must be UTF-8"),
         ("q.jsonl.gz", b"plain", "Not a gzipped file"),
-        ("q.jsonl.gz", gzip.compress(b"{}" * 99)[:-9], "the file is damaged"),
+        ("q.jsonl.gz", gzip.compress(b"{}" * 99, mtime=0)[:-9], "the file is damaged"),
     ],
 )
 def test_an_unreadable_file_is_named(
