@@ -32,6 +32,8 @@ from sft_lab.study.report.page import Finding
 from sft_lab.study.report.writing import report_files
 from sft_lab.study.study_results import Cell, Question, StudyResults
 
+pytestmark = pytest.mark.slow  # a minute, of the two that the quick tests may take
+
 
 @pytest.fixture(scope="module")
 def study() -> PlantedStudy:
