@@ -6,13 +6,14 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from sft_lab.compare.outcomes import outcomes
-from sft_lab.data.stage import trains
+from sft_lab.analysis.outcomes import outcomes
+from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.forgetting import derived
-from sft_lab.module import Evaluation, SFTModule
-from sft_lab.results import ItemAnswer
-from sft_lab.schedule import Schedule
+from sft_lab.runs.results import ItemAnswer
+from sft_lab.training.module import SFTModule
+from sft_lab.training.schedule import Schedule, progress
+from sft_lab.training.stage import trains
 
 
 @dataclass(frozen=True)
@@ -111,13 +112,3 @@ def item_marks(evaluation: Evaluation, key: str) -> dict[str, float] | None:
         answers.append(ItemAnswer(answer.item.id, whole, completion="", prompt=""))
     found = outcomes(answers, name, evaluation.scores[key].value)
     return None if found is None else dict(found.marks)
-
-
-def progress(schedule: Schedule, step: int) -> dict[str, float]:
-    """Return the axes on which runs are laid over each other, after ``step`` optimizer steps."""
-    seen = schedule.seen(step)
-    return {
-        "progress/samples": float(seen.samples),
-        "progress/tokens": float(seen.tokens),
-        "progress/stage": float(schedule.stage_of_step(step)),
-    }

@@ -2,22 +2,22 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from callbacks.ability_history import AbilityHistory, item_marks
-from callbacks.stage_scheduler import StageScheduler
-from sft_lab.data.module import StagedDataModule
+from sft_lab.callbacks.ability_history import AbilityHistory, item_marks
+from sft_lab.callbacks.stage_scheduler import StageScheduler
 from sft_lab.errors import RequestError
+from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.evaluation.suite import EvaluationSuite
-from sft_lab.guard import Guard, Rung, look, next_rung
-from sft_lab.module import Evaluation, SFTModule
-from sft_lab.schedule import ScheduledStage
-from sft_lab.tracking import RunLogger
+from sft_lab.runs.logger import RunLogger
+from sft_lab.training.data_modules import StagedDataModule
+from sft_lab.training.guard import Guard, Rung, decisions, look, next_rung
+from sft_lab.training.module import SFTModule
+from sft_lab.training.schedule import ScheduledStage
 
 
 class ForgettingGuard(Callback):
@@ -242,8 +242,3 @@ class ForgettingGuard(Callback):
         self.rungs = {source: Rung(**rung) for source, rung in state_dict["rungs"].items()}
         self._data.restore_plans(decisions(state_dict))
         self.scheduler.follow_plan()
-
-
-def decisions(state_dict: Mapping[str, Any]) -> list[tuple[int, dict[str, int]]]:
-    """Return what a guard's state says of the plan: from which step on which places are new."""
-    return [(r["step"] + 1, r["places"]) for r in state_dict["records"] if r["places"]]

@@ -7,11 +7,11 @@ from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
-from sft_lab.data.batches import Prompts
 from sft_lab.evaluation.budget import Pace, items_between
+from sft_lab.evaluation.prompts import Prompts
 from sft_lab.evaluation.suite import EvaluationSuite
-from sft_lab.module import SFTModule
-from sft_lab.schedule import Schedule
+from sft_lab.training.module import SFTModule
+from sft_lab.training.schedule import Schedule
 
 
 class InLoopEvaluation(Callback):

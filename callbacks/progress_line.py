@@ -9,12 +9,12 @@ from typing import Any, TextIO
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from callbacks.ability_history import AbilityHistory, Measurement
-from callbacks.forgetting_guard import ForgettingGuard
-from callbacks.training_log import TrainingLog
+from sft_lab.callbacks.ability_history import AbilityHistory, Measurement
+from sft_lab.callbacks.forgetting_guard import ForgettingGuard
+from sft_lab.callbacks.training_log import TrainingLog
 from sft_lab.evaluation.suite import EvaluationSuite
-from sft_lab.module import SFTModule
-from sft_lab.tables import format_table
+from sft_lab.terminal import format_table
+from sft_lab.training.module import SFTModule
 
 
 class ProgressLine(Callback):

@@ -10,10 +10,10 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
-from sft_lab.checkpoint import RunStamp, last_checkpoint, link_or_copy, stage_checkpoint
 from sft_lab.errors import Interrupted, RequestError
-from sft_lab.module import SFTModule
-from sft_lab.tracking import RunLogger
+from sft_lab.runs.checkpoint import RunStamp, last_checkpoint, link_or_copy, stage_checkpoint
+from sft_lab.runs.logger import RunLogger
+from sft_lab.training.module import SFTModule
 
 
 class RunCheckpoint(Checkpoint):

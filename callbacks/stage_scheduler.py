@@ -5,10 +5,10 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from sft_lab.data.module import StagedDataModule
 from sft_lab.errors import RequestError
-from sft_lab.module import SFTModule
-from sft_lab.schedule import Schedule
+from sft_lab.training.data_modules import StagedDataModule
+from sft_lab.training.module import SFTModule
+from sft_lab.training.schedule import Schedule
 
 
 class StageScheduler(Callback):

@@ -8,9 +8,9 @@ from lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from callbacks.ability_history import progress
-from callbacks.in_loop_evaluation import InLoopEvaluation
-from sft_lab.module import SFTModule
+from sft_lab.callbacks.in_loop_evaluation import InLoopEvaluation
+from sft_lab.training.module import SFTModule
+from sft_lab.training.schedule import progress
 
 
 class TrainingLog(Callback):

@@ -2,6 +2,6 @@
 
 import sys
 
-from sft_lab.cli import main
+from sft_lab.commands.main import main
 
 sys.exit(main(sys.argv[1:]))

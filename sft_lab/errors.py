@@ -1,6 +1,8 @@
 """What ends a command early, with an exit code of its own: a wrong request, a signal."""
 
+import difflib
 import signal
+from collections.abc import Iterable
 
 
 class RequestError(ValueError):
@@ -24,3 +26,13 @@ class Interrupted(BaseException):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return " (did you mean 'x'?)" for a misspelt name, or nothing.
+
+    >>> nearest("maths", ["math", "code"])
+    " (did you mean 'math'?)"
+    """
+    matches = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""

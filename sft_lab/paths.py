@@ -1,6 +1,8 @@
 """Where a path in a config points to: the user's disk, or what is shipped inside the package."""
 
+import functools
 import os
+import re
 from importlib.resources import files
 from pathlib import Path
 
@@ -58,9 +60,55 @@ def find_config(path: str) -> Path:
     if given.is_file():
         return given
     if not given.is_absolute() and given.parts[:1] == ("configs",):
-        # An installed wheel holds the configs inside the package, a checkout beside it.
-        for root in (package_dir(), package_dir().parent):
-            if (root / given).is_file():
-                return root / given
+        packaged = package_dir() / given
+        if packaged.is_file():
+            return packaged
     kind = "is a folder" if given.is_dir() else "does not exist"
     raise RequestError(f"--config {path}: {kind}; give a YAML file such as configs/world/dmt.yaml.")
+
+
+def is_hub_name(name: str) -> bool:
+    """Say whether a name that is no local path could be one on the hub.
+
+    >>> is_hub_name("openai/gsm8k"), is_hub_name("../data/math.jsonl")
+    (True, False)
+    """
+    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None and not Path(name).exists()
+
+
+@functools.cache
+def settle_offline() -> None:
+    """Where the hub does not answer, switch its libraries to their caches for this process.
+
+    Each of them would find out by itself, file by file and with five retries each.
+    """
+    # All three take a second or more to import, and most runs name local files only.
+    import datasets
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session
+
+    if constants.HF_HUB_OFFLINE:
+        return
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5.0)
+    except Exception:  # whatever the HTTP library raises, nobody answered
+        constants.HF_HUB_OFFLINE = True
+        datasets.config.HF_HUB_OFFLINE = True
+
+
+def make_folder(key: str, folder: Path) -> None:
+    """Make a folder that a key names, so that a run does not fail at its first file.
+
+    Raises:
+        RequestError: If it cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as fault:
+        raise RequestError(
+            f"{key}: {folder} cannot be made: {fault.strerror}. Name a folder you may write to."
+        ) from fault
+    if not os.access(folder, os.W_OK):
+        raise RequestError(
+            f"{key}: no permission to write in {folder}. Name a folder you may write to."
+        )

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from sft_lab.compare.arms import Arm, MeasuredRun
-from sft_lab.compare.outcomes import Outcomes
+from sft_lab.analysis.arms import Arm, MeasuredRun
+from sft_lab.analysis.outcomes import Outcomes
 from sft_lab.metrics.score import Score
-from sft_lab.results import Point, RunResult
+from sft_lab.runs.results import Point, RunResult
 
 ENTRY: dict[str, Any] = {
     "digest": "aa",

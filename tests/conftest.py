@@ -13,7 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Fixtures: the command line, a judge, a stand-in for vLLM, ways to isolate programs.
-pytest_plugins = ["runs", "study_runs", "judge_server", "vllm_server", "sandboxes"]
+pytest_plugins = ["tiny_lab", "study_runs", "judge_server", "vllm_server", "sandboxes"]
 
 
 @pytest.fixture(scope="session", autouse=True)

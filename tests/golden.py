@@ -186,12 +186,9 @@ def run(tree: Path, inputs: Path, variant: str, folder: Path) -> dict[str, Any]:
     shutil.copytree(inputs, folder)
     moved = (tree / "sft_lab/evaluation/benchmarks").is_dir()
     classes = {
-        "gsm8k": "sft_lab.evaluation.benchmarks.gsm8k.GSM8K"
-        if moved
-        else "sft_lab.evaluation.gsm8k.GSM8K",
-        "ifeval": "sft_lab.evaluation.benchmarks.ifeval.benchmark.IFEval"
-        if moved
-        else "sft_lab.evaluation.ifeval_benchmark.IFEval",
+        "gsm8k": f"sft_lab.evaluation.{'benchmarks.' if moved else ''}gsm8k.GSM8K",
+        "ifeval": f"sft_lab.evaluation.{'benchmarks.ifeval.' if moved else 'ifeval_'}"
+        "benchmark.IFEval",
     }
     config = CONFIG.format(tree=tree, **VARIANTS[variant], **classes)
     (folder / "golden.yaml").write_text(config, encoding="utf-8")

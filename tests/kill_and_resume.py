@@ -95,10 +95,10 @@ def _kill_half_way_through_writing(call: int) -> Callable[[], None]:
 
 def points_of_no_return() -> dict[str, Callable[[], None]]:
     """Return the named moments at which a run is killed, each with what arms it."""
-    from callbacks.run_checkpoint import RunCheckpoint
-    from callbacks.stage_scheduler import StageScheduler
-    from sft_lab.module import SFTModule
-    from sft_lab.tracking import RunLogger
+    from sft_lab.callbacks.run_checkpoint import RunCheckpoint
+    from sft_lab.callbacks.stage_scheduler import StageScheduler
+    from sft_lab.runs.logger import RunLogger
+    from sft_lab.training.module import SFTModule
 
     return {
         "before the first evaluation": _kill_at_call(SFTModule, "on_validation_start", 1),
@@ -132,7 +132,7 @@ def run(
     start = time.perf_counter()
     child = os.fork()
     if child == 0:
-        from sft_lab.cli import main
+        from sft_lab.commands.main import main
 
         with open("log.txt", "a") as log:
             os.dup2(log.fileno(), 1)
@@ -160,7 +160,7 @@ def run(
 
 def record() -> dict[str, list[tuple[int, float]]]:
     """Return every point of the one run in the store, by key, in the order of steps."""
-    from sft_lab.tracking import RunStore
+    from sft_lab.runs.store import RunStore
 
     store = RunStore(STORE)
     (found,) = store.runs()
@@ -203,7 +203,6 @@ def kill_and_resume(kills: int, seed: int, points: list[str] | None = None) -> l
     Returns:
         What went wrong; nothing where every resume was exact.
     """
-    import sft_lab.lab_cli  # noqa: F401 - imported before the first fork
 
     torch.set_num_threads(1)  # a forked process must not inherit a pool of threads
     moments = points_of_no_return()
@@ -247,7 +246,7 @@ def kill_and_resume(kills: int, seed: int, points: list[str] | None = None) -> l
 
 def _has_run() -> bool:
     """Say whether the killed process had opened its MLflow run."""
-    from sft_lab.tracking import RunStore
+    from sft_lab.runs.store import RunStore
 
     return Path("mlruns/mlflow.db").exists() and bool(RunStore(STORE).unfinished())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 HOLDER = """
 import sys, time
 from pathlib import Path
-from sft_lab.run_lock import run_lock
+from sft_lab.runs.lock import run_lock
 
 with run_lock(Path(sys.argv[1])):
     print("held", flush=True)

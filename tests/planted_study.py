@@ -10,10 +10,10 @@ from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import log2
 
+from sft_lab.analysis.study_results import Cell, Question, StudyResults
 from sft_lab.errors import RequestError
 from sft_lab.metrics.score import Score, accuracy, mean_score
-from sft_lab.results import ItemAnswer, Point, RunResult
-from sft_lab.study.study_results import Cell, Question, StudyResults
+from sft_lab.runs.results import ItemAnswer, Point, RunResult
 
 FRACTIONS = ["1", "1/4", "1/16", "1/64"]
 ABILITIES = {

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sft_lab.evaluation.sandbox import (
+from sft_lab.evaluation.sandbox.isolation import TOOLS, Route, find_tool
+from sft_lab.evaluation.sandbox.sandbox import (
     Level,
     Program,
     ProgramResult,
@@ -15,7 +16,6 @@ from sft_lab.evaluation.sandbox import (
     isolation_route,
     run_programs,
 )
-from sft_lab.evaluation.sandbox_routes import TOOLS, Route, find_tool
 
 FAULT = isolation_fault()
 needs_isolation = pytest.mark.skipif(FAULT is not None, reason=f"no isolation here: {FAULT}")

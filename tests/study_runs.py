@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from runs import Lab
+from tiny_lab import Lab
 
 # 5 steps of math; the same and 5 of general, forked; and a copy of the first.
 STUDY: dict[str, Any] = {
@@ -79,7 +79,7 @@ def wait_for_checkpoint(lab: Lab, process: subprocess.Popen[str]) -> None:
 
 
 def recorded_study(lab: Lab) -> dict[str, Any]:
-    from sft_lab.study.parent_run import find_parents
+    from sft_lab.study.record import find_parents
 
     (parent, *_) = find_parents(lab.store)
     content = json.loads(lab.store.artifact_text(parent.info.run_id, "cells.json"))

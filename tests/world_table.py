@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from sft_lab.tracking import RunStore
+from sft_lab.runs.store import RunStore
 
 STORE = "sqlite:///mlruns/mlflow.db"
 REPLAY = "--data.k=1/64"

@@ -19,15 +19,13 @@ from numpy.typing import NDArray
 
 from sft_lab.data.contamination import ItemIndex
 from sft_lab.data.formats import RowError
-from sft_lab.data.hub import is_hub_name, settle_offline
 from sft_lab.data.intake import Report, Sample, check_dropped, samples
 from sft_lab.data.render_pool import Rows, render
 from sft_lab.data.rendering import Renderer, RowTooLongError, TokenizedRow, TooLong
-from sft_lab.data.shares import hash_rank
 from sft_lab.data.sources import Source, check_source, content_digest
 from sft_lab.data.token_store import TokenStore, TokenWriter
 from sft_lab.errors import RequestError
-from sft_lab.paths import cache_dir, resolve
+from sft_lab.paths import cache_dir, is_hub_name, resolve, settle_offline
 
 log = logging.getLogger(__name__)
 
@@ -316,3 +314,13 @@ def load_tokenizer(name: str) -> Any:
             f"corpus.tokenizer: no tokenizer can be loaded from {name}: {reason} "
             "Name a folder with tokenizer files, or a hub name while online."
         ) from fault
+
+
+def hash_rank(digests: Sequence[str], seed: int) -> list[int]:
+    """Return row indices ordered by a hash of each sample's content and a seed.
+
+    The order depends on nothing else: not on the file's order, on other sources, on the machine or
+    on Python's version. Its beginnings are nested subsets. Equal samples keep their file order.
+    """
+    keys = [hashlib.sha256(f"{seed}:{digest}".encode()).digest() for digest in digests]
+    return sorted(range(len(digests)), key=lambda row: (keys[row], row))

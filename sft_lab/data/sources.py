@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import IO, Any, Literal, cast
 
 from sft_lab.data.formats import FormatName
-from sft_lab.data.hub import is_hub_name, settle_offline
 from sft_lab.data.row_filters import RowFilter
 from sft_lab.errors import RequestError
-from sft_lab.paths import resolve
+from sft_lab.paths import is_hub_name, resolve, settle_offline
 
 _FILE_ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 _BLOCK_BYTES = 1 << 20

@@ -12,15 +12,15 @@ from typing import Any
 
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Benchmark, Verdict, json_lines
-from sft_lab.evaluation.gsm8k import GSM8K
-from sft_lab.evaluation.humaneval import HumanEval
-from sft_lab.evaluation.ifeval_benchmark import IFEval
-from sft_lab.evaluation.mbpp import MBPP
-from sft_lab.evaluation.mt_bench import rating, scores
-from sft_lab.evaluation.mt_bench_files import read_judgements, read_questions
-from sft_lab.evaluation.sandbox import LevelChoice
+from sft_lab.evaluation.benchmarks.gsm8k import GSM8K
+from sft_lab.evaluation.benchmarks.humaneval import HumanEval
+from sft_lab.evaluation.benchmarks.ifeval.benchmark import IFEval
+from sft_lab.evaluation.benchmarks.mbpp import MBPP
+from sft_lab.evaluation.benchmarks.mt_bench.files import read_judgements, read_questions
+from sft_lab.evaluation.benchmarks.mt_bench.ratings import rating, scores
+from sft_lab.evaluation.sandbox.sandbox import LevelChoice
 from sft_lab.metrics.score import Score
-from sft_lab.tables import format_table, percent
+from sft_lab.terminal import format_table, percent
 
 BENCHMARKS = ("gsm8k", "humaneval", "mbpp", "ifeval", "mt_bench")
 _UNKNOWN = "no problem has this task_id"

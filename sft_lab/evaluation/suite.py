@@ -4,11 +4,11 @@ from collections.abc import Mapping
 
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Benchmark
+from sft_lab.evaluation.benchmarks.harness.task import HarnessTask
 from sft_lab.evaluation.budget import budget_share
 from sft_lab.evaluation.generation import GREEDY, Decoding, EngineName, VllmServer
-from sft_lab.evaluation.harness import HarnessTask
-from sft_lab.tables import percent
-from sft_lab.unquantized import EvaluationWeights
+from sft_lab.model.unquantized import EvaluationWeights
+from sft_lab.terminal import percent
 
 
 class EvaluationSuite:

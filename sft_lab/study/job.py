@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft_lab.checkpoint import last_checkpoint
 from sft_lab.errors import BusyError
-from sft_lab.run_lock import run_lock
-from sft_lab.study.code_digest import code_digest
-from sft_lab.study.decided_here import as_override
-from sft_lab.tracking import RunStore
+from sft_lab.runs.checkpoint import last_checkpoint
+from sft_lab.runs.lock import run_lock
+from sft_lab.runs.store import RunStore
+from sft_lab.study.digests import code_digest
+from sft_lab.study.machine_values import as_override
 
 CELL_TAG = "sft_lab.cell"
 PARENT_TAG = "mlflow.parentRunId"

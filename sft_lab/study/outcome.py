@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+from sft_lab.analysis.study_results import SearchResult
 from sft_lab.study.runner import Progress
-from sft_lab.study.study_results import SearchResult
-from sft_lab.tables import format_table
+from sft_lab.terminal import format_table
 
 
 class Outcome(NamedTuple):

@@ -12,9 +12,9 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from sft_lab.runs.store import RunStore
 from sft_lab.study.job import CELL_TAG
 from sft_lab.study.runner import Progress
-from sft_lab.tracking import RunStore
 
 _STYLES = {"finished": "green", "failed": "bold red", "running": "yellow"}
 _MOST_ROWS = 30

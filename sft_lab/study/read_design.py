@@ -9,10 +9,10 @@ from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from sft_lab.config import Composed
-from sft_lab.config_keys import check_keys
+from sft_lab.config.compose import Composed
+from sft_lab.config.keys import check_keys
 from sft_lab.errors import RequestError
-from sft_lab.lab_cli import GROUPS, explain
+from sft_lab.launch.parser import GROUPS, explain
 from sft_lab.study.design import STUDY_KEYS, Arm, Scalar, StudyDesign, written
 
 _NAME = r"[A-Za-z0-9_.-]+"

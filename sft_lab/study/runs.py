@@ -7,18 +7,17 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
-from sft_lab.check_cli import CheckCLI
-from sft_lab.config import identity
-from sft_lab.data.module import StagedDataModule
-from sft_lab.data.shares import parse_share
+from sft_lab.config.identity import identity
+from sft_lab.cost.run_cost import RunCost
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
-from sft_lab.inspection import planned
-from sft_lab.run_plan import RunCost
-from sft_lab.study.code_digest import code_digest
-from sft_lab.study.content_digests import base_digest, class_digests
-from sft_lab.study.decided_here import decided_here
+from sft_lab.launch.check import CheckCLI
+from sft_lab.launch.parser import planned
 from sft_lab.study.design import CellSpec
+from sft_lab.study.digests import base_digest, class_digests, code_digest
+from sft_lab.study.machine_values import decided_here
+from sft_lab.training.data_modules import StagedDataModule
+from sft_lab.training.shares import parse_share
 
 CostOf = Callable[[StagedDataModule, Mapping[str, Any]], RunCost]
 

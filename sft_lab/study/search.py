@@ -4,16 +4,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sft_lab.compare.outcomes import Outcomes, graded_in_all, outcomes
-from sft_lab.data.stage import nearest
-from sft_lab.errors import RequestError
-from sft_lab.inspection import data_module
-from sft_lab.lab_cli import compose
-from sft_lab.results import Point, RunResult, read_answers, read_result
+from sft_lab.analysis.outcomes import Outcomes, graded_in_all, outcomes
+from sft_lab.analysis.study_results import SearchResult
+from sft_lab.config.compose import compose
+from sft_lab.errors import RequestError, nearest
+from sft_lab.launch.parser import RUN_KEYS, data_module
+from sft_lab.runs.results import Point, RunResult, read_answers, read_result
+from sft_lab.runs.store import RunStore
 from sft_lab.study.design import Arm, CellSpec, Search, StudyDesign, arm_cells
-from sft_lab.study.k_finder import Found, Trial, Verdict, judge, search
-from sft_lab.study.study_results import SearchResult
-from sft_lab.tracking import RunStore
+from sft_lab.study.halving import Found, Trial, Verdict, judge, search
 
 
 class SearchKey(NamedTuple):
@@ -91,7 +90,7 @@ def check_search(one: ArmSearch, scores: Sequence[str]) -> None:
                 f"{where}: no run measures {key!r}{nearest(key, scores)}; there are "
                 f"{', '.join(scores)}."
             )
-    composed, _, _ = compose(list(one.cells[0].arguments))
+    composed, _, _ = compose(list(one.cells[0].arguments), RUN_KEYS)
     suite = data_module(composed).evaluation
     for key in one.search.retention:
         if not suite.is_mean_of_items(key):

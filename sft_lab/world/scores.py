@@ -6,8 +6,8 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from sft_lab.evaluation.benchmark import Benchmark, Item
+from sft_lab.evaluation.benchmarks.world import WorldCode, WorldGeneral, WorldMath
 from sft_lab.evaluation.generation import batches_longest_first, generate
-from sft_lab.evaluation.world import WorldCode, WorldGeneral, WorldMath
 
 BATCH_SIZE = 50
 MAX_NEW_TOKENS = 64

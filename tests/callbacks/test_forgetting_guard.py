@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import Lab, MakeLab
+from tiny_lab import Lab, MakeLab
 
 pytestmark = pytest.mark.slow
 

@@ -4,10 +4,10 @@ import json
 from collections import Counter
 
 import pytest
-from runs import Lab
+from tiny_lab import Lab
 
-from sft_lab.data.stage import Stage
-from sft_lab.schedule import stage_lr
+from sft_lab.training.schedule import stage_lr
+from sft_lab.training.stage import Stage
 
 WATCHER = '''
 import json

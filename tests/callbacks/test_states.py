@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from lightning import Callback
 
-from callbacks.ability_history import AbilityHistory, Measurement
-from callbacks.in_loop_evaluation import InLoopEvaluation
-from callbacks.run_checkpoint import RunCheckpoint
-from callbacks.training_log import TrainingLog
+from sft_lab.callbacks.ability_history import AbilityHistory, Measurement
+from sft_lab.callbacks.in_loop_evaluation import InLoopEvaluation
+from sft_lab.callbacks.run_checkpoint import RunCheckpoint
+from sft_lab.callbacks.training_log import TrainingLog
 from sft_lab.evaluation.suite import EvaluationSuite
 
 

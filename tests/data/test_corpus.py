@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from conftest import chat, write_jsonl
 
-from sft_lab.data.corpus import Corpus, load_tokenizer
-from sft_lab.data.shares import hash_rank
+from sft_lab.data.corpus import Corpus, hash_rank, load_tokenizer
 from sft_lab.data.sources import Source
 from sft_lab.errors import RequestError
 
@@ -251,7 +250,7 @@ MANIFEST = """
 import sys
 from sft_lab.data.corpus import Corpus
 from sft_lab.data.sources import Source
-from sft_lab.data.stage import Stage, choose_rows
+from sft_lab.training.stage import Stage, choose_rows
 
 names = sys.argv[2].split(",")
 corpus = Corpus({n: Source(f"{sys.argv[3]}/{n}.jsonl") for n in names}, sys.argv[1], val_rows=5)
@@ -315,7 +314,7 @@ def test_a_hub_tokenizer_without_a_network_fails_at_once(monkeypatch: pytest.Mon
     import datasets
     from huggingface_hub import constants
 
-    from sft_lab.data import hub
+    from sft_lab import paths as hub
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)

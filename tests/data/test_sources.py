@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from sft_lab.data import hub
+from sft_lab import paths as hub
 from sft_lab.data.contamination import ItemIndex
 from sft_lab.data.intake import Report, samples
 from sft_lab.data.sources import Source, check_source, content_digest, rows

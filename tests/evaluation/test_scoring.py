@@ -11,7 +11,7 @@ import pytest
 from benchmark_files import GSM8K, HUMANEVAL, IFEVAL, MBPP, QUESTIONS
 from conftest import write_jsonl
 
-from sft_lab.cli import main
+from sft_lab.commands.main import main
 from sft_lab.metrics.intervals import bootstrap, wilson
 
 

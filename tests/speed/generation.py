@@ -23,24 +23,18 @@ import torch
 import yaml
 from torch.nn import functional
 
-from sft_lab.data.batches import collate, target_tokens
 from sft_lab.data.corpus import Corpus
-from sft_lab.data.plan import RowRef
 from sft_lab.data.rendering import Renderer
 from sft_lab.data.sources import Source
 from sft_lab.evaluation.benchmark import json_lines
 from sft_lab.evaluation.generation import generate
+from sft_lab.model.logits import target_logits
+from sft_lab.model.qlora import Lora, add_lora, compute_dtype, load_base, plain_causal_lm
+from sft_lab.model.unquantized import EvaluationWeights, evaluation_weights
 from sft_lab.paths import resolve
-from sft_lab.qlora import (
-    Lora,
-    add_lora,
-    compute_dtype,
-    load_base,
-    plain_causal_lm,
-    target_logits,
-)
-from sft_lab.tables import format_table
-from sft_lab.unquantized import EvaluationWeights, evaluation_weights
+from sft_lab.terminal import format_table
+from sft_lab.training.batches import collate, target_tokens
+from sft_lab.training.plan import RowRef
 
 CONFIG = Path(__file__).parents[2] / "configs" / "world" / "evaluation.yaml"
 BASE = "world://base"

@@ -17,11 +17,11 @@ from itertools import accumulate, product
 from pathlib import Path
 
 from sft_lab.data.corpus import Corpus
-from sft_lab.data.packing import look_ahead_for
-from sft_lab.data.plan import RowRef, StagePlan, plan_stage
 from sft_lab.data.sources import Source
 from sft_lab.evaluation.generation import batches_longest_first
-from sft_lab.tables import format_table, percent
+from sft_lab.terminal import format_table, percent
+from sft_lab.training.packing import look_ahead_for
+from sft_lab.training.plan import RowRef, StagePlan, plan_stage
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"

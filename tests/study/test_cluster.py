@@ -8,8 +8,8 @@ from pathlib import Path
 import psutil
 import pytest
 from ray_cluster import Cluster
-from runs import Lab
 from study_runs import recorded_study, start_study
+from tiny_lab import Lab
 
 pytestmark = pytest.mark.slow
 

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import yaml
 
+from sft_lab.config.compose import compose
 from sft_lab.errors import RequestError
-from sft_lab.lab_cli import compose
-from sft_lab.study.command import read_study_config
 from sft_lab.study.design import cells
+from sft_lab.study.study import read_study_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 STUDY: dict[str, Any] = {

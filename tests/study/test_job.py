@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 import yaml
 from lock_holder import held
-from runs import Lab
 from study_runs import STUDY
+from tiny_lab import Lab
 
-from sft_lab.lab_cli import compose
-from sft_lab.study.code_digest import code_digest
-from sft_lab.study.command import lay_out, make_job
+from sft_lab.config.compose import compose
+from sft_lab.runs.lock import this_process
+from sft_lab.runs.store import DIGEST_TAG, PROCESS_TAG, RunStore
+from sft_lab.study.digests import code_digest
 from sft_lab.study.job import CELL_TAG, Job, find_runs, run_arguments, run_job
-from sft_lab.study.parent_run import ParentRun
-from sft_lab.tracking import DIGEST_TAG, PROCESS_TAG, RunStore, this_process
+from sft_lab.study.record import ParentRun
+from sft_lab.study.study import lay_out, make_job
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 import io
 from pathlib import Path
 
-from runs import Terminal
+from tiny_lab import Terminal
 
+from sft_lab.runs.store import RunStore
 from sft_lab.study.design import CellSpec
 from sft_lab.study.progress_table import ProgressTable
 from sft_lab.study.runner import Progress
 from sft_lab.study.runs import StudyRun
-from sft_lab.tracking import RunStore
 
 
 def progress(name: str, state: str, reason: str = "") -> dict[str, Progress]:

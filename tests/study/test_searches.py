@@ -5,11 +5,11 @@ from typing import Any, cast
 
 import pytest
 
+from sft_lab.analysis.study_results import SearchResult
 from sft_lab.metrics.score import Score
-from sft_lab.results import Point
+from sft_lab.report.sections import searches_section
+from sft_lab.runs.results import Point
 from sft_lab.study import search
-from sft_lab.study.report.searches import searches_section
-from sft_lab.study.study_results import SearchResult
 
 
 def found(value: str | None, seeds: int = 3) -> SearchResult:

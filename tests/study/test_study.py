@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from runs import Lab
 from study_runs import STUDY, recorded_study, run_study, start_study, wait_for_checkpoint
+from tiny_lab import Lab
 
 pytestmark = pytest.mark.slow
 

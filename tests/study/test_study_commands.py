@@ -12,16 +12,16 @@ import pytest
 import yaml
 from benchmark_files import IFEVAL
 from lock_holder import held
-from runs import SCRIPTED, SCRIPTED_CONFIG, Lab
 from study_runs import STUDY
+from tiny_lab import SCRIPTED, SCRIPTED_CONFIG, Lab
 
-from sft_lab.study.command import read_study_config
-from sft_lab.study.content_digests import base_digest
+from sft_lab.runs.store import DIGEST_TAG
 from sft_lab.study.design import CellSpec
+from sft_lab.study.digests import base_digest
 from sft_lab.study.job import CELL_TAG
-from sft_lab.study.parent_run import open_parent, study_digest
+from sft_lab.study.record import open_parent, study_digest
 from sft_lab.study.runs import plan_run
-from sft_lab.tracking import DIGEST_TAG
+from sft_lab.study.study import read_study_config
 
 
 def test_commands_for_elsewhere_and_the_plan(study_lab: Lab) -> None:
@@ -58,7 +58,7 @@ def test_a_search_by_a_score_that_is_no_mean_over_items_is_refused_before_any_ru
 ) -> None:
     study_lab.write("prompts.jsonl", json.dumps(IFEVAL[0]) + "\n")
     told = {
-        "class_path": "sft_lab.evaluation.ifeval_benchmark.IFEval",
+        "class_path": "sft_lab.evaluation.benchmarks.ifeval.benchmark.IFEval",
         "init_args": {"path": "prompts.jsonl", "max_new_tokens": 2},
     }
     said = changed(
@@ -90,7 +90,7 @@ def test_a_wrong_key_of_a_cell_is_refused_with_the_cell(study_lab: Lab) -> None:
 
 def test_a_cell_without_a_logger_is_refused(study_lab: Lab) -> None:
     said = changed(study_lab, config="./tiny.yaml", set={"trainer.logger": None})
-    assert "cell 'q one seed 0': trainer.logger must be sft_lab.tracking.RunLogger" in said
+    assert "cell 'q one seed 0': trainer.logger must be sft_lab.runs.logger.RunLogger" in said
 
 
 def test_runs_that_differ_in_a_callback_are_two(study_lab: Lab) -> None:

@@ -1,6 +1,6 @@
 import pytest
 
-from sft_lab.evaluation.rules import follows
+from sft_lab.evaluation.benchmarks.world import follows
 from sft_lab.world import families, general
 from sft_lab.world.dice import Dice
 

@@ -1,6 +1,6 @@
 """Answers of the model under evaluation: greedy or sampled, in batches, with an end."""
 
-from sft_lab.evaluation.generation.batching import batches_longest_first
+from sft_lab.data.batching import batches_longest_first
 from sft_lab.evaluation.generation.decoding import GREEDY, Decoding
 from sft_lab.evaluation.generation.engines import (
     Engine,
@@ -10,8 +10,8 @@ from sft_lab.evaluation.generation.engines import (
     make_engine,
 )
 from sft_lab.evaluation.generation.native import generate
-from sft_lab.evaluation.generation.vllm_engine import VllmEngine
-from sft_lab.evaluation.generation.vllm_server import VllmServer
+from sft_lab.evaluation.generation.vllm.engine import VllmEngine
+from sft_lab.evaluation.generation.vllm.server import VllmServer
 
 __all__ = [
     "GREEDY",

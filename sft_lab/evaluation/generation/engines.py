@@ -10,8 +10,8 @@ from sft_lab.evaluation.generation.decoding import GREEDY, Decoding
 from sft_lab.evaluation.generation.drafts import EarlierAnswers
 from sft_lab.evaluation.generation.native import evaluating, generate
 from sft_lab.evaluation.generation.stop_strings import Decode, before_stop
-from sft_lab.evaluation.generation.vllm_engine import VllmEngine
-from sft_lab.evaluation.generation.vllm_server import VllmServer
+from sft_lab.evaluation.generation.vllm.engine import VllmEngine
+from sft_lab.evaluation.generation.vllm.server import VllmServer
 
 EngineName = Literal["native", "transformers_continuous", "vllm"]
 

@@ -1,0 +1,1 @@
+"""What finished runs say; each definition lives here once."""

@@ -1,0 +1,114 @@
+"""Abilities as a report writes them: shares in percent, ratings of MT-Bench as they are."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sft_lab.analysis.study_results import Cell, StudyResults
+
+SMALL = 0.05
+"""What a report calls a small difference: this part of a scale, 5 points of 100 or 0.45 of 1 to 10.
+
+It is a convention that the page states, for what a test can never show: that nothing changed.
+"""
+
+
+@dataclass(frozen=True)
+class Ability:
+    """What a benchmark measures.
+
+    Attributes:
+        name: Its name: that of its source, or of the benchmark where its source has another one.
+        key: Metric key of its score.
+        scale: Least and greatest value of the score.
+        source: The source that teaches it, or None.
+    """
+
+    name: str
+    key: str
+    scale: tuple[float, float] = (0.0, 1.0)
+    source: str | None = None
+
+    @property
+    def benchmark(self) -> str:
+        """The benchmark's name."""
+        return self.key.split("/", 1)[0]
+
+    @property
+    def score_name(self) -> str:
+        """The score's name within the benchmark."""
+        return self.key.split("/", 1)[1]
+
+    @property
+    def is_share(self) -> bool:
+        """Whether the score is in [0, 1], written as percent."""
+        return self.scale == (0.0, 1.0)
+
+    @property
+    def small(self) -> float:
+        """The largest difference that is called small, in the unit of the score."""
+        return SMALL * (self.scale[1] - self.scale[0])
+
+    @property
+    def unit(self) -> str:
+        """The unit that its written values have."""
+        return "%" if self.is_share else f"{self.scale[0]:g} to {self.scale[1]:g}"
+
+    def shown(self, value: float) -> float:
+        """Return a score as it is written and drawn: 0 to 100 of a share."""
+        return 100 * value if self.is_share else value
+
+    def text(self, value: float) -> str:
+        """Return a score as it is written.
+
+        >>> Ability("math", "gsm8k/strict").text(0.4753)
+        '47.5'
+        """
+        return f"{self.shown(value):.{1 if self.is_share else 2}f}"
+
+    def change(self, value: float) -> str:
+        """Return a difference with its sign.
+
+        >>> Ability("general", "mt_bench/mean", (1.0, 10.0)).change(-0.12)
+        '\N{MINUS SIGN}0.12'
+        """
+        text = self.text(abs(value))
+        if float(text) == 0:
+            return text
+        return f"{'+' if value > 0 else chr(0x2212)}{text}"
+
+
+GENERAL = "general"
+"""The source of the general ability; what the others teach are special abilities."""
+
+
+def general_of(abilities: Sequence[Ability]) -> list[Ability]:
+    """Return what the general source teaches; several benchmarks may measure it."""
+    return [ability for ability in abilities if ability.source == GENERAL]
+
+
+def special_of(abilities: Sequence[Ability]) -> list[Ability]:
+    """Return what the other sources teach; an ability without a source is not among them."""
+    return [ability for ability in abilities if ability.source not in (None, GENERAL)]
+
+
+def taught(abilities: Sequence[Ability]) -> list[Ability]:
+    """Return the abilities of which a source is known."""
+    return [ability for ability in abilities if ability.source is not None]
+
+
+def abilities_of(results: StudyResults) -> list[Ability]:
+    """Return a study's abilities in its order, each with the scale that its runs record."""
+    cells = [cell for question in results.questions for cell in question.cells]
+    return [
+        Ability(name, key, _scale(cells, key), results.sources.get(name))
+        for name, key in results.abilities.items()
+    ]
+
+
+def _scale(cells: Sequence[Cell], key: str) -> tuple[float, float]:
+    benchmark = key.split("/", 1)[0]
+    for cell in cells:
+        if cell.result and benchmark in cell.result.benchmarks:
+            low, high = cell.result.benchmarks[benchmark]["scale"]
+            return float(low), float(high)
+    return 0.0, 1.0

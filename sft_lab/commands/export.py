@@ -1,0 +1,77 @@
+"""Writes what a checkpoint trained: PEFT adapters, or one merged model that needs no base."""
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from sft_lab.data.corpus import load_tokenizer
+from sft_lab.data.templates import TEMPLATES
+from sft_lab.errors import RequestError
+from sft_lab.model.qlora import Lora, add_lora, compute_dtype, load_base, save_trained
+from sft_lab.model.unquantized import merged_copy
+from sft_lab.paths import make_folder
+from sft_lab.runs.checkpoint import read_checkpoint, stamp_of
+
+
+def load_trained(checkpoint_path: Path) -> tuple[Any, Mapping[str, Any]]:
+    """Load the model of a checkpoint.
+
+    Returns:
+        The model as it was trained, and the config it was trained by.
+
+    Raises:
+        RequestError: If the checkpoint is damaged, or does not fit its base.
+    """
+    checkpoint = read_checkpoint(checkpoint_path)
+    config = stamp_of(checkpoint).config
+    settings = config["model"]
+    # In the type of the training: weights rounded otherwise would be other 4-bit weights.
+    dtype = compute_dtype(str(config["trainer"]["precision"]))
+    model = load_base(settings["base"], settings["quantization"], dtype)
+    if settings["lora"] is not None:
+        model = add_lora(model, Lora(**settings["lora"]), seed=0)
+    weights = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if trained != set(weights):
+        raise RequestError(
+            f"--ckpt_path {checkpoint_path}: its weights do not fit the base {settings['base']}, "
+            "which is not the one it was trained on; put that one back."
+        )
+    model.load_state_dict(weights, strict=False)
+    return model, config
+
+
+def export(checkpoint_path: Path, out: Path, what: Literal["adapter", "merged"]) -> None:
+    """Write a checkpoint's model in a form that other tools load.
+
+    Args:
+        checkpoint_path: A ``last.ckpt``.
+        out: The folder to make.
+        what: ``adapter`` for PEFT's format; ``merged`` for a whole model in float32, whose logits
+            are those of the trained one: the adapters are added to the base as it was quantised.
+            With either goes the tokenizer, with the chat template of the training.
+
+    Raises:
+        RequestError: If the folder exists, or the checkpoint cannot be loaded.
+    """
+    if out.exists():
+        raise RequestError(f"--out {out} exists; name a new folder.")
+    make_folder("--out", out.parent)
+    model, config = load_trained(checkpoint_path)
+    if what == "adapter" and not hasattr(model, "peft_config"):
+        raise RequestError("--what adapter: the run trained the whole model; use --what merged.")
+    tokenizer = load_tokenizer(config["corpus"]["tokenizer"])
+    if config["corpus"]["template"] is not None:
+        tokenizer.chat_template = TEMPLATES[config["corpus"]["template"]]
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    part.mkdir()
+    try:
+        save_trained(model if what == "adapter" else merged_copy(model, torch.float32), part)
+        tokenizer.save_pretrained(part)
+        os.replace(part, out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)

@@ -1,0 +1,283 @@
+"""What a config trains on, to the sample, before any model is loaded."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sft_lab.data.rendering import IGNORED, Renderer, TokenizedRow
+from sft_lab.terminal import format_table, percent
+from sft_lab.training.batches import bin_length
+from sft_lab.training.data_modules import StagedDataModule
+from sft_lab.training.plan import RowRef, StagePlan
+
+_NUM_BINS = 10
+_BAR_WIDTH = 40
+_MAX_CONTAMINATED = 5  # rows of a source and benchmark that are shown
+_TRAINED, _SPECIAL, _PLAIN = "\033[32m", "\033[2m", "\033[0m"
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def inspection(data: StagedDataModule, stage: str | None, num_samples: int) -> dict[str, Any]:
+    """Return what a run's stages train on.
+
+    Args:
+        data: A planned data module.
+        stage: The stage to tell of; all by default.
+        num_samples: Samples to render of every source of every stage.
+
+    Returns:
+        ``stages`` by name: ``steps``, ``passes``, ``sequences`` with their ``fill`` in [0, 1] where
+        rows are packed, ``guarded`` with the ladder of shares by source where there is a guard,
+        ``mixture`` by source with ``asked``, ``rows``, ``samples``, ``tokens`` and
+        ``target_tokens``; ``sources`` by name: ``path``, all that ``intake.Report`` counts,
+        ``held_out``, ``lengths`` in tokens; and ``samples`` in pieces.
+    """
+    modules = [m for m in data.stage_modules if stage in (None, m.plan.name)]
+    loaded = data.corpus.loaded
+    num_tokens = {name: source.num_tokens for name, source in loaded.items()}
+    num_target_tokens = {name: source.num_target_tokens for name, source in loaded.items()}
+    nothing = {"samples": 0, "tokens": 0, "target_tokens": 0}  # the stage ends before its first row
+    stages: dict[str, dict[str, Any]] = {}
+    for module in modules:
+        plan = module.plan
+        counted = plan.count(num_tokens, num_target_tokens)
+        different = _different_rows(plan)
+        stages[plan.name] = {
+            "steps": plan.num_steps,
+            "passes": len(plan.passes),
+            **_packed(data, plan),
+            **_guarded(data, plan),
+            "mixture": {
+                name: {"asked": share, "rows": different.get(name, 0), **counted.get(name, nothing)}
+                for name, share in data.stages[plan.name].mixture.items()
+                if name in loaded
+            },
+        }
+    mixed = [name for name in loaded if any(name in s["mixture"] for s in stages.values())]
+    return {
+        "stages": stages,
+        "sources": {
+            name: {
+                "path": data.corpus.sources[name].path,
+                **loaded[name].report.to_json(),
+                "held_out": loaded[name].val_rows,
+                "lengths": sorted(num_tokens[name][loaded[name].trainable].tolist()),
+            }
+            for name in mixed
+        },
+        "samples": [
+            sample for module in modules for sample in _samples(data, module.plan, num_samples)
+        ],
+    }
+
+
+def _packed(data: StagedDataModule, plan: StagePlan) -> dict[str, Any]:
+    if not data.packing:
+        return {}
+    sequences = [refs for window in plan.windows for refs in window]
+    tokens = sum(bin_length(data.corpus, refs) for refs in sequences)
+    fill = tokens / (len(sequences) * data.corpus.max_length)
+    return {"sequences": len(sequences), "fill": fill}
+
+
+def _guarded(data: StagedDataModule, plan: StagePlan) -> dict[str, Any]:
+    if data.guard is None or data.guard.stage != plan.name:
+        return {}
+    sources = data.guard.sources(data.evaluation)
+    return {"guarded": {source: list(map(str, data.guard.shares)) for source in sources}}
+
+
+def _different_rows(plan: StagePlan) -> dict[str, int]:
+    rows = set(plan.rows())
+    return {name: sum(ref.source == name for ref in rows) for name in {ref.source for ref in rows}}
+
+
+def _samples(data: StagedDataModule, plan: StagePlan, count: int) -> Iterable[dict[str, Any]]:
+    """Yield the first rows of every source in the order of training."""
+    taken: dict[str, list[RowRef]] = {}
+    for ref in (ref for window in plan.passes[0] for refs in window for ref in refs):
+        taken.setdefault(ref.source, [])
+        if len(taken[ref.source]) < count:
+            taken[ref.source].append(ref)
+    for name, refs in taken.items():
+        source = data.corpus.loaded[name]
+        for ref in refs:
+            yield {
+                "stage": plan.name,
+                "source": name,
+                "sample_id": source.sample_ids[ref.index],
+                "pieces": pieces(source.rows[ref.index], data.corpus.renderer),
+            }
+
+
+def pieces(row: TokenizedRow, renderer: Renderer) -> list[dict[str, Any]]:
+    """Return a row as runs of like tokens: ``text``, ``tokens``, ``trained``, ``special``."""
+    tokenizer = renderer.tokenizer
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    # The first token has no predecessor, so it is never trained.
+    trained = [index > 0 and label != IGNORED for index, label in enumerate(row.labels)]
+    kinds = [(t, token in special) for t, token in zip(trained, row.input_ids, strict=True)]
+    found = []
+    for (is_trained, is_special), group in groupby(range(len(kinds)), key=kinds.__getitem__):
+        ids = [int(row.input_ids[index]) for index in group]
+        text = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        found.append(
+            {"text": text, "tokens": len(ids), "trained": is_trained, "special": is_special}
+        )
+    return found
+
+
+def inspection_text(found: Mapping[str, Any], *, color: bool) -> str:
+    """Return an inspection for people.
+
+    Args:
+        found: What ``inspection`` returns.
+        color: Show trained tokens in green and special ones dim, by ANSI codes; otherwise trained
+            text stands between ⟦ and ⟧.
+    """
+    blocks = [_stage_table(found["stages"]), _source_table(found["sources"])]
+    blocks += [_histogram(name, source["lengths"]) for name, source in found["sources"].items()]
+    blocks += [_sample(sample, color) for sample in found["samples"]]
+    return "\n\n".join(blocks)
+
+
+def _shown(text: str) -> str:
+    """Return a row's text without what would steer the terminal: ``ESC [ 2 J`` clears it."""
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def _stage_table(stages: Mapping[str, Any]) -> str:
+    header = [
+        "stage",
+        "source",
+        "asked",
+        "rows",
+        "samples",
+        "%",
+        "tokens",
+        "%",
+        "trained",
+        "%",
+        "steps",
+    ]
+    rows = []
+    for name, stage in stages.items():
+        counts = ("samples", "tokens", "target_tokens")
+        mixture = stage["mixture"].values()
+        total = {key: sum(part[key] for part in mixture) for key in counts}
+        for index, (source, part) in enumerate(stage["mixture"].items()):
+            shares = [
+                cell
+                for key in counts
+                for cell in (f"{part[key]:,}", percent(part[key] / total[key]))
+            ]
+            rows.append(
+                [
+                    "" if index else name,
+                    source,
+                    _share(part["asked"]),
+                    f"{part['rows']:,}",
+                    *shares,
+                    "",
+                ]
+            )
+        all_rows = f"{sum(part['rows'] for part in mixture):,}"
+        totals = [cell for key in counts for cell in (f"{total[key]:,}", "")]
+        rows.append(["", "all", "", all_rows, *totals, f"{stage['steps']:,}"])
+    packed = [
+        f"{name}: packed into {stage['sequences']:,} sequences, {percent(stage['fill'])} % full"
+        for name, stage in stages.items()
+        if "fill" in stage
+    ]
+    guarded = [
+        f"{name}: a guard steers what is replayed of {source}: {', '.join(shares)}"
+        for name, stage in stages.items()
+        for source, shares in stage.get("guarded", {}).items()
+    ]
+    return "\n".join([format_table(header, rows), *packed, *guarded])
+
+
+def _share(asked: Any) -> str:
+    if isinstance(asked, Mapping):
+        return " ".join(f"{amount:,} {unit}" for unit, amount in asked.items())
+    return str(asked)
+
+
+def _source_table(sources: Mapping[str, Any]) -> str:
+    header = ["source", "rows", "left out", "held out", "shortest", "median", "95 %", "longest"]
+    rows, reasons = [], []
+    for name, source in sources.items():
+        lengths = source["lengths"]
+        left_out = sum(source["dropped"].values())
+        spread = (lengths[0], median(lengths), lengths[int(0.95 * (len(lengths) - 1))], lengths[-1])
+        counts = (source["rows"], left_out, source["held_out"])
+        rows.append(
+            [name, *(f"{value:,}" for value in counts), *(f"{value:,.0f}" for value in spread)]
+        )
+        reasons += [f"{name}: {line}" for line in _account(source)]
+    return "\n".join([format_table(header, rows), *reasons])
+
+
+def _account(source: Mapping[str, Any]) -> list[str]:
+    """Return what became of a source's rows, a line each reason, with an example of where."""
+    file = Path(source["path"]).name
+
+    def example(place: str) -> str:
+        return f"e.g. {place} of {file}"
+
+    counted = [("left out", source["dropped"]), ("repaired", source["repaired"])]
+    lines = [
+        f"{count:,} {what}: {_shown(reason)} ({example(source['examples'][reason])})"
+        for what, counts in counted
+        for reason, count in counts.items()
+    ]
+    if source["duplicates"]:
+        lines.append(f"{source['duplicates']:,} rows repeat another row")
+    for benchmark, count in source["contaminated"].items():
+        lines.append(f"{count:,} rows hold items of {benchmark}, or 13 words of one:")
+        found = (row for row in source["contaminated_rows"] if f": {benchmark} " in row)
+        lines += [f"  {row}" for row in islice(found, _MAX_CONTAMINATED)]
+    return lines
+
+
+def _histogram(name: str, lengths: Sequence[int]) -> str:
+    """Return bars of how many rows are how long, in tokens."""
+    first = lengths[0]
+    width = (lengths[-1] - first) // _NUM_BINS + 1
+    counts = Counter((length - first) // width for length in lengths)
+    lines = [f"{name}: rows by length in tokens"]
+    for index in range(max(counts) + 1):
+        start = first + index * width
+        label = f"{start}-{start + width - 1}" if width > 1 else f"{start}"
+        bar = "█" * round(_BAR_WIDTH * counts[index] / max(counts.values()))
+        lines.append(f"{label:>12}  {bar or '▏' * bool(counts[index])} {counts[index]:,}")
+    return "\n".join(lines)
+
+
+def _sample(sample: Mapping[str, Any], color: bool) -> str:
+    parts = sample["pieces"]
+    tokens = sum(part["tokens"] for part in parts)
+    trained = sum(part["tokens"] for part in parts if part["trained"])
+    head = (
+        f"{sample['stage']}, {sample['source']} {sample['sample_id'][:8]}: "
+        f"{tokens:,} tokens, {trained:,} trained"
+    )
+    if color:
+        return head + "\n" + "".join(_colored(part) for part in parts)
+    body = ""
+    for is_trained, group in groupby(parts, key=lambda part: part["trained"]):
+        text = _shown("".join(part["text"] for part in group))
+        body += f"⟦{text}⟧" if is_trained else text
+    return f"{head}\n{body}"
+
+
+def _colored(part: Mapping[str, Any]) -> str:
+    codes = (_TRAINED if part["trained"] else "") + (_SPECIAL if part["special"] else "")
+    # A line break that is trained is shown as one: at a line's end colour cannot be seen.
+    text = _shown(part["text"])
+    text = text.replace("\n", "↵\n") if part["trained"] else text
+    return f"{codes}{text}{_PLAIN}" if codes else text

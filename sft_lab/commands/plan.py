@@ -1,0 +1,179 @@
+"""``fit --plan``: checks a run's whole config as ``fit`` does, and says what it will cost."""
+
+import argparse
+import json
+from typing import Any
+
+from typing_extensions import override
+
+from sft_lab.cost.known_speed import KnownSpeeds, Speed
+from sft_lab.cost.measured_speed import measured_speed
+from sft_lab.cost.run_cost import RunCost, run_cost, run_parameters
+from sft_lab.errors import RequestError
+from sft_lab.launch.parser import model_settings
+from sft_lab.launch.run import LabCLI
+from sft_lab.model.qlora import check_base
+from sft_lab.model.size import ModelSettings
+from sft_lab.runs.machine import Machine, this_machine
+from sft_lab.runs.store import RunStore
+from sft_lab.terminal import format_table
+
+_UNKNOWN = "no earlier run of this base here; --measure times it"
+
+
+class PlanCLI(LabCLI):
+    """Parses and checks a run's config, and lays it out in place of running it.
+
+    Args:
+        arguments: What stands behind ``fit``, without the plan's own flags.
+        measure: Load the model and time it, whatever earlier runs tell.
+    """
+
+    cost: RunCost
+
+    def __init__(self, arguments: list[str], *, measure: bool) -> None:
+        self.measure = measure
+        super().__init__("fit", arguments)
+
+    @override
+    def before_instantiate_classes(self) -> None:
+        for option in ("ckpt_path", "from"):
+            if self.settings[option] is not None:
+                raise RequestError(f"--plan looks at a whole run; leave out --{option}.")
+        super().before_instantiate_classes()
+
+    @override
+    def fit(self, **kwargs: Any) -> None:
+        """Lay the run out; nothing is trained and nothing recorded."""
+        self.datamodule.setup("fit")
+        check_base(self.model.base)
+        settings = model_settings(self.plain)
+        self.cost = run_cost(self.datamodule, settings, self._known(settings))
+        if self.measure:
+            generated = self.cost.evaluations.generated_tokens
+            precision = str(self.trainer.precision)
+            speed = measured_speed(self.model, self.datamodule, precision, generated)
+            self.cost = run_cost(self.datamodule, settings, speed)
+
+    def _known(self, settings: ModelSettings) -> Speed | None:
+        store = RunStore(str(self.settings.trainer.logger.init_args.tracking_uri))
+        return KnownSpeeds(store).speed(run_parameters(self.datamodule, settings))
+
+
+def plan_fit(arguments: list[str]) -> str:
+    """Return what a run will cost, for people or as JSON.
+
+    Args:
+        arguments: What stands behind ``fit``, ``--plan`` included.
+
+    Raises:
+        RequestError: If ``fit`` would refuse the request.
+    """
+    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    for flag in ("--plan", "--json", "--measure"):
+        parser.add_argument(flag, action="store_true")
+    options, rest = parser.parse_known_args(arguments)
+    cost = PlanCLI(rest, measure=options.measure).cost
+    machine = this_machine()
+    if options.json:
+        return json.dumps(plan_json(cost, machine), indent=2)
+    return plan_text(cost, machine)
+
+
+def plan_json(cost: RunCost, machine: Machine) -> dict[str, Any]:
+    """Return a run's cost as plain values; memory in bytes."""
+    duration = cost.minutes
+    return {
+        "stages": {name: vars(stage) for name, stage in cost.stages.items()},
+        "steps": cost.steps,
+        "samples": cost.samples,
+        "tokens": cost.tokens,
+        "target_tokens": cost.target_tokens,
+        "evaluations": {
+            **vars(cost.evaluations),
+            "total_generated_tokens": cost.evaluations.total_generated_tokens,
+        },
+        "parameters": cost.parameters,
+        "trained_parameters": cost.trained_parameters,
+        "memory": cost.memory.to_json(),
+        "micro_batch_bytes": {str(m): total for m, total in cost.micro_batch_bytes.items()},
+        "machine": vars(machine),
+        "largest_micro_batch_size": cost.largest_micro_batch_size(machine.free),
+        "minutes": None
+        if duration is None
+        else {
+            "training": duration.training,
+            "evaluation": duration.evaluation,
+            "total": duration.total,
+            "source": duration.source,
+        },
+    }
+
+
+def plan_text(cost: RunCost, machine: Machine) -> str:
+    """Return a run's cost for people."""
+    header = ["stage", "steps", "passes", "samples", "tokens", "trained"]
+    rows = [
+        [name, *(f"{n:,}" for n in (s.steps, s.passes, s.samples, s.tokens, s.target_tokens))]
+        for name, s in cost.stages.items()
+    ]
+    totals = (cost.steps, cost.samples, cost.tokens, cost.target_tokens)
+    steps, *others = (f"{n:,}" for n in totals)
+    rows.append(["all", steps, "", *others])
+    done = cost.evaluations
+    evaluations = (
+        f"{done.total} evaluations: {done.full} on all {done.items:,} items, {done.between} "
+        f"between stage boundaries; at most {done.generated_tokens:,} tokens are generated in each"
+    )
+    return "\n\n".join(
+        [format_table(header, rows), evaluations, _memory_text(cost, machine), _time_text(cost)]
+    )
+
+
+def _memory_text(cost: RunCost, machine: Machine) -> str:
+    m = cost.memory
+    parts = {
+        f"base weights ({cost.parameters:,} parameters)": m.weights,
+        f"adapters ({cost.trained_parameters:,} parameters)": m.adapters,
+        "gradients": m.gradients,
+        "optimizer state": m.optimizer,
+        "training: activations": m.activations,
+        "training: backward pass": m.backward,
+        "evaluation: weights": m.evaluation_weights,
+        "evaluation: keys and values": m.kv_cache,
+        "evaluation: activations and logits": m.evaluation_work,
+        "at most (training and evaluation take turns)": m.total,
+    }
+    table = format_table(
+        ["memory", "GiB"], [[name, _gib(size)] for name, size in parts.items() if size]
+    )
+    fits = m.total <= machine.free
+    largest = cost.largest_micro_batch_size(machine.free)
+    advice = (
+        f"the largest data.micro_batch_size that fits is {largest}"
+        if largest is not None
+        else "no data.micro_batch_size fits"
+    )
+    return (
+        f"{table}\n{machine.name}: {_gib(machine.free)} of {_gib(machine.memory)} GiB are free; "
+        f"the run {'fits' if fits else 'does not fit'}, and {advice}"
+    )
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.2f}" if size >= 2**27 else f"{size / 2**30:,.4f}"
+
+
+def _time_text(cost: RunCost) -> str:
+    duration = cost.minutes
+    if duration is None:
+        return f"time unknown: {_UNKNOWN}"
+    evaluation = (
+        "evaluation unknown"
+        if duration.evaluation is None
+        else f"evaluation {duration.evaluation:,.1f}"
+    )
+    return (
+        f"{duration.total:,.1f} minutes: training {duration.training:,.1f}, {evaluation}; "
+        f"known from {duration.source}"
+    )

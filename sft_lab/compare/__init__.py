@@ -1,1 +1,0 @@
-"""Runs compared: abilities at every stage boundary, paired tests, forgotten and regained items."""

@@ -1,0 +1,1 @@
+"""Config files and flags, merged key by key, and what makes two configs the same run."""

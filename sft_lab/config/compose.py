@@ -1,0 +1,229 @@
+"""Configs: files and overrides merged key by key into one, each value's origin kept for errors."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from sft_lab.errors import RequestError
+from sft_lab.paths import find_config
+
+
+def best_precision() -> str:
+    """Return bf16-mixed where the machine computes bf16 natively, else 32-true.
+
+    A CPU without AVX512-BF16 or AMX emulates bf16 fifteen times slower than it computes float32.
+    """
+    import torch  # seconds to import, and most configs are read without it
+
+    if torch.cuda.is_available():
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        native = torch.cpu._is_avx512_bf16_supported()
+    return "bf16-mixed" if native else "32-true"
+
+
+def best_optimizer() -> str:
+    """Return paged_adamw_8bit where there is CUDA, else adamw."""
+    import torch
+
+    return "paged_adamw_8bit" if torch.cuda.is_available() else "adamw"
+
+
+OmegaConf.register_resolver("best_precision", best_precision)
+OmegaConf.register_resolver("best_optimizer", best_optimizer)
+
+
+@dataclass
+class Composed:
+    """A merged config, not yet resolved, and where each of its values was written.
+
+    Attributes:
+        config: The merged values.
+        origins: ``file, line n`` by dotted key.
+    """
+
+    config: DictConfig = field(default_factory=lambda: OmegaConf.create({}))
+    origins: dict[str, str] = field(default_factory=dict)
+
+    def merge_file(self, path: str) -> None:
+        """Merge a config file over what is there.
+
+        A group that is a file name, ``trainer: ../trainer.yaml``, stands for that file's content;
+        the name is relative to the file that says it. A key may be dotted, ``data.k: 1/4``.
+
+        Raises:
+            RequestError: If a file is missing or is not YAML.
+        """
+        file = find_config(path)
+        values, origins = _read(file)
+        for key, value in values.items():
+            self._set(key, value, file.parent, origins[key])
+        self.origins |= origins
+
+    def override(self, key: str, value: str) -> None:
+        """Set one dotted key, as the command line does; what stands beside it stays.
+
+        Raises:
+            RequestError: If the value is not YAML, or the key points behind the end of a list.
+        """
+        where = f"--{key}"
+        self.origins = {k: v for k, v in self.origins.items() if not k.startswith(f"{key}.")}
+        self.origins[key] = where
+        self._set(key, _parse(value, where), Path(), where)
+
+    def _set(self, key: str, value: Any, folder: Path, where: str) -> None:
+        if "." not in key and isinstance(value, list) and any(map(_is_file, value)):
+            for part in value:
+                self._set(key, part, folder, where)
+            return
+        if "." not in key and _is_file(value):
+            shared = folder / value
+            if not shared.is_file():
+                raise RequestError(
+                    f"{where}: {key} refers to {value}, and there is no file {shared}."
+                )
+            value, origins = _read(shared)
+            self.origins |= {f"{key}.{inner}": origin for inner, origin in origins.items()}
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        try:
+            merged = _merged(OmegaConf.to_container(self.config), value)
+            self.config = OmegaConf.create(merged)
+        except (IndexError, OmegaConfBaseException) as fault:
+            reason = str(fault).splitlines()[0]
+            raise RequestError(f"{where}: {key} cannot be set: {reason}.") from fault
+
+    def resolved(self) -> dict[str, Any]:
+        """Return plain values with every ``${...}`` filled in.
+
+        Raises:
+            RequestError: If an interpolation points to nothing.
+        """
+        try:
+            plain = OmegaConf.to_container(self.config, resolve=True, throw_on_missing=True)
+        except OmegaConfBaseException as fault:
+            key = str(getattr(fault, "full_key", "") or "")
+            reason = str(fault).splitlines()[0].rstrip(".")
+            raise RequestError(f"{self.origin(key)}{key}: {reason}.") from fault
+        return {str(key): value for key, value in cast(dict[Any, Any], plain).items()}
+
+    def origin(self, key: str) -> str:
+        """Return "file, line n: " of a key or the nearest above it; nothing for a default."""
+        while key:
+            if key in self.origins:
+                return f"{self.origins[key]}: "
+            key = key.rpartition(".")[0]
+        return ""
+
+
+def _is_file(value: Any) -> bool:
+    return isinstance(value, str) and value.endswith((".yaml", ".yml"))
+
+
+def _merged(old: Any, new: Any) -> Any:
+    """Return ``new`` laid over ``old`` key by key; keys of digits count the items of a list."""
+    if isinstance(old, list) and isinstance(new, Mapping) and all(str(k).isdigit() for k in new):
+        items = list(old)
+        for index, value in new.items():
+            items[int(index)] = _merged(items[int(index)], value)
+        return items
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping) or _is_other_kind(old, new):
+        return new
+    return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
+
+
+def _is_other_kind(old: Mapping[Any, Any], new: Mapping[Any, Any]) -> bool:
+    """Say whether ``new`` replaces ``old``: {tokens: n} after {rows: n}, another class."""
+    shares = ({"rows"}, {"tokens"})
+    if set(old) in shares and set(new) in shares:
+        return set(old) != set(new)
+    return "class_path" in new and new["class_path"] != old.get("class_path")
+
+
+def _parse(text: str, where: str) -> Any:
+    if text.startswith("${"):
+        return text
+    try:
+        # OmegaConf's own reading of YAML, in which 1e-3 is a number.
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(f"value: {text}")))[
+            "value"
+        ]
+    except (yaml.YAMLError, OmegaConfBaseException) as fault:
+        raise RequestError(f"{where}: {text!r} is not a YAML value.") from fault
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    try:
+        content = file.read_text(encoding="utf-8")
+        node = yaml.compose(content)
+        if node is None:
+            return {}, {}
+        if not isinstance(node, yaml.MappingNode):
+            raise RequestError(f"{file}: a config holds keys and values, got {content[:40]!r}.")
+        loaded = cast(dict[Any, Any], OmegaConf.to_container(OmegaConf.create(content)))
+    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as fault:
+        mark = getattr(fault, "problem_mark", None)
+        where = f"{file}, line {mark.line + 1}" if mark else str(file)
+        reason = getattr(fault, "problem", None) or str(fault).splitlines()[0]
+        raise RequestError(f"{where}: not YAML: {reason}.") from fault
+    return {str(key): value for key, value in loaded.items()}, dict(_origins(node, file))
+
+
+def _origins(node: Any, file: Path, prefix: str = "") -> Iterator[tuple[str, str]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            name = f"{prefix}{key.value}"
+            yield name, f"{file}, line {key.start_mark.line + 1}"
+            yield from _origins(value, file, f"{name}.")
+
+
+def compose(arguments: list[str], keys: Collection[str]) -> tuple[Composed, list[str], list[str]]:
+    """Merge config files and dotted overrides, which win; leave other arguments to LightningCLI.
+
+    Args:
+        arguments: What stands behind the command.
+        keys: First parts of the keys that can be overridden.
+
+    Returns:
+        The merged config, the config files' names, and the arguments that are left.
+    """
+    files: list[str] = []
+    overrides: list[tuple[str, str]] = []
+    rest: list[str] = []
+    appended: set[str] = set()  # lists that grow by ``--key+=``; ``--key.name`` means the new item
+    waiting = list(arguments)
+    while waiting:
+        argument = waiting.pop(0)
+        name, equals, value = argument.partition("=")
+        key = name.removeprefix("--")
+        is_config = name in ("--config", "-c")
+        is_override = (
+            name.startswith("--")
+            and key.split(".")[0] in keys
+            and not key.endswith(("+", ".help"))
+            and key.rpartition(".")[0] not in appended
+        )
+        if key.endswith("+"):
+            appended |= {key.removesuffix("+"), f"{key.removesuffix('+')}.init_args"}
+        if not is_config and not is_override:
+            rest.append(argument)
+            continue
+        if not equals:
+            if not waiting:
+                raise RequestError(f"{argument} needs a value behind it.")
+            value = waiting.pop(0)
+        if is_config:
+            files.append(value)
+        else:
+            overrides.append((key, value))
+    composed = Composed()
+    for file in files:
+        composed.merge_file(file)
+    for key, value in overrides:
+        composed.override(key, value)
+    return composed, files, rest

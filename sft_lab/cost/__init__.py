@@ -1,0 +1,1 @@
+"""Steps, bytes and minutes of a run, before anything is trained."""

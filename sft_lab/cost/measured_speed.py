@@ -1,0 +1,104 @@
+"""How long a run will take, by a few of its own steps and answers, timed on this device."""
+
+import time
+from collections.abc import Sequence
+from typing import Any, cast
+
+import torch
+
+from sft_lab.cost.known_speed import Speed
+from sft_lab.evaluation.prompts import Prompts
+from sft_lab.model.qlora import compute_dtype
+from sft_lab.model.unquantized import evaluation_weights
+from sft_lab.training.batches import Batch, MicroBatches, bin_length
+from sft_lab.training.data_modules import StagedDataModule
+from sft_lab.training.module import SFTModule
+from sft_lab.training.plan import Window
+
+_TIMED_STEPS = 3
+_NEW_TOKENS = 16
+
+
+def measured_speed(
+    module: SFTModule, data: StagedDataModule, precision: str, generated_tokens: int
+) -> Speed:
+    """Load a run's model, and time three of its steps and one batch of short answers.
+
+    Answers are not let end, so that a full evaluation's time is one that it stays below.
+
+    Args:
+        module: The run's module, whose model has not been loaded; it is afterwards, and spoilt.
+        data: Its data module, with every stage planned.
+        precision: The Trainer's.
+        generated_tokens: Most tokens that a full evaluation generates.
+    """
+    module.load(precision, packing=data.packing)
+    if torch.cuda.is_available():
+        module.to("cuda")
+    module.schedule = data.schedule
+    windows = [window for stage in data.stage_modules for window in stage.plan.windows]
+    # Spread over the run, whose stages differ in the length of their rows; the first one warms up.
+    places = [len(windows) * (2 * i + 1) // (2 * _TIMED_STEPS) for i in range(_TIMED_STEPS)]
+    optimizer = cast(dict[str, Any], module.configure_optimizers())["optimizer"]
+    dtype = torch.float16 if precision.startswith("16") else torch.bfloat16
+    mixed = precision.endswith("mixed")
+    with torch.random.fork_rng(), torch.autocast(module.device.type, dtype, enabled=mixed):
+        _train(module, data, optimizer, windows[:1])
+        timed = [windows[place] for place in places]
+        training_s = _train(module, data, optimizer, timed)
+        evaluation_s = _evaluation_s(module, data, generated_tokens, compute_dtype(precision))
+    tokens = sum(bin_length(data.corpus, refs) for window in timed for refs in window)
+    return Speed(
+        tokens_per_s=tokens / training_s,
+        evaluation_s=evaluation_s,
+        generated_tokens=generated_tokens,
+        source=f"{_TIMED_STEPS} steps and a batch of {_NEW_TOKENS}-token answers timed here; "
+        "evaluation is shorter where answers end before their limit",
+    )
+
+
+def _train(
+    module: SFTModule, data: StagedDataModule, optimizer: Any, windows: Sequence[Window]
+) -> float:
+    """Take a step on each window, and return the seconds."""
+    start = _now()
+    for window in windows:
+        batches = MicroBatches(data.corpus, [window], data.micro_batch_size)
+        for index in range(len(batches)):
+            moved = {key: value.to(module.device) for key, value in batches[index].items()}  # type: ignore[attr-defined]
+            nll, _ = module.token_nll(cast(Batch, moved))
+            (nll.sum() / moved["window_target_tokens"]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return _now() - start
+
+
+def _evaluation_s(
+    module: SFTModule, data: StagedDataModule, generated_tokens: int, dtype: torch.dtype
+) -> float | None:
+    found = [prompts for prompts in data.eval_sets if isinstance(prompts, Prompts)]
+    suite = data.evaluation
+    if not found or suite.engine == "vllm":  # whose server need not be there yet
+        return None
+    most = max(found, key=lambda p: len(p.prompts) * suite.benchmarks[p.name].max_new_tokens)
+    prompts = most.prompts[: suite.batch_size]
+    renderer = data.corpus.renderer
+    start = _now()
+    with evaluation_weights(module.model, suite.weights, dtype) as weights:
+        ready = _now()
+        module.engine.complete(
+            weights,
+            prompts,
+            max_new_tokens=_NEW_TOKENS,
+            eos_token_ids=(),
+            pad_token_id=renderer.pad_token_id,
+            decode=renderer.decode,
+        )
+        answered_s = _now() - ready
+    return ready - start + answered_s * generated_tokens / (len(prompts) * _NEW_TOKENS)
+
+
+def _now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()

@@ -1,0 +1,1 @@
+"""Benchmarks: a file or folder each, with items, prompts and a grader."""

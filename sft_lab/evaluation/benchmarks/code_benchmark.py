@@ -1,0 +1,117 @@
+"""What benchmarks of code share: programs run in the sandbox, and pass@k."""
+
+import keyword
+import os
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from typing_extensions import override
+
+from sft_lab.errors import RequestError
+from sft_lab.evaluation.benchmark import Benchmark, Item, Verdict
+from sft_lab.evaluation.sandbox.sandbox import (
+    LevelChoice,
+    Program,
+    resolve_level,
+    run_programs,
+)
+from sft_lab.metrics.score import Score, accuracy, mean_score, pass_at_k
+
+MAX_KS = (1, 10, 100)
+
+
+class CodeBenchmark(Benchmark):
+    """Share of problems solved by a program that passes the row's tests.
+
+    With one completion a problem the score is pass@1, a share with Wilson's interval; with more it
+    is the unbiased estimate of pass@1, pass@10 and pass@100, as far as every problem has so many
+    completions, with a bootstrap over problems.
+
+    Args:
+        path: See ``Benchmark``.
+        max_new_tokens: See ``Benchmark``.
+        sandbox: How generated programs are contained: ``isolated``, ``limited``, which holds
+            accidents and not attacks, or ``isolated_or_limited``, the stronger one to be had.
+        source: See ``Benchmark``.
+        num_examples: See ``Benchmark``.
+        timeout_s: Wall time of one program in seconds.
+        memory_mb: Address space of one program in MiB.
+
+    Raises:
+        RequestError: If an argument is out of range, or the sandbox is not to be had here.
+    """
+
+    score_names = ("pass_at_1",)
+
+    def __init__(
+        self,
+        path: str,
+        max_new_tokens: int,
+        sandbox: LevelChoice = "isolated",
+        source: str | None = None,
+        num_examples: int | None = None,
+        timeout_s: float = 3.0,
+        memory_mb: int = 1024,
+    ) -> None:
+        super().__init__(path, max_new_tokens, source, num_examples)
+        if timeout_s <= 0:
+            raise RequestError(f"timeout_s must be more than 0, got {timeout_s}.")
+        if memory_mb < 64:
+            raise RequestError(f"memory_mb must be 64 or more, got {memory_mb}.")
+        self.level = resolve_level(sandbox)
+        self.timeout_s = timeout_s
+        self.memory_mb = memory_mb
+
+    @override
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        super().check_row(row)
+        name = row.get("entry_point", "f")  # rows of MBPP have none
+        if not str(name).isidentifier() or keyword.iskeyword(name):
+            raise ValueError(f"key 'entry_point' must name a function, got {name!r}.")
+
+    @abstractmethod
+    def program(self, item: Item, completion: str) -> Program:
+        """Return what a completion comes to, and its test."""
+
+    @override
+    def protocol(self) -> dict[str, Any]:
+        # Not the level: both grade alike, and a run may go on where the stronger one is missing.
+        limits = {"timeout_s": self.timeout_s, "memory_mb": self.memory_mb}
+        return {**super().protocol(), **limits}
+
+    @override
+    def conditions(self) -> dict[str, str]:
+        return {"sandbox": self.level}
+
+    @override
+    def grade(self, items: Sequence[Item], completions: Sequence[str]) -> list[Verdict]:
+        programs = map(self.program, items, completions)
+        results = run_programs(
+            list(programs),
+            timeout_s=self.timeout_s,
+            memory_mb=self.memory_mb,
+            workers=len(os.sched_getaffinity(0)),
+            level=self.level,
+        )
+        return [Verdict({"passed": result.passed}, result.reason) for result in results]
+
+    @override
+    def scores(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, Score]:
+        passed: defaultdict[str, list[bool]] = defaultdict(list)
+        for item, verdict in zip(items, verdicts, strict=True):
+            if verdict.marks is not None:
+                passed[item.id].append(bool(verdict.marks["passed"]))
+        if not passed:
+            return {}
+        fewest, most = min(map(len, passed.values())), max(map(len, passed.values()))
+        if most == 1:
+            return {"pass_at_1": accuracy([marks[0] for marks in passed.values()])}
+        return {
+            f"pass_at_{k}": mean_score(
+                [pass_at_k(len(marks), sum(marks), k) for marks in passed.values()]
+            )
+            for k in MAX_KS
+            if k <= fewest
+        }

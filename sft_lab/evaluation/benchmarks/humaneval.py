@@ -1,0 +1,71 @@
+"""HumanEval: functions to be written from their signature and docstring."""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal
+
+from typing_extensions import override
+
+from sft_lab.errors import RequestError
+from sft_lab.evaluation.benchmark import Item
+from sft_lab.evaluation.benchmarks.code_answers import solution
+from sft_lab.evaluation.benchmarks.code_benchmark import CodeBenchmark
+from sft_lab.evaluation.sandbox.sandbox import Program
+
+_CHAT = "Complete this Python function. Answer with the whole function in one code block.\n\n"
+
+
+class HumanEval(CodeBenchmark):
+    """HumanEval (Chen et al. 2021, "Evaluating Large Language Models Trained on Code").
+
+    Rows are the data set's own; ids are its ``task_id``. From an answer the program is taken as
+    ``code_answers.solution`` does, so chat answers and plain continuations are both graded.
+
+    Args:
+        path: See ``Benchmark``.
+        max_new_tokens: See ``Benchmark``.
+        prompt: How a model is asked: ``chat`` asks for the whole function in a code block,
+            ``continuation`` gives it the row's prompt to go on with, without a chat template.
+        kwargs: See ``CodeBenchmark``.
+    """
+
+    row_fields: ClassVar[Mapping[str, type]] = {
+        "task_id": str,
+        "prompt": str,
+        "entry_point": str,
+        "test": str,
+        "canonical_solution": str,
+    }
+
+    def __init__(
+        self,
+        path: str,
+        max_new_tokens: int,
+        prompt: Literal["chat", "continuation"] = "chat",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(path, max_new_tokens, **kwargs)
+        if prompt not in ("chat", "continuation"):
+            raise RequestError(f"prompt must be 'chat' or 'continuation', got '{prompt}'.")
+        self.prompt = prompt
+
+    @override
+    def protocol(self) -> dict[str, Any]:
+        return {**super().protocol(), "prompt": self.prompt}
+
+    @override
+    def item(self, row: Mapping[str, Any], number: int) -> Item:
+        if self.prompt == "continuation":
+            return Item(row["task_id"], (), row, text=row["prompt"])
+        asked = f"{_CHAT}```python\n{row['prompt'].strip()}\n```"
+        return Item(row["task_id"], ({"role": "user", "content": asked},), row)
+
+    @override
+    def texts(self, item: Item) -> list[str]:
+        prompt: str = item.row["prompt"]
+        return [prompt, prompt + item.row["canonical_solution"]]
+
+    @override
+    def program(self, item: Item, completion: str) -> Program:
+        entry_point: str = item.row["entry_point"]
+        code = solution(item.row["prompt"], entry_point, completion)
+        return Program(code, f"{item.row['test']}\ncheck({entry_point})", entry_point)

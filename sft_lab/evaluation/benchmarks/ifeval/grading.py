@@ -1,0 +1,115 @@
+"""Which instructions of an IFEval row a response follows, strictly and loosely."""
+
+import reprlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from sft_lab.evaluation.benchmarks.ifeval.arguments import check_kwargs
+from sft_lab.evaluation.benchmarks.ifeval.instructions import INSTRUCTIONS
+
+_FIELDS = {"key": int, "prompt": str, "instruction_id_list": list, "kwargs": list}
+
+
+@dataclass(frozen=True)
+class Followed:
+    """Whether each instruction of a row is followed, in the row's order."""
+
+    strict: tuple[bool, ...]
+    loose: tuple[bool, ...]
+
+
+def grade(row: Mapping[str, Any], response: str) -> Followed:
+    r"""Say which instructions a response follows.
+
+    Strict looks at the response as it is. Loose looks at it as well without its first line, its
+    last line, or both, and at each of these four without asterisks; an instruction is followed
+    that one of the eight follows. A blank text follows nothing.
+
+    Verdicts are those of the official checker, except that
+    - languages are detected with a fixed seed, as ``detect_language`` tells;
+    - sentences and words are those of NLTK up to 3.9, as ``split_sentences`` tells;
+    - a mark given as the letter to count is counted, where its first version drew another letter
+      at random (two rows of the data set ask for one);
+    - JSON nested too deep for Python's parser is not followed, where the official checker dies;
+    - kwargs that it would draw at random are errors, as ``check_kwargs`` tells.
+
+    Source: Zhou et al., 2023, Instruction-Following Evaluation for Large Language Models, sec. 3,
+    and its checker, instruction_following_eval in google-research.
+
+    Args:
+        row: A row of the data set, with ``key``, ``prompt``, ``instruction_id_list``, ``kwargs``.
+        response: What the model answered.
+
+    Raises:
+        ValueError: If the row cannot be graded; see ``check_row``.
+
+    >>> row = {"key": 1, "prompt": "Quote a word; no commas.", "kwargs": [{}, {}],
+    ...        "instruction_id_list": ["punctuation:no_comma", "startend:quotation"]}
+    >>> grade(row, 'Sure, here it is:\n"Rain"')
+    Followed(strict=(False, False), loose=(True, True))
+    """
+    strict, loose = [], []
+    texts = [text for text in _loose_texts(response) if text.strip()]
+    for instruction_id, kwargs in _instructions(row):
+        follows = INSTRUCTIONS[instruction_id]
+        strict.append(bool(response.strip()) and follows(response, **kwargs))
+        loose.append(strict[-1] or any(follows(text, **kwargs) for text in texts))
+    return Followed(tuple(strict), tuple(loose))
+
+
+def check_row(row: Mapping[str, Any]) -> None:
+    """Check that a row can be graded.
+
+    Nulls among the kwargs are ignored: in the copy on Hugging Face every instruction has the keys
+    of all of them, null where they are not its own.
+
+    Raises:
+        ValueError: If a field is missing or wrong, an instruction is unknown, or its kwargs are
+            not those it takes; the caller adds file and line.
+    """
+    _instructions(row)
+
+
+def _instructions(row: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return a row's instructions with the kwargs of each, checked and without nulls."""
+    for key, kind in _FIELDS.items():
+        if key not in row:
+            raise ValueError(f"key '{key}' is missing; IFEval rows need it.")
+        if not isinstance(row[key], kind):
+            raise ValueError(f"key '{key}' must be {kind.__name__}, got {reprlib.repr(row[key])}.")
+    ids, kwargs = row["instruction_id_list"], row["kwargs"]
+    if not ids:
+        raise ValueError("key 'instruction_id_list' must name an instruction at least, got [].")
+    if len(ids) != len(kwargs):
+        raise ValueError(
+            f"key 'kwargs' must have as many objects as there are instructions, {len(ids)}, "
+            f"got {len(kwargs)}. An instruction that takes none has {{}}."
+        )
+    return [
+        (instruction_id, _kwargs(place, instruction_id, given))
+        for place, (instruction_id, given) in enumerate(zip(ids, kwargs, strict=True))
+    ]
+
+
+def _kwargs(place: int, instruction_id: object, given: object) -> dict[str, Any]:
+    if not isinstance(instruction_id, str) or instruction_id not in INSTRUCTIONS:
+        near = get_close_matches(str(instruction_id), INSTRUCTIONS, n=1, cutoff=0)
+        raise ValueError(
+            f"instruction_id_list[{place}] must be one of IFEval's 25 instructions, "
+            f"got {reprlib.repr(instruction_id)}. The nearest is '{near[0]}'."
+        )
+    if not isinstance(given, Mapping):
+        raise ValueError(f"kwargs[{place}] must be an object, got {reprlib.repr(given)}.")
+    try:
+        return check_kwargs(INSTRUCTIONS[instruction_id], given)
+    except ValueError as error:
+        raise ValueError(f"kwargs[{place}] of '{instruction_id}': {error}") from error
+
+
+def _loose_texts(response: str) -> list[str]:
+    lines = response.split("\n")
+    cut = (lines[1:], lines[:-1], lines[1:-1])
+    texts = [response, *("\n".join(part).strip() for part in cut)]
+    return list(dict.fromkeys([*texts, *(text.replace("*", "") for text in texts)]))

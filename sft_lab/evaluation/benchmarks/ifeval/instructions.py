@@ -1,0 +1,222 @@
+"""The 25 instructions of IFEval: a function each that says whether a text follows it.
+
+Every function takes the text and, by name, the kwargs that rows of the data set give; their types
+are the ones that ``arguments`` checks. The patterns are those of the official checker, so that
+verdicts agree where one would judge otherwise. None sees an empty text: ``grade`` lets no such
+text follow anything.
+
+Source: Zhou et al., 2023, Instruction-Following Evaluation for Large Language Models, and its
+checker, instruction_following_eval in google-research.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+
+from sft_lab.evaluation.benchmarks.ifeval.arguments import Language, Letter, Pattern, Relation
+from sft_lab.evaluation.benchmarks.ifeval.language import detect_language
+from sft_lab.evaluation.benchmarks.ifeval.sentences import split_sentences
+from sft_lab.evaluation.benchmarks.ifeval.words import count_capital_words, count_words
+
+Check = Callable[..., bool]
+INSTRUCTIONS: dict[str, Check] = {}
+
+
+def _instruction(instruction_id: str) -> Callable[[Check], Check]:
+    def register(check: Check) -> Check:
+        INSTRUCTIONS[instruction_id] = check
+        return check
+
+    return register
+
+
+def _compare(count: int, relation: Relation, threshold: int) -> bool:
+    return count < threshold if relation == "less than" else count >= threshold
+
+
+@_instruction("keywords:existence")
+def _keywords(text: str, *, keywords: list[Pattern]) -> bool:
+    """Every keyword occurs, within a word or not, in any case."""
+    return all(re.search(keyword, text, re.IGNORECASE) for keyword in keywords)
+
+
+@_instruction("keywords:frequency")
+def _keyword_frequency(text: str, *, keyword: Pattern, frequency: int, relation: Relation) -> bool:
+    """The keyword occurs so often, within words too, in any case."""
+    return _compare(len(re.findall(keyword.strip(), text, re.IGNORECASE)), relation, frequency)
+
+
+@_instruction("keywords:forbidden_words")
+def _forbidden_words(text: str, *, forbidden_words: list[Pattern]) -> bool:
+    """No such word occurs as a word of its own, in any case."""
+    return not any(re.search(rf"\b{word}\b", text, re.IGNORECASE) for word in forbidden_words)
+
+
+@_instruction("keywords:letter_frequency")
+def _letter_frequency(
+    text: str, *, letter: Letter, let_frequency: int, let_relation: Relation
+) -> bool:
+    """The letter, which may be a mark, occurs so often in any case."""
+    return _compare(Counter(text.lower())[letter.lower()], let_relation, let_frequency)
+
+
+@_instruction("language:response_language")
+def _response_language(text: str, *, language: Language) -> bool:
+    """The text is in the language, or has nothing to tell a language by."""
+    return detect_language(text) in (language, None)
+
+
+@_instruction("length_constraints:number_sentences")
+def _number_sentences(text: str, *, num_sentences: int, relation: Relation) -> bool:
+    return _compare(len(split_sentences(text)), relation, num_sentences)
+
+
+@_instruction("length_constraints:number_words")
+def _number_words(text: str, *, num_words: int, relation: Relation) -> bool:
+    return _compare(count_words(text), relation, num_words)
+
+
+@_instruction("length_constraints:number_paragraphs")
+def _number_paragraphs(text: str, *, num_paragraphs: int) -> bool:
+    """Between dividers ``***`` are so many paragraphs, none of them blank.
+
+    A divider may stand before the first and after the last.
+    """
+    paragraphs = [bool(part.strip()) for part in re.split(r"\s?\*\*\*\s?", text)]
+    return all(paragraphs[1:-1]) and sum(paragraphs) == num_paragraphs
+
+
+@_instruction("length_constraints:nth_paragraph_first_word")
+def _nth_paragraph_first_word(
+    text: str, *, num_paragraphs: int, nth_paragraph: int, first_word: str
+) -> bool:
+    """Between blank lines are so many paragraphs, and the n-th begins with the word.
+
+    Where two blank lines meet, the empty paragraph between them is not one of the number but is
+    counted to find the n-th.
+    """
+    paragraphs = [part.strip() for part in text.split("\n\n")]
+    if sum(map(bool, paragraphs)) != num_paragraphs or not paragraphs[nth_paragraph - 1]:
+        return False
+    word = paragraphs[nth_paragraph - 1].split()[0].lstrip("'").lstrip('"')
+    return re.split(r"[.,?!'\"]", word)[0].lower() == first_word.lower()
+
+
+@_instruction("detectable_content:number_placeholders")
+def _number_placeholders(text: str, *, num_placeholders: int) -> bool:
+    """At least so many square brackets, each closed on its line."""
+    return len(re.findall(r"\[.*?\]", text)) >= num_placeholders
+
+
+@_instruction("detectable_content:postscript")
+def _postscript(text: str, *, postscript_marker: Pattern) -> bool:
+    """The marker occurs, anywhere and in any case; the two usual ones may have a space inside."""
+    marker = postscript_marker.strip()
+    usual = {"P.S.": r"p\.\s?s\.", "P.P.S": r"p\.\s?p\.\s?s"}
+    return re.search(usual.get(marker, marker.lower()), text.lower()) is not None
+
+
+@_instruction("detectable_format:number_bullet_lists")
+def _number_bullet_lists(text: str, *, num_bullets: int) -> bool:
+    """Exactly so many lines begin with one asterisk or with a hyphen, a rule ``---`` included."""
+    stars = re.findall(r"^\s*\*[^*].*$", text, re.MULTILINE)
+    hyphens = re.findall(r"^\s*-.*$", text, re.MULTILINE)
+    return len(stars) + len(hyphens) == num_bullets
+
+
+@_instruction("detectable_format:constrained_response")
+def _constrained_response(text: str) -> bool:
+    """One of the three answers occurs, letter by letter; more may stand around it."""
+    return any(f"My answer is {answer}." in text for answer in ("yes", "no", "maybe"))
+
+
+@_instruction("detectable_format:number_highlighted_sections")
+def _number_highlighted_sections(text: str, *, num_highlights: int) -> bool:
+    """At least so many stretches of one line between asterisks; ``**two**`` may count as well."""
+    single = [part.strip("*") for part in re.findall(r"\*[^\n*]*\*", text)]
+    double = re.findall(r"\*\*([^\n*]*)\*\*", text)
+    return sum(bool(part.strip()) for part in single + double) >= num_highlights
+
+
+@_instruction("detectable_format:multiple_sections")
+def _multiple_sections(text: str, *, section_spliter: Pattern, num_sections: int) -> bool:
+    """At least so many headings: the word, at most one space, digits."""
+    heading = rf"\s?{section_spliter.strip()}\s?\d+\s?"
+    return len(re.split(heading, text)) - 1 >= num_sections
+
+
+@_instruction("detectable_format:json_format")
+def _json_format(text: str) -> bool:
+    """The text is JSON, a fence around it or not.
+
+    Nesting too deep for Python's parser, on which the official checker dies, is not followed.
+    """
+    text = text.strip()
+    for fence in ("```json", "```Json", "```JSON", "```"):
+        text = text.removeprefix(fence)
+    try:
+        json.loads(text.removesuffix("```").strip())
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+@_instruction("detectable_format:title")
+def _title(text: str) -> bool:
+    """Something on one line stands between double angular brackets."""
+    titles = re.findall(r"<<[^\n]+>>", text)
+    return any(title.lstrip("<").rstrip(">").strip() for title in titles)
+
+
+@_instruction("combination:two_responses")
+def _two_responses(text: str) -> bool:
+    """Two different responses stand between dividers ``******``.
+
+    A divider may stand before the first and after the last.
+    """
+    parts = [part.strip() for part in text.split("******")]
+    responses = [part for part in parts if part]
+    return all(parts[1:-1]) and len(responses) == 2 and responses[0] != responses[1]
+
+
+@_instruction("combination:repeat_prompt")
+def _repeat_prompt(text: str, *, prompt_to_repeat: str) -> bool:
+    """The text begins with the prompt, in any case."""
+    return text.strip().lower().startswith(prompt_to_repeat.strip().lower())
+
+
+@_instruction("startend:end_checker")
+def _end_checker(text: str, *, end_phrase: str) -> bool:
+    """The text, without space and then double quotes around it, ends with the phrase."""
+    return text.strip().strip('"').lower().endswith(end_phrase.strip().lower())
+
+
+@_instruction("startend:quotation")
+def _quotation(text: str) -> bool:
+    """Straight double quotes are around the text."""
+    return re.fullmatch(r'".*"', text.strip(), re.DOTALL) is not None
+
+
+@_instruction("change_case:capital_word_frequency")
+def _capital_word_frequency(
+    text: str, *, capital_frequency: int, capital_relation: Relation
+) -> bool:
+    return _compare(count_capital_words(text), capital_relation, capital_frequency)
+
+
+@_instruction("change_case:english_capital")
+def _english_capital(text: str) -> bool:
+    """Has capitals, no small letters, and is in English as far as can be told."""
+    return text.isupper() and detect_language(text) in ("en", None)
+
+
+@_instruction("change_case:english_lowercase")
+def _english_lowercase(text: str) -> bool:
+    """Has small letters, no capitals, and is in English as far as can be told."""
+    return text.islower() and detect_language(text) in ("en", None)
+
+
+@_instruction("punctuation:no_comma")
+def _no_comma(text: str) -> bool:
+    return "," not in text

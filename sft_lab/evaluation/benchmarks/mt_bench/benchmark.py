@@ -1,0 +1,139 @@
+"""MT-Bench as a benchmark: two turns a question, each rated by a judge."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+from typing_extensions import override
+
+from sft_lab.evaluation.benchmark import Benchmark, Item, Verdict
+from sft_lab.evaluation.benchmarks.mt_bench.files import (
+    Question,
+    read_judge_prompts,
+    read_questions,
+    read_references,
+)
+from sft_lab.evaluation.benchmarks.mt_bench.ratings import (
+    check_references,
+    judge_prompt,
+    rating,
+    scores,
+)
+from sft_lab.evaluation.judge.judge import Judge
+from sft_lab.metrics.score import Score
+
+
+class MTBench(Benchmark):
+    """Mean rating of the answers to MT-Bench's two-turn questions, 1 to 10, by single grading.
+
+    Files are FastChat's own. The items are the first turns, ``MT-Bench/<question>/1``; the second
+    turns follow on what was answered. A judgement without a rating is in no score.
+
+    Source: Zheng et al. (2023), "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena".
+
+    Args:
+        path: ``question.jsonl``.
+        references: The reference answers, ``gpt-4.jsonl``.
+        judge_prompts: ``judge_prompts.jsonl``.
+        judge: The judge.
+        max_new_tokens: Longest answer of one turn, in tokens; 1024 in the source.
+        source: See ``Benchmark``.
+        num_examples: See ``Benchmark``.
+    """
+
+    score_names = ("mean", "turn_1", "turn_2")
+    scale = (1.0, 10.0)
+    turns = 2
+    row_fields: ClassVar[Mapping[str, type]] = {
+        "question_id": int,
+        "category": str,
+        "turns": list,
+    }
+
+    def __init__(
+        self,
+        path: str,
+        references: str,
+        judge_prompts: str,
+        judge: Judge,
+        max_new_tokens: int = 1024,
+        source: str | None = None,
+        num_examples: int | None = None,
+    ) -> None:
+        super().__init__(path, max_new_tokens, source, num_examples)
+        self.references = references
+        self.judge_prompts = judge_prompts
+        self.judge = judge
+
+    @override
+    def check(self) -> None:
+        check_references(self._questions, read_references(self.references))
+        read_judge_prompts(self.judge_prompts)
+        self.judge.check()
+
+    @property
+    def _questions(self) -> list[Question]:
+        return [_question(item.row) for item in self.items()]
+
+    @override
+    def protocol(self) -> dict[str, Any]:
+        judge = {"model": self.judge.model, "prompts": read_judge_prompts(self.judge_prompts)}
+        return {**super().protocol(), "judge": repr(judge)}
+
+    @override
+    def items(self) -> list[Item]:
+        if self._items is None:
+            read_questions(self.path)  # names what is wrong with a row
+        return super().items()
+
+    @override
+    def item(self, row: Mapping[str, Any], number: int) -> Item:
+        asked = {"role": "user", "content": row["turns"][0]}
+        return Item(f"MT-Bench/{row['question_id']}/1", (asked,), row)
+
+    @override
+    def follow_up(self, item: Item, completion: str) -> Item | None:
+        if item.id.endswith("/2"):
+            return None
+        answer = {"role": "assistant", "content": completion}
+        asked = {"role": "user", "content": item.row["turns"][1]}
+        item_id = item.id.removesuffix("1") + "2"
+        return Item(item_id, (*item.messages, answer, asked), item.row)
+
+    @override
+    def texts(self, item: Item) -> list[str]:
+        return list(item.row["turns"])
+
+    @override
+    def grade(self, items: Sequence[Item], completions: Sequence[str]) -> list[Verdict]:
+        prompts = read_judge_prompts(self.judge_prompts)
+        references = read_references(self.references)
+        asked = []
+        for item, completion in zip(items, completions, strict=True):
+            before = [m["content"] for m in item.messages if m["role"] == "assistant"]
+            answers = [*before, completion]
+            question = _question(item.row)
+            asked.append(judge_prompt(question, answers, len(answers), prompts, references))
+        judgements = self.judge.ask(asked)
+        ratings = map(rating, judgements)
+        return [
+            Verdict(None if value is None else {"rating": value}, judgement)
+            for value, judgement in zip(ratings, judgements, strict=True)
+        ]
+
+    @override
+    def scores(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, Score]:
+        ratings = []
+        for item, verdict in zip(items, verdicts, strict=True):
+            value = None if verdict.marks is None else verdict.marks["rating"]
+            assert not isinstance(value, tuple)
+            ratings.append(((item.row["question_id"], int(item.id[-1])), value))
+        return scores(ratings, [_question(item.row) for item in items]).by_name
+
+    @override
+    def is_mean_of_items(self, score_name: str) -> bool:
+        return score_name == "mean"  # both turns of a question are one item
+
+
+def _question(row: Mapping[str, Any]) -> Question:
+    first, second = row["turns"]
+    return Question(row["question_id"], row["category"], (first, second))

@@ -1,0 +1,1 @@
+"""The vLLM engine: a server that is handed the adapters."""

@@ -1,0 +1,103 @@
+"""Whether a vLLM server can answer in a run, found out before anything is trained."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sft_lab.errors import RequestError
+from sft_lab.evaluation.generation.vllm.protocol import (
+    COMPLETIONS,
+    LOAD,
+    MODELS,
+    completed_token_ids,
+    completion_request,
+    model_cards,
+)
+from sft_lab.evaluation.generation.vllm.server import (
+    VllmError,
+    VllmRefusalError,
+    VllmServer,
+    ask_server,
+)
+from sft_lab.paths import resolve
+
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
+
+
+def check_server(server: VllmServer, base: str, *, rank: int, num_tokens: int) -> str:
+    """Make sure that a server can be asked, has the base, and takes adapters while it runs.
+
+    Whether it takes adapters of this rank, and reads the folder they lie in, is seen when it loads
+    the first ones, before the first step.
+
+    Args:
+        server: The server.
+        base: The base that is trained.
+        rank: Rank of the adapters, for the command in the message.
+        num_tokens: Longest prompt and its answer, in tokens.
+
+    Returns:
+        The base that the server says it has loaded.
+
+    Raises:
+        RequestError: If not; says how to start the server.
+    """
+    served_rank = min((allowed for allowed in _RANKS if allowed >= rank), default=_RANKS[-1])
+    fix = (
+        f"start it by VLLM_ALLOW_RUNTIME_LORA_UPDATING=True vllm serve {resolve(base)} "
+        f"--enable-lora --max-lora-rank {served_rank} --generation-config vllm, or set "
+        "evaluation.engine to native."
+    )
+    try:
+        card = _base_card(server, ask_server(server, MODELS, None, model_cards, max_tries=1), base)
+        _check_runtime_lora(server, fix)
+        trial = completion_request(str(card["id"]), [0], max_new_tokens=1, eos_token_ids=())
+        ask_server(server, COMPLETIONS, trial, completed_token_ids, max_tries=1)
+    except VllmError as fault:
+        if isinstance(fault, VllmRefusalError) and fault.status in (401, 403):
+            fix = "evaluation.vllm.api_key_env must name the variable that holds its key."
+        raise RequestError(f"{server} cannot be asked: {fault}; {fix}") from None
+    limit = card.get("max_model_len")
+    if isinstance(limit, int) and limit < num_tokens:
+        raise RequestError(
+            f"{server} takes {limit} tokens with the answer, and a prompt needs {num_tokens}; "
+            f"start it with --max-model-len {num_tokens} or more."
+        )
+    return str(card.get("root") or card["id"])
+
+
+def _check_runtime_lora(server: VllmServer, fix: str) -> None:
+    """Ask it to load nothing: 400 where it could, 404 where it has no such thing."""
+    try:
+        ask_server(server, LOAD, {"lora_name": "", "lora_path": ""}, bytes, max_tries=1)
+    except VllmRefusalError as fault:
+        if fault.status not in (404, 405):
+            return
+        raise RequestError(
+            f"{server} was not started for adapters that change while it runs; {fix}"
+        ) from None
+
+
+def _base_card(
+    server: VllmServer, cards: Sequence[Mapping[str, Any]], base: str
+) -> Mapping[str, Any]:
+    """Return what a server lists of the base."""
+    bases = [card for card in cards if not card.get("parent")]
+    for card in bases:
+        names = [str(card["id"]), str(card.get("root") or card["id"])]
+        if server.model in names if server.model else _is_among(base, names):
+            return card
+    shown = ", ".join(str(card.get("root") or card["id"]) for card in bases) or "no base"
+    key = "evaluation.vllm.model" if server.model else "model.base"
+    raise RequestError(
+        f"{server} serves {shown}, and {key} is {server.model or base}. Serve that, or, if it is "
+        "the same model under another name, set evaluation.vllm.model to the name it has there."
+    )
+
+
+def _is_among(base: str, names: Sequence[str]) -> bool:
+    """Whether one of several names or paths is a base as a config names it."""
+    known = Path(resolve(base))
+    return base in names or any(
+        known.exists() and Path(name).exists() and known.samefile(name) for name in names
+    )

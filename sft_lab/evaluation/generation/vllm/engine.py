@@ -1,0 +1,186 @@
+"""Generation by a vLLM server, which is handed the adapters as they are at each evaluation."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.from_thread import start_blocking_portal
+
+from sft_lab.errors import RequestError
+from sft_lab.evaluation.generation.decoding import GREEDY, Decoding
+from sft_lab.evaluation.generation.stop_strings import Decode, before_stop
+from sft_lab.evaluation.generation.vllm.check import check_server
+from sft_lab.evaluation.generation.vllm.protocol import (
+    COMPLETIONS,
+    LOAD,
+    UNLOAD,
+    completed_token_ids,
+    completion_request,
+)
+from sft_lab.evaluation.generation.vllm.server import (
+    VllmClient,
+    VllmError,
+    VllmRefusalError,
+    VllmServer,
+    ask_server,
+)
+from sft_lab.model.qlora import save_trained
+
+log = logging.getLogger(__name__)
+
+_UNLOAD_S = 30.0  # seconds; nothing is lost where it takes longer
+
+
+class VllmEngine:
+    """Sends every prompt as token ids to a vLLM server and reads token ids back.
+
+    Their text, the end tokens and the stop strings are this project's, so that a completion is what
+    the native engine would make of the same tokens. A sample is drawn by a seed of its own, which
+    follows from the seed of the decoding, its number and its prompt.
+
+    Args:
+        server: The server.
+        concurrency: Requests that are open at a time.
+    """
+
+    def __init__(self, server: VllmServer, concurrency: int) -> None:
+        self.server = server
+        self.concurrency = concurrency
+        self.served_base: str | None = None
+        """What the server says it has loaded; known once it has been checked."""
+
+    def check(self, base: str, *, rank: int, num_tokens: int) -> None:
+        """Make sure, before training, that the server can be asked; see ``check_server``.
+
+        Raises:
+            RequestError: If not; says how to start the server.
+        """
+        if self.server.adapter_dir is not None:
+            from sft_lab.paths import make_folder
+
+            make_folder("evaluation.vllm.adapter_dir", self.server.adapter_dir)
+        self.served_base = check_server(self.server, base, rank=rank, num_tokens=num_tokens)
+
+    @contextmanager
+    def serving(self, model: Any, name: str) -> Iterator[str]:
+        """Have the server hold a model's adapters as they are now, for the time of a ``with``.
+
+        Args:
+            model: PEFT's wrapper around a model.
+            name: A name that the server has never held: its cache of prompts goes by it.
+
+        Yields:
+            The name, by which ``complete`` asks for them.
+
+        Raises:
+            RequestError: If the server does not load them.
+            VllmError: If it does not answer.
+        """
+        with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=self.server.adapter_dir) as made:
+            folder = Path(made).resolve()
+            save_trained(model, folder)
+            os.chmod(folder, 0o755)  # the server may run as somebody else
+            try:
+                self._load(name, folder)
+            except VllmRefusalError as fault:
+                rank = max(config.r for config in model.peft_config.values())
+                raise RequestError(
+                    f"{self.server} does not load adapters: {fault}. It needs --enable-lora and "
+                    f"--max-lora-rank of {rank} or more, and must see {folder} under that path "
+                    "(evaluation.vllm.adapter_dir)."
+                ) from None
+            try:
+                yield name
+            finally:
+                try:
+                    ask_server(
+                        self.server,
+                        UNLOAD,
+                        {"lora_name": name},
+                        bytes,
+                        max_tries=1,
+                        timeout_s=_UNLOAD_S,
+                    )
+                except VllmError as fault:
+                    log.warning("%s still holds the adapter %s: %s", self.server, name, fault)
+
+    def complete(
+        self,
+        model: str,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        eos_token_ids: Collection[int],
+        pad_token_id: int,
+        decode: Decode,
+        decoding: Decoding = GREEDY,
+        samples: Sequence[int] | None = None,
+    ) -> list[str]:
+        """See ``Engine``; the model is the name that ``serving`` yields.
+
+        Raises:
+            VllmError: If an answer is missing after all tries.
+        """
+        bodies = [
+            completion_request(
+                model,
+                prompt,
+                max_new_tokens=max_new_tokens,
+                eos_token_ids=eos_token_ids,
+                decoding=decoding,
+                sample=sample,
+            )
+            for prompt, sample in decoding.rows(prompts, samples)
+        ]
+        with start_blocking_portal() as portal:
+            answers = portal.call(self._complete, bodies)
+        texts = []
+        for token_ids in answers:
+            if token_ids and token_ids[-1] in eos_token_ids:
+                token_ids = token_ids[:-1]
+            texts.append(before_stop(decode(token_ids), decoding.stop_strings))
+        return texts
+
+    async def _complete(self, bodies: Sequence[dict[str, Any]]) -> list[list[int]]:
+        answers: list[list[int]] = [[] for _ in bodies]
+        faults: list[VllmError] = []
+        limiter = anyio.CapacityLimiter(self.concurrency)
+
+        async def answer(place: int, body: dict[str, Any]) -> None:
+            async with limiter:
+                try:
+                    answers[place] = await client.ask(COMPLETIONS, body, completed_token_ids)
+                except VllmError as fault:
+                    faults.append(fault)
+                    group.cancel_scope.cancel()
+
+        async with (
+            VllmClient(self.server, self.concurrency) as client,
+            anyio.create_task_group() as group,
+        ):
+            for place, body in enumerate(bodies):
+                group.start_soon(answer, place, body)
+        if faults:
+            raise VllmError(
+                f"{self.server} has not answered a prompt, after up to {self.server.max_tries} "
+                f"tries: {faults[0]}. See whether it is well; the run goes on with --ckpt_path "
+                "last."
+            )
+        return answers
+
+    def _load(self, name: str, folder: Path) -> None:
+        body = {"lora_name": name, "lora_path": str(folder)}
+        try:
+            # 500 is how it refuses what does not fit.
+            ask_server(self.server, LOAD, body, bytes, refusals=(500,))
+        except VllmRefusalError as fault:
+            # The name is ours alone: a try before has come through, and its reply has not.
+            if "already been loaded" not in fault.message:
+                raise
+        except VllmError as fault:
+            raise VllmError(f"{self.server} does not take adapters: {fault}") from None

@@ -1,0 +1,211 @@
+"""A vLLM server: where it is, and requests that are repeated while it cannot answer."""
+
+import json
+import logging
+import random
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import anyio
+import httpx2
+from anyio.from_thread import start_blocking_portal
+from typing_extensions import override
+
+from sft_lab.errors import RequestError
+from sft_lab.evaluation.judge.endpoint import check_api_key_env, check_base_url, read_api_key
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_LONGEST_PAUSE_S = 8.0
+_LONGEST_ASKED_PAUSE_S = 120.0
+
+
+class VllmError(RuntimeError):
+    """The server has not answered after all tries."""
+
+
+class VllmRefusalError(VllmError):
+    """The server has answered, and will not do what it is asked.
+
+    Args:
+        status: Its HTTP status.
+        message: What it says.
+    """
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(f"HTTP {status}, {message}")
+        self.status = status
+        self.message = message
+
+
+@dataclass(frozen=True)
+class VllmServer:
+    """The server that answers in the place of this process.
+
+    Args:
+        base_url: Its address; ``/v1`` may stand behind it.
+        model: The name under which it lists the base; needed where that is another one than
+            ``model.base``.
+        adapter_dir: Folder that it reads adapters from, at the same path as here; the system's
+            temporary folder where not given. Adapters are removed after each evaluation.
+        api_key_env: Environment variable with the key, where it was started with one.
+        timeout_s: Longest wait for one answer in each try, in seconds.
+        max_tries: Tries for each answer.
+
+    Raises:
+        RequestError: If a value is out of range.
+    """
+
+    base_url: str = "http://127.0.0.1:8000"
+    model: str | None = None
+    adapter_dir: Path | None = None
+    api_key_env: str | None = None
+    timeout_s: float = 600.0
+    max_tries: int = 5
+
+    def __post_init__(self) -> None:
+        try:
+            check_base_url(self.base_url)
+            check_api_key_env(self.api_key_env)
+        except RequestError as fault:
+            raise RequestError(f"evaluation.vllm.{fault}") from fault
+        if not self.timeout_s > 0:
+            raise RequestError(
+                f"evaluation.vllm.timeout_s must be above 0 seconds, got {self.timeout_s}."
+            )
+        if self.max_tries < 1:
+            raise RequestError(
+                f"evaluation.vllm.max_tries must be 1 or more, got {self.max_tries}."
+            )
+
+    @override
+    def __str__(self) -> str:
+        return f"evaluation.vllm: the server at {self.root}"
+
+    @property
+    def root(self) -> str:
+        """The address without ``/v1``."""
+        return self.base_url.rstrip("/").removesuffix("/v1")
+
+
+class VllmClient:
+    """Requests to a server, for the time of a ``with``.
+
+    A try that fails for a passing reason (429, 5xx, a time-out, a dropped connection, a reply that
+    is none) is repeated after the server's ``Retry-After`` or with exponential back-off.
+
+    Args:
+        server: The server.
+        concurrency: Connections that are open at a time.
+
+    Raises:
+        RequestError: If the key is missing.
+    """
+
+    def __init__(self, server: VllmServer, concurrency: int) -> None:
+        self.server = server
+        try:
+            self._key = read_api_key(server.api_key_env, server.root)
+        except RequestError as fault:
+            raise RequestError(f"evaluation.vllm.{fault}") from fault
+        self._http = httpx2.AsyncClient(
+            base_url=server.root,
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            limits=httpx2.Limits(max_connections=concurrency),
+            timeout=None,  # of each whole try, below
+        )
+
+    async def __aenter__(self) -> "VllmClient":
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._http.__aexit__(*error)
+
+    async def ask(
+        self,
+        path: str,
+        body: dict[str, Any] | None,
+        parse: Callable[[bytes], T],
+        *,
+        max_tries: int | None = None,
+        timeout_s: float | None = None,
+        refusals: Collection[int] = (),
+    ) -> T:
+        """POST a body, or GET where there is none, and return what the reply holds.
+
+        Args:
+            path: Behind the address.
+            body: What to send, as JSON.
+            parse: Reads a reply; raises ValueError where it is none.
+            max_tries: Tries, where they are not the server's.
+            timeout_s: Longest wait in each, in seconds, where it is not the server's.
+            refusals: Statuses from 500 on that are an answer here, not a passing failure.
+
+        Raises:
+            VllmRefusalError: If the server refuses.
+            VllmError: If there is no answer after all tries.
+        """
+        tries = max_tries or self.server.max_tries
+        timeout_s = timeout_s or self.server.timeout_s
+        for number in range(1, tries + 1):
+            pause_s = min(0.5 * 2 ** (number - 1), _LONGEST_PAUSE_S) * random.uniform(0.75, 1)
+            try:
+                with anyio.fail_after(timeout_s):
+                    reply = await self._http.request("POST" if body else "GET", path, json=body)
+                if reply.is_success:
+                    return parse(reply.content)
+                status, message = reply.status_code, self._message(reply)
+                if status in refusals or (status != 429 and status < 500):
+                    raise VllmRefusalError(status, message)
+                reason = f"HTTP {status}, {message}"
+                pause_s = _asked_pause(reply) or pause_s
+            except TimeoutError:
+                reason = f"no answer within {timeout_s:g} s"
+            except (httpx2.TransportError, ValueError) as fault:
+                reason = str(fault) or type(fault).__name__
+            if number < tries:
+                log.warning("vLLM at %s, %s: %s; asked again", self.server.root, path, reason)
+                await anyio.sleep(pause_s)
+        raise VllmError(reason)
+
+    def _message(self, reply: httpx2.Response) -> str:
+        """Return what a refusal says, without the key, which a server may echo."""
+        try:
+            body = json.loads(reply.content)
+            error = body.get("error", body)
+            message = str(error.get("message") or error.get("detail") or body)
+        except (ValueError, AttributeError):
+            message = reply.text
+        message = " ".join(message.split()).replace(self._key or "\0", "[the key]")
+        return message[:300].rstrip(".") or reply.reason_phrase
+
+
+def _asked_pause(reply: httpx2.Response) -> float | None:
+    """Return the seconds that a server asks to be left alone for, where it says so in seconds."""
+    try:
+        return min(max(float(reply.headers["Retry-After"]), 0.0), _LONGEST_ASKED_PAUSE_S)
+    except (KeyError, ValueError):
+        return None
+
+
+def ask_server(
+    server: VllmServer,
+    path: str,
+    body: dict[str, Any] | None,
+    parse: Callable[[bytes], T],
+    **settings: Any,
+) -> T:
+    """Ask one thing and wait for it; arguments and errors are those of ``VllmClient.ask``."""
+
+    async def ask() -> T:
+        async with VllmClient(server, concurrency=1) as client:
+            return await client.ask(path, body, parse, **settings)
+
+    # An event loop in a thread of its own also works in a notebook, and ends with Ctrl-C.
+    with start_blocking_portal() as portal:
+        return portal.call(ask)

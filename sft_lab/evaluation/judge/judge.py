@@ -1,0 +1,252 @@
+"""A judge: a language model behind an OpenAI-compatible endpoint, asked once for each judgement."""
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.from_thread import start_blocking_portal
+
+from sft_lab.errors import RequestError
+from sft_lab.evaluation.judge.endpoint import (
+    HttpClient,
+    answer_of,
+    check_api_key_env,
+    check_base_url,
+    import_openai,
+    read_api_key,
+    reason_and_fix,
+)
+from sft_lab.evaluation.judge.store import JudgementStore
+from sft_lab.paths import cache_dir
+
+log = logging.getLogger(__name__)
+
+Messages = Sequence[Mapping[str, str]]
+"""``role`` and ``content`` of each message of one request."""
+
+_OWN_KEYS = {"model", "messages", "n", "stream"}
+_TRIAL: Messages = ({"role": "user", "content": "Reply with the word yes."},)
+
+
+class JudgeError(RuntimeError):
+    """Judgements are missing after all tries; those that came are kept."""
+
+
+class Judge:
+    """Asks a judge model, several requests at a time, and keeps every answer on disk as it comes.
+
+    Answers are kept by model, messages and parameters, not by endpoint: give every model a name of
+    its own, also on a server that answers to any. A try that fails for a passing reason (429, 5xx,
+    a time-out, a dropped connection, a reply that is no completion) is repeated by the SDK, after
+    the server's ``Retry-After`` (up to 120 s; asked for longer, it gives up) or with exponential
+    back-off and jitter, 0.5 to 8 s. After any other fault it is not.
+
+    Args:
+        model: Name of the model, as the endpoint lists it.
+        base_url: The endpoint: ``https://api.openai.com/v1``, ``http://127.0.0.1:8000/v1``.
+        api_key_env: Environment variable that holds the API key; local servers need none.
+        temperature: Sampling temperature; ``null`` leaves it out, for models that refuse it.
+        max_tokens: Longest answer, in tokens; ``null`` leaves it out.
+        extra_body: Further keys of the request, such as ``max_completion_tokens`` or ``seed``.
+        concurrency: Requests that are open at a time.
+        max_tries: Tries for each answer.
+        timeout_s: Longest wait for the whole answer in each try, in seconds.
+        cache: Folder of the answers; ``judgements`` in the lab's cache when not given.
+
+    Raises:
+        RequestError: If an argument is out of range.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        base_url: str,
+        api_key_env: str | None = None,
+        temperature: float | None = 0.0,
+        max_tokens: int | None = 2048,
+        extra_body: dict[str, Any] | None = None,
+        concurrency: int = 16,
+        max_tries: int = 10,
+        timeout_s: float = 120.0,
+        cache: Path | None = None,
+    ) -> None:
+        if not model:
+            raise RequestError("model must name the judge model, got ''.")
+        check_base_url(base_url)
+        check_api_key_env(api_key_env)
+        counts = {"max_tokens": max_tokens, "concurrency": concurrency, "max_tries": max_tries}
+        for name, count in counts.items():
+            if count is not None and count < 1:
+                raise RequestError(f"{name} must be 1 or more, got {count}.")
+        if not timeout_s > 0:
+            raise RequestError(f"timeout_s must be above 0 seconds, got {timeout_s}.")
+        if clash := sorted(_OWN_KEYS & set(extra_body or {})):
+            raise RequestError(f"extra_body: the judge sets {clash[0]!r} itself; remove it.")
+        self.model = model
+        self.base_url = base_url.rstrip("/")
+        self.api_key_env = api_key_env
+        self.parameters: dict[str, Any] = dict(extra_body or {})
+        if temperature is not None:
+            self.parameters["temperature"] = float(temperature)  # 0 and 0.0 are one request
+        if max_tokens is not None:
+            self.parameters["max_tokens"] = max_tokens
+        self.concurrency = concurrency
+        self.max_tries = max_tries
+        self.timeout_s = timeout_s
+        self.store = JudgementStore(cache or cache_dir() / "judgements")
+
+    def check(self, timeout_s: float = 5.0) -> None:
+        """Make sure that the judge can be asked: key, cache folder, endpoint, model, parameters.
+
+        Asks for the list of models and then a trial question of a few tokens, which alone shows
+        whether the endpoint takes the parameters and the account has credit.
+
+        Args:
+            timeout_s: Longest wait for either, in seconds. A trial answer that takes longer passes:
+                it was not refused.
+
+        Raises:
+            RequestError: If it cannot; names the argument and the fix.
+        """
+        import_openai()
+        self._api_key()
+        self.store.check()
+        with start_blocking_portal() as portal:
+            portal.call(self._check, timeout_s)
+
+    def ask(self, conversations: Sequence[Messages]) -> list[str]:
+        """Return the judge's answer to each conversation, in order; only unknown ones are asked.
+
+        An answer that was cut or withheld before its first word is an empty string.
+
+        Raises:
+            JudgeError: If answers are missing after all tries; the others are kept, so that the
+                same call once more asks for the missing ones only.
+            RequestError: If the key is missing or a kept answer is damaged.
+        """
+        requests = [self._request(messages) for messages in conversations]
+        keys = [self.store.key(request) for request in requests]
+        answers = {key: self.store.read(key) for key in dict.fromkeys(keys)}
+        missing = {k: r for k, r in zip(keys, requests, strict=True) if answers[k] is None}
+        if missing:
+            known = len(answers) - len(missing)
+            log.info("%s judges %d answers; %d are judged already", self.model, len(missing), known)
+            # An event loop in a thread of its own also works in a notebook, which runs one already,
+            # and ends at once with Ctrl-C.
+            with start_blocking_portal() as portal:
+                answers |= portal.call(self._ask, missing)
+        return [answers[key] or "" for key in keys]
+
+    async def _ask(self, missing: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+        answers: dict[str, str] = {}
+        faults: list[Exception] = []
+        limiter = anyio.CapacityLimiter(self.concurrency)
+        openai = import_openai()
+        failed_in_a_row = 0
+
+        async def ask_one(key: str, request: Mapping[str, Any]) -> None:
+            nonlocal failed_in_a_row
+            async with limiter:
+                # A bad request must not stop the others; but each of them would take all its tries
+                # where a server is gone.
+                if failed_in_a_row >= max(self.concurrency, 3) or any(map(_concerns_all, faults)):
+                    return
+                try:
+                    body = await self._complete(client, request)
+                    answer, served_model = answer_of(body), json.loads(body).get("model")
+                    self.store.keep(key, request, answer, served_model)
+                    answers[key] = answer
+                    failed_in_a_row = 0
+                except (openai.APIError, OSError) as fault:
+                    faults.append(fault)
+                    failed_in_a_row += 1
+
+        async with (
+            self._client(self.max_tries, self.timeout_s) as client,
+            anyio.create_task_group() as group,
+        ):
+            for key, request in missing.items():
+                group.start_soon(ask_one, key, request)
+        if faults:
+            left = len(missing) - len(answers)
+            raise JudgeError(
+                f"{left} of {len(missing)} judgements are missing, {len(faults)} of them after up "
+                f"to {self.max_tries} tries; the others are kept under {self.store.folder}. "
+                f"{self._told(faults[0], self.timeout_s)} The same again asks for the missing only."
+            )
+        return answers
+
+    async def _check(self, timeout_s: float) -> None:
+        async with self._client(1, timeout_s) as client:
+            try:
+                listed = await self._listed(client)
+                if listed and self.model not in listed:
+                    more = ", ..." if len(listed) > 20 else ""
+                    raise RequestError(
+                        f"model: {self.base_url} has no {self.model!r}; it lists "
+                        f"{', '.join(listed[:20])}{more}."
+                    )
+                await self._try_out(client)
+            except import_openai().APIError as fault:
+                raise RequestError(self._told(fault, timeout_s)) from None
+
+    async def _listed(self, client: Any) -> list[str]:
+        """Return the names of the endpoint's models; none where it has no such list."""
+        try:
+            reply = await client.models.with_raw_response.list()
+            return [str(entry["id"]) for entry in json.loads(reply.content)["data"]]
+        except import_openai().APIStatusError as fault:
+            if fault.status_code in (400, 404, 405, 501):
+                return []
+            raise
+        except (ValueError, TypeError, KeyError):
+            return []
+
+    async def _try_out(self, client: Any) -> None:
+        openai = import_openai()
+        try:
+            await self._complete(client, self._request(_TRIAL))
+        except openai.APITimeoutError:
+            log.info("%s is slow to answer, but takes requests", self.model)
+        except openai.RateLimitError as fault:
+            if fault.code == "insufficient_quota":  # any other limit passes with time
+                raise
+
+    async def _complete(self, client: Any, request: Mapping[str, Any]) -> bytes:
+        required = {key: request[key] for key in ("model", "messages")}
+        others = {key: request[key] for key in request.keys() - required}
+        reply = await client.chat.completions.with_raw_response.create(
+            **required, extra_body=others
+        )
+        return bytes(reply.content)
+
+    def _request(self, messages: Messages) -> dict[str, Any]:
+        copied = [dict(message) for message in messages]
+        return {"model": self.model, "messages": copied, **self.parameters}
+
+    def _client(self, max_tries: int, timeout_s: float) -> Any:
+        return import_openai().AsyncOpenAI(
+            api_key=self._api_key() or "none",  # the SDK wants one, local servers look at none
+            base_url=self.base_url,
+            max_retries=max_tries - 1,
+            timeout=timeout_s,
+            http_client=HttpClient(timeout_s, self.concurrency),
+        )
+
+    def _api_key(self) -> str | None:
+        return read_api_key(self.api_key_env, self.base_url)
+
+    def _told(self, fault: Exception, timeout_s: float) -> str:
+        """Return what went wrong and the fix, without the key, which a server may have echoed."""
+        if isinstance(fault, OSError):
+            return self.store.unwritable(fault)
+        reason, fix = reason_and_fix(fault, timeout_s, self.api_key_env)
+        reason = " ".join(reason.split()).replace(self._api_key() or "\0", "[the key]")
+        return f"Judge {self.model!r} at {self.base_url}: {reason[:300].rstrip('.')}. {fix}"
+
+
+def _concerns_all(fault: Exception) -> bool:
+    return isinstance(fault, OSError) or getattr(fault, "status_code", 0) in (401, 403, 404)

@@ -1,0 +1,257 @@
+"""Run generated programs where they can do no harm.
+
+``isolated`` is namespaces of its own, no network, and no files but the interpreter's; bubblewrap or
+util-linux makes them (``isolation.py``).
+``limited`` bounds what a program uses and promises no isolation: it sees the machine's files with
+the rights of the run. Both grade alike. ``docs/sandbox.md`` says what each one promises.
+"""
+
+import functools
+import json
+import queue
+import select
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import Any, Literal
+
+from sft_lab.errors import RequestError
+from sft_lab.evaluation.sandbox.isolation import (
+    TOOLS,
+    Route,
+    find_tool,
+    isolated_command,
+    limited_command,
+)
+from sft_lab.evaluation.sandbox.worker import SCRATCH_PREFIX, remove
+
+Level = Literal["isolated", "limited"]
+LevelChoice = Literal["isolated", "isolated_or_limited", "limited"]
+
+START_LIMIT_S = 60.0
+CLEANUP_LIMIT_S = 30.0  # beyond a program's own time: to end what it left and empty its folder
+MIN_MEMORY_MB = 64
+
+# With an arena a thread, a few threads would fill a program's address space.
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"}
+
+
+@dataclass(frozen=True)
+class Program:
+    """A generated solution and the test that it has to pass.
+
+    The solution runs first, as a module of its own, then the test, which sees the solution's names.
+    Names that the test defines win, and so do builtins; only ``entry_point`` is the solution's even
+    where a builtin bears it (MBPP asks for a function ``sum``).
+    """
+
+    solution: str
+    test: str
+    entry_point: str = ""
+
+
+@dataclass(frozen=True)
+class ProgramResult:
+    """Whether solution and test ran to the end without an error, and ``reason``: how they ended."""
+
+    passed: bool
+    reason: str
+
+
+def run_programs(
+    programs: Sequence[Program],
+    *,
+    timeout_s: float,
+    memory_mb: int,
+    workers: int,
+    level: Level,
+) -> list[ProgramResult]:
+    """Run each program in a process of its own and say whether it passes its test.
+
+    Args:
+        programs: A program passes when the last line of its test has run without an error.
+        timeout_s: Wall time of one program, in seconds.
+        memory_mb: Address space of one program, the interpreter's 25 MiB included, in MiB.
+        workers: How many programs run at a time.
+        level: How they are contained; ``resolve_level`` turns a config's choice into one.
+
+    Returns:
+        One result per program, in order.
+
+    Raises:
+        RequestError: If a limit is out of range or the level is not to be had here.
+        RuntimeError: If the sandbox itself fails; a program's failure is a result.
+
+    >>> programs = [Program("def f(): return 1", f"assert f() == {n}, 'unlike'") for n in (1, 2)]
+    >>> for result in run_programs(
+    ...     programs, timeout_s=10, memory_mb=256, workers=1, level="limited"
+    ... ):
+    ...     print(result)
+    ProgramResult(passed=True, reason='passed')
+    ProgramResult(passed=False, reason='AssertionError: unlike')
+    """
+    if timeout_s <= 0 or memory_mb < MIN_MEMORY_MB or workers < 1:
+        raise RequestError(
+            f"The sandbox needs timeout_s above 0, memory_mb from {MIN_MEMORY_MB} and workers "
+            f"from 1 on, got {timeout_s}, {memory_mb} and {workers}."
+        )
+    route = isolation_route() if resolve_level(level) == "isolated" else None
+    limits = {"timeout_s": timeout_s, "memory_mb": memory_mb}
+    idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+
+    def run(program: Program) -> ProgramResult:
+        worker = idle.get()
+        try:
+            return worker.run(program, limits)
+        finally:
+            idle.put(worker)
+
+    count = min(workers, len(programs))
+    with ExitStack() as stack:
+        for _ in range(count):
+            idle.put(stack.enter_context(_Worker(route)))
+        # Entered last, so that every thread is done before the workers are ended.
+        threads = stack.enter_context(ThreadPoolExecutor(max(count, 1)))
+        return list(threads.map(run, programs))
+
+
+def resolve_level(choice: LevelChoice) -> Level:
+    """Return the level that a config's choice means on this machine.
+
+    Args:
+        choice: ``isolated``; ``limited``; or ``isolated_or_limited``, the stronger one to be had.
+
+    Raises:
+        RequestError: If the choice is none of these, or is not to be had here.
+    """
+    if choice not in ("isolated", "isolated_or_limited", "limited"):
+        raise RequestError(
+            f"sandbox must be isolated, isolated_or_limited or limited, got '{choice}'."
+        )
+    if sys.platform != "linux":
+        raise RequestError(f"sandbox '{choice}' needs Linux, found {sys.platform}.")
+    if choice == "limited":
+        return "limited"
+    fault = isolation_fault()
+    if fault is None:
+        return "isolated"
+    if choice == "isolated":
+        raise RequestError(
+            f"sandbox 'isolated' is not to be had here: {fault}. Install bubblewrap 0.7 or newer, "
+            "or util-linux 2.36 or newer, where user namespaces are allowed (docs/sandbox.md), or "
+            "set sandbox: limited, which does not keep generated code from files."
+        )
+    return "limited"
+
+
+def isolation_route() -> Route | None:
+    """Return the first route that isolates programs on this machine; each is tried once."""
+    return next((route for route in TOOLS if _route_fault(route) is None), None)
+
+
+def isolation_fault() -> str | None:
+    """Return what keeps this machine from isolating programs, None when it can."""
+    if isolation_route() is not None:
+        return None
+    return "; ".join(f"{route}: {_route_fault(route)}" for route in TOOLS)
+
+
+def _route_fault(route: Route) -> str | None:
+    tools = {name: find_tool(name) for name in TOOLS[route]}
+    missing = [name for name, path in tools.items() if path is None]
+    if missing:
+        return f"no {', '.join(missing)} on PATH"
+    return _trial_fault(route, *tools.values())
+
+
+@functools.cache
+def _trial_fault(route: Route, *_tools: str) -> str | None:
+    limits = {"timeout_s": 30.0, "memory_mb": 256}
+    try:
+        with _Worker(route) as worker:
+            result = worker.run(Program("", "import decimal"), limits)
+    except (OSError, RuntimeError) as error:
+        return str(error)
+    return None if result.passed else f"runs, but a trial program: {result.reason}"
+
+
+class _Worker:
+    """A fork server: a light interpreter that forks once per program, restarted when it is lost."""
+
+    def __init__(self, route: Route | None) -> None:
+        self.route = route  # None is limited
+        self._start()
+
+    def _start(self) -> None:
+        self.scratch: str | None = None  # an isolated worker has its scratch folder in memory
+        if self.route is None:
+            self.scratch = tempfile.mkdtemp(prefix=SCRATCH_PREFIX)
+            command = limited_command(self.scratch)
+        else:
+            command = isolated_command(self.route)
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=ENVIRONMENT,
+            cwd=self.scratch or "/",
+            start_new_session=True,  # Ctrl-C is for the run, which then ends its workers
+        )
+        if self._reply(START_LIMIT_S) is None:
+            # Indented lines are hints, as mount gives them below its message.
+            said = [line for line in self.close().splitlines() if line[:1].strip()]
+            raise RuntimeError(f"the sandbox did not start: {said[-1] if said else 'no reply'}")
+
+    def run(self, program: Program, limits: dict[str, float]) -> ProgramResult:
+        assert self.process.stdin is not None
+        request = json.dumps({**asdict(program), **limits}).encode() + b"\n"
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(request)
+            self.process.stdin.flush()
+        reply = self._reply(limits["timeout_s"] + CLEANUP_LIMIT_S)
+        if reply is None:
+            self.close()
+            self._start()
+            return ProgramResult(False, "ended the process that watched it")
+        if "sandbox_error" in reply:
+            raise RuntimeError(f"the sandbox could not set its limits: {reply['sandbox_error']}")
+        return ProgramResult(reply["passed"], reply["reason"])
+
+    def _reply(self, limit_s: float) -> dict[str, Any] | None:
+        """Return the worker's next line, or None when it is gone or silent for too long."""
+        assert self.process.stdout is not None
+        poller = select.poll()
+        poller.register(self.process.stdout, select.POLLIN)
+        if not poller.poll(limit_s * 1000):
+            return None
+        line = self.process.stdout.readline()
+        return json.loads(line) if line.endswith(b"\n") else None
+
+    def close(self) -> str:
+        """End the worker and return what it wrote to stderr."""
+        try:
+            # The end of its input is the worker's sign to leave.
+            said = self.process.communicate(timeout=5)[1]
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            said = self.process.communicate()[1]
+        if self.scratch is not None:  # for a worker that was ended before it could
+            remove(self.scratch)
+        return said.decode(errors="replace")
+
+    def __enter__(self) -> "_Worker":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

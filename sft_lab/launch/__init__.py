@@ -1,0 +1,1 @@
+"""Parse a config, build what it describes, and start, resume or fork the run."""

@@ -1,0 +1,93 @@
+"""Logits of target tokens, and checks that a head and attention allow them."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sft_lab.errors import RequestError
+
+
+def target_logits(
+    causal_lm: Any, input_ids: Tensor, position_ids: Tensor, is_target: Tensor
+) -> Tensor:
+    """Compute the LM head's logits where they are needed, and nowhere else.
+
+    Args:
+        causal_lm: A transformers causal language model, adapters included.
+        input_ids: int64 ``[B, T]``.
+        position_ids: int64 ``[B, T]``; from where they start anew, tokens see none before.
+        is_target: bool ``[B, T - 1]``, true where the *next* token carries loss.
+
+    Returns:
+        Logits ``[N, V]``, one row per true value of ``is_target``, in row-major order.
+    """
+    size = input_ids.shape
+    if "flash" in str(causal_lm.config._attn_implementation):
+        # There position ids divide a batch of one row only; in a larger one they go unnoticed.
+        input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
+    # With a mask or a cache, transformers would not look at where position ids start anew.
+    hidden = causal_lm.get_decoder()(
+        input_ids=input_ids, position_ids=position_ids, use_cache=False
+    ).last_hidden_state.view(*size, -1)
+    return causal_lm.get_output_embeddings()(hidden[:, :-1][is_target])
+
+
+@torch.no_grad()
+def check_head(causal_lm: Any) -> None:
+    """Refuse an architecture that changes logits after its head: ``target_logits`` would not.
+
+    Raises:
+        RequestError: If head of decoder is not what the model's own forward gives.
+    """
+    device = next(causal_lm.parameters()).device
+    input_ids = position_ids = torch.arange(4, device=device)[None]
+    is_target = torch.ones_like(input_ids[:, 1:], dtype=torch.bool)
+    with _evaluating(causal_lm):
+        expected = causal_lm(input_ids=input_ids, use_cache=False).logits[0, :-1]
+        ours = target_logits(causal_lm, input_ids, position_ids, is_target)
+    if not torch.allclose(ours.float(), expected.float(), rtol=1e-2, atol=1e-2):
+        raise RequestError(
+            f"model.base: {type(causal_lm).__name__} transforms its logits after the head, which "
+            "the loss here leaves out; choose a base without logit soft-capping or scaling."
+        )
+
+
+@torch.no_grad()
+def check_packing(causal_lm: Any) -> None:
+    """Refuse an architecture in which the rows of a packed sequence see each other.
+
+    Raises:
+        RequestError: If a row's logits depend on the row before it.
+    """
+    device = next(causal_lm.parameters()).device
+    one, other = torch.arange(16, device=device).view(2, 8)
+    input_ids = torch.stack([torch.cat([one, one]), torch.cat([other, one])])
+    is_target = torch.zeros_like(input_ids[:, 1:], dtype=torch.bool)
+    is_target[:, 8:] = True
+
+    def influence(position_ids: Tensor) -> Tensor:
+        logits = target_logits(causal_lm, input_ids, position_ids.expand(2, -1), is_target)
+        after_one, after_other = logits.float().chunk(2)
+        return (after_one - after_other).abs().max()
+
+    with _evaluating(causal_lm):
+        running = influence(torch.arange(16, device=device))
+        restarting = influence(torch.arange(8, device=device).repeat(2))
+    if restarting > 0.1 * running:
+        raise RequestError(
+            f"data.packing: in {type(causal_lm).__name__} the rows of a packed sequence see each "
+            "other; set data.packing to false."
+        )
+
+
+@contextmanager
+def _evaluating(model: Any) -> Iterator[None]:
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

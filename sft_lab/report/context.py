@@ -1,0 +1,117 @@
+"""What the sections of a report are made from, and the parts that they share."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from sft_lab.analysis.abilities import Ability
+from sft_lab.analysis.groups import Group, groups_of
+from sft_lab.analysis.measurements import Comparison, Measurements, end_of
+from sft_lab.analysis.study_results import Question, StudyResults
+from sft_lab.report.curves import Level, Line, curve, top_of
+from sft_lab.report.drawing import slug
+from sft_lab.report.page import Claim, Figure, Panel, Section, Table
+from sft_lab.report.paper.published import SOURCE, Published
+
+BANDS = "Bands are 95 % intervals over seeds and items; the amounts stand on a logarithmic axis."
+
+
+@dataclass
+class Context:
+    """What all sections are made from, and the comparisons that they have made.
+
+    Attributes:
+        results: The study.
+        abilities: Its abilities.
+        measured: Means and comparisons.
+        published: The paper's scores, or None.
+        comparisons: Every comparison so far.
+    """
+
+    results: StudyResults
+    abilities: Sequence[Ability]
+    measured: Measurements
+    published: Published | None
+    comparisons: list[Comparison] = field(default_factory=list)
+
+    def line(
+        self,
+        label: str,
+        ability: Ability,
+        groups: Sequence[Group],
+        levels: Sequence[str] | None = None,
+    ) -> Line:
+        """Return the line of groups that have been measured, at their levels or at those given."""
+        levels = [group.level for group in groups] if levels is None else levels
+        means = [self.measured.mean(ability, end_of(group)) for group in groups]
+        scores = list(zip(levels, means, strict=True))
+        told = [(level, score) for level, score in scores if score is not None]
+        return Line(label, [level for level, _ in told], [score for _, score in told])
+
+    def paper(self, ability: Ability, *names: str) -> list[Line]:
+        """Return the paper's line of a sweep, where it is shown and there is one."""
+        line = self.published.line(ability, *names) if self.published else None
+        return [line] if line else []
+
+
+def ability_curves(
+    question: Question,
+    context: Context,
+    title: str,
+    caption: str,
+    lines: Callable[[Ability], Sequence[Line]],
+    levels: Callable[[Ability], Sequence[Level]] = lambda ability: (),
+    name: str = "curve",
+    axis: str | None = None,
+) -> list[Figure]:
+    """Return a figure with a panel of lines for each ability, all shares on one vertical range.
+
+    Args:
+        question: Names the drawings and, where ``axis`` does not, the horizontal axis.
+        context: The study.
+        title: The figure's heading.
+        caption: What it shows.
+        lines: Lines of an ability.
+        levels: Horizontal lines of an ability.
+        name: Tells the question's figures apart.
+        axis: Name of the horizontal axis.
+    """
+    groups = [group for group in groups_of(question) if group.axis]
+    axis = axis or (next(iter(groups[0].axis)) if groups else "amount")
+    of = {ability: lines(ability) for ability in context.abilities}
+    shares = [a for a in context.abilities if a.is_share]
+    tops = {a: top_of(a, of[a], levels(a)) for a in context.abilities}
+    common = max((tops[a] for a in shares), default=1.0)
+    panels = [
+        curve(
+            f"{question.name}-{name}-{ability.name}",
+            ability.name,
+            ability,
+            axis,
+            of[ability],
+            levels(ability),
+            common if ability.is_share else tops[ability],
+        )
+        for ability in context.abilities
+    ]
+    if any(line.published for some in of.values() for line in some):
+        caption += f" Grey crosses are the scores of the same design in the paper ({SOURCE})."
+    return figure_of(title, caption, panels)
+
+
+def figure_of(title: str, caption: str, panels: Sequence[Panel | None]) -> list[Figure]:
+    """Return the figure of those panels that could be drawn, if any."""
+    found = [panel for panel in panels if panel is not None]
+    return [Figure(title, caption, found)] if found else []
+
+
+def section_of(
+    question: Question,
+    claims: Sequence[Claim] = (),
+    tables: Sequence[Table] = (),
+    figures: Sequence[Figure] = (),
+) -> Section:
+    """Return the section of a question, without tables that are empty."""
+    title = f"{question.name}: {question.title}"
+    return Section(
+        slug(question.name), title, (), claims, [t for t in tables if t.rows], list(figures)
+    )

@@ -1,0 +1,146 @@
+"""Everything that a report shows as plain data, for CSV files; scores in their own unit."""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from sft_lab.analysis.abilities import Ability
+from sft_lab.analysis.groups import groups_of
+from sft_lab.analysis.measurements import Comparison, Measurements, end_of
+from sft_lab.analysis.protocols import protocol_id
+from sft_lab.analysis.study_results import Cell, StudyResults
+from sft_lab.report.changed_items import ChangedItem
+from sft_lab.report.page import Claim, PlainTable
+
+Row = Mapping[str, object]
+
+_PLACE = ["question", "arm", "axis", "seed", "run_id"]
+_SCORE = ["ability", "metric", "score", "low", "high"]
+
+
+def cells_csv(results: StudyResults, abilities: Sequence[Ability]) -> PlainTable:
+    """Return every cell with its scores at the end; a cell without a run has an empty run."""
+    columns = [*_PLACE, "run", "status", "base", *_SCORE, "n", "protocol", *_DERIVED]
+    return PlainTable(columns, list(_cells(results, abilities)))
+
+
+_DERIVED = ["forgetting", "retention", "backward_transfer"]
+
+
+def _cells(results: StudyResults, abilities: Sequence[Ability]) -> Iterator[Row]:
+    for cell in (cell for question in results.questions for cell in question.cells):
+        run = cell.result
+        if run is None:
+            yield {**_place(cell), "status": "missing"}
+            continue
+        status = run.status if run.last else f"{run.status}, not at its end"
+        about = {**_place(cell), "run": run.name, "status": status, "base": run.base}
+        for ability in abilities:
+            score = run.last.scores.get(ability.key) if run.last else None
+            row = {**about, "ability": ability.name, "metric": ability.key}
+            if score is not None:
+                row |= {"score": score.value, "low": score.low, "high": score.high, "n": score.n}
+                row |= {n: run.final.get(f"{n}/{ability.key}", "") for n in _DERIVED}
+            yield {**row, "protocol": protocol_id(run, ability.benchmark)}
+
+
+def means_csv(
+    results: StudyResults, abilities: Sequence[Ability], measured: Measurements
+) -> PlainTable:
+    """Return the means over seeds at the end of training."""
+    rows: list[Row] = []
+    for group in (group for question in results.questions for group in groups_of(question)):
+        for ability in abilities:
+            side = end_of(group).having(ability)
+            score = measured.mean(ability, side)
+            if score is not None:
+                place = {"question": group.question, "arm": group.arm, "axis": _axis(group.axis)}
+                what = {"ability": ability.name, "metric": ability.key, "score": score.value}
+                interval = {"low": score.low, "high": score.high, "n": score.n}
+                rows.append({**place, **what, **interval, "seeds": len(side.points)})
+    return PlainTable(["question", "arm", "axis", *_SCORE, "n", "seeds"], rows)
+
+
+def boundaries_csv(results: StudyResults, abilities: Sequence[Ability]) -> PlainTable:
+    """Return the scores of every cell before training and at every stage's end."""
+    rows: list[Row] = []
+    for cell in (cell for question in results.questions for cell in question.cells):
+        for point in cell.result.boundaries if cell.result else ():
+            for ability in abilities:
+                score = point.scores.get(ability.key)
+                if score is not None:
+                    when = {"step": point.step, "after": point.after or "base"}
+                    what = {"ability": ability.name, "metric": ability.key, "score": score.value}
+                    interval = {"low": score.low, "high": score.high}
+                    rows.append({**_place(cell), **when, **what, **interval})
+    return PlainTable([*_PLACE, "step", "after", *_SCORE], rows)
+
+
+def comparisons_csv(comparisons: Sequence[Comparison]) -> PlainTable:
+    """Return every comparison; ``family`` names those that are corrected together."""
+    columns = ["family", "ability", "before", "after", "difference", "low", "high", "p", "p_holm"]
+    columns += ["shown", "items", "gained", "lost", "seeds_before", "seeds_after", "test"]
+    rows: list[Row] = []
+    for c in comparisons:
+        row: dict[str, object] = {"family": c.family, "ability": c.ability.name}
+        row |= {"before": c.before, "after": c.after, "shown": "yes" if c.shown else "no"}
+        row |= {"seeds_before": c.seeds[0], "seeds_after": c.seeds[1], "why_not": c.why_not}
+        if c.difference is not None:
+            d = c.difference
+            row |= {"difference": d.value, "low": d.low, "high": d.high, "p": d.p}
+            row |= {"p_holm": c.p_holm, "items": d.n, "test": d.test}
+            row |= {"gained": d.gained, "lost": d.lost}
+        rows.append(row)
+    return PlainTable([*columns, "why_not"], rows)
+
+
+def findings_csv(claims: Sequence[Claim]) -> PlainTable:
+    """Return every sentence with its judgement."""
+    return PlainTable(
+        ["question", "claim", "ability", "judgement", "sentence", "paper"],
+        [
+            {
+                "question": claim.question,
+                "claim": claim.text,
+                "ability": finding.ability,
+                "judgement": finding.judgement,
+                "sentence": finding.sentence,
+                "paper": claim.paper,
+            }
+            for claim in claims
+            for finding in claim.findings
+        ],
+    )
+
+
+def items_csv(changed: Sequence[ChangedItem]) -> PlainTable:
+    """Return every forgotten and regained item, with the whole answers."""
+    return PlainTable(
+        ["ability", "run_id", "run", "kind", "item", "stage", "prompt", "before", "after"],
+        [
+            {
+                "ability": item.ability.name,
+                "run_id": item.run.run_id,
+                "run": item.run.name,
+                "kind": item.kind,
+                "item": item.id,
+                "stage": item.stage,
+                "prompt": item.prompt,
+                "before": item.before,
+                "after": item.after,
+            }
+            for item in changed
+        ],
+    )
+
+
+def _place(cell: Cell) -> dict[str, object]:
+    return {
+        "question": cell.question,
+        "arm": cell.arm,
+        "axis": _axis(cell.axis),
+        "seed": cell.seed,
+        "run_id": cell.result.run_id if cell.result else "",
+    }
+
+
+def _axis(axis: Mapping[str, str]) -> str:
+    return " ".join(f"{name}={value}" for name, value in axis.items())

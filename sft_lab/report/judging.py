@@ -1,0 +1,191 @@
+"""From a comparison to a judgement and a careful sentence.
+
+A difference that is not shown is never called equality: the sentence says which differences the
+data still allow. What is smaller than ``abilities.SMALL`` is called small, which is a convention.
+"""
+
+from collections.abc import Sequence
+
+from sft_lab.analysis.abilities import SMALL, Ability
+from sft_lab.analysis.measurements import Comparison
+from sft_lab.report.page import Finding, Judgement
+
+_ONE_SEED = "one seed only, of items alone"  # such a test is surer than one over several seeds
+
+
+def judge_direction(comparison: Comparison, sign: int, lead: str = "") -> Finding:
+    """Judge the claim that an ability rises (sign 1) or falls (sign -1) between two sides.
+
+    It holds where that is shown, and does not where the contrary is, or where any change lies
+    within what is called small.
+
+    Args:
+        comparison: The two sides.
+        sign: The direction that is claimed.
+        lead: What the sentence begins with, such as ``math alone, from 1/256 to 1``.
+    """
+    difference, ability = comparison.difference, comparison.ability
+    if difference is None:
+        return _untold(comparison, lead)
+    if comparison.shown:
+        judgement: Judgement = "holds here" if difference.value * sign > 0 else "does not hold here"
+    elif _within(comparison):
+        judgement = "does not hold here"
+    else:
+        judgement = "cannot be told"
+    return Finding(ability.name, judgement, f"{_lead(comparison, lead)} {describe(comparison)}")
+
+
+def judge_no_loss(comparison: Comparison, lead: str = "") -> Finding:
+    """Judge the claim that an ability loses nothing, or less than what is called small."""
+    difference, ability = comparison.difference, comparison.ability
+    if difference is None:
+        return _untold(comparison, lead)
+    if difference.low > -ability.small:
+        judgement: Judgement = "holds here"
+        verdict = f"a loss of {_size(ability, ability.small)} or more is ruled out."
+    elif comparison.shown and difference.value <= -ability.small:
+        judgement = "does not hold here"
+        verdict = ""
+    else:
+        judgement = "cannot be told"
+        verdict = f"a loss of {_size(ability, ability.small)} or more is not ruled out."
+    text = f"{_lead(comparison, lead)} {describe(comparison)}"
+    return Finding(ability.name, judgement, f"{text[:-1]}; {verdict}" if verdict else text)
+
+
+def judge_no_effect(comparisons: Sequence[Comparison], planned: int, lead: str) -> Finding:
+    """Judge the claim that an ability does not depend on something, over several levels of it.
+
+    It holds only where all levels were compared and every interval lies within what is called
+    small.
+
+    Args:
+        comparisons: Each level against the same reference, of one ability; at least one.
+        planned: Levels that the study has beside the reference.
+        lead: What the sentence begins with.
+    """
+    told = [c for c in comparisons if c.difference is not None]
+    if not told:
+        return _untold(comparisons[0], lead)
+    ability = told[0].ability
+    widest = max(told, key=lambda c: abs(c.difference.value) if c.difference else 0.0)
+    assert widest.difference is not None
+    shown = [c for c in told if c.shown]
+    bound = max(
+        max(abs(c.difference.low), abs(c.difference.high)) for c in told if c.difference is not None
+    )
+    count = f"{len(shown)} of {len(told)} levels {'differs' if len(shown) == 1 else 'differ'}"
+    seeds = f"; {_ONE_SEED}" if any(1 in c.seeds for c in told) else ""
+    extent = f"the largest difference is {_change(widest)} ({widest.span}{seeds})"
+    within = f"stay within {_size(ability, ability.small)} either way"
+    missing = f"only {len(told)} of {planned} levels could be compared; "
+    if bound < ability.small and len(told) == planned:
+        judgement: Judgement = "holds here"
+        sentence = f"the intervals of all {planned} levels {within}; {extent}."
+    elif any(abs(c.difference.value) >= ability.small for c in shown if c.difference):
+        judgement = "does not hold here"
+        sentence = f"{count} from {told[0].before} by more than chance; {extent}."
+    elif bound < ability.small:
+        judgement, sentence = "cannot be told", f"{missing}their intervals {within}; {extent}."
+    else:
+        judgement = "cannot be told"
+        some = f"{count} by more than chance" if shown else "no difference is shown"
+        few = missing if len(told) < planned else ""
+        allowed = (
+            "there are too few items to bound it"
+            if bound == float("inf")
+            else f"differences of up to {_size(ability, bound)} are compatible with the data"
+        )
+        sentence = f"{few}{some}; {extent}, and {allowed}."
+    return Finding(ability.name, judgement, f"{lead}: {sentence}")
+
+
+def describe(comparison: Comparison) -> str:
+    """Return the difference in words, ending in a full stop."""
+    difference, ability = comparison.difference, comparison.ability
+    assert difference is not None
+    figures = f"{_change(comparison)}; {_evidence(comparison)}"
+    if comparison.shown:
+        by_little = f", by less than {_size(ability, ability.small)}" if _within(comparison) else ""
+        return f"{'higher' if difference.value > 0 else 'lower'}{by_little} ({figures})."
+    if _within(comparison):
+        least = _size(ability, ability.small)
+        return f"no difference is shown ({figures}); any change is smaller than {least}."
+    low, high = difference.low, difference.high
+    return f"no difference is shown ({figures}); {_compatible(ability, low, high)}."
+
+
+def p_text(p: float) -> str:
+    """Return a p value as it is written.
+
+    >>> p_text(0.0004), p_text(0.0451), p_text(0.31)
+    ('p < 0.001', 'p = 0.045', 'p = 0.31')
+    """
+    if p < 0.001:
+        return "p < 0.001"
+    return f"p = {p:.3f}" if p < 0.1 else f"p = {p:.2f}"
+
+
+def interval_text(ability: Ability, low: float, high: float) -> str:
+    """Return an interval of a difference as it is written; of too few items it has no ends."""
+    if low == float("-inf") or high == float("inf"):
+        return "too few items for an interval"
+    return f"{ability.change(low)} to {ability.change(high)}"
+
+
+def _evidence(comparison: Comparison) -> str:
+    difference = comparison.difference
+    assert difference is not None
+    interval = interval_text(comparison.ability, difference.low, difference.high)
+    text = f"95 % interval {interval}, {p_text(comparison.p_holm)} after Holm"
+    return f"{text}; {_ONE_SEED}" if 1 in comparison.seeds else text
+
+
+def _compatible(ability: Ability, low: float, high: float) -> str:
+    if low == float("-inf") or high == float("inf"):
+        return "there are too few items to bound it"
+    loss, gain = _size(ability, max(-low, 0.0)), _size(ability, max(high, 0.0))
+    chance = "corrected for many comparisons this may be chance"
+    if low >= 0:
+        return f"{chance}, and a gain of up to {gain} is compatible with the data"
+    if high <= 0:
+        return f"{chance}, and a loss of up to {loss} is compatible with the data"
+    return f"a loss of up to {loss} and a gain of up to {gain} are compatible with the data"
+
+
+def _within(comparison: Comparison) -> bool:
+    difference, small = comparison.difference, comparison.ability.small
+    return difference is not None and -small < difference.low and difference.high < small
+
+
+def _change(comparison: Comparison) -> str:
+    assert comparison.difference is not None
+    ability = comparison.ability
+    unit = "points" if ability.is_share else f"on its scale of {ability.unit}"
+    return f"{ability.change(comparison.difference.value)} {unit}"
+
+
+def _size(ability: Ability, value: float) -> str:
+    return f"{ability.text(value)}{' points' if ability.is_share else ''}"
+
+
+def _lead(comparison: Comparison, lead: str) -> str:
+    return f"{lead or f'From {comparison.before} to {comparison.after}'}:"
+
+
+def _untold(comparison: Comparison, lead: str) -> Finding:
+    return Finding(
+        comparison.ability.name,
+        "cannot be told",
+        f"{_lead(comparison, lead)} not compared, because {comparison.why_not}.",
+    )
+
+
+def small_text() -> str:
+    """Return the sentence that states what is called small."""
+    return (
+        f"A change is called small where its whole 95 % interval lies within {100 * SMALL:g} % of "
+        "the scale (5 points of 100, or 0.45 of 1 to 10). That is a convention of this report, "
+        "and needed because a test that shows no difference does not show equality."
+    )

@@ -1,0 +1,182 @@
+"""The tables of a report, for reading."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sft_lab.analysis.abilities import Ability
+from sft_lab.analysis.groups import Group
+from sft_lab.analysis.measurements import Comparison, Measurements, end_of
+from sft_lab.analysis.protocols import finished_runs, protocol_id
+from sft_lab.analysis.study_results import StudyResults
+from sft_lab.metrics.seeds import over_seeds
+from sft_lab.report.judging import interval_text, p_text
+from sft_lab.report.page import Mark, Table, TableCell
+from sft_lab.report.paper.published import SOURCE, Published
+from sft_lab.report.paper.strategies import Drop
+
+
+def score_table(
+    caption: str,
+    rows: Sequence[Group],
+    abilities: Sequence[Ability],
+    measured: Measurements,
+    comparisons: Sequence[Comparison] = (),
+    best: Mapping[Ability, Group] | None = None,
+    published: Published | None = None,
+) -> Table:
+    """Return the scores of groups, marked where they differ from a reference.
+
+    Args:
+        caption: What the table shows.
+        rows: Its rows.
+        abilities: Its columns.
+        measured: Means and comparisons.
+        comparisons: Each row against the reference of its column.
+        best: The references.
+        published: The paper's scores, which get columns of their own.
+    """
+    marks = {(c.after, c.ability): c for c in comparisons if c.difference is not None}
+    header = ["arm", "seeds"]
+    for ability in abilities:
+        header.append(f"{ability.name}: {ability.key},\N{NO-BREAK SPACE}{ability.unit}")
+        if published is not None:
+            header.append(f"{ability.name}, the paper ({published.size.upper()})")
+    body: list[list[TableCell | str]] = []
+    for group in rows:
+        cells: list[TableCell | str] = [group.label, str(len(group.runs))]
+        for ability in abilities:
+            is_best = best is not None and best.get(ability) is group
+            cells.append(
+                _score_cell(group, ability, measured, marks.get((group.label, ability)), is_best)
+            )
+            if published is not None:
+                cells.append(published.strategy(ability, group.arm, group.axis.get("k", "")))
+        body.append(cells)
+    return Table(f"{caption} Published: {SOURCE}." if published else caption, header, body)
+
+
+def _score_cell(
+    group: Group,
+    ability: Ability,
+    measured: Measurements,
+    comparison: Comparison | None,
+    is_best: bool,
+) -> TableCell:
+    score = measured.mean(ability, end_of(group))
+    if score is None:
+        alike = not end_of(group).having(ability).points
+        return TableCell("\N{EN DASH}", "" if alike else "seeds measured differently")
+    note = f"{ability.text(score.low)} to {ability.text(score.high)}"
+    text = ability.text(score.value)
+    if is_best:
+        return TableCell(text, note, "best")
+    if comparison is None or comparison.difference is None:
+        return TableCell(text, note)
+    return TableCell(text, note, _mark(comparison))
+
+
+def _mark(comparison: Comparison) -> Mark:
+    difference = comparison.difference
+    if difference is None:
+        return ""
+    return "unclear" if not comparison.shown else "more" if difference.value > 0 else "less"
+
+
+def _change_cell(comparison: Comparison) -> TableCell:
+    difference, ability = comparison.difference, comparison.ability
+    if difference is None:
+        return TableCell("\N{EN DASH}", f"not compared: {comparison.why_not}")
+    note = interval_text(ability, difference.low, difference.high)
+    return TableCell(ability.change(difference.value), note, _mark(comparison))
+
+
+def comparison_table(caption: str, comparisons: Sequence[Comparison]) -> Table:
+    """Return comparisons with their differences, intervals and corrected p."""
+    rows: list[list[TableCell | str]] = []
+    for c in comparisons:
+        first = [c.span, c.ability.name]
+        if c.difference is None:
+            rows.append([*first, f"not compared: {c.why_not}", "", ""])
+            continue
+        d = c.difference
+        rows.append([*first, _change_cell(c), TableCell(p_text(c.p_holm), d.test), f"{d.n}"])
+    return Table(
+        caption, ("from, to", "ability", "difference", "corrected p", "items"), rows, folded=True
+    )
+
+
+def forgetting_table(drops: Sequence[Drop], abilities: Sequence[Ability]) -> Table:
+    """Return what each group lost of each ability since its best stage end, and its retention."""
+    header = ["arm"]
+    for ability in abilities:
+        change = "change, points" if ability.is_share else f"change, {ability.unit}"
+        header += [f"{ability.name}: {change}", f"{ability.name}: retention"]
+    by: dict[str, dict[Ability, Drop]] = {}
+    for drop in drops:
+        by.setdefault(drop.group.label, {})[drop.comparison.ability] = drop
+    rows: list[list[TableCell | str]] = []
+    for label, lost in by.items():
+        row: list[TableCell | str] = [label]
+        for ability in abilities:
+            found = lost.get(ability)
+            row += [_drop_cell(found), _retention(found.group, ability)] if found else ["", ""]
+        rows.append(row)
+    return Table(
+        "Change from the stage end where the mean stood highest (named below it) to the end of "
+        "training, run by run, with its 95 % interval. That stage end is chosen after the fact, "
+        "which makes the change look a little worse than it is; its p is therefore multiplied by "
+        "the number of stage ends it was chosen from, the base among them, before Holm's "
+        "correction. Retention is the score at the end over the "
+        "best one at any earlier evaluation, as the runs logged it: its mean over seeds with "
+        "Student's interval.",
+        header,
+        rows,
+    )
+
+
+def _drop_cell(drop: Drop) -> TableCell:
+    cell = _change_cell(drop.comparison)
+    stages = sorted({point.after or "base" for _, point in drop.best.points.values()})
+    return replace(cell, note=f"{cell.note}\nafter {' or '.join(stages)}")
+
+
+def _retention(group: Group, ability: Ability) -> TableCell:
+    key = f"retention/{ability.key}"
+    values = [run.final[key] for run in group.runs.values() if key in run.final]
+    if not values:
+        return TableCell("\N{EN DASH}")
+    found = over_seeds(values)
+    if found.low is None or found.high is None:
+        return TableCell(f"{found.value:.2f}", "one seed")
+    interval = f"{found.low:z.2f} to {found.high:z.2f}".replace("-", "\N{MINUS SIGN}")
+    return TableCell(f"{found.value:.2f}", interval)
+
+
+def protocol_table(results: StudyResults, abilities: list[Ability]) -> Table:
+    """Return the protocols that the scores of a study stand on."""
+    rows: dict[tuple[str, ...], int] = {}
+    for run in finished_runs(results).values():
+        for ability in abilities:
+            measured = run.benchmarks.get(ability.benchmark)
+            if measured is not None:
+                row = (
+                    ability.key,
+                    protocol_id(run, ability.benchmark),
+                    str(measured.get("digest", ""))[:8],
+                    str(measured.get("prompts", ""))[:8],
+                    str(measured.get("items", "")),
+                    _decoding(measured.get("decoding", {})),
+                )
+                rows[row] = rows.get(row, 0) + 1
+    return Table(
+        "How the scores were measured. Scores compare where the protocol is the same: a digest of "
+        "items and extractor, of the rendered prompts, and of the decoding.",
+        ("score", "protocol", "items and extractor", "prompts", "items", "decoding", "runs"),
+        [[*row, str(runs)] for row, runs in sorted(rows.items())],
+    )
+
+
+def _decoding(decoding: Mapping[str, Any]) -> str:
+    shown = {name: value for name, value in decoding.items() if value not in (None, [], ())}
+    return ", ".join(f"{name} {value}" for name, value in shown.items())

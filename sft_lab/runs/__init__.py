@@ -1,0 +1,1 @@
+"""A run on disk: logger, store, record, checkpoint, resume, fork, lock."""

@@ -1,0 +1,168 @@
+"""What a finished run says: every evaluation's scores, and its last answers item by item."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sft_lab.errors import RequestError
+from sft_lab.metrics.score import Score
+from sft_lab.runs.store import RunStore
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation of a run.
+
+    Attributes:
+        step: Optimizer steps taken.
+        after: The stage that ended there, or None.
+        scores: By metric key.
+    """
+
+    step: int
+    after: str | None
+    scores: Mapping[str, Score]
+
+
+@dataclass(frozen=True)
+class ItemAnswer:
+    """One answer to one item; ``marks`` by score name, None where it could not be graded."""
+
+    id: str
+    marks: Mapping[str, bool | float | None]
+    completion: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """One run of ``fit``.
+
+    Attributes:
+        run_id: The MLflow run.
+        name: Its name.
+        strategy: Its strategy, the name of its config file.
+        status: MLflow's.
+        seed: ``seed_everything``.
+        base: The base model.
+        stages: Optimizer steps of every stage, by name, in order.
+        benchmarks: Of every benchmark what ``stage_plan.json`` says: digest, protocol, decoding,
+            prompts, items, scale.
+        points: Its evaluations in order of steps.
+        final: Its last values of forgetting, retention and average, by metric key.
+    """
+
+    run_id: str
+    name: str
+    strategy: str
+    status: str
+    seed: int
+    base: str
+    stages: Mapping[str, int]
+    benchmarks: Mapping[str, Mapping[str, Any]]
+    points: tuple[Point, ...]
+    final: Mapping[str, float]
+
+    @property
+    def first_keys(self) -> dict[str, str]:
+        """The metric key of every benchmark's first score, by benchmark."""
+        return {
+            name: f"{name}/{benchmark['protocol']['scores'][0]}"
+            for name, benchmark in self.benchmarks.items()
+        }
+
+    @property
+    def boundaries(self) -> tuple[Point, ...]:
+        """The evaluations before training and at every stage's end that the run has reached."""
+        return tuple(p for p in self.points if p.step == 0 or p.after is not None)
+
+    @property
+    def last(self) -> Point | None:
+        """The evaluation at the end of the last stage; None of a run that has not come to it."""
+        total = sum(self.stages.values())
+        return next((point for point in self.points if point.step == total), None)
+
+
+def read_result(store: RunStore, run: Any) -> RunResult:
+    """Return what a run of ``fit`` has measured.
+
+    Args:
+        store: The store that holds it.
+        run: Its MLflow run.
+
+    Raises:
+        RequestError: If it was stopped before its first evaluation, or trains no stage.
+    """
+    run_id, tags, metrics = run.info.run_id, run.data.tags, run.data.metrics
+    if tags.get("command") != "fit":
+        raise RequestError(
+            f"RUN {run_id[:8]} is one of `{tags.get('command')}`, which trains no stage; "
+            "name runs of `fit`."
+        )
+    plan = json.loads(store.artifact_text(run_id, "stage_plan.json"))
+    parts = ("", "_low", "_high", "_n")
+    keys = sorted(k for k in metrics if all(f"{k}{part}" in metrics for part in parts[1:]))
+    history = {
+        name: {point.step: point.value for point in store.client.get_metric_history(run_id, name)}
+        for key in keys
+        for name in (f"{key}{part}" for part in parts)
+    }
+    stages = {name: int(stage["steps"]) for name, stage in plan["stages"].items()}
+    ended: dict[int, str] = {}
+    end = 0
+    for name, steps in stages.items():
+        end += steps
+        ended[end] = name
+    evaluated = sorted({step for key in keys for step in history[key]})
+    points = tuple(
+        Point(
+            step,
+            ended.get(step),
+            {
+                key: Score(
+                    history[key][step],
+                    history[f"{key}_low"][step],
+                    history[f"{key}_high"][step],
+                    int(history[f"{key}_n"][step]),
+                )
+                for key in keys
+                if all(step in history[f"{key}{part}"] for part in parts)
+            },
+        )
+        for step in evaluated
+    )
+    final = ("retention/", "forgetting/", "backward_transfer/", "average/")
+    return RunResult(
+        run_id=run_id,
+        name=run.info.run_name,
+        strategy=tags.get("strategy", ""),
+        status=run.info.status,
+        seed=int(run.data.params.get("seed_everything", 0)),
+        base=tags.get("base", ""),
+        stages=stages,
+        benchmarks=plan["benchmarks"],
+        points=points,
+        final={key: value for key, value in sorted(metrics.items()) if key.startswith(final)},
+    )
+
+
+def read_answers(store: RunStore, run_id: str, benchmark: str, step: int) -> list[ItemAnswer]:
+    """Return a benchmark's answers of one evaluation, in the order of its items; samples follow.
+
+    Raises:
+        RequestError: If the run has no such evaluation.
+    """
+    table = json.loads(store.artifact_text(run_id, f"answers/step_{step:06d}/{benchmark}.json"))
+    columns = table["columns"]
+    names = [name for name in columns if name not in ("id", "reason", "completion", "prompt")]
+    rows = (dict(zip(columns, row, strict=True)) for row in table["data"])
+    return [
+        ItemAnswer(
+            id=row["id"],
+            marks={name: row[name] for name in names},
+            completion=row["completion"],
+            prompt=row["prompt"],
+        )
+        for row in rows
+    ]

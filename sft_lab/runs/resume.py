@@ -1,0 +1,113 @@
+"""Going on with a run: which one, from which checkpoint, and whether the config still fits."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sft_lab.config.identity import changed_keys, check_resumable, digest, identity
+from sft_lab.errors import BusyError, RequestError
+from sft_lab.runs.checkpoint import last_checkpoint, read_checkpoint, stamp_of
+from sft_lab.runs.fork import FORK_TAG
+from sft_lab.runs.store import DIGEST_TAG, RunStore
+
+
+@dataclass(frozen=True)
+class Resume:
+    """A run to go on with.
+
+    Attributes:
+        run_id: The MLflow run.
+        checkpoint: Its checkpoint; None where it was stopped before it wrote one.
+        forked_from: ``RUN@STAGE`` where it was to start from there, and had not come to it.
+    """
+
+    run_id: str
+    checkpoint: Path | None
+    forked_from: str | None = None
+
+
+def resume_last(tracking_uri: str, dirpath: Path, config: Mapping[str, Any]) -> Resume:
+    """Return the newest unfinished run of the same config.
+
+    Raises:
+        RequestError: If there is none; where the newest one differs in a key, naming that.
+    """
+    store = RunStore(tracking_uri)
+    runs = [run for run in store.unfinished() if run.data.tags.get("command") == "fit"]
+    for run in runs:
+        if run.data.tags[DIGEST_TAG] == digest(config):
+            checkpoint = last_checkpoint(dirpath, run.info.run_id)
+            if not checkpoint.exists():
+                return Resume(run.info.run_id, None, run.data.tags.get(FORK_TAG))
+            return resume_path(checkpoint, config)
+    message = f"--ckpt_path last: {tracking_uri} holds no unfinished run of this config."
+    if runs:
+        newest = runs[0]
+        trained = yaml.safe_load(store.artifact_text(newest.info.run_id, "config.yaml"))
+        changes = changed_keys(identity(trained), identity(config))
+        if changes:
+            key, before, now = changes[0]
+            name = f"{newest.info.run_name} ({newest.info.run_id[:8]})"
+            message += f" The newest, {name}, has {key} {before}, not {now}."
+            checkpoint = last_checkpoint(dirpath, newest.info.run_id)
+            if checkpoint.exists():
+                message += f" To edit a stage to come, name its checkpoint: {checkpoint}."
+    raise RequestError(f"{message} Leave --ckpt_path out to start anew.")
+
+
+def resume_path(path: Path, config: Mapping[str, Any]) -> Resume:
+    """Return the run of a checkpoint, having checked it against the config.
+
+    Raises:
+        RequestError: If the checkpoint is damaged, or the config contradicts what it has trained.
+    """
+    checkpoint = read_checkpoint(path)
+    stamp = stamp_of(checkpoint)
+    if path.parent.name == "stages":
+        raise RequestError(
+            f"--ckpt_path {path} is kept for other runs to start from, and its own has gone on. "
+            f"Start one by --from {stamp.run_id[:8]}@{path.stem}, or go on from last.ckpt."
+        )
+    check_resumable(
+        stamp.config,
+        identity(config),
+        started_stages=checkpoint["callbacks"]["StageScheduler"]["trained_stage"] + 1,
+    )
+    return Resume(stamp.run_id, path)
+
+
+def check_run(tracking_uri: str, resume: Resume) -> None:
+    """Look that the run of a checkpoint is in the store, and that nobody else goes on with it.
+
+    Raises:
+        RequestError: If it is not there.
+        BusyError: If it runs in another process.
+    """
+    runs = {run.info.run_id: run for run in RunStore(tracking_uri).runs()}
+    run = runs.get(resume.run_id)
+    asked = f"--ckpt_path {resume.checkpoint or 'last'}"
+    if run is None:
+        raise RequestError(
+            f"{asked}: its run {resume.run_id[:8]} is not in "
+            f"{tracking_uri}; set trainer.logger.init_args.tracking_uri to the store that holds it."
+        )
+    if run.info.status == "RUNNING":
+        raise BusyError(f"{asked}: its run {resume.run_id[:8]} is still running; stop it first.")
+
+
+def check_model(path: Path, config: Mapping[str, Any]) -> None:
+    """Look that a checkpoint's weights belong to the model that a config describes.
+
+    Raises:
+        RequestError: If the checkpoint is damaged, or was trained on another model.
+    """
+    trained, asked = stamp_of(read_checkpoint(path)).config["model"], identity(config)["model"]
+    for key in ("base", "quantization", "lora"):
+        if trained[key] != asked[key]:
+            raise RequestError(
+                f"--ckpt_path {path} was trained with model.{key} {trained[key]}, "
+                f"the config says {asked[key]}; use the config of the run."
+            )

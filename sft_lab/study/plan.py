@@ -1,0 +1,126 @@
+"""What a study will cost, before it is run."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sft_lab.study.runs import StudyRun
+from sft_lab.study.search import SearchKey
+from sft_lab.study.study import Study, finished_runs
+from sft_lab.terminal import format_table
+
+
+def study_plan(study: Study) -> dict[str, Any]:
+    """Return every run with its steps and tokens, and the sums of what is left to train.
+
+    Returns:
+        ``runs``, each with ``name``, ``cells``, ``state``, ``steps`` of the whole run,
+        ``steps_to_train`` behind its fork, ``samples``, ``tokens``, ``forked_from``, ``minutes``
+        behind its fork (None where no earlier run tells) and ``memory`` in bytes at its height;
+        ``cells``, how many they fill; ``finished``; ``steps_to_train``, ``steps_without_forks``
+        and ``minutes`` of all that is missing, one run after the other; ``searches`` with what each
+        may ask for besides, and ``minutes_at_most`` with that.
+    """
+    there = finished_runs(study)
+    names = {run.digest: run.name for run in study.runs}
+    runs: list[dict[str, Any]] = [
+        {
+            "name": run.name,
+            "cells": [cell.name for cell in run.cells],
+            "digest": run.digest,
+            "state": "finished" if run.digest in there else "missing",
+            "steps": sum(run.steps.values()),
+            "steps_to_train": 0 if run.digest in there else run.steps_to_train,
+            "samples": run.samples,
+            "tokens": run.tokens,
+            "forked_from": f"{names[run.fork.run]}@{run.fork.stage}" if run.fork else None,
+            "minutes": 0.0 if run.digest in there else minutes_to_train(run),
+            "memory": run.cost.memory.total if run.cost else None,
+        }
+        for run in study.runs
+    ]
+    missing = [run for run in runs if run["state"] == "missing"]
+    minutes = _sum([run["minutes"] for run in missing])
+    asked = [_search_plan(key, runs, there) for key, runs in study.searched.items()]
+    return {
+        "name": study.design.name,
+        "cells": sum(len(run.cells) for run in study.runs),
+        "finished": len(runs) - len(missing),
+        "steps_to_train": sum(run["steps_to_train"] for run in missing),
+        "steps_without_forks": sum(run["steps"] for run in missing),
+        "minutes": minutes,
+        "minutes_at_most": _sum([minutes, *(search["minutes_at_most"] for search in asked)]),
+        "searches": asked,
+        "runs": runs,
+    }
+
+
+def _search_plan(
+    key: SearchKey, runs: Sequence[StudyRun], there: Mapping[str, str]
+) -> dict[str, Any]:
+    missing = [run for run in runs if run.digest not in there]
+    return {
+        **key._asdict(),
+        "runs_at_most": len(missing),
+        "steps_at_most": sum(run.steps_to_train for run in missing),
+        "minutes_at_most": _sum([minutes_to_train(run) for run in missing]),
+    }
+
+
+def _sum(minutes: Sequence[float | None]) -> float | None:
+    known = [one for one in minutes if one is not None]
+    return sum(known) if len(known) == len(minutes) else None
+
+
+def minutes_to_train(run: StudyRun) -> float | None:
+    """Return the minutes of a run, of which a fork saves as much as its share of the steps."""
+    if run.cost is None or run.cost.minutes is None:
+        return None
+    return run.cost.minutes.total * run.steps_to_train / sum(run.steps.values())
+
+
+def plan_table(plan: dict[str, Any]) -> str:
+    """Return a plan for people."""
+    header = [
+        "run",
+        "state",
+        "cells",
+        "steps",
+        "to train",
+        "tokens",
+        "minutes",
+        "GB",
+        "forked from",
+    ]
+    rows = [
+        [
+            run["name"],
+            run["state"],
+            str(len(run["cells"])),
+            str(run["steps"]),
+            str(run["steps_to_train"]),
+            str(run["tokens"]),
+            "?" if run["minutes"] is None else f"{run['minutes']:.1f}",
+            "" if run["memory"] is None else f"{run['memory'] / 1e9:.1f}",
+            run["forked_from"] or "",
+        ]
+        for run in plan["runs"]
+    ]
+    summary = [
+        f"{len(plan['runs'])} runs fill {plan['cells']} cells; {plan['finished']} are finished. "
+        f"{plan['steps_to_train']} optimizer steps to train, "
+        f"{plan['steps_without_forks']} without forks."
+    ]
+    summary += [
+        f"{search['question']} {search['arm']} searches in up to {search['runs_at_most']} runs "
+        f"more, of {search['steps_at_most']} steps."
+        for search in plan["searches"]
+    ]
+    return "\n".join([format_table(header, rows), "", *summary, _minutes_text(plan)])
+
+
+def _minutes_text(plan: dict[str, Any]) -> str:
+    least, most = plan["minutes"], plan["minutes_at_most"]
+    if most is None:
+        return "Minutes are unknown: the store holds no run of this base on this machine."
+    span = f"{least:.0f}" if least == most else f"{least:.0f} to {most:.0f}"
+    return f"About {span} minutes, one run after the other."

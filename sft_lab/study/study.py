@@ -1,0 +1,302 @@
+"""The commands of a study: its plan, its run, the commands that would run it elsewhere."""
+
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sft_lab.config.compose import compose
+from sft_lab.cost.known_speed import KnownSpeeds
+from sft_lab.cost.run_cost import RunCost, run_cost, run_parameters
+from sft_lab.errors import Interrupted, RequestError
+from sft_lab.launch.parser import model_settings
+from sft_lab.runs.checkpoint import stage_checkpoint
+from sft_lab.runs.lock import run_lock
+from sft_lab.runs.store import RunStore, absolute, prepare_store
+from sft_lab.study.design import STUDY_KEYS, CellSpec, StudyDesign, cells
+from sft_lab.study.executors import Executor, RayExecutor
+from sft_lab.study.halving import Found
+from sft_lab.study.job import CELL_TAG, Job, run_arguments
+from sft_lab.study.machine_values import forwarded
+from sft_lab.study.outcome import Outcome
+from sft_lab.study.progress_table import ProgressTable
+from sft_lab.study.read_design import read_design
+from sft_lab.study.record import ParentRun, open_parent, study_digest
+from sft_lab.study.runner import Progress, Runner
+from sft_lab.study.runs import (
+    CostOf,
+    StudyRun,
+    plan_run,
+    plan_runs,
+    planned_code,
+    with_forks,
+)
+from sft_lab.study.search import SearchKey, check_search, run_searches, search_results, searches
+from sft_lab.terminal import silence
+from sft_lab.training.data_modules import StagedDataModule
+
+
+class Study(NamedTuple):
+    """A study that has been read and laid out.
+
+    Attributes:
+        design: Its design.
+        config: Its config, resolved.
+        runs: Its runs, but for those that searches will ask for.
+        example: A run of it, which has what all of them share.
+        searched: The runs that each search may ask for besides; laid out for a plan alone.
+    """
+
+    design: StudyDesign
+    config: Mapping[str, Any]
+    runs: list[StudyRun]
+    example: StudyRun
+    searched: Mapping[SearchKey, Sequence[StudyRun]]
+
+    @property
+    def logger(self) -> Mapping[str, Any]:
+        """The settings of the logger that all runs share."""
+        return self.example.logger
+
+    @property
+    def store(self) -> RunStore:
+        """The store of all runs."""
+        return RunStore(str(self.logger["tracking_uri"]))
+
+
+def read_study_config(arguments: list[str]) -> tuple[StudyDesign, Mapping[str, Any]]:
+    """Return design and resolved config of a study.
+
+    Args:
+        arguments: ``--config FILE``, overrides ``--KEY VALUE``.
+
+    Raises:
+        RequestError: If something is wrong with them.
+    """
+    composed, files, rest = compose(arguments, STUDY_KEYS)
+    if not files:
+        raise RequestError("study needs --config FILE, for instance configs/studies/rq4.yaml.")
+    if rest:
+        raise RequestError(f"study knows no {rest[0]}; see python -m sft_lab study --help.")
+    return read_design(composed), composed.resolved()
+
+
+def lay_out(arguments: list[str], *, with_cost: bool = False) -> Study:
+    """Read a study and lay out all its runs.
+
+    Args:
+        arguments: What stands behind ``study``.
+        with_cost: Say of every run what it will cost.
+
+    Raises:
+        RequestError: If something is wrong with the study or with the config of a cell.
+    """
+    silence()
+    design, config = read_study_config(arguments)
+    told = _tell_layout if sys.stderr.isatty() else _tell_nothing
+    cost = _cost_of() if with_cost else None
+    runs = plan_runs(cells(design), told, cost)
+    first = next((one.cells[0] for one in searches(design)), None)
+    if not runs and first is None:
+        raise RequestError("questions: the study has no run.")
+    known = [*runs, *([plan_run(first)] if first is not None else [])]
+    stores = {str(run.logger["tracking_uri"]) for run in known}
+    if len(stores) > 1:
+        raise RequestError(
+            f"the runs of a study share one store, got {', '.join(sorted(stores))}; "
+            "set trainer.logger.init_args.tracking_uri under set."
+        )
+    for one in searches(design):
+        check_search(one, known[-1].scores)
+    searched = _searched(design, runs, cost) if cost is not None else {}
+    return Study(design, config, runs, known[-1], searched)
+
+
+def _searched(
+    design: StudyDesign, runs: Sequence[StudyRun], cost: CostOf
+) -> dict[SearchKey, list[StudyRun]]:
+    """Return the runs that each search may ask for, but for those that are laid out already."""
+    known = {run.digest: run for run in runs}
+    new: dict[SearchKey, list[str]] = {}
+    for one in searches(design):
+        asked = {run.digest: run for run in (plan_run(cell, cost) for cell in one.cells)}
+        new[one.key] = [digest for digest in asked if digest not in known]
+        known |= {digest: asked[digest] for digest in new[one.key]}
+    forked = {run.digest: run for run in with_forks(list(known.values()))}
+    return {key: [forked[digest] for digest in digests] for key, digests in new.items()}
+
+
+def _tell_layout(done: int, total: int) -> None:
+    end = "\n" if done == total else ""
+    sys.stderr.write(f"\rlaying out {done} of {total} cells{end}")
+    sys.stderr.flush()
+
+
+def _tell_nothing(done: int, total: int) -> None:
+    return
+
+
+def _cost_of() -> CostOf:
+    """Return what says what a run will cost, by the speed of earlier runs in its store."""
+    speeds: dict[str, KnownSpeeds] = {}
+
+    def cost(data: StagedDataModule, config: Mapping[str, Any]) -> RunCost:
+        uri = str(config["trainer"]["logger"]["init_args"]["tracking_uri"])
+        if uri not in speeds:
+            speeds[uri] = KnownSpeeds(RunStore(uri))
+        settings = model_settings(config)
+        return run_cost(data, settings, speeds[uri].speed(run_parameters(data, settings)))
+
+    return cost
+
+
+def finished_runs(study: Study) -> dict[str, str]:
+    """Return run ids by digest of what the store holds as finished."""
+    found: dict[str, str] = {}
+    for run in reversed(study.store.runs()):
+        digest = run.data.tags.get(CELL_TAG)
+        if digest and run.info.status == "FINISHED":
+            found[digest] = run.info.run_id
+    return found
+
+
+def print_commands(study: Study) -> str:
+    """Return a command for every run that is missing, to be run in any order, anywhere.
+
+    What they train is found by the same study afterwards.
+    """
+    there = finished_runs(study)
+    return "\n".join(
+        shlex.join(
+            [
+                "python",
+                "-m",
+                "sft_lab",
+                "fit",
+                *run.arguments,
+                *run_arguments(run.name, {CELL_TAG: run.digest}),
+            ]
+        )
+        for run in study.runs
+        if run.digest not in there
+    )
+
+
+def searches_left_out(study: Study) -> str:
+    """Return which runs cannot be printed, since they depend on results; nothing where all can."""
+    names = [f"{one.key.question} {one.key.arm}" for one in searches(study.design)]
+    if not names:
+        return ""
+    return (
+        f"not printed, since their runs depend on results: the searches {', '.join(names)}; "
+        "the same command without --print runs them."
+    )
+
+
+def run_study(study: Study, address: str | None) -> Outcome:
+    """Run what is missing of a study; its run in MLflow tells how it ended.
+
+    Raises:
+        BusyError: If it goes on in another process.
+    """
+    folder = _folder(study) / study_digest(study.config)
+    # The run's process is read and written in two steps; of two equal commands one takes the lock.
+    with run_lock(folder, f"study {study.design.name}"):
+        return _run(study, address)
+
+
+def _folder(study: Study) -> Path:
+    return Path("mlruns/studies") / study.design.name
+
+
+def _run(study: Study, address: str | None) -> Outcome:
+    uri, experiment = str(study.logger["tracking_uri"]), str(study.logger["experiment_name"])
+    prepare_store(uri, experiment)
+    location = study.logger.get("artifact_location")
+    artifacts = (
+        Path(str(location)).resolve().as_uri()
+        if location and absolute(uri).startswith("sqlite:")
+        else None
+    )
+    parent = open_parent(study.store, experiment, artifacts, study.design.name, study.config)
+    try:
+        executor = RayExecutor(study.design.resources, address)
+        try:
+            outcome = _fill(study, parent, executor)
+        finally:
+            executor.stop()
+    except (Interrupted, KeyboardInterrupt):
+        parent.end("KILLED")
+        raise
+    except BaseException:
+        parent.end("FAILED")
+        raise
+    parent.end("FINISHED" if outcome.is_complete else "FAILED")
+    return outcome
+
+
+def _fill(study: Study, parent: ParentRun, executor: Executor) -> Outcome:
+    recorded: dict[str, str] = {}
+    found: dict[SearchKey, Found | None] = {}
+
+    def record(progress: Mapping[str, Progress]) -> None:
+        parent.record(study.design, study.example, progress, found)
+
+    def tell(progress: Mapping[str, Progress]) -> None:
+        states = {digest: p.state for digest, p in progress.items()}
+        if states != recorded:
+            record(progress)
+            recorded.update(states)
+        table(progress)
+
+    def run_cell(cell: CellSpec) -> str | None:
+        run = with_forks([*(p.run for p in runner.progress.values()), plan_run(cell)])[-1]
+        known = runner.progress.get(run.digest)
+        if known is not None:
+            known.run = replace(known.run, cells=(*known.run.cells, cell))
+        runner.run([run], finished_runs(study))
+        return runner.progress[run.digest].run_id
+
+    with ProgressTable(study.store) as table:
+        runner = Runner(
+            executor,
+            lambda run, fork: make_job(study, parent, run, fork),
+            attempts=study.design.attempts,
+            lost=lambda run: parent.give_up(run.digest),
+            tell=tell,
+        )
+        progress = runner.run(study.runs, finished_runs(study))
+        found |= run_searches(study.design, study.store, run_cell)
+        record(progress)
+        results = search_results(study.design, found)
+        return Outcome(study.design.name, parent.run_id, progress, results)
+
+
+def make_job(study: Study, parent: ParentRun, run: StudyRun, fork: str | None) -> Job:
+    """Return the job of a run, from nothing where the checkpoint to fork from is gone."""
+    folder = Path.cwd()
+    dirpath = Path(run.config["checkpoint"]["dirpath"])
+    if fork is not None and not stage_checkpoint(dirpath, *fork.split("@")).is_file():
+        fork = None
+    threads = str(study.design.resources.cpus)
+    return Job(
+        digest=run.digest,
+        code=planned_code(),
+        name=run.name,
+        arguments=run.arguments,
+        fork=fork,
+        parent=parent.run_id,
+        tracking_uri=str(study.logger["tracking_uri"]),
+        dirpath=dirpath,
+        log=folder / _folder(study) / f"{run.digest[:12]}.log",
+        folder=folder,
+        environment={
+            **forwarded(os.environ),
+            "OMP_NUM_THREADS": threads,
+            "MKL_NUM_THREADS": threads,
+            "COLUMNS": os.environ.get("COLUMNS", "100"),
+        },
+    )

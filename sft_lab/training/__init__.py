@@ -1,0 +1,1 @@
+"""From a mixture to batches, and from a batch to a step."""

@@ -1,0 +1,183 @@
+"""Batches: the micro-batches of a planned pass, of held-out rows, of prompts; their loaders."""
+
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from typing import Any, TypedDict
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from typing_extensions import override
+
+from sft_lab.data.corpus import Corpus
+from sft_lab.data.rendering import IGNORED
+from sft_lab.evaluation.generation import batches_longest_first
+from sft_lab.training.plan import Bin, RowRef, Window
+
+
+class Batch(TypedDict):
+    """One micro-batch of training sequences, each of one row or of several, end to end.
+
+    There is no attention mask: on the right of a sequence, padding is seen by no token of it.
+
+    Attributes:
+        input_ids: int64 ``[B, T]``, right-padded.
+        position_ids: int64 ``[B, T]``, from 0 at the start of every row, by which a model knows
+            that rows of a sequence must not see each other; padding goes on counting.
+        labels: int64 ``[B, T]``, -100 wherever there is no loss, as at the first token of every
+            row; not shifted.
+        source_ids: int64 ``[B, T]``, every token's source by its position in ``corpus.sources``.
+        window_target_tokens: int64 ``[]``, target tokens of the whole accumulation window.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    labels: Tensor
+    source_ids: Tensor
+    window_target_tokens: Tensor
+
+
+def collate(corpus: Corpus, bins: Sequence[Bin], window_target_tokens: int) -> Batch:
+    """Lay the rows of each bin end to end, and pad on the right to the longest bin."""
+    source_ids = {name: index for index, name in enumerate(corpus.sources)}
+    shape = (len(bins), max(bin_length(corpus, refs) for refs in bins))
+    ids = np.full(shape, corpus.renderer.pad_token_id)
+    labels = np.full(shape, IGNORED)
+    positions, sources = np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    for place, refs in enumerate(bins):
+        start = 0
+        for ref in refs:
+            row = corpus.loaded[ref.source].rows[ref.index]
+            end = start + len(row.input_ids)
+            ids[place, start:end] = row.input_ids
+            for first, last in row.spans:
+                # The first token follows on nothing of its own row: it is no target.
+                first = max(first, 1)
+                labels[place, start + first : start + last] = row.input_ids[first:last]
+            # To the end: padding belongs to the last row, so that nothing starts with it.
+            positions[place, start:] = np.arange(shape[1] - start)
+            sources[place, start:] = source_ids[ref.source]
+            start = end
+    return Batch(
+        input_ids=torch.from_numpy(ids),
+        position_ids=torch.from_numpy(positions),
+        labels=torch.from_numpy(labels),
+        source_ids=torch.from_numpy(sources),
+        window_target_tokens=torch.tensor(window_target_tokens),
+    )
+
+
+def bin_length(corpus: Corpus, refs: Bin) -> int:
+    """Return the tokens of a bin, without padding."""
+    return sum(int(corpus.loaded[ref.source].num_tokens[ref.index]) for ref in refs)
+
+
+def target_tokens(corpus: Corpus, bins: Sequence[Bin]) -> int:
+    """Return the target tokens of several bins."""
+    return sum(
+        int(corpus.loaded[ref.source].num_target_tokens[ref.index])
+        for ref in chain.from_iterable(bins)
+    )
+
+
+class MicroBatches(Dataset[Batch]):
+    """The micro-batches of one pass, in the order of its plan."""
+
+    def __init__(self, corpus: Corpus, windows: Sequence[Window], micro_batch_size: int) -> None:
+        self.corpus = corpus
+        self.micro_batches: list[tuple[list[Bin], int]] = []
+        for window in windows:
+            # A step's gradient does not depend on how it is cut into micro-batches; padding does.
+            bins = sorted(window, key=lambda refs: -bin_length(corpus, refs))
+            window_target_tokens = target_tokens(corpus, window)
+            self.micro_batches += [
+                (bins[start : start + micro_batch_size], window_target_tokens)
+                for start in range(0, len(bins), micro_batch_size)
+            ]
+
+    def __len__(self) -> int:
+        return len(self.micro_batches)
+
+    @override
+    def __getitem__(self, index: int) -> Batch:
+        return collate(self.corpus, *self.micro_batches[index])
+
+
+class HeldOutBatches(Dataset[Batch]):
+    """Batches of the rows of one source that no stage trains on, longest first."""
+
+    def __init__(self, corpus: Corpus, source: str, batch_size: int) -> None:
+        self.corpus = corpus
+        loaded = corpus.loaded[source]
+        held_out = [RowRef(source, index) for index in loaded.ranked[: loaded.val_rows]]
+        lengths = [bin_length(corpus, [ref]) for ref in held_out]
+        self.batches = [
+            [[held_out[place]] for place in places]
+            for places in batches_longest_first(lengths, batch_size)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    @override
+    def __getitem__(self, index: int) -> Batch:
+        bins = self.batches[index]
+        return collate(self.corpus, bins, target_tokens(self.corpus, bins))
+
+
+class PassSampler(Sampler[int]):
+    """Indices in order from ``start``.
+
+    Its length is that of the whole pass, by which Lightning knows the last batch.
+    """
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.start = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    @override
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.start, self.length))
+
+
+class ResumableLoader(DataLoader[Batch]):
+    """A loader over a planned pass that goes on behind the last batch handed out.
+
+    Lightning keeps its ``state_dict`` in the checkpoint and gives it back before the first batch.
+    """
+
+    def __init__(self, dataset: MicroBatches, num_workers: int) -> None:
+        self.pass_sampler = PassSampler(len(dataset))
+        self.position = 0
+        super().__init__(
+            dataset,
+            batch_size=None,
+            sampler=self.pass_sampler,
+            num_workers=num_workers,
+            # Its own, or every pass would draw a seed from the random state of the training.
+            generator=torch.Generator(),
+        )
+
+    @override
+    def __iter__(self) -> Any:
+        self.position = self.pass_sampler.start
+        for batch in super().__iter__():
+            self.position += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Return how many batches of the pass have been handed out."""
+        return {"position": self.position}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        """Go on behind the batches that had been handed out."""
+        self.position = self.pass_sampler.start = state_dict["position"]
+
+
+def eval_loader(dataset: Dataset[Any]) -> DataLoader[Any]:
+    """Return a loader over batches in order that leaves the random state of the training alone."""
+    return DataLoader(dataset, batch_size=None, generator=torch.Generator())

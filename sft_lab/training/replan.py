@@ -1,0 +1,125 @@
+"""The rest of a stage planned anew while it is trained, as a function of what stood before."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from itertools import chain
+
+from sft_lab.training.plan import RowCounts, RowRef, StagePlan, Window, into_bins, seeded, shuffled
+
+
+def replan(
+    plan: StagePlan,
+    step: int,
+    replay: Mapping[str, Sequence[int]],
+    *,
+    steered: Sequence[str],
+    num_tokens: RowCounts,
+    batch_size: int,
+    seed: int,
+    packed_length: int | None = None,
+) -> StagePlan:
+    """Give the rest of a stage another replay share of some of its sources.
+
+    The rows of all other sources stay as they were left, each pass's in their order, so that none
+    is lost and none comes twice. Of a source with a new share, what was left makes room for rows of
+    the share, as many as are due on what is left of each pass: a share that gives n rows a pass
+    gives ``ceil(n * left / whole)`` of them, counted in rows of the sources that are not steered.
+    They are the first ones that the pass has not had yet; only where these are too few does one
+    come again. Both are spread evenly over the rest.
+
+    Args:
+        plan: The stage as planned so far.
+        step: How many of its optimizer steps stay as they are.
+        replay: By source with a new share, the row indices that it gives for a whole pass, in rank
+            order.
+        steered: All sources whose share may change; the others measure how much is left.
+        num_tokens: Tokens of every row, by source.
+        batch_size: Training sequences per optimizer step.
+        seed: Seed of the order.
+        packed_length: As in ``plan_stage``.
+    """
+    passes: list[list[Window]] = []
+    start = 0
+    for index, windows in enumerate(plan.passes):
+        kept = windows[: max(0, step - start)]
+        start += len(windows)
+        rest = windows[len(kept) :]
+        if not rest:
+            passes.append(windows)
+            continue
+        left = _rows(rest)
+        whole, still = (_count_others(rows, steered) for rows in (_rows(windows), left))
+        parts = (seed, plan.name, index, step)
+        had = _rows(kept)
+        for source, rows in replay.items():
+            due = _least_seen(rows, had.get(source, []))
+            due = due[: math.ceil(Fraction(len(rows) * still, whole))]
+            left[source] = shuffled(due, seeded(*parts, source, "rows"))
+        bins = into_bins(_woven(left, *parts), num_tokens, packed_length)
+        new = [bins[first : first + batch_size] for first in range(0, len(bins), batch_size)]
+        passes.append([*kept, *new])
+    num_steps = sum(len(windows) for windows in passes)
+    lengths = plan.lengths or ((0, plan.num_steps),)
+    return StagePlan(plan.name, passes, (*lengths, (step, num_steps)))
+
+
+def _least_seen(rows: Sequence[int], had: Sequence[int]) -> list[int]:
+    """Return rows in their order, but those behind that would come again, the oftener the later.
+
+    >>> _least_seen([0, 1, 2, 3], had=[0, 2, 2])
+    [1, 3, 0, 2]
+    """
+    times = Counter(had)
+    repeats = []
+    for row in rows:  # a share above 1 has a row several times
+        repeats.append(max(times[row], 0))
+        times[row] -= 1
+    return [row for _, row in sorted(zip(repeats, rows, strict=True), key=lambda pair: pair[0])]
+
+
+def _rows(windows: Sequence[Window]) -> dict[str, list[int]]:
+    """Return row indices by source, in their order."""
+    rows: dict[str, list[int]] = {}
+    for ref in chain.from_iterable(chain.from_iterable(windows)):
+        rows.setdefault(ref.source, []).append(ref.index)
+    return rows
+
+
+def _count_others(rows: Mapping[str, Sequence[int]], steered: Sequence[str]) -> int:
+    return sum(len(indices) for source, indices in rows.items() if source not in steered)
+
+
+def _woven(rows: Mapping[str, Sequence[int]], *parts: object) -> list[RowRef]:
+    """Spread every source evenly, as ``spread_evenly`` does, and keep the order of its rows."""
+    placed: list[tuple[float, RowRef]] = []
+    for source, indices in rows.items():
+        chance = seeded(*parts, source)
+        placed += [
+            ((j + chance.random()) / len(indices), RowRef(source, index))
+            for j, index in enumerate(indices)
+        ]
+    return [ref for _, ref in sorted(placed)]
+
+
+def cut(passes: Sequence[list[Window]], cuts: range) -> list[list[Window]]:
+    """Cut passes into parts that end where a pass ends, or where so many steps have been taken.
+
+    >>> cut([["a", "b", "c"], ["d"]], range(2, 4, 1))
+    [['a', 'b'], ['c'], ['d']]
+
+    Args:
+        passes: Windows by pass.
+        cuts: Optimizer steps of the stage behind which a part ends.
+    """
+    parts: list[list[Window]] = []
+    step = 0
+    for windows in passes:
+        start = 0
+        for index in range(1, len(windows) + 1):
+            step += 1
+            if step in cuts or index == len(windows):
+                parts.append(windows[start:index])
+                start = index
+    return parts

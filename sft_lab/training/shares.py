@@ -1,0 +1,155 @@
+"""Shares: how much of a source a stage takes, and which rows those are."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sft_lab.errors import RequestError
+
+ShareValue = int | float | str | dict[str, int | float]
+
+
+@dataclass(frozen=True)
+class Share:
+    """A parsed share: a multiple of the source, a count of rows, or a budget of tokens."""
+
+    kind: Literal["multiple", "rows", "tokens"]
+    amount: Fraction
+
+
+def parse_share(key: str, value: ShareValue) -> Share:
+    """Parse a share as a config writes it.
+
+    >>> parse_share("data.k", "1/16").amount
+    Fraction(1, 16)
+    >>> parse_share("data.k", {"rows": 500}).kind
+    'rows'
+
+    Args:
+        key: The config key, for the error message.
+        value: A number, ``a/b``, ``{rows: n}`` or ``{tokens: n}``.
+
+    Raises:
+        RequestError: If the value is none of these, or negative.
+    """
+    fix = "Write a number or a fraction such as 1/16, {rows: 500} or {tokens: 1000000}."
+    if isinstance(value, Mapping):
+        if len(value) != 1 or next(iter(value)) not in ("rows", "tokens"):
+            raise RequestError(
+                f"{key}: a share has one key, rows or tokens, got {dict(value)}. {fix}"
+            )
+        kind, amount = next(iter(value.items()))
+        # YAML reads 1e6 as a float.
+        is_whole = isinstance(amount, int) or (isinstance(amount, float) and amount.is_integer())
+        if isinstance(amount, bool) or not is_whole or amount < 0:
+            raise RequestError(f"{key}.{kind} must be a whole number, 0 or more, got {amount}.")
+        return Share("rows" if kind == "rows" else "tokens", Fraction(amount))
+    # Through str, so that 0.1 is one tenth and not its nearest binary fraction.
+    written = str(value).replace(" ", "")
+    try:
+        # An exponent of three digits and more is no share, and costs Fraction minutes.
+        multiple = Fraction("" if re.search(r"e[+-]?\d{3}", written, re.IGNORECASE) else written)
+    except ZeroDivisionError:
+        raise RequestError(f"{key} divides by zero, got {value}. {fix}") from None
+    except ValueError:
+        raise RequestError(f"{key} is not a share, got {value!r}. {fix}") from None
+    if multiple < 0:
+        raise RequestError(f"{key} must be 0 or more, got {value}. 0 takes no rows.")
+    return Share("multiple", multiple)
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much of a source may be trained on."""
+
+    rows: int
+    tokens: int
+
+
+def weighed(
+    key: str,
+    shares: Mapping[str, Share],
+    sizes: Mapping[str, Size],
+    *,
+    total: Share | None,
+    temperature: float | None,
+) -> dict[str, Share]:
+    """Turn the shares of a mixture into counts of rows or tokens, where a stage weighs them.
+
+    With a total, shares are weights: of 1 and 3 the sources get a quarter and three quarters of it.
+    With a temperature, weights are the amounts that the shares come to, to the power of
+    1 / temperature: at 1 sources keep their proportions, above it small ones gain; without a total
+    the mixture stays as large as its shares make it.
+
+    Args:
+        key: The mixture's config key, for the error message.
+        shares: The mixture's shares that are not 0.
+        sizes: By source.
+        total: Rows or tokens of the whole mixture.
+        temperature: Above 0.
+
+    Returns:
+        Shares by source; rows and tokens add up to the total, the largest remainders rounded up.
+
+    Raises:
+        RequestError: If a share is a count, and so no weight.
+
+    Source:
+        Temperature: Devlin et al. 2019, multilingual BERT; Raffel et al. 2020, T5, section 3.5.2.
+    """
+    if total is None and temperature is None:
+        return dict(shares)
+    for source, share in shares.items():
+        if share.kind != "multiple":
+            raise RequestError(
+                f"{key}.{source} is a count of {share.kind}, but a stage with total or temperature "
+                "weighs its sources; write a number."
+            )
+    unit: Literal["rows", "tokens"] = "tokens" if total and total.kind == "tokens" else "rows"
+    weights = {source: float(share.amount) for source, share in shares.items()}
+    whole = int(total.amount) if total else 0
+    if temperature is not None:
+        amounts = {source: w * getattr(sizes[source], unit) for source, w in weights.items()}
+        whole = whole or math.floor(math.fsum(amounts.values()))
+        # Over the largest, so that no temperature is too low for a float.
+        largest = max(amounts.values(), default=1)
+        weights = {source: (a / largest) ** (1 / temperature) for source, a in amounts.items()}
+    quotas = {s: whole * w / math.fsum(weights.values()) for s, w in weights.items()}
+    counts = {source: math.floor(quota) for source, quota in quotas.items()}
+    left = whole - sum(counts.values())
+    for source in sorted(quotas, key=lambda s: (counts[s] - quotas[s], s))[:left]:
+        counts[source] += 1
+    return {source: Share(unit, Fraction(count)) for source, count in counts.items()}
+
+
+def take(
+    share: Share, ranked: Sequence[int], num_tokens: Sequence[int] | NDArray[np.integer[Any]]
+) -> list[int]:
+    """Return the rows of a share in rank order, again from the front where it exceeds the source.
+
+    Args:
+        share: What to take.
+        ranked: The source's row indices in rank order.
+        num_tokens: Tokens of each row, indexed by row.
+
+    Returns:
+        ``floor(n * multiple)`` rows, the count asked for, or the fewest rows that reach the budget.
+    """
+    if not ranked:
+        return []
+    if share.kind == "tokens":
+        rows: list[int] = []
+        total = 0
+        while total < share.amount:
+            row = ranked[len(rows) % len(ranked)]
+            rows.append(row)
+            total += int(num_tokens[row])
+        return rows
+    count = math.floor(share.amount * (len(ranked) if share.kind == "multiple" else 1))
+    return [ranked[i % len(ranked)] for i in range(count)]

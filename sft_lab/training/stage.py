@@ -1,0 +1,157 @@
+"""A stage: one mixture trained for some epochs, steps or tokens; its settings and its rows."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from sft_lab.data.corpus import Corpus
+from sft_lab.errors import RequestError, nearest
+from sft_lab.training.plan import Order, StagePlan, plan_stage
+from sft_lab.training.shares import ShareValue, Size, parse_share, take, weighed
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage as a config writes it.
+
+    Args:
+        mixture: Shares by source; weights where the stage has a total.
+        lr: Peak learning rate of the stage.
+        total: Size of the mixture, ``{rows: n}`` or ``{tokens: n}``, of which the shares are
+            weights.
+        temperature: Weighs sources by their amounts to the power of 1 / temperature, above 0.
+        epochs: Passes over the mixture.
+        max_steps: Optimizer steps.
+        max_tokens: Tokens, prompts included. The stage ends at the first limit that is reached.
+        warmup_ratio: Share of the stage's steps over which the rate rises from 0, in [0, 1].
+        lr_schedule: Course of the rate after warm-up, down to 0 for cosine and linear.
+        optimizer: ``fresh`` forgets the moments of the stage before, ``keep`` carries them on.
+    """
+
+    mixture: dict[str, ShareValue]
+    lr: float
+    total: dict[str, int | float] | None = None
+    temperature: float | None = None
+    epochs: int | None = None
+    max_steps: int | None = None
+    max_tokens: int | None = None
+    warmup_ratio: float = 0.1
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    optimizer: Literal["fresh", "keep"] = "fresh"
+
+
+_MOST_PASSES = 1000
+
+
+def trains(stage: Stage, source: str | None) -> bool:
+    """Say whether a stage's mixture holds a source, and not with a share of 0."""
+    return source in stage.mixture and parse_share(source, stage.mixture[source]).amount > 0
+
+
+def check_stages(stages: Mapping[str, Stage], sources: Iterable[str]) -> None:
+    """Check everything that can be known of a schedule without reading any data.
+
+    Raises:
+        RequestError: Naming the key, its value and the fix.
+    """
+    known = list(sources)
+    if not stages:
+        raise RequestError("data.stages is empty; a strategy needs at least one stage.")
+    for name, stage in stages.items():
+        key = f"data.stages.{name}"
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            raise RequestError(
+                f"{key}: a stage name becomes a folder; use letters, digits, - and _ only."
+            )
+        if not stage.mixture:
+            raise RequestError(
+                f"{key}.mixture is empty; give shares by source, such as {{{known[0]}: 1}}."
+            )
+        for source, value in stage.mixture.items():
+            if source not in known:
+                raise RequestError(
+                    f"{key}.mixture names the source {source!r}{nearest(source, known)}; "
+                    f"corpus.sources has {', '.join(known)}."
+                )
+            parse_share(f"{key}.mixture.{source}", value)
+        if stage.total is not None and parse_share(f"{key}.total", stage.total).amount == 0:
+            raise RequestError(f"{key}.total must be above 0, got {stage.total}.")
+        if stage.temperature is not None and not 0 < stage.temperature < math.inf:
+            raise RequestError(
+                f"{key}.temperature must be above 0 and finite, got {stage.temperature}."
+            )
+        if stage.epochs is None and stage.max_steps is None and stage.max_tokens is None:
+            raise RequestError(f"{key} has no end; give epochs, max_steps or max_tokens.")
+        for limit in ("epochs", "max_steps", "max_tokens"):
+            amount = getattr(stage, limit)
+            if amount is not None and amount < 1:
+                raise RequestError(f"{key}.{limit} must be 1 or more, got {amount}.")
+        if not 0 < stage.lr < math.inf:
+            raise RequestError(f"{key}.lr must be above 0 and finite, got {stage.lr}.")
+        if not 0 <= stage.warmup_ratio <= 1:
+            raise RequestError(f"{key}.warmup_ratio must lie in [0, 1], got {stage.warmup_ratio}.")
+
+
+def choose_rows(name: str, stage: Stage, corpus: Corpus) -> dict[str, list[int]]:
+    """Return the rows of a stage's mixture, indices by source, in hash rank order.
+
+    Raises:
+        RequestError: If a share that is not 0 comes to no row at all, or to absurdly many.
+    """
+    key = f"data.stages.{name}.mixture"
+    asked = {source: parse_share(f"{key}.{source}", v) for source, v in stage.mixture.items()}
+    asked = {source: share for source, share in asked.items() if share.amount}
+    trainable = {source: corpus.loaded[source].trainable for source in asked}
+    sizes = {
+        source: Size(len(rows), int(corpus.loaded[source].num_tokens[rows].sum()))
+        for source, rows in trainable.items()
+    }
+    total = None if stage.total is None else parse_share(f"data.stages.{name}.total", stage.total)
+    shares = weighed(key, asked, sizes, total=total, temperature=stage.temperature)
+    chosen: dict[str, list[int]] = {}
+    for source, share in shares.items():
+        value, size = stage.mixture[source], sizes[source]
+        whole = {"multiple": 1, "rows": size.rows, "tokens": size.tokens}[share.kind]
+        if share.amount > _MOST_PASSES * whole:
+            raise RequestError(
+                f"{key}.{source}: {value} is more than {_MOST_PASSES} times the source, which has "
+                f"{size.rows} rows and {size.tokens} tokens. A bare number is a multiple of "
+                "it; write {rows: 500} for a count."
+            )
+        rows = take(share, trainable[source], corpus.loaded[source].num_tokens)
+        if not rows:
+            raise RequestError(
+                f"{key}.{source}: a share of {value} of {size.rows} rows is no row at all; "
+                "write 0 to leave the source out, or a larger share."
+            )
+        chosen[source] = rows
+    if not chosen:
+        raise RequestError(f"{key}: every share is 0, so there is nothing to train on.")
+    return chosen
+
+
+def plan(
+    name: str,
+    stage: Stage,
+    corpus: Corpus,
+    *,
+    batch_size: int,
+    order: Order,
+    packing: bool,
+    seed: int,
+) -> StagePlan:
+    """Lay out one stage over the loaded corpus."""
+    return plan_stage(
+        name,
+        choose_rows(name, stage, corpus),
+        {source: loaded.num_tokens for source, loaded in corpus.loaded.items()},
+        batch_size=batch_size,
+        order=order,
+        packed_length=corpus.max_length if packing else None,
+        seed=seed,
+        epochs=stage.epochs,
+        max_steps=stage.max_steps,
+        max_tokens=stage.max_tokens,
+    )

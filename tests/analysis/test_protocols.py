@@ -1,0 +1,48 @@
+import pytest
+from compared_runs import ENTRY, measured
+
+from sft_lab.analysis.protocols import mismatch_line, mismatches, refuse
+from sft_lab.errors import RequestError
+
+
+def run(name: str, **changes: object) -> object:
+    return measured(name, [[1, 0], [1, 1]], entry={**ENTRY, **changes}).result
+
+
+def test_equal_protocols_have_no_mismatch() -> None:
+    assert mismatches(run("a"), [run("b")]) == []
+    refuse([], {}, "a")
+
+
+def test_another_protocol_is_refused_with_the_key_and_both_values() -> None:
+    protocol = {**ENTRY["protocol"], "max_new_tokens": 16}
+    found = mismatches(run("a"), [run("b", protocol=protocol, digest="cc")])
+    assert [(m.key, m.reference, m.value) for m in found] == [("protocol.max_new_tokens", 8, 16)]
+    with pytest.raises(
+        RequestError, match=r"benchmarks\.gsm8k\.protocol\.max_new_tokens is 8 in 'a' and 16 in 'b'"
+    ):
+        refuse(found, {"id of b 0": "b"}, "a")
+
+
+@pytest.mark.parametrize("key", ["digest", "prompts"])
+def test_a_digest_is_told_where_nothing_else_differs(key: str) -> None:
+    found = mismatches(run("a"), [run("b", **{key: "cc"})])
+    with pytest.raises(RequestError, match=f"{key} is \"[ab]+\" in 'a' and \"cc\" in 'b'"):
+        refuse(found, {"id of b 0": "b"}, "a")
+
+
+@pytest.mark.parametrize(("key", "value"), [("weights", "merged"), ("sandbox", "limited")])
+def test_conditions_are_told_and_not_refused(key: str, value: str) -> None:
+    found = mismatches(run("a"), [run("b", **{key: value})])
+    refuse(found, {"id of b 0": "b"}, "a")
+    (mismatch,) = found
+    assert not mismatch.is_protocol
+    line = mismatch_line(mismatch, {"id of b 0": "b"}, "a")
+    assert line.startswith(f"gsm8k: {key} is ")
+    assert line.endswith(f"\"{value}\" in 'b'")
+
+
+def test_a_benchmark_of_one_side_is_no_mismatch() -> None:
+    other = measured("b", [[1]]).result
+    object.__setattr__(other, "benchmarks", {"mbpp": {}})
+    assert mismatches(run("a"), [other]) == []

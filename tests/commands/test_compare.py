@@ -1,0 +1,143 @@
+import json
+
+import pytest
+from tiny_lab import FinishedRun, Lab, MakeLab
+
+
+def test_runs_stand_side_by_side_at_every_boundary(finished: FinishedRun) -> None:
+    lab = finished.lab
+    run_id = lab.run.info.run_id
+    outcome = lab("compare", run_id[:8], "tiny k=1/4 seed 0", "--json")
+    assert outcome.code == 0, outcome.err
+    by_id, by_name = json.loads(outcome.out)["runs"]
+    assert by_id == by_name
+    assert (by_id["run_id"], by_id["strategy"], by_id["status"]) == (run_id, "tiny", "FINISHED")
+    points = [(point["after"], point["step"]) for point in by_id["boundaries"]]
+    assert points == [(None, 0), ("first", 5), ("second", 12)]
+    scores = [point["scores"]["scripted/accuracy"]["value"] for point in by_id["boundaries"]]
+    assert scores == [0, 0.75, 0.5]
+    assert by_id["final"]["average/score"] == 0.25
+
+
+def test_the_table_shows_intervals_and_retention(finished: FinishedRun) -> None:
+    lines = finished.lab("compare", "tiny k=1/4 seed 0").out.splitlines()
+    assert lines[0].split() == ["run", "after", "step", "scripted/accuracy", "world_math/accuracy"]
+    # Wilson's interval of 2 of 4 is 15.0 to 85.0.
+    assert " 50.0 [15.0, 85.0]  " in lines[3]
+    assert lines[4].split() == ["retention", "at", "the", "end", "0.67"]
+
+
+def test_an_unknown_run_is_refused_with_the_newest(finished: FinishedRun) -> None:
+    outcome = finished.lab("compare", "dmt")
+    assert outcome.code == 2
+    assert "RUN 'dmt' is no run in sqlite:///mlruns/mlflow.db; the newest are " in outcome.err
+    assert "(tiny k=1/4 seed 0)" in outcome.err
+
+
+def test_without_a_store_nothing_is_found_and_nothing_made(lab: Lab) -> None:
+    before = sorted(lab.folder.iterdir())
+    outcome = lab("compare", "dmt")
+    assert outcome.code == 2
+    assert "RUN 'dmt' is no run in sqlite:///mlruns/mlflow.db; the newest are none." in outcome.err
+    assert sorted(lab.folder.iterdir()) == before
+
+
+def test_a_run_that_trained_nothing_is_refused(lab: Lab) -> None:
+    assert lab("validate", "--config=tiny.yaml").code == 0
+    outcome = lab("compare", lab.run.info.run_id[:8])
+    assert outcome.code == 2
+    assert "is one of `validate`, which trains no stage; name runs of `fit`." in outcome.err
+
+
+@pytest.fixture(scope="module")
+def three_runs(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """Seeds 0 and 1 of one config, and ``longer``, which was measured with longer answers."""
+    lab = make_lab(tmp_path_factory.mktemp("three"))
+    scored = ("--config=scripted.yaml", "--evaluation.every_n_steps=null")
+    longer = (
+        "--trainer.logger.init_args.run_name=longer",
+        "--evaluation.benchmarks.scripted.init_args.max_new_tokens=3",
+    )
+    for changes in ((), ("--seed_everything=1",), longer):
+        outcome = lab.fit(*scored, *changes)
+        assert outcome.code == 0, outcome.err
+    return lab
+
+
+def test_a_run_does_not_differ_from_itself(finished: FinishedRun) -> None:
+    name = finished.lab.run.info.run_name
+    compared = json.loads(finished.lab("compare", name, name, "--json").out)
+    assert [change["verdict"] for change in compared["differences"]] == ["no difference shown"] * 2
+    assert [change["difference"]["value"] for change in compared["differences"]] == [0, 0]
+    assert [change["p_holm"] for change in compared["differences"]] == [1, 1]
+    (forgotten,) = compared["runs"][0]["changed_items"]["scripted"]
+    # 3 of 4 items after the first stage, 2 at the end.
+    assert (forgotten["id"], forgotten["kind"], forgotten["before_step"]) == (
+        "math/2",
+        "forgotten",
+        5,
+    )
+    text = finished.lab("compare", name, "--items", "1").out
+    assert "scripted: 1 items forgotten, 0 regained" in text
+
+
+def test_other_protocols_are_refused_unless_allowed(three_runs: Lab) -> None:
+    names = ("tiny k=1/4 seed 0", "longer")
+    outcome = three_runs("compare", *names)
+    assert outcome.code == 2
+    assert (
+        "benchmarks.scripted.protocol.max_new_tokens is 2 in 'tiny k=1/4 seed 0' and 3 in 'longer'"
+        in outcome.err
+    )
+    outcome = three_runs("compare", *names, "--allow_different_protocols")
+    assert outcome.code == 0, outcome.err
+    assert "! other protocol: scripted: protocol.max_new_tokens is 2" in outcome.out
+    # The same items, differently answered: tested, and flagged.
+    tests = [line for line in outcome.out.splitlines() if " no difference shown" in line]
+    found = [(line.split()[1], ") !" in line) for line in tests if line.startswith("longer ")]
+    # Against the other run, and against its own best boundary, where nothing needs a flag.
+    against, within = found[: len(found) // 2], found[len(found) // 2 :]
+    assert against == [("world_math/accuracy", False), ("scripted/accuracy", True)]
+    assert within == [("world_math/accuracy", False), ("scripted/accuracy", False)]
+
+
+def test_runs_that_differ_in_their_seed_are_grouped_by_name(three_runs: Lab) -> None:
+    compared = json.loads(three_runs("compare", "--over_seeds", "tiny k=1/4", "--json").out)
+    (arm,) = compared["arms"]
+    assert (arm["name"], len(arm["runs"])) == ("tiny k=1/4", 2)
+    assert [run["seed"] for run in compared["runs"]] == [0, 1]
+    named = three_runs("compare", "--over_seeds", "tiny k=1/4 seed 1", "tiny k=1/4 seed 0")
+    assert "tiny k=1/4 (2 seeds)" in named.out
+    reference = ("--reference", "tiny k=1/4 seed 1")  # one of a group stands for the group
+    named = three_runs("compare", "--over_seeds", "tiny k=1/4", *reference)
+    assert named.out.count("retention at the end") == 1
+    outcome = three_runs("compare", "--over_seeds", "tiny")
+    assert outcome.code == 2
+    assert "RUN 'tiny' is no run" in outcome.err
+
+
+def test_a_reference_may_be_any_run(three_runs: Lab) -> None:
+    runs = ("tiny k=1/4 seed 0", "tiny k=1/4 seed 1")
+    compared = json.loads(three_runs("compare", *runs, "--reference", runs[1], "--json").out)
+    assert compared["reference"] == 1
+    assert {change["before"] for change in compared["differences"]} == {runs[1]}
+    compared = json.loads(three_runs("compare", runs[0], "--reference", runs[1], "--json").out)
+    assert [run["name"] for run in compared["runs"]] == [runs[1], runs[0]]
+
+
+def test_seeds_trained_by_other_configs_are_not_taken_together(
+    three_runs: Lab,
+) -> None:
+    lab = three_runs
+    other = ("--config=scripted.yaml", "--evaluation.every_n_steps=null", "--seed_everything=2")
+    name = "--trainer.logger.init_args.run_name=tiny k=1/4 seed 2"
+    outcome = lab.fit(*other, name, "--data.stages.second.lr=0.003")
+    assert outcome.code == 0, outcome.err
+    outcome = lab("compare", "--over_seeds", "tiny k=1/4")
+    assert outcome.code == 2
+    assert (
+        "data.stages.second.lr is 0.005 in 'tiny k=1/4 seed 0' and 0.003 in 'tiny k=1/4 seed 2'"
+        in outcome.err
+    )
+    seeds = ("tiny k=1/4 seed 0", "tiny k=1/4 seed 1")
+    assert lab("compare", "--over_seeds", *seeds).code == 0

@@ -1,0 +1,66 @@
+import json
+
+from compared_runs import ENTRY, arm, measured
+
+from sft_lab.analysis.arms import Arm
+from sft_lab.analysis.comparison import comparison
+from sft_lab.analysis.protocols import mismatches
+from sft_lab.commands.compare import as_json
+from sft_lab.commands.compare_text import report
+
+NONE, ALL = [0] * 10, [1] * 10
+
+
+def test_what_is_shown_stands_out_from_what_may_be_chance() -> None:
+    arms = [arm("a", [NONE, ALL]), arm("b", [NONE, NONE]), arm("c", [NONE, [0, *ALL[1:]]])]
+    lines = report(comparison(arms, 0, []), num_items=0, color=True).splitlines()
+    at = lines.index("Against 'a', both at their end, on the same items:")
+    assert lines[at + 2].startswith("\x1b[1mb")
+    assert " -100.0 [-100.0, -60.8] " in lines[at + 2]
+    assert lines[at + 2].endswith("lower\x1b[0m")
+    assert lines[at + 3].startswith("c")
+    assert " (-10.0 [" in lines[at + 3]
+    assert lines[at + 3].endswith("no difference shown")
+    assert any("for the 5 tests" in line for line in lines)
+    assert "\x1b" not in report(comparison(arms, 0, []), num_items=0, color=False)
+
+
+def test_forgotten_items_are_shown_up_to_a_number() -> None:
+    compared = comparison([arm("a", [[1, 1, 1, 0], [0, 0, 0, 0]])], 0, [])
+    text = report(compared, num_items=2, color=False)
+    assert "a, gsm8k: 3 items forgotten, 0 regained" in text
+    assert [line.split()[0] for line in text.splitlines() if "  forgotten  " in line] == [
+        "i0",
+        "i1",
+    ]
+    assert "items forgotten" not in report(compared, num_items=0, color=False)
+
+
+def test_other_protocols_are_flagged_in_every_cell() -> None:
+    entry = {**ENTRY, "protocol": {**ENTRY["protocol"], "max_new_tokens": 16}, "weights": "merged"}
+    arms = [arm("a", [NONE, ALL]), arm("b", [NONE, ALL], entry=entry)]
+    results = [found.runs[0].result for found in arms]
+    text = report(comparison(arms, 0, mismatches(results[0], results[1:])), 0, color=False)
+    flagged = [line.split()[0] for line in text.splitlines() if line.rstrip().endswith("] !")]
+    assert flagged == ["b", "b"]
+    assert "! other protocol: gsm8k: protocol.max_new_tokens is 8 in 'a', 16 in 'b'" in text
+    assert "note: gsm8k: weights is \"live\" in 'a', \"merged\" in 'b'" in text
+
+
+def test_seeds_are_counted_and_their_retention_averaged() -> None:
+    seeds = tuple(measured("a", [NONE, ALL, [1] * (7 + n) + [0] * (3 - n)], n) for n in range(2))
+    text = report(comparison([Arm("a", seeds)], 0, []), 0, color=False)
+    assert text.splitlines()[1].split()[:4] == ["a", "(2", "seeds)", "(base)"]
+    assert "0.50 [0.50, 0.50]" in text
+
+
+def test_few_ratings_have_no_interval_and_the_json_no_infinity() -> None:
+    entry = {**ENTRY, "scale": [1, 10]}
+    a, b = (arm(n, [[2, 3], [v, v]], entry=entry) for n, v in (("a", 5), ("b", 6)))
+    compared = comparison([a, b], 0, [])
+    assert "(+1.00 [-, -])" in report(compared, 0, color=False)
+    found = json.loads(json.dumps(as_json(compared), allow_nan=False))
+    assert found["differences"][0]["difference"]["low"] is None
+    assert found["differences"][0]["verdict"] == "no difference shown"
+    assert found["reference"] == 0
+    assert [entry["name"] for entry in found["arms"]] == ["a", "b"]

@@ -1,0 +1,50 @@
+import json
+from pathlib import Path
+
+import pytest
+from tiny_lab import Lab
+
+from sft_lab.commands.doctor import gradient_cosine
+from sft_lab.evaluation.sandbox.sandbox import isolation_fault, isolation_route
+
+
+def test_a_doctor_says_what_is_here(lab: Lab) -> None:
+    outcome = lab("doctor")
+    assert outcome.code == 0, outcome.err
+    names = [line[:16].strip() for line in outcome.out.splitlines()]
+    assert names == [
+        "host",
+        "packages",
+        "CUDA",
+        "precision",
+        "4-bit gradients",
+        "MLflow store",
+        "sandbox",
+        "configs",
+    ]
+    found = json.loads(lab("doctor", "--json").out)
+    assert found["4-bit gradients"].startswith("right (cosine 1.0")
+    fault = isolation_fault()
+    levels = f"isolated (by {isolation_route()}), limited"
+    assert found["sandbox"] == (f"limited only: {fault}" if fault else levels)
+    assert (Path(found["configs"]) / "world/dmt.yaml").is_file()
+
+
+def test_a_store_that_cannot_be_used_is_a_finding(lab: Lab) -> None:
+    outcome = lab("doctor", "--tracking_uri=sqlite:///tiny.yaml/mlflow.db")
+    assert outcome.code == 0
+    assert "tiny.yaml/mlflow.db cannot be made: no permission to write in " in outcome.out
+
+
+def test_a_doctor_makes_nothing(lab: Lab) -> None:
+    before = sorted(lab.folder.iterdir())
+    assert "sqlite:///mlruns/mlflow.db, made by the first run" in lab("doctor").out
+    assert sorted(lab.folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_gradients_are_right_behind_an_evaluation(
+    tiny_world: Path, monkeypatch: pytest.MonkeyPatch, quantization: str
+) -> None:
+    monkeypatch.setenv("SFT_LAB_WORLD", str(tiny_world))
+    assert gradient_cosine(quantization) > 0.999

@@ -1,0 +1,188 @@
+"""What the command line refuses, and how; what it prints."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from tiny_lab import Lab
+
+
+def refused(lab: Lab, *arguments: str) -> str:
+    """Run what must be refused, see that it is as it should be, and return the message."""
+    outcome = lab(*arguments)
+    assert outcome.code == 2, (outcome.code, outcome.err)
+    lines = [line for line in outcome.err.splitlines() if line.strip()]
+    lines = [line for line in lines if not line.startswith("Loading weights")]
+    assert len(lines) <= 2, outcome.err
+    assert outcome.out == ""
+    assert lab.runs == []
+    assert not (lab.folder / "mlruns/checkpoints").exists()
+    return lines[0].removeprefix("error: ")
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("--data.stages.first.lrr=1", "unknown key 'data.stages.first.lrr'; did you mean"),
+        ("--data.stages.first.lr=fast", "--data.stages.first.lr: data.stages.first.lr: Expected"),
+        ("--data.batch_size=many", "--data.batch_size: data.batch_size: Expected a int. Got"),
+        ("--data.batch_size=5", "data.batch_size must be a multiple of data.micro_batch_size"),
+        ("--data.k=1/0", "data.k divides by zero, got 1/0"),
+        ("--data.k=-1/16", "got -1/16"),
+        ("--data.stages.first.mixture.math=-1", "data.stages.first.mixture.math"),
+        ("--data.stages.first.mixture.maths=1", "'maths' (did you mean 'math'?)"),
+        ("--data.stages.first.mixture.math=0", "every share is 0"),
+        ("--data.stages.first.epochs=0", "data.stages.first.epochs must be 1 or more, got 0"),
+        ("--corpus.sources.math.path=gone.jsonl", "gone.jsonl"),
+        ("--corpus.sources.math.path=empty.jsonl", "empty.jsonl"),
+        ("--corpus.template=vicuna", "vicuna_v1.1"),
+        ("--model.base=gone", "gone"),
+        ("--model.quantization=nf5", "nf5"),
+        ("--model.optimizer=paged_adamw_8bit", "needs CUDA"),
+        ("--evaluation.every_n_steps=0", "evaluation.every_n_steps must be 1 or more, got 0"),
+        (
+            "--evaluation.benchmarks.world_math.class_path=sft_lab.evaluation.benchmarks.world.WorldMaths",
+            "WorldMaths",
+        ),
+        ("--evaluation.benchmarks.world_math.init_args.path=gone.jsonl", "gone.jsonl"),
+        ("--trainer.devices=2", "trainer.devices: a run takes one device, got 2"),
+        ("--trainer.max_epochs=3", "trainer.max_epochs follows from data.stages.*.epochs, got 3"),
+        ("--trainer.max_steps=3", "trainer.max_steps"),
+        ("--trainer.fast_dev_run=true", "trainer.fast_dev_run"),
+        ("--trainer.limit_train_batches=2", "trainer.limit_train_batches"),
+        ("--trainer.accumulate_grad_batches=4", "trainer.accumulate_grad_batches"),
+        ("--trainer.reload_dataloaders_every_n_epochs=2", "trainer.reload_dataloaders"),
+        ("--trainer.precision=17", "trainer.precision"),
+        ("--trainer.accelerator=gpu", "trainer: No supported gpu backend"),
+        ("--trainer.logger=false", "trainer.logger must be sft_lab.runs.logger.RunLogger"),
+        ("--trainer.logger.init_args.tracking_uri=ftp://x", "got 'ftp://x'"),
+        # A folder cannot be made under a file; permissions mean nothing to root.
+        ("--trainer.logger.init_args.tracking_uri=sqlite:///tiny.yaml/m.db", "tiny.yaml"),
+        ("--trainer.logger.init_args.artifact_location=tiny.yaml/a", "tiny.yaml/a"),
+        ("--checkpoint.dirpath=tiny.yaml/c", "checkpoint.dirpath"),
+        ("--checkpoint.every_n_steps=0", "checkpoint.every_n_steps must be 1 or more, got 0"),
+        ("--ckpt_path=gone.ckpt", "--ckpt_path gone.ckpt: there is no such file"),
+        ("--ckpt_path=last", "holds no unfinished run of this config"),
+        ("--ckpt_path=tiny.yaml", "tiny.yaml is damaged or no checkpoint"),
+    ],
+)
+@pytest.mark.slow
+def test_a_wrong_value_is_refused_before_a_run_is_made(
+    lab: Lab, override: str, message: str
+) -> None:
+    lab.write("empty.jsonl", "")
+    assert message in refused(lab, "fit", "--config=tiny.yaml", override)
+
+
+def test_a_server_that_is_not_there_is_named(lab: Lab) -> None:
+    uri = f"http://127.0.0.1:{free_port()}"
+    override = f"--trainer.logger.init_args.tracking_uri={uri}"
+    assert f"no MLflow server answers at {uri}" in refused(
+        lab, "fit", "--config=tiny.yaml", override
+    )
+
+
+def test_an_error_names_file_and_line(lab: Lab) -> None:
+    lab.write("later.yaml", "# a typo\ndata:\n  stages:\n    second: {epoch: 2}\n")
+    message = refused(lab, "fit", "--config=tiny.yaml", "--config=later.yaml")
+    assert message == (
+        "later.yaml, line 4: unknown key 'data.stages.second.epoch'; "
+        "did you mean 'data.stages.second.epochs'?"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit"], "fit needs --config FILE"),
+        (["fit", "--config"], "--config needs a value behind it"),
+        (["fit", "--config=gone.yaml"], "--config gone.yaml: does not exist"),
+        (["fit", "--config=tiny.yaml", "--modle.base=x"], "--modle.base"),
+        (["validate", "--config=tiny.yaml", "--ckpt_path=gone.ckpt"], "there is no such file"),
+        (["compare", "gone"], "RUN 'gone' is no run"),
+        (["export", "--ckpt_path=gone.ckpt", "--out=out"], "there is no such file"),
+        (["trane"], "usage: python -m sft_lab"),
+        ([], ""),
+    ],
+)
+def test_a_wrong_command_is_refused(lab: Lab, arguments: list[str], message: str) -> None:
+    outcome = lab(*arguments)
+    assert outcome.code == 2
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
+    assert lab.runs == []
+
+
+def test_a_tokenizer_without_template_needs_one_named(lab: Lab, make_tokenizer) -> None:  # type: ignore[no-untyped-def]
+    make_tokenizer().save_pretrained(lab.folder / "bare")
+    (lab.folder / "bare/config.json").write_bytes((lab.world / "base/config.json").read_bytes())
+    message = refused(lab, "fit", "--config=tiny.yaml", "--model.base=bare")
+    assert "corpus.template" in message
+    assert "vicuna_v1.1" in message
+
+
+def test_a_later_file_sets_one_share_and_leaves_the_rest(lab: Lab) -> None:
+    lab.write("later.yaml", "data: {stages: {second: {mixture: {math: 1/2}}}}")
+    outcome = lab("fit", "--config=tiny.yaml", "--config=later.yaml", "--print_config")
+    assert outcome.code == 0
+    stages = yaml.safe_load(outcome.out)["data"]["stages"]
+    assert stages["second"]["mixture"] == {"general": 1, "math": "1/2"}
+    assert stages["second"]["lr"] == 5e-3
+    assert stages["first"]["mixture"] == {"math": 1}
+
+
+def test_a_printed_config_is_one_that_can_be_given(lab: Lab) -> None:
+    printed = lab.fit("--data.k=1/2", "--print_config").out
+    lab.write("printed.yaml", printed)
+    again = lab("fit", "--config=printed.yaml", "--print_config")
+    assert again.code == 0, again.err
+    assert again.out == printed
+    assert lab("validate", "--config=printed.yaml", "--print_config").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--help"], "compare"),
+        (["fit", "--help"], "--data.batch_size"),
+        (["compare", "--help"], "--json"),
+        (["world", "build", "--help"], "--tokens"),
+    ],
+)
+def test_help_is_printed(lab: Lab, arguments: list[str], text: str) -> None:
+    outcome = lab(*arguments)
+    assert outcome.code == 0
+    assert text in outcome.out
+
+
+def test_no_file_is_left_by_help(lab: Lab) -> None:
+    before = sorted(Path(lab.folder).iterdir())
+    lab("fit", "--help")
+    lab.fit("--print_config")
+    assert sorted(Path(lab.folder).iterdir()) == before
+
+
+@pytest.mark.slow
+def test_a_terminal_in_ascii_shows_any_text(lab: Lab) -> None:
+    command = [sys.executable, "-m", "sft_lab", "inspect", "--config=tiny.yaml"]
+    environment = {
+        **os.environ,
+        "PYTHONIOENCODING": "ascii",
+        "SFT_LAB_WORLD": str(lab.world),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    shown = subprocess.run(
+        command, cwd=lab.folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert shown.returncode == 0, shown.stderr
+    assert "\\u27e6" in shown.stdout  # the bracket before what is trained

@@ -1,0 +1,313 @@
+"""What both levels promise: limits, verdicts, and a grader that nothing harms."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from sandboxes import run, running
+
+from sft_lab.errors import RequestError
+from sft_lab.evaluation.sandbox.isolation import TOOLS, Route, limited_command
+from sft_lab.evaluation.sandbox.sandbox import (
+    Level,
+    Program,
+    ProgramResult,
+    isolation_fault,
+    isolation_route,
+    resolve_level,
+    run_programs,
+)
+
+# How a program gets at a system call; no Python function stands in the way.
+LIBC = "import ctypes, os, time\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+
+
+def runs_still(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def test_results_come_in_order(level: Level) -> None:
+    programs = [f"assert {number} % 3" for number in range(30)]
+    results = run(level, *programs, workers=2)
+    assert [result.passed for result in results] == [bool(number % 3) for number in range(30)]
+
+
+@pytest.mark.parametrize(
+    ("program", "reason"),
+    [
+        ("assert 1 == 2, 'unlike'", "AssertionError: unlike"),
+        ("def f(:", "SyntaxError"),
+        ("\0", "SyntaxError"),
+        ("'\ud800'", "UnicodeEncodeError"),
+        ("import sys; sys.exit(0)", "SystemExit: 0"),
+        ("exit = quit = None; raise SystemExit", "SystemExit"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("import os; os._exit(0)", "exited with 0 before its last line"),
+        ("import os; os.abort()", "ended by SIGABRT"),
+        ("import ctypes; ctypes.string_at(0)", "ended by SIGSEGV"),
+        ("input()", "EOFError"),
+        ("import sft_lab", "ModuleNotFoundError"),
+        ("open('big', 'wb').write(bytes(10**8))", "File too large"),
+        ("files = [open(f'{i}', 'w') for i in range(999)]", "Too many open files"),
+        ("import os; os.fork()", "PermissionError"),
+        ("import os; os.kill(os.getppid(), 9)", "PermissionError"),
+        ("import subprocess; subprocess.run(['true'])", "PermissionError"),
+        ("import os; os.execv('/bin/true', ['true'])", "PermissionError"),
+        ("import socket; socket.socket()", "PermissionError"),
+        ("open('own', 'w').close(); import os; os.unlink('own')", "PermissionError"),
+        ("class E(Exception):\n    def __str__(self): exit()\nraise E", "E"),
+    ],
+)
+def test_failures_say_why_and_leave_the_next_program_alone(
+    level: Level, program: str, reason: str
+) -> None:
+    failed, passed = run(level, program, "1 + 1")
+    assert not failed.passed
+    assert reason in failed.reason
+    assert passed == ProgramResult(True, "passed")
+
+
+@pytest.mark.parametrize(
+    "endless",
+    [
+        "while True: pass",
+        "10**10**10",  # one C call, in which Python runs no signal handler
+        "while True: print('x' * 10**6)",
+        "while True:\n  try:\n    while True: pass\n  except BaseException: pass",
+        "import signal\nfor s in (1, 2, 15): signal.signal(s, signal.SIG_IGN)\nwhile True: pass",
+        "import time; time.sleep(60)",
+        "import threading\nhold = threading.Lock()\nhold.acquire()\nhold.acquire()",
+    ],
+)
+def test_endless_programs_end_at_the_time_limit(level: Level, endless: str) -> None:
+    timed_out, passed = run(level, endless, "1 + 1", timeout_s=0.3)
+    assert timed_out == ProgramResult(False, "timed out after 0.3 s")
+    assert passed.passed
+
+
+@pytest.mark.parametrize(
+    "bomb",
+    [
+        "x = bytearray(10**9)",
+        "x = ['']\nwhile True: x += x",
+        "x = []\nwhile True: x.append(bytearray(10**7))",
+        "import mmap\nx = [mmap.mmap(-1, 10**8) for _ in range(99)]",
+    ],
+)
+def test_memory_bombs_fail(level: Level, bomb: str) -> None:
+    failed, passed = run(level, bomb, "1 + 1")
+    assert failed.reason.startswith(("MemoryError", "OSError: [Errno 12]"))
+    assert passed.passed
+
+
+def test_memory_outside_the_address_space_is_refused(level: Level) -> None:
+    programs = ["import os; os.memfd_create('m')", LIBC + "assert libc.shmget(0, 4096, 0o1600) < 0"]
+    assert [result.passed for result in run(level, *programs)] == [False, True]
+
+
+def test_thread_bombs_end(level: Level) -> None:
+    bomb = (
+        "import _thread, time\n_thread.stack_size(65536)\n"
+        "while True: _thread.start_new_thread(time.sleep, (60,))"
+    )
+    failed, passed = run(level, bomb, "1 + 1", timeout_s=5)
+    assert failed.reason == "PermissionError: the sandbox allows 128 threads"
+    assert passed.passed
+
+
+def test_threads_work_and_may_outlive_the_program(level: Level) -> None:
+    pool = (
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "assert list(ThreadPoolExecutor().map(abs, [-1, -2])) == [1, 2]"
+    )
+    sleeper = "import threading, time\nthreading.Thread(target=time.sleep, args=(60,)).start()"
+    start = time.monotonic()
+    assert [result.passed for result in run(level, pool, sleeper, "1 + 1")] == [True] * 3
+    assert time.monotonic() - start < 10
+
+
+def test_fork_bombs_and_zombies_cannot_begin(level: Level) -> None:
+    calls = [
+        "libc.fork()",
+        "libc.vfork()",
+        "libc.syscall(libc_clone, 17, 0, 0, 0, 0)",
+        "libc.syscall(435, ctypes.create_string_buffer(88), 88)",
+        "libc.unshare(0x10000000)",
+    ]
+    machine = os.uname().machine
+    clone = f"libc_clone = {56 if machine == 'x86_64' else 220}\n"
+    bombs = [f"{LIBC}{clone}assert {call} == -1" for call in calls]
+    assert run(level, *bombs, "1 + 1") == [ProgramResult(True, "passed")] * (len(bombs) + 1)
+
+
+def test_nobody_else_can_be_signalled(level: Level) -> None:
+    killer = LIBC + (
+        "assert libc.kill(os.getppid(), 9) == libc.kill(-1, 9) == libc.kill(0, 9) == -1\n"
+        "assert libc.syscall(424, 0, 9, 0, 0) == libc.syscall(434, os.getppid(), 0) == -1"
+    )
+    results = run(level, killer, "import signal; signal.raise_signal(9)", "1 + 1")
+    assert results[0].passed
+    assert results[1].reason == "ended by SIGKILL before its last line"
+    assert results[2].passed
+
+
+def test_the_worker_cannot_be_reached_through_proc(level: Level) -> None:
+    program = (
+        "import os\n"
+        "for name in ('fd/1', 'mem', 'root', 'cwd', 'environ'):\n"
+        "    try: os.open(f'/proc/{os.getppid()}/{name}', os.O_RDONLY)\n"
+        "    except OSError: continue\n"
+        "    raise Exception(name)"
+    )
+    assert run(level, program) == [ProgramResult(True, "passed")]
+
+
+def test_limits_cannot_be_raised(level: Level) -> None:
+    raiser = "import resource as r\nr.setrlimit(r.RLIMIT_AS, (r.RLIM_INFINITY, r.RLIM_INFINITY))"
+    (result,) = run(level, raiser)
+    assert not result.passed
+    assert "not allowed to raise maximum limit" in result.reason
+
+
+def test_much_output_is_no_failure(level: Level) -> None:
+    printer = "import sys\nprint('x' * 10**7)\nprint('y' * 10**7, file=sys.stderr)"
+    assert run(level, printer)[0].passed
+
+
+def test_each_program_starts_from_nothing(level: Level) -> None:
+    leaver = (
+        "import os, builtins, tempfile\nopen('left', 'w').write('x')\nos.left = builtins.left = 1\n"
+        "open(os.path.join(os.path.dirname(os.getcwd()), 'left'), 'w').write('x')"
+    )
+    finder = (
+        "import os\nassert not os.listdir() and not hasattr(os, 'left')\n"
+        "assert set(os.environ) == {'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'TZ'}\n"
+        "assert os.listdir('..') == [os.path.basename(os.getcwd())]"
+    )
+    assert run(level, leaver, finder) == [ProgramResult(True, "passed")] * 2
+
+
+def test_sets_and_dice_give_the_same_every_time(level: Level) -> None:
+    program = "import random\nassert False, (random.random(), list(set('abcdefgh')))"
+    assert run(level, program) == run(level, program)
+
+
+def test_installed_packages_can_be_imported(level: Level) -> None:
+    assert run(level, "import numpy\nassert numpy.arange(4).reshape(2, 2).T[0, 1] == 2")[0].passed
+
+
+def test_a_killed_run_leaves_no_process_and_no_folder(level: Level, tmp_path: Path) -> None:
+    script = (
+        "import sys, tempfile; tempfile.tempdir = sys.argv[1]\n"
+        "from sft_lab.evaluation.sandbox.sandbox import Program, run_programs\n"
+        "run_programs([Program('import time; time.sleep(60)', '')], "
+        f"timeout_s=60, memory_mb=256, workers=1, level={level!r})"
+    )
+    run_process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
+    found = running(run_process.pid)
+    # The worker and the program, behind bwrap or unshare where that watches over them.
+    assert len(found) == {"limited": 2, "isolated": 3}[level]
+    run_process.send_signal(signal.SIGKILL)
+    run_process.wait()
+    deadline = time.monotonic() + 30
+    while any(map(runs_still, found)) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(map(runs_still, found))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_left_in_the_temporary_folder(
+    level: Level, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(scratch))
+    deep = "import os\nfor _ in range(1500):\n  os.mkdir('d'); os.chdir('d')"
+    links = (
+        f"import os\nos.makedirs('a/b/c'); os.symlink({str(outside)!r}, 'a/link')\n"
+        f"os.symlink({str(outside)!r}, 'link'); os.symlink('..', 'up'); os.chmod('a', 0)"
+    )
+    results = run(level, "open('left', 'w')", deep, links, "1 / 0", "import os; os._exit(1)")
+    assert [result.passed for result in results] == [True, True, True, False, False]
+    assert os.listdir(scratch) == []
+    assert (outside / "kept").read_text() == "kept"
+
+
+def test_a_worker_takes_no_folder_that_holds_files(tmp_path: Path) -> None:
+    scratch = tmp_path / "sft-sandbox-taken"
+    (scratch / "inner").mkdir(parents=True)
+    (scratch / "inner/kept").write_text("kept")
+    worker = subprocess.run(
+        limited_command(str(scratch)), input=b"", capture_output=True, env={}, check=False
+    )
+    assert worker.returncode == 1
+    assert f"RuntimeError: the scratch folder {scratch} is not empty".encode() in worker.stderr
+    assert (scratch / "inner/kept").read_text() == "kept"
+
+
+def test_wrong_limits_are_refused(level: Level) -> None:
+    with pytest.raises(RequestError, match="got 0, 256 and 1"):
+        run(level, "1 + 1", timeout_s=0)
+
+
+def test_no_programs_need_no_process(level: Level) -> None:
+    assert run(level) == []
+
+
+def test_a_choice_resolves_to_a_level(level: Level) -> None:
+    assert resolve_level(level) == level
+    assert resolve_level("isolated_or_limited") == ("limited" if isolation_fault() else "isolated")
+    with pytest.raises(RequestError, match="isolated_or_limited or limited, got 'strict'"):
+        run_programs([Program("", "")], timeout_s=1, memory_mb=256, workers=1, level="strict")  # type: ignore[arg-type]
+
+
+def test_without_bubblewrap_util_linux_isolates(
+    route: Route, util_linux: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(util_linux))
+    assert (isolation_route(), isolation_fault()) == ("util-linux", None)
+    assert resolve_level("isolated") == "isolated"
+
+
+def test_isolation_is_refused_where_it_is_not_to_be_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    missing = r"bubblewrap: no bwrap on PATH; util-linux: no setpriv, unshare, .*umount on PATH\. "
+    with pytest.raises(RequestError, match=missing + "Install .* sandbox: limited"):
+        resolve_level("isolated")
+    assert isolation_route() is None
+    assert resolve_level("isolated_or_limited") == "limited"
+    for tool in ("bwrap", *TOOLS["util-linux"]):
+        (tmp_path / tool).write_text(
+            f"#!/bin/sh\necho 'no namespaces for {tool}' >&2\necho '  a hint' >&2\nexit 1\n"
+        )
+        (tmp_path / tool).chmod(0o755)
+    faults = [
+        f"the sandbox did not start: no namespaces for {tool}" for tool in ("bwrap", "setpriv")
+    ]
+    with pytest.raises(RequestError, match=f"bubblewrap: {faults[0]}; util-linux: {faults[1]}"):
+        resolve_level("isolated")
+
+
+def test_no_folder_but_a_scratch_folder_is_emptied(tmp_path: Path) -> None:
+    from sft_lab.evaluation.sandbox.worker import empty, main
+
+    (tmp_path / "kept").write_text("x")
+    with pytest.raises(ValueError, match="is no scratch folder"):
+        empty(str(tmp_path))
+    # Outside its sandbox a worker that believes to be in one stops before it touches a file.
+    with pytest.raises(RuntimeError, match="process 1 of its sandbox"):
+        main(str(tmp_path), [], True)
+    assert (tmp_path / "kept").read_text() == "x"

@@ -1,0 +1,225 @@
+"""What the README promises: a source, a benchmark, a strategy, a callback is added by one file."""
+
+import gzip
+import json
+import re
+from pathlib import Path
+
+import pytest
+from benchmark_files import write_benchmarks
+from conftest import chat, write_jsonl
+from tiny_lab import CONFIGS, EVALUATED_STEPS, Lab
+
+pytestmark = pytest.mark.slow
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+POEMS = ("--corpus.sources.poems.path=poems.jsonl", "--data.stages.second.mixture.poems=1")
+
+
+def code_block(first_line: str) -> str:
+    """The README's code block that begins with a comment."""
+    found = re.search(rf"```\w+\n({re.escape(first_line)}.*?)```", README, re.DOTALL)
+    assert found, first_line
+    return found[1]
+
+
+def write_poems(lab: Lab) -> None:
+    write_jsonl(lab.folder / "poems.jsonl", [chat(f"A poem {n}", "roses") for n in range(12)])
+
+
+def test_a_source_is_a_file(lab: Lab) -> None:
+    write_poems(lab)
+    outcome = lab.fit(*POEMS)
+    assert outcome.code == 0, outcome.err
+    trained = lab.json("stage_plan.json")["stages"]["second"]["trained"]
+    assert trained["poems"]["samples"] == 12 - 4
+    assert trained["general"]["samples"] == 20
+    assert "val_loss/poems" in lab.run.data.metrics
+
+
+def test_a_benchmark_is_a_class(lab: Lab) -> None:
+    write_poems(lab)
+    lab.write("my_benchmarks.py", code_block("# my_benchmarks.py"))
+    lab.write("rhymes.yaml", code_block("# rhymes.yaml"))
+    items = [
+        {"id": str(n), "messages": [{"role": "user", "content": "Roses"}], "rhyme": rhyme}
+        for n, rhyme in enumerate(["", "", "never said"])
+    ]
+    write_jsonl(lab.folder / "rhymes.jsonl", items)
+    outcome = lab.fit("--config=rhymes.yaml", *POEMS)
+    assert outcome.code == 0, outcome.err
+    # Every answer ends on the empty rhyme.
+    scores = lab.points("rhymes/accuracy")
+    assert scores == pytest.approx(dict.fromkeys([0, 4, 5, 8, 12, 14], 2 / 3))
+    assert "retention/rhymes/accuracy" in lab.run.data.metrics
+
+
+def test_a_strategy_is_a_config(lab: Lab) -> None:
+    content = (lab.folder / "tiny.yaml").read_text()
+    stages = "  stages:\n    all: {mixture: {math: 1, general: 1/2}, max_steps: 3, lr: 1e-2}\n"
+    lab.write("half.yaml", content[: content.index("  stages:")] + stages)
+    outcome = lab("fit", "--config=half.yaml")
+    assert outcome.code == 0, outcome.err
+    assert lab.run.data.tags["strategy"] == "half"
+    assert list(lab.points("world_math/accuracy")) == [0, 3]
+
+
+def test_a_callback_is_a_class(lab: Lab) -> None:
+    lab.write(
+        "my_callbacks.py",
+        "import json\n"
+        "from lightning import Callback\n\n\n"
+        "class Mine(Callback):\n"
+        "    def __init__(self, path: str = 'steps.json') -> None:\n"
+        "        self.path = path\n\n"
+        "    def on_train_end(self, trainer, pl_module):\n"
+        "        with open(self.path, 'w') as file:\n"
+        "            json.dump(trainer.global_step, file)\n",
+    )
+    outcome = lab.fit("--trainer.callbacks+=my_callbacks.Mine", "--trainer.callbacks.path=n.json")
+    assert outcome.code == 0, outcome.err
+    assert json.loads((lab.folder / "n.json").read_text()) == 12
+    assert lab.run.data.metrics["progress/samples"] == 45  # the lab's own callbacks still run
+
+
+def test_the_sources_of_the_readme_are_read(lab: Lab) -> None:
+    right = {"query": "1+1?", "response": "#### 2", "correct": True}
+    wrong = {"query": "1+2?", "response": "#### 4", "correct": False}
+    lines = "".join(json.dumps(row) + "\n" for row in (right, wrong, {**right, "query": "2+0?"}))
+    (lab.folder / "rft.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    alpaca = {"instruction": "Print 1.", "input": "", "output": "print(1)"}
+    lab.write("alpaca.json", json.dumps([alpaca, alpaca]))
+    turns = ("Write it in Python.", "x"), ("What are equations?", "Hm."), ("A poem!", "Roses.")
+    chats = [
+        {"conversations": [{"from": "human", "value": q}, {"from": "gpt", "value": a}]}
+        for q, a in turns
+    ]
+    write_jsonl(lab.folder / "sharegpt.jsonl", chats)
+    lab.write("sources.yaml", code_block("# sources.yaml"))
+    lab.write(
+        "stages.yaml",
+        "model: {base: world://base}\nevaluation: {every_n_steps: 1, benchmarks: {}}\n"
+        "data: {stages: {all: {mixture: {math: 1, code: 1, general: 1}, epochs: 1, lr: 1e-3}}}\n",
+    )
+    outcome = lab("inspect", "--config=sources.yaml", "--config=stages.yaml", "--json", "-n0")
+    assert outcome.code == 0, outcome.err
+    mixture = json.loads(outcome.out)["stages"]["all"]["mixture"]
+    assert {name: part["rows"] for name, part in mixture.items()} == {
+        "math": 2,
+        "code": 1,
+        "general": 1,
+    }
+
+
+def test_a_test_question_in_a_source_is_reported_and_dropped_on_request(lab: Lab) -> None:
+    question = "A robe takes 2 bolts of blue fiber and half that much white fiber. How many in all?"
+    item = {"id": "g1", "messages": [{"role": "user", "content": question}], "answer": "3"}
+    write_jsonl(lab.folder / "items.jsonl", [item])
+    hidden = chat(f"My homework: {question.upper()} Please help.", "#### 3")
+    rows = [chat(f"A poem {n}", "roses") for n in range(12)]
+    write_jsonl(lab.folder / "poems.jsonl", [*rows, hidden])
+    benchmark = "evaluation.benchmarks.planted"
+    arguments = (
+        "--config=tiny.yaml",
+        *POEMS,
+        f"--{benchmark}.class_path=sft_lab.evaluation.benchmarks.world.WorldMath",
+        f"--{benchmark}.init_args={{path: items.jsonl, source: math, max_new_tokens: 4}}",
+        "-n0",
+    )
+    outcome = lab("inspect", *arguments)
+    assert outcome.code == 0, outcome.err
+    assert "poems: 1 rows hold items of planted, or 13 words of one:" in outcome.out
+    assert "line 13: planted g1 (13-gram): a robe takes 2 bolts of blue" in outcome.out
+    outcome = lab("inspect", *arguments, "--corpus.contamination=drop")
+    assert (
+        "poems: 1 left out: holds an item of planted (e.g. line 13 of poems.jsonl)" in outcome.out
+    )
+
+
+def test_the_field_s_benchmarks_are_measured_beside_one_s_own(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFT_LAB_DATA", str(write_benchmarks(lab.folder / "data")))
+    sizes = ("gsm8k.init_args.num_examples=3", "humaneval.init_args.num_examples=2")
+    overrides = [f"--evaluation.benchmarks.{size}" for size in sizes]
+    config = CONFIGS / "real_files/benchmarks.yaml"
+    outcome = lab.fit(f"--config={config}", *overrides)
+    assert outcome.code == 0, outcome.err
+    for key in ("gsm8k/strict", "gsm8k/flexible", "humaneval/pass_at_1", "world_math/accuracy"):
+        assert set(lab.points(key)) == set(EVALUATED_STEPS), key
+        assert f"forgetting/{key}" in lab.run.data.metrics
+    assert lab.points("humaneval/pass_at_1_n")[12] == 2
+    plan = lab.json("stage_plan.json")["benchmarks"]
+    assert plan["humaneval"]["sandbox"] in ("isolated", "limited")
+    assert "sandbox" not in plan["gsm8k"]
+    table = lab.json("answers/step_000012/gsm8k.json")
+    assert table["columns"][:4] == ["id", "strict", "flexible", "reason"]
+
+
+def test_several_samples_of_a_problem_are_drawn_in_the_run(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFT_LAB_DATA", str(write_benchmarks(lab.folder / "data")))
+    lab.write(
+        "samples.yaml",
+        "evaluation:\n"
+        "  benchmarks:\n"
+        "    gsm8k: {init_args: {num_examples: 3}}\n"
+        "    humaneval: {init_args: {num_examples: 2, max_new_tokens: 8}}\n"
+        "  decoding: {humaneval: {num_samples: 10, temperature: 1.0}}\n",
+    )
+    files = [f"--config={CONFIGS / 'real_files/benchmarks.yaml'}", "--config=samples.yaml"]
+    assert lab.fit(*files).code == 0
+    table = lab.json("answers/step_000012/humaneval.json")
+    assert [row[0] for row in table["data"]] == [
+        f"HumanEval/{n}" for n in (0, 1) for _ in range(10)
+    ]
+    completions = {row[3] for row in table["data"][:10]}
+    assert len(completions) == 10  # a random model seldom says the same twice
+    for key in ("humaneval/pass_at_1", "humaneval/pass_at_10"):
+        assert set(lab.points(key)) == set(EVALUATED_STEPS)
+        assert lab.points(f"{key}_n")[12] == 2
+    decoding = lab.json("stage_plan.json")["benchmarks"]["humaneval"]["decoding"]
+    assert (decoding["num_samples"], decoding["temperature"]) == (10, 1.0)
+
+
+CONVERSATION = '''
+from sft_lab.evaluation.benchmark import Benchmark, Item, Verdict
+
+
+class Conversation(Benchmark):
+    """Asks the same once more, whatever has been answered."""
+
+    score_names = ("accuracy",)
+
+    def grade(self, items, completions):
+        return [Verdict({"accuracy": True}, "") for _ in items]
+
+    def follow_up(self, item, completion):
+        if item.id.endswith("/2"):
+            return None
+        return Item(f"{item.id}/2", ({"role": "user", "content": "Again."},), item.row)
+'''
+
+
+def test_samples_stay_apart_in_later_turns(lab: Lab) -> None:
+    lab.write("conversation.py", CONVERSATION)
+    lab.write(
+        "conversation.yaml",
+        "evaluation:\n"
+        "  benchmarks:\n"
+        "    talk:\n"
+        "      class_path: conversation.Conversation\n"
+        "      init_args: {path: world://data/world_math.jsonl, max_new_tokens: 8, "
+        "num_examples: 1}\n"
+        "  decoding: {talk: {num_samples: 5, temperature: 1.0}}\n",
+    )
+    outcome = lab.fit("--config=conversation.yaml")
+    assert outcome.code == 0, outcome.err
+    table = lab.json("answers/step_000012/talk.json")
+    place = table["columns"].index("completion")
+    completions = [row[place] for row in table["data"]]
+    assert [row[0] for row in table["data"]] == ["math/0"] * 5 + ["math/0/2"] * 5
+    assert len(set(completions[:5])) == 5
+    # All five are asked the same, and still draw apart.
+    assert len(set(completions[5:])) == 5

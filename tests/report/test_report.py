@@ -1,0 +1,737 @@
+"""A report finds what was planted, says what cannot be told, and breaks on nothing missing."""
+
+import csv
+import io
+import re
+from dataclasses import replace
+from fractions import Fraction
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from planted_study import (
+    BASE,
+    FRACTIONS,
+    HOSTILE,
+    LLAMA_ABILITIES,
+    SOURCES,
+    PlantedStudy,
+    levels,
+    rq1,
+    rq2,
+    rq3,
+    rq4,
+    whole,
+    without,
+)
+from scipy.stats import binomtest
+
+from sft_lab.analysis.study_results import Cell, Question, StudyResults
+from sft_lab.report.page import Finding
+from sft_lab.report.report import Report, build_report, write_report
+from sft_lab.report.writing import report_files
+from sft_lab.runs.results import ItemAnswer, RunResult
+
+pytestmark = pytest.mark.slow  # a minute, of the two that the quick tests may take
+
+
+@pytest.fixture(scope="module")
+def study() -> PlantedStudy:
+    return PlantedStudy()
+
+
+@pytest.fixture(scope="module")
+def report(study: PlantedStudy) -> Report:
+    return build_report(whole(study), study.read)
+
+
+@pytest.fixture(scope="module")
+def files(report: Report) -> dict[str, str]:
+    return report_files(report)
+
+
+@pytest.fixture(scope="module")
+def llama() -> Report:
+    study = PlantedStudy(abilities=LLAMA_ABILITIES, base="meta-llama/Llama-2-7b-hf")
+    return build_report(study.results("rq4", rq4(study)), study.read)
+
+
+def finding(report: Report, claim: str, ability: str, number: int = 0) -> Finding:
+    [found] = [c for c in report.claims if c.text == claim]
+    return [f for f in found.findings if f.ability == ability][number]
+
+
+def rows(files: dict[str, str], name: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(files[name])))
+
+
+@pytest.mark.parametrize(
+    ("claim", "ability", "judgement"),
+    [
+        ("Each ability rises with its own data", "math", "holds here"),
+        ("Each ability rises with its own data", "general", "does not hold here"),
+        ("Mixing gains where data are few", "math", "holds here"),
+        ("Mixing gains where data are few", "code", "does not hold here"),
+        ("Mixing loses where data are many", "general", "holds here"),
+        ("An ability depends on the amount of its own data", "code", "holds here"),
+        ("An ability does not depend on the amount of the other sources", "code", "holds here"),
+        ("Training in sequence forgets math and code", "math", "holds here"),
+        ("A little replay keeps more of them (DMT against none)", "code", "holds here"),
+        ("That replay costs the general ability nothing", "general", "cannot be told"),
+        ("More replay raises the special abilities further", "code", "cannot be told"),
+        ("More replay lowers the general ability", "general", "holds here"),
+        ("Multi-task training lowers the general ability", "general", "holds here"),
+    ],
+)
+def test_planted_effects_are_found(
+    report: Report, claim: str, ability: str, judgement: str
+) -> None:
+    assert finding(report, claim, ability).judgement == judgement
+
+
+def mixed_from(study: PlantedStudy, first: str) -> Report:
+    """Math alone and mixed over four amounts; mixed gains 30 points where anything is learnt."""
+    alone, mixed = [], []
+    for fraction in FRACTIONS:
+        learns = Fraction(fraction) >= Fraction(first)
+        own, both = (0.50, 0.80) if learns else (BASE["math"], BASE["math"])
+        for cells, arm, level in ((alone, "math", own), (mixed, "mixed", both)):
+            run = study.run(f"{arm} {fraction}", 0, {"all": levels(level, 0.04, 0.10)})
+            cells.append(Cell("q", arm, {"fraction": fraction}, 0, run))
+    questions = [Question("rq1", "?", "single", alone), Question("rq2", "?", "mixed", mixed)]
+    return build_report(study.results("mixed", *questions), study.read)
+
+
+def test_few_data_are_the_least_from_which_anything_is_learnt() -> None:
+    few = finding(mixed_from(PlantedStudy(), "1/16"), "Mixing gains where data are few", "math")
+    assert few.judgement == "holds here"
+    assert few.sentence.startswith(
+        "mixed against alone, at 1/16 of each source, the least amount from which either is above "
+        "the base: higher (+"
+    )
+
+
+def test_where_nothing_is_learnt_mixing_cannot_be_judged() -> None:
+    report = mixed_from(PlantedStudy(), "1")
+    few = finding(report, "Mixing gains where data are few", "math")
+    assert few.judgement == "cannot be told"
+    assert few.sentence == (
+        "Neither mixed nor math alone is shown above the base below 1 of each source."
+    )
+    many = finding(report, "Mixing loses where data are many", "math")
+    assert many.judgement == "does not hold here"
+    many = finding(mixed_from(PlantedStudy(), "2"), "Mixing loses where data are many", "math")
+    assert many.judgement == "cannot be told"
+    assert many.sentence.endswith("is shown above the base at 1 of each source.")
+
+
+def test_a_null_is_never_called_equal_and_says_what_is_compatible(report: Report) -> None:
+    sentence = finding(report, "More replay raises the special abilities further", "code").sentence
+    assert "no difference is shown" in sentence
+    assert re.search(r"a loss of up to [\d.]+ points and a gain of up to [\d.]+ points", sentence)
+    text = " ".join(f.sentence for claim in report.claims for f in claim.findings)
+    assert "equal" not in text
+    assert "same as" not in text
+
+
+def test_sentences_carry_difference_interval_and_corrected_p(report: Report) -> None:
+    sentence = finding(report, "Training in sequence forgets math and code", "math").sentence
+    # Planted: 0.80 after math, 0.05 at the end.
+    assert (
+        "from the end of math to the end of training: lower (\N{MINUS SIGN}75.0 points" in sentence
+    )
+    assert "p < 0.001 after Holm" in sentence
+
+
+def test_cells_differing_from_the_best_specialist_look_different(report: Report) -> None:
+    table = next(s for s in report.sections if s.name == "rq4").tables[0]
+    marks = {str(row[0]): [getattr(cell, "mark", "") for cell in row[2:]] for row in table.rows}
+    assert marks["math_only"][0] == marks["general_only"][2] == "best"
+    assert marks["sequential"][0] == "less"
+    assert marks["multi_task"][0] == "unclear"  # planted: as the specialist
+    assert marks["multi_task"][2] == "less"
+
+
+def test_csv_files_hold_the_figures(files: dict[str, str], study: PlantedStudy) -> None:
+    cells = rows(files, "cells.csv")
+    assert len(cells) == (12 + 4 + 12 + 33 + 4) * 3
+    one = next(r for r in cells if r["run_id"] == "sequential-1" and r["ability"] == "math")
+    run = study.runs["sequential-1"]
+    assert run.last is not None
+    assert float(one["score"]) == run.last.scores["world_math/accuracy"].value
+    assert float(one["retention"]) == run.final["retention/world_math/accuracy"]
+    [mean] = [
+        r
+        for r in rows(files, "means.csv")
+        if (r["question"], r["arm"], r["ability"]) == ("rq4", "sequential", "math")
+    ]
+    assert (mean["seeds"], mean["n"]) == ("3", "600")
+    assert float(mean["score"]) == pytest.approx(0.05, abs=0.01)
+    dropped = next(
+        r
+        for r in rows(files, "comparisons.csv")
+        if r["family"] == "rq4 forgetting" and r["before"] == "sequential after math"
+    )
+    assert (dropped["shown"], dropped["items"], dropped["seeds_after"]) == ("yes", "200", "3")
+    assert float(dropped["difference"]) == pytest.approx(-0.75, abs=0.01)
+    assert float(dropped["p"]) <= float(dropped["p_holm"])
+
+
+def test_forgotten_items_stand_with_both_answers(files: dict[str, str]) -> None:
+    math = [r for r in rows(files, "items.csv") if r["ability"] == "math"]
+    forgotten = [r for r in math if r["kind"] == "forgotten"]
+    assert forgotten[0]["stage"] == "math"
+    assert forgotten[0]["before"].startswith("step 200: ")
+    assert forgotten[0]["after"].startswith("step 300: ")
+
+
+def test_an_item_lost_in_between_is_regained() -> None:
+    study = PlantedStudy()
+    stages = {
+        "math": levels(0.8, 0, 0),
+        "code": levels(0.1, 0, 0),
+        "again": levels(0.6, 0, 0),
+    }
+    run = study.run("there and back", 0, stages)
+    question = Question("q", "Q?", "strategies", [Cell("q", "back", {}, 0, run)])
+    report = build_report(study.results("one", question), study.read)
+    items = [row for row in report.tables["items.csv"].rows if row["ability"] == "math"]
+    kinds = [(row["kind"], row["stage"]) for row in items]
+    # Of 200 items 80 % were right after math, 10 % after code, 60 % at the end.
+    assert kinds.count(("forgotten", "math")) == pytest.approx(40, abs=8)
+    assert kinds.count(("regained", "code")) == pytest.approx(100, abs=8)
+    assert len(kinds) == kinds.count(("forgotten", "math")) + kinds.count(("regained", "code"))
+
+
+class Page(HTMLParser):
+    """What a browser would see."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def test_an_answer_cannot_become_markup(files: dict[str, str]) -> None:
+    page = Page(files["report.html"])
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert HOSTILE in page.text
+    table_row = next(line for line in files["report.md"].splitlines() if "alert" in line)
+    assert "\\| `*x*`" in table_row  # neither a cell nor a line of the table ends there
+
+
+def test_the_page_stands_alone_in_both_colour_schemes(files: dict[str, str]) -> None:
+    html = files["report.html"]
+    page = Page(html)
+    loading = [
+        value
+        for _, attributes in page.tags
+        for name, value in attributes.items()
+        if name in ("src", "href", "xlink:href", "srcset", "data", "action")
+    ]
+    assert loading
+    assert all(value is not None and value.startswith("#") for value in loading)
+    assert not re.search(r"@import|url\((?!#)", html)
+    assert "prefers-color-scheme: dark" in html
+    assert "@media print" in html
+    assert "#a100" not in html  # every sentinel has become a variable
+
+
+def test_figures_have_words_and_ids_of_their_own(report: Report, files: dict[str, str]) -> None:
+    page = Page(files["report.html"])
+    drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
+    assert len(drawings) > 20
+    assert all(attributes["aria-label"] and attributes["role"] == "img" for attributes in drawings)
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    for section in report.sections:
+        for figure in section.figures:
+            assert figure.caption
+            for panel in figure.panels:
+                alone = files[f"figures/{panel.name}.svg"]
+                assert alone.startswith("<?xml")
+                assert "prefers-color-scheme" in alone
+
+
+def test_files_are_the_same_to_the_byte(study: PlantedStudy, tmp_path: Path) -> None:
+    results = study.results("one", rq4(study, seeds=(0,)))
+    for name in ("a", "b"):
+        write_report(build_report(results, study.read), tmp_path / name)
+    written = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*.*"))
+    assert {str(path) for path in written} >= {"report.html", "report.md", "cells.csv"}
+    for path in written:
+        assert (tmp_path / "a" / path).read_bytes() == (tmp_path / "b" / path).read_bytes()
+
+
+def test_a_study_of_one_cell_says_what_it_lacks(study: PlantedStudy) -> None:
+    question = rq1(study)
+    only = replace(question, cells=question.cells[:1])
+    report = build_report(study.results("one", only), study.read)
+    found = finding(report, "Each ability rises with its own data", "math")
+    assert found.judgement == "cannot be told"
+    assert "too few finished runs of math alone" in found.sentence
+    report_files(report)
+
+
+def test_a_study_without_runs_says_so(study: PlantedStudy) -> None:
+    report = build_report(without(whole(study), lambda cell: True), study.read)
+    assert any("No run has finished" in warning for warning in report.warnings)
+    assert not any(claim.findings for claim in report.claims)
+    report_files(report)
+    question = Question("q", "Q?", "ratio", [])
+    empty = build_report(StudyResults("empty", {}, {}, [question]), study.read)
+    assert "none" in empty.facts["Abilities"]
+
+
+def test_missing_cells_are_said_aloud(study: PlantedStudy) -> None:
+    results = study.results("one", rq1(study))
+    results = without(results, lambda c: c.arm == "math" and c.axis["fraction"] == "1/16")
+    [warning] = [w for w in build_report(results, study.read).warnings if "no finished run" in w]
+    assert "1 of 12 cells" in warning
+    assert "rq1 math fraction = 1/16 seed 0" in warning
+
+
+def test_runs_of_different_protocols_are_flagged_and_not_compared() -> None:
+    study = PlantedStudy()
+    question = rq4(study)
+    other = study.runs["multi_task-1"].benchmarks | {
+        "world_math": {**study.runs["multi_task-1"].benchmarks["world_math"], "prompts": "others"}
+    }
+    cells = [
+        replace(c, result=replace(c.result, benchmarks=other))
+        if c.arm == "multi_task" and c.result
+        else c
+        for c in question.cells
+    ]
+    results = study.results("mixed up", replace(question, cells=cells))
+    report = build_report(results, study.read)
+    assert any("2 different protocols" in w and "world_math" in w for w in report.warnings)
+    found = finding(
+        report,
+        "Multi-task training keeps the special abilities at the specialist's level",
+        "math",
+    )
+    assert found.judgement == "cannot be told"
+    assert "different protocols" in found.sentence
+
+
+def test_scores_without_answers_are_shown_but_not_compared(study: PlantedStudy) -> None:
+    results = study.results("bare", rq4(study))
+    report = build_report(results, PlantedStudy().read)
+    table = next(s for s in report.sections if s.name == "rq4").tables[0]
+    assert all(getattr(cell, "mark", "") in ("", "best") for row in table.rows for cell in row)
+    found = finding(report, "Training in sequence forgets math and code", "math")
+    assert "answers item by item are not there" in found.sentence
+
+
+def test_published_scores_stand_beside_those_of_a_llama_only(
+    files: dict[str, str], llama: Report
+) -> None:
+    text = report_files(llama)["report.md"]
+    row = next(line for line in text.splitlines() if line.startswith("| sequential |"))
+    assert row.split("|")[4:9:2] == [" 31.39 ", " 15.85 ", " 5.72 "]
+    assert "2310.05492, LLaMA-1" in text
+    assert "LLaMA-1, one run" not in files["report.md"]
+
+
+def test_ratings_stay_on_their_scale(llama: Report) -> None:
+    found = finding(llama, "More replay lowers the general ability", "general")
+    assert found.judgement == "holds here"
+    assert re.search(r"\N{MINUS SIGN}1\.\d\d on its scale of 1 to 10", found.sentence)
+    names = report_files(llama)
+    # Shares and ratings are never drawn on one axis.
+    assert {"figures/rq4-time-3-0.svg", "figures/rq4-time-3-1.svg"} <= names.keys()
+
+
+def test_other_designs_get_a_table_and_a_curve(report: Report) -> None:
+    section = next(s for s in report.sections if s.name == "counts")
+    assert [str(row[0]) for row in section.tables[0].rows] == [
+        "equal_counts (rows = 500)",
+        "equal_counts (rows = 2000)",
+        "equal_shares (rows = 500)",
+        "equal_shares (rows = 2000)",
+    ]
+    assert [panel.name for panel in section.figures[0].panels] == [
+        "counts-curve-math",
+        "counts-curve-code",
+        "counts-curve-general",
+    ]
+
+
+def test_a_representation_view_is_shown_where_it_is_given(study: PlantedStudy) -> None:
+    results = study.results("one")
+    svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"><title>t</title></svg>'
+    extra = [("t-SNE of layer 15", svg, "Math stands apart.")]
+    written = report_files(build_report(results, study.read, extra))
+    assert svg in written["report.html"]
+    assert "Math stands apart." in written["report.md"]
+    assert "figures/representation-0.svg" in written
+
+
+OWN_DATA = "An ability depends on the amount of its own data"
+OTHER_DATA = "An ability does not depend on the amount of the other sources"
+IFEVAL = {**LLAMA_ABILITIES, "general": "ifeval/prompt_strict", "mt_bench": "mt_bench/mean"}
+
+
+def test_a_second_benchmark_of_a_source_is_judged_by_that_source() -> None:
+    study = PlantedStudy(abilities=IFEVAL, sources={"mt_bench": "general"}, items=100)
+    results = study.results("two", rq1(study), rq2(study), rq3(study), rq4(study, seeds=(0,)))
+    report = build_report(results, study.read)
+    assert finding(report, OWN_DATA, "mt_bench").sentence.startswith("vary_general, ")
+    others = finding(report, OTHER_DATA, "math")
+    assert others.sentence.startswith("vary_general, general varied")
+    found = {c.text: {f.ability: f for f in c.findings} for c in report.claims}
+    for claim, findings in found.items():
+        special = "forgets" in claim or "keeps" in claim or "special abilities" in claim
+        assert ("mt_bench" not in findings) == special, claim
+    assert found["More replay lowers the general ability"]["mt_bench"].judgement == "holds here"
+    lost = found["Multi-task training lowers the general ability"]["mt_bench"]
+    assert lost.sentence.startswith("From general_only to multi_task: lower")
+    alone = found["Mixing loses where data are many"]["mt_bench"]
+    assert alone.judgement == "holds here"
+    assert "mt_bench (mt_bench/mean, source general)" in report.facts["Abilities"]
+
+
+def test_without_a_general_benchmark_nothing_is_said_of_the_general_ability() -> None:
+    abilities = {name: LLAMA_ABILITIES[name] for name in ("math", "code")}
+    study = PlantedStudy(abilities=abilities, items=100)
+    report = build_report(study.results("two", rq3(study), rq4(study, seeds=(0,))), study.read)
+    assert not [claim.text for claim in report.claims if "general ability" in claim.text]
+    found = finding(report, "Training in sequence forgets math and code", "code")
+    assert found.judgement == "holds here"
+    assert "to all of code and math" in finding(report, OWN_DATA, "code").sentence
+    assert "general varied" in finding(report, OTHER_DATA, "code").sentence
+
+
+def test_an_ability_without_a_source_is_shown_and_judged_by_no_claim() -> None:
+    study = PlantedStudy(abilities=IFEVAL, sources={"mt_bench": "general"}, items=50)
+    results = study.results("two", rq1(study), rq2(study), rq3(study), rq4(study, seeds=(0,)))
+    report = build_report(replace(results, sources=SOURCES), study.read)
+    named = {f.ability for claim in report.claims for f in claim.findings}
+    assert named == {"math", "code", "general"}
+    assert any("teaches mt_bench: tables and figures show it" in w for w in report.warnings)
+    assert "rq4-forgetting-mt_bench" in str(report_files(report).keys())
+
+
+def strategies(cells: list[Cell]) -> Question:
+    return Question("q", "Q?", "strategies", cells)
+
+
+def fallen(study: PlantedStudy) -> list[Cell]:
+    """Return runs of three seeds far apart, each of which loses 10 points of math."""
+    cells = []
+    for seed, level in ((0, 0.37), (1, 0.60), (2, 0.83)):
+        stages = {"a": levels(level, 0.3, 0.3), "b": levels(level - 0.10, 0.3, 0.3)}
+        run = study.run("mixed_sequential", seed, stages)
+        cells.append(Cell("q", "mixed_sequential", {}, seed, run))
+    return cells
+
+
+FORGETS = "Mixed sequential forgets them as well"
+
+
+def test_forgetting_is_tested_within_each_run(study: PlantedStudy) -> None:
+    study = PlantedStudy()
+    report = build_report(study.results("far apart", strategies(fallen(study))), study.read)
+    found = finding(report, FORGETS, "math")
+    assert found.judgement == "holds here"  # between runs, the seeds would hide it
+
+
+def test_forgetting_is_tested_on_the_seeds_measured_at_both_times() -> None:
+    study = PlantedStudy()
+    cells = fallen(study)
+    run = cells[2].result
+    assert run is not None
+    points = tuple(
+        replace(p, scores={k: s for k, s in p.scores.items() if k != "world_math/accuracy"})
+        if p.step <= 100
+        else p
+        for p in run.points
+    )
+    cells[2] = replace(cells[2], result=replace(run, points=points))
+    report = build_report(study.results("a gap", strategies(cells)), study.read)
+    rows = [r for r in report.tables["comparisons.csv"].rows if r["ability"] == "math"]
+    assert [(r["seeds_before"], r["seeds_after"]) for r in rows] == [(2, 2)]
+
+
+def test_the_p_of_forgetting_counts_the_stage_ends_that_the_best_was_chosen_from() -> None:
+    study = PlantedStudy()
+    stages = {"a": levels(0.50, 0.3, 0.3), "b": levels(0.46, 0.3, 0.3), "c": levels(0.47, 0.3, 0.3)}
+    cell = Cell("q", "sequential", {}, 0, study.run("sequential", 0, stages))
+    report = build_report(study.results("three", strategies([cell])), study.read)
+    [row] = [r for r in report.tables["comparisons.csv"].rows if r["ability"] == "math"]
+    lost, gained = int(str(row["lost"])), int(str(row["gained"]))
+    exact = binomtest(lost, lost + gained).pvalue
+    assert row["p"] == pytest.approx(min(3 * exact, 1.0))  # the base and two stage ends
+    assert 3 * exact < 1
+    caption = report.sections[1].tables[1].caption
+    assert "multiplied by the number of stage ends it was chosen from" in caption
+
+
+KEEPS_LEVEL = "Multi-task training keeps the special abilities at the specialist's level"
+
+
+def test_the_specialist_of_an_ability_is_that_of_its_own_source() -> None:
+    study = PlantedStudy()
+    question = rq4(study, seeds=(0,))
+    low = study.run("multi_task low", 0, {"all": levels(0.20, 0.72, 0.50)})
+    cells = [replace(c, result=low) if c.arm == "multi_task" else c for c in question.cells]
+    results = study.results("no math alone", replace(question, cells=cells))
+    report = build_report(without(results, lambda c: c.arm == "math_only"), study.read)
+    found = finding(report, KEEPS_LEVEL, "math")  # far above general_only, far below math_only
+    assert found.judgement == "cannot be told"
+    assert "no finished run of math alone" in found.sentence
+    assert finding(report, KEEPS_LEVEL, "code").sentence.startswith("From code_only to multi_task")
+
+
+def two_axes(study: PlantedStudy, design: str, arm: str, axes: tuple[str, str]) -> Question:
+    """Return an arm over an amount and a learning rate, of which the greater does better."""
+    cells = []
+    for value in ("1/4", "1"):
+        for lr in ("1e-3", "2e-3"):
+            level = (0.3 if value == "1/4" else 0.5) + (0.2 if lr == "2e-3" else 0.0)
+            stages = {"a": levels(0.8, 0.8, 0.1), "b": levels(level, level, 0.5)}
+            run = study.run(f"{arm} {value} {lr}", 0, stages)
+            axis = {name: lr if name == "lr" else value for name in axes}
+            cells.append(Cell(design, arm, axis, 0, run))
+    return Question(design, "Q?", design, cells)
+
+
+@pytest.mark.parametrize(
+    ("design", "arm", "axes"),
+    [
+        ("single", "math", ("fraction", "lr")),
+        ("mixed", "mixed", ("fraction", "lr")),
+        ("ratio", "vary_special", ("fraction", "lr")),
+        ("strategies", "dmt", ("k", "lr")),
+        ("strategies", "dmt", ("share", "lr")),
+        ("grid", "any", ("rows", "lr")),
+    ],
+)
+def test_every_further_axis_makes_a_line_of_its_own(
+    design: str, arm: str, axes: tuple[str, str]
+) -> None:
+    study = PlantedStudy(items=50)
+    report = build_report(study.results("two", two_axes(study, design, arm, axes)), study.read)
+    report_files(report)
+    drawn = [p for section in report.sections for f in section.figures for p in f.panels]
+    curves = [p.alt for p in drawn if "-curve-math" in p.name or "-k-math" in p.name]
+    if "share" in axes:  # no axis says what it replays
+        assert not curves
+        return
+    [alt] = curves
+    assert re.search(r"lr = 1e-3\b[^;]* 1/4: [23]\d\.\d, 1: [45]\d\.\d;", alt)
+    assert re.search(r"lr = 2e-3\b[^;]* 1/4: [45]\d\.\d, 1: [67]\d\.\d\.", alt)
+
+
+def test_claims_hold_the_further_axes_still() -> None:
+    study = PlantedStudy(items=100)
+    alone = two_axes(study, "single", "math", ("fraction", "lr"))
+    mixed = two_axes(study, "mixed", "mixed", ("fraction", "lr"))
+    ratio = two_axes(study, "ratio", "vary_special", ("fraction", "lr"))
+    report = build_report(study.results("all", alone, mixed, ratio), study.read)
+    claim = "Each ability rises with its own data"
+    for number, lr in enumerate(("1e-3", "2e-3")):
+        found = finding(report, claim, "math", number)
+        assert found.sentence.startswith(f"alone (lr = {lr}), from 1/4 to 1: higher")
+        found = finding(report, "Mixing gains where data are few", "math", number)
+        assert found.sentence.startswith(f"mixed (lr = {lr}) against alone, at 1/4 of each")
+        found = finding(report, OWN_DATA, "math", number)
+        assert found.sentence.startswith(f"vary_special (lr = {lr}), from 1/4 to ")
+
+
+def test_replay_shares_are_compared_at_the_same_learning_rate() -> None:
+    study = PlantedStudy(items=100)
+    question = two_axes(study, "strategies", "dmt", ("lr", "k"))
+    report = build_report(study.results("one", question), study.read)
+    claim = "More replay raises the special abilities further"
+    sentences = [finding(report, claim, "math", number).sentence for number in (0, 1)]
+    assert sentences[0].startswith("From dmt (lr = 1e-3, k = 1/4) to dmt (lr = 1e-3, k = 1): high")
+    assert sentences[1].startswith("From dmt (lr = 2e-3, k = 1/4) to dmt (lr = 2e-3, k = 1): high")
+
+
+def test_names_of_studies_of_before_are_neither_folders_nor_markup_nor_formulas(
+    tmp_path: Path,
+) -> None:
+    name, arm = 'a/b">', "a$\\b$"
+    study = PlantedStudy(abilities={"math/x": "world_math/accuracy"}, sources={"math/x": "math"})
+    cells = [
+        Cell(name, arm, {"k": k}, 0, study.run(f"odd {k}", 0, {"all": levels(0.5, 0.4, 0.6)}))
+        for k in ("1", "2")
+    ]
+    question = Question(name, "Q?", "grid", cells)
+    report = build_report(study.results("odd", question), study.read)
+    write_report(report, tmp_path)
+    page = (tmp_path / "report.html").read_text()
+    ids = [a["id"] or "" for _, a in Page(page).tags if "id" in a]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", found) for found in ids)
+    assert "$\\b$" in report.sections[1].figures[0].panels[0].svg
+    drawn = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert drawn == {f"{panel.name}.svg" for panel in report.sections[1].figures[0].panels}
+
+
+LITTLE = "A little replay keeps more of them (DMT against none)"
+FREE = "That replay costs the general ability nothing"
+MORE = "More replay raises the special abilities further"
+
+
+def test_a_group_that_lost_its_seeds_says_that_one_is_left() -> None:
+    study = PlantedStudy(items=100)
+    results = study.results("lost", rq3(study), rq4(study))
+    lost = without(results, lambda c: c.seed > 0 and c.arm == "mixed_sequential")
+    lost = without(lost, lambda c: c.seed > 0 and c.arm == "dmt" and c.axis["k"] in ("0", "1"))
+    report = build_report(lost, study.read)
+    assert "after Holm; one seed only, of items alone" in finding(report, MORE, "math").sentence
+    kept = finding(report, "Training in sequence forgets math and code", "math").sentence
+    assert "one seed" not in kept
+    assert "one seed only, of items alone" in finding(report, OTHER_DATA, "math").sentence
+    [warning] = [w for w in report.warnings if w.startswith("One seed only")]
+    assert "in rq3, rq4 (mixed_sequential, dmt (k = 0), dmt (k = 1)):" in warning
+
+
+def test_mixing_needs_two_amounts_to_tell_few_from_many() -> None:
+    study = PlantedStudy(items=100)
+    results = study.results("one amount", rq1(study), rq2(study))
+    gone = without(results, lambda c: c.question == "rq2" and c.axis["fraction"] != "1")
+    report = build_report(gone, study.read)
+    for claim in ("Mixing gains where data are few", "Mixing loses where data are many"):
+        found = finding(report, claim, "general")
+        assert found.judgement == "cannot be told"
+        assert "finished at one amount only (1); few and many data need two" in found.sentence
+
+
+def with_other_items(question: Question, fractions: set[str], arm: str = "") -> Question:
+    """Return a question some of whose runs measured math on other items."""
+    cells = []
+    for cell in question.cells:
+        if cell.result and cell.axis["fraction"] in fractions and cell.arm.startswith(arm):
+            math = {**cell.result.benchmarks["world_math"], "digest": "other"}
+            benchmarks = {**cell.result.benchmarks, "world_math": math}
+            cell = replace(cell, result=replace(cell.result, benchmarks=benchmarks))
+        cells.append(cell)
+    return replace(question, cells=cells)
+
+
+def test_no_effect_is_not_said_to_hold_of_levels_that_were_not_compared() -> None:
+    study = PlantedStudy()
+    other = with_other_items(rq3(study), {"1/64", "1/16"}, "vary_general")
+    report = build_report(study.results("two protocols", other), study.read)
+    found = finding(report, OTHER_DATA, "math")
+    assert found.judgement == "cannot be told"
+    assert "only 1 of 3 levels could be compared" in found.sentence
+    results = study.results("unfinished", rq3(study))
+    gone = without(results, lambda c: c.arm == "vary_general" and c.axis["fraction"] == "1/64")
+    found = finding(build_report(gone, study.read), OTHER_DATA, "code")
+    assert found.judgement == "cannot be told"
+    assert "only 2 of 3 levels could be compared" in found.sentence
+
+
+def test_steps_that_were_not_compared_are_named() -> None:
+    study = PlantedStudy()
+    question = with_other_items(rq1(study), {"1/4"}, "math")
+    report = build_report(study.results("steps", question), study.read)
+    sentence = finding(report, "Each ability rises with its own data", "math").sentence
+    assert "Of 1 of its 3 steps up, 1 is shown one by one" in sentence
+    assert sentence.endswith("Not compared: from 1/16 to 1/4, from 1/4 to 1.")
+
+
+def test_the_greatest_amount_that_has_finished_is_named() -> None:
+    study = PlantedStudy(items=100)
+    results = without(study.results("rq3", rq3(study)), lambda c: c.axis["fraction"] == "1")
+    report = build_report(results, study.read)
+    lead = "vary_special, from 1/64 to 1/4 of code and math: higher"
+    assert finding(report, OWN_DATA, "math").sentence.startswith(lead)
+    assert (
+        "against the greatest one with finished runs (1/4)" in report.sections[1].tables[0].caption
+    )
+
+
+def test_the_order_in_which_equal_arms_are_written_decides_no_claim() -> None:
+    study = PlantedStudy(items=100)
+    question = rq4(study, seeds=(0,))
+    cells = sorted(question.cells, key=lambda cell: cell.arm != "dmt")  # dmt's k = 0 first
+    report = build_report(study.results("turned", replace(question, cells=cells)), study.read)
+    found = finding(report, FORGETS, "math")
+    assert found.judgement == "holds here"
+    assert found.sentence.startswith("mixed_sequential, from the end of specialize")
+
+
+def test_claims_of_arms_without_a_result_cannot_be_told() -> None:
+    study = PlantedStudy(items=100)
+    results = study.results("failed", rq4(study, seeds=(0,)))
+    every = {claim.text for claim in build_report(results, study.read).claims}
+    gone = {"sequential", "multi_task", "dmt", "general_only", "code_only"}
+    report = build_report(without(results, lambda c: c.arm in gone), study.read)
+    assert {claim.text for claim in report.claims} == every
+    untold = every - {FORGETS}
+    for claim in report.claims:
+        if claim.text in untold:
+            assert {f.judgement for f in claim.findings} == {"cannot be told"}
+    reasons = {
+        "Training in sequence forgets math and code": "no finished run of sequential",
+        LITTLE: "no finished run of dmt with replay",
+        MORE: "no two finished replay shares of dmt",
+        KEEPS_LEVEL: "no finished run of multi_task",
+    }
+    for claim, reason in reasons.items():
+        assert reason in finding(report, claim, "math").sentence
+    assert finding(report, FREE, "general").judgement == "cannot be told"
+
+
+def test_a_replay_axis_of_another_name_is_asked_for() -> None:
+    study = PlantedStudy(items=50)
+    question = two_axes(study, "strategies", "dmt", ("share", "lr"))
+    report = build_report(study.results("one", question), study.read)
+    assert "dmt has no axis k" in finding(report, MORE, "math").sentence
+
+
+def test_marks_are_text_in_markdown_and_on_the_page(files: dict[str, str]) -> None:
+    row = next(x for x in files["report.md"].splitlines() if x.startswith("| sequential | 3"))
+    assert re.search(r"\| \N{BLACK DOWN-POINTING TRIANGLE} 5\.\d \(.*\) \|", row)
+    assert "\N{WHITE CIRCLE} 69.8" in row
+    row = next(x for x in files["report.md"].splitlines() if x.startswith("| math\\_only | 3"))
+    assert re.search(r"\| \*\*79\.\d\*\* \(", row)
+    page = Page(files["report.html"])
+    assert re.search(r"\N{BLACK DOWN-POINTING TRIANGLE}\N{NO-BREAK SPACE}5\.\d", page.text)
+    assert "content:" not in files["report.html"]
+
+
+def test_an_answer_of_several_lines_stays_in_its_row() -> None:
+    study = PlantedStudy()
+    results = study.results("one", rq4(study, seeds=(0,)))
+
+    def read(run: RunResult, benchmark: str, step: int) -> list[ItemAnswer]:
+        found = study.read(run, benchmark, step)
+        return [replace(answer, completion="one\r\ntwo\rthree") for answer in found]
+
+    written = report_files(build_report(results, read))["report.md"]
+    assert "` one \N{RETURN SYMBOL} two \N{RETURN SYMBOL} three `" in written
+    assert "\r" not in written
+
+
+def test_straight_lines_are_within_the_panel() -> None:
+    study = PlantedStudy(abilities=LLAMA_ABILITIES, base="other", items=100)
+    low = levels(0.40, 0.40, 0.30)
+    plans = {"math_only": ("", levels(0.90, 0, 0)), "dmt": ("1/4", low), "dmt more": ("1", low)}
+    cells = []
+    for name, (k, end) in plans.items():
+        run = study.run(name, 0, {"a": levels(0.1, 0.1, 0.1), "b": end})
+        cells.append(Cell("q", name.split()[0], {"k": k} if k else {}, 0, run))
+    report = build_report(study.results("low", strategies(cells)), study.read)
+    figure = next(f for f in report.sections[1].figures if f.title == "Replay share k")
+    assert ">90<" in figure.panels[0].svg or ">100<" in figure.panels[0].svg  # its axis' numbers
+
+
+def test_too_few_items_have_no_endless_interval() -> None:
+    study = PlantedStudy(abilities=LLAMA_ABILITIES, items=3)
+    report = build_report(study.results("few", rq3(study)), study.read)
+    found = finding(report, OTHER_DATA, "general")
+    assert "there are too few items to bound it" in found.sentence
+    assert not any("inf" in f.sentence for claim in report.claims for f in claim.findings)

@@ -1,0 +1,224 @@
+"""Fixtures that run the command line over the tiny world, each in a folder of its own."""
+
+import io
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+
+# 24 rows a source, 4 held out: 5 steps of math, then 7 of general with 5 rows of math.
+TINY = """
+seed_everything: 0
+trainer: {configs}/trainer.yaml
+model: {{base: world://base, quantization: fp32, lora: {{r: 4, lora_alpha: 8, lora_dropout: 0.1}}}}
+corpus:
+  sources: {{math: {{path: world://data/math.jsonl}}, general: {{path: world://data/general.jsonl}}}}
+  val_rows: 4
+evaluation:
+  every_n_steps: 4
+  benchmarks:
+    world_math:
+      class_path: sft_lab.evaluation.benchmarks.world.WorldMath
+      init_args: {{path: world://data/world_math.jsonl, source: math, max_new_tokens: 4}}
+checkpoint: {{every_n_steps: 2}}
+data:
+  k: 1/4
+  batch_size: 4
+  micro_batch_size: 2
+  stages:
+    first: {{mixture: {{math: 1}}, epochs: 1, lr: 1e-2}}
+    second: {{mixture: {{general: 1, math: "${{data.k}}"}}, epochs: 1, lr: 5e-3}}
+"""
+EVALUATED_STEPS = [0, 4, 5, 8, 12]
+
+# What a run of the tiny config scores is decided here, one share per evaluation.
+SCRIPTED = '''
+from sft_lab.evaluation.benchmark import Benchmark, Verdict
+
+
+class Scripted(Benchmark):
+    """Gets 0, 2, 3, 1 and 2 of 4 items right, one evaluation after the other."""
+
+    score_names = ("accuracy",)
+    right = (0, 2, 3, 1, 2)
+    evaluations = 0
+
+    def grade(self, items, completions):
+        right = self.right[self.evaluations % 5]
+        self.evaluations += 1
+        return [Verdict({"accuracy": n < right}, text) for n, text in enumerate(completions)]
+'''
+SCRIPTED_CONFIG = """
+evaluation:
+  benchmarks:
+    scripted:
+      class_path: scripted.Scripted
+      init_args: {path: world://data/world_math.jsonl, source: math, max_new_tokens: 2}
+"""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended and what it printed."""
+
+    code: Any
+    out: str
+    err: str
+
+
+class Terminal(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class Lab:
+    """The command line in one folder, over the tiny world; ``tiny.yaml`` lies there."""
+
+    folder: Path
+    world: Path
+
+    def __call__(self, *arguments: str, stream: io.StringIO | None = None) -> Outcome:
+        from sft_lab.commands.main import main
+
+        out, err = stream or io.StringIO(), io.StringIO()
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            patch.chdir(self.folder)
+            patch.syspath_prepend(str(self.folder))
+            patch.setenv("SFT_LAB_WORLD", str(self.world))
+            # MLflow itself sets it, for the next run too; what is set first is undone behind it.
+            patch.setenv("MLFLOW_TRACKING_URI", "")
+            patch.delenv("MLFLOW_TRACKING_URI")
+            try:
+                code: Any = main(list(arguments))
+            except SystemExit as stop:
+                code = stop.code
+            finally:
+                for number, handler in handlers.items():
+                    signal.signal(number, handler)
+        return Outcome(code, out.getvalue(), err.getvalue())
+
+    def fit(self, *arguments: str, stream: io.StringIO | None = None) -> Outcome:
+        return self("fit", "--config=tiny.yaml", *arguments, stream=stream)
+
+    def write(self, name: str, content: str) -> Path:
+        path = self.folder / name
+        path.write_text(content, encoding="utf-8")
+        return path
+
+    @property
+    def store(self) -> Any:
+        from sft_lab.runs.store import RunStore
+
+        return RunStore(f"sqlite:///{self.folder}/mlruns/mlflow.db")
+
+    @property
+    def runs(self) -> list[Any]:
+        """The folder's runs, newest first; none where no store has been made."""
+        return self.store.runs() if (self.folder / "mlruns/mlflow.db").exists() else []
+
+    @property
+    def run(self) -> Any:
+        (run,) = self.runs
+        return run
+
+    def points(self, key: str, run_id: str | None = None) -> dict[int, float]:
+        """The points of a metric by step; fails if a step is there twice."""
+        run_id = run_id or self.run.info.run_id
+        history = self.store.client.get_metric_history(run_id, key)
+        assert len({point.step for point in history}) == len(history), key
+        return {point.step: point.value for point in sorted(history, key=lambda p: p.step)}
+
+    def artifact(self, path: str) -> Path:
+        return Path(self.store.client.download_artifacts(self.run.info.run_id, path))
+
+    def json(self, path: str) -> Any:
+        return json.loads(self.artifact(path).read_text(encoding="utf-8"))
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "mlruns/checkpoints" / self.run.info.run_id / "last.ckpt"
+
+
+MakeLab = Callable[[Path], Lab]
+
+
+@pytest.fixture(scope="session")
+def make_lab(tiny_world: Path) -> MakeLab:
+    def make(folder: Path) -> Lab:
+        made = Lab(folder, tiny_world)
+        made.write("tiny.yaml", TINY.format(configs=CONFIGS))
+        made.write("scripted.py", SCRIPTED)
+        made.write("scripted.yaml", SCRIPTED_CONFIG)
+        return made
+
+    return make
+
+
+@pytest.fixture
+def lab(make_lab: MakeLab, tmp_path: Path) -> Lab:
+    """The command line in an empty folder."""
+    return make_lab(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _own_store(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Undo behind each test that MLflow names its store to all later ones, and to subprocesses."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run of the tiny config that ended well, and what it printed. Change nothing in it."""
+
+    lab: Lab
+    outcome: Outcome
+
+
+@pytest.fixture(scope="session")
+def finished(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
+    lab = make_lab(tmp_path_factory.mktemp("finished"))
+    outcome = lab.fit("--config=scripted.yaml", "--trainer.log_every_n_steps=1")
+    assert outcome.code == 0, outcome.err
+    return FinishedRun(lab, outcome)
+
+
+STOPPER = '''
+import os
+
+from lightning import Callback
+
+
+class Stop(Callback):
+    """Raises, or sends this process a signal, in the middle of the window behind a step."""
+
+    def __init__(self, step: int, signal: int = 0) -> None:
+        self.step, self.signal = step, signal
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step and batch_idx % 2 == 1:
+            if self.signal:
+                os.kill(os.getpid(), self.signal)
+            else:
+                raise RuntimeError("stopped by the test")
+'''
+
+
+@pytest.fixture
+def stopped_lab(lab: Lab) -> Iterator[Lab]:
+    """A lab with ``stopper.Stop``, to be given with ``--trainer.callbacks``."""
+    lab.write("stopper.py", STOPPER)
+    yield lab
+    os.environ.pop("PL_GLOBAL_SEED", None)

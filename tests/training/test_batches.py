@@ -1,0 +1,176 @@
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sft_lab.data.corpus import Corpus
+from sft_lab.data.rendering import IGNORED, TokenizedRow
+from sft_lab.data.sources import Source
+from sft_lab.evaluation.benchmarks.world import WorldMath
+from sft_lab.evaluation.prompts import Prompts
+from sft_lab.training.batches import (
+    HeldOutBatches,
+    MicroBatches,
+    ResumableLoader,
+    collate,
+    eval_loader,
+)
+from sft_lab.training.plan import RowRef, Window
+
+
+@pytest.fixture
+def corpus(tiny_base: Path, four_rows: Path) -> Corpus:
+    """Two sources of the same four rows, of 18, 17, 16 and 15 tokens, 3 of them targets."""
+    source = Source(str(four_rows))
+    corpus = Corpus({"code": source, "math": source}, str(tiny_base))
+    corpus.load(["code", "math"])
+    return corpus
+
+
+WINDOWS = [
+    [[RowRef("math", 3)], [RowRef("code", 0)], [RowRef("math", 1)]],
+    [[RowRef("code", 2)]],
+]
+PACKED = [
+    [[RowRef("math", 3), RowRef("code", 0), RowRef("math", 0)], [RowRef("math", 1)]],
+    [[RowRef("code", 1), RowRef("math", 2)], [RowRef("code", 3), RowRef("code", 2)]],
+    [[RowRef("code", 2)]],
+]
+
+
+def test_micro_batches_pad_on_the_right_and_know_their_window(corpus: Corpus) -> None:
+    batches = MicroBatches(corpus, WINDOWS, micro_batch_size=2)
+    assert len(batches) == 3
+    first, second, third = (batches[index] for index in range(3))
+    assert {key: (value.shape, value.dtype) for key, value in first.items()} == {
+        "input_ids": ((2, 18), torch.int64),
+        "position_ids": ((2, 18), torch.int64),
+        "labels": ((2, 18), torch.int64),
+        "source_ids": ((2, 18), torch.int64),
+        "window_target_tokens": ((), torch.int64),
+    }
+    # Rows of a step go by length, so that those of a micro-batch are alike: 18, 17, then 15.
+    long, middle = corpus.loaded["code"].rows[0], corpus.loaded["math"].rows[1]
+    pad = corpus.renderer.pad_token_id
+    assert first["input_ids"].tolist() == [list(long.input_ids), [*middle.input_ids, pad]]
+    assert first["position_ids"].tolist() == [list(range(18))] * 2  # padding goes on counting
+    assert first["labels"].tolist() == [long.labels, [*middle.labels, IGNORED]]
+    # Code is the first of the sources, math the next.
+    assert first["source_ids"].tolist() == [[0] * 18, [1] * 18]
+    assert second["input_ids"].tolist() == [list(corpus.loaded["math"].rows[3].input_ids)]
+    # Three rows with two letters and the end token each; the window's sum stands in each part.
+    assert [int(b["window_target_tokens"]) for b in (first, second, third)] == [9, 9, 3]
+    assert [b["input_ids"].shape for b in (second, third)] == [(1, 15), (1, 16)]
+
+
+def test_packed_rows_lie_end_to_end(corpus: Corpus) -> None:
+    (batch, *_) = MicroBatches(corpus, PACKED, micro_batch_size=2)
+    pad = corpus.renderer.pad_token_id
+    rows = [corpus.loaded[source].rows[i] for source, i in (("math", 3), ("code", 0), ("math", 0))]
+    short = corpus.loaded["math"].rows[1]
+    assert batch["input_ids"].tolist() == [
+        [token for row in rows for token in row.input_ids],
+        [*short.input_ids, *[pad] * 34],
+    ]
+    assert batch["position_ids"].tolist() == [
+        [*range(15), *range(18), *range(18)],
+        list(range(51)),
+    ]
+    assert batch["labels"].tolist() == [
+        [label for row in rows for label in row.labels],
+        [*short.labels, *[IGNORED] * 34],
+    ]
+    assert batch["source_ids"].tolist() == [[1] * 15 + [0] * 18 + [1] * 18, [1] * 51]
+    assert int(batch["window_target_tokens"]) == 12  # four rows, three each
+
+
+def test_the_first_token_of_a_row_is_no_target() -> None:
+    ids = np.array([7, 8, 9], dtype=np.int32)
+    ids.flags.writeable = False  # as in a memory-mapped file
+    whole = TokenizedRow(ids, ((0, 3),))
+    loaded = SimpleNamespace(
+        rows=[whole, whole], num_tokens=np.array([3, 3]), num_target_tokens=np.array([2, 2])
+    )
+    corpus: Any = SimpleNamespace(
+        sources={"s": None}, loaded={"s": loaded}, renderer=SimpleNamespace(pad_token_id=0)
+    )
+    batch = collate(corpus, [[RowRef("s", 0), RowRef("s", 1)]], window_target_tokens=4)
+    # Else the 9 before it would learn to go on with the 7 of another row.
+    assert batch["labels"].tolist() == [[IGNORED, 8, 9, IGNORED, 8, 9]]
+    assert int((batch["labels"][:, 1:] != IGNORED).sum()) == 4
+
+
+@pytest.mark.parametrize("windows", [WINDOWS, PACKED], ids=["row_by_row", "packed"])
+def test_the_loader_goes_on_exactly_behind_its_saved_position(
+    corpus: Corpus, windows: list[Window]
+) -> None:
+    dataset = MicroBatches(corpus, windows, micro_batch_size=1)
+    sequences = sum(len(window) for window in windows)
+    whole = [batch["input_ids"].tolist() for batch in ResumableLoader(dataset, 0)]
+    interrupted = ResumableLoader(dataset, 0)
+    batches = iter(interrupted)
+    next(batches), next(batches)
+    state = interrupted.state_dict()
+    resumed = ResumableLoader(dataset, 0)
+    resumed.load_state_dict(state)
+    assert resumed.state_dict() == state == {"position": 2}  # saved again before a batch was read
+    assert [batch["input_ids"].tolist() for batch in resumed] == whole[2:]
+    assert resumed.state_dict() == {"position": sequences}
+    assert len(resumed) == sequences  # of the whole pass: by it Lightning knows the last batch
+
+
+def test_workers_that_read_ahead_do_not_move_the_position(corpus: Corpus) -> None:
+    loader = ResumableLoader(MicroBatches(corpus, WINDOWS, micro_batch_size=1), num_workers=1)
+    batches = iter(loader)
+    first = next(batches)
+    assert loader.state_dict() == {"position": 1}
+    assert first["input_ids"].tolist() == [list(corpus.loaded["code"].rows[0].input_ids)]
+    del batches
+
+
+def test_loaders_leave_the_random_state_alone(corpus: Corpus, tiny_base: Path) -> None:
+    dataset = MicroBatches(corpus, WINDOWS, micro_batch_size=1)
+    torch.manual_seed(0)
+    before = torch.get_rng_state()
+    list(ResumableLoader(dataset, 0))
+    list(eval_loader(dataset))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_held_out_batches_hold_only_held_out_rows(tiny_base: Path, four_rows: Path) -> None:
+    source = Source(str(four_rows))
+    corpus = Corpus({"code": source, "math": source}, str(tiny_base), val_rows=3)
+    corpus.load(["math"])
+    batches = list(eval_loader(HeldOutBatches(corpus, "math", batch_size=2)))
+    held_out = sorted(corpus.loaded["math"].held_out, key=lambda row: -len(row.input_ids))
+    ids = [ids for batch in batches for ids in batch["input_ids"].tolist()]
+    pad = corpus.renderer.pad_token_id
+    assert ids[0] == list(held_out[0].input_ids)
+    assert ids[1][: len(held_out[1].input_ids)] == list(held_out[1].input_ids)
+    assert set(ids[1][len(held_out[1].input_ids) :]) <= {pad}
+    assert ids[2] == list(held_out[2].input_ids)
+    assert {int(source) for batch in batches for source in batch["source_ids"].flatten()} == {1}
+    assert [int(batch["window_target_tokens"]) for batch in batches] == [6, 3]
+
+
+def test_a_benchmark_s_prompts_come_together(corpus: Corpus, tiny_world: Path) -> None:
+    benchmark = WorldMath(str(tiny_world / "data" / "world_math.jsonl"), max_new_tokens=4)
+    [batch] = list(eval_loader(Prompts("world_math", benchmark, corpus)))
+    assert (batch["benchmark"], batch["indices"]) == ("world_math", [0, 1, 2, 3])
+    item = benchmark.items()[2]
+    assert batch["prompts"][2] == corpus.renderer.prompt_ids(item.messages)
+
+
+def test_prompts_of_fewer_items_lie_within_those_of_more(corpus: Corpus, tiny_world: Path) -> None:
+    benchmark = WorldMath(str(tiny_world / "data" / "world_math.jsonl"), max_new_tokens=4)
+    prompts = Prompts("world_math", benchmark, corpus)
+    used = []
+    for count in (1, 2, 3, None):
+        prompts.use(count)
+        [batch] = list(eval_loader(prompts))
+        used.append(set(batch["indices"]))
+    assert list(map(len, used)) == [1, 2, 3, 4]
+    assert used[0] < used[1] < used[2] < used[3]
