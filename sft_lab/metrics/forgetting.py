@@ -1,30 +1,146 @@
-"""What training did to abilities: forgetting, retention and backward transfer, from their scores.
+"""Forgetting, retention, backward transfer and change from base of one ability, from its scores.
 
-All functions take scores in order of time. Where a value has no meaning yet, it is absent, never 0.
+Each is defined once, here; runs log them and every command that shows them computes them by these
+functions. A value without a meaning is absent, never 0.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 
+from sft_lab.metrics.score import Score
 
-def forgetting(earlier: Sequence[float], now: float) -> float | None:
-    """Return the best earlier score minus the score now; negative when it has risen.
 
-    Source: Chaudhry et al. (2018), "Riemannian Walk for Incremental Learning", section 3.2.
+@dataclass(frozen=True)
+class Assessed:
+    """An ability's score at one evaluation of a run.
 
-    >>> forgetting([0.25, 0.75], now=0.5)
-    0.25
+    Attributes:
+        step: Optimizer steps taken.
+        score: The score with its 95 % interval.
+        is_boundary: Whether it was measured before training or where a stage ended.
+        is_full: Whether it was measured on all items.
     """
-    return max(earlier) - now if earlier else None
+
+    step: int
+    score: Score
+    is_boundary: bool
+    is_full: bool = True
 
 
-def retention(earlier: Sequence[float], now: float) -> float | None:
-    """Return the score now over the best earlier score; None while there is none above 0.
+def best_boundary(history: Iterable[Assessed], step: int) -> Assessed | None:
+    """Return the best full evaluation at a stage boundary before a step; of equal ones the first.
 
-    >>> retention([0.25, 0.75], now=0.375)
+    It is the reference of forgetting and retention. The evaluation before training counts.
+
+    >>> scores = {0: 0.25, 5: 0.75, 9: 0.5}
+    >>> history = [Assessed(step, Score(s, 0, 1, 4), True) for step, s in scores.items()]
+    >>> best_boundary(history, step=9).step
+    5
+    """
+    return max(_boundaries(history, step), key=lambda found: found.score.value, default=None)
+
+
+def forgetting(best: float, now: float) -> float:
+    """Return how far the score now lies below the best earlier one; 0 if it does not.
+
+    Source: Chaudhry et al. (2018), "Riemannian Walk for Incremental Learning", section 3.2, where
+    the best is taken over the ends of earlier tasks.
+
+    >>> forgetting(best=0.75, now=0.5), forgetting(best=0.75, now=1.0)
+    (0.25, 0.0)
+    """
+    return max(0.0, best - now)
+
+
+def retention(best: float, now: float) -> float | None:
+    """Return the score now over the best earlier score; None if that is not above 0.
+
+    >>> retention(best=0.75, now=0.375)
     0.5
     """
-    return now / max(earlier) if earlier and max(earlier) > 0 else None
+    return now / best if best > 0 else None
+
+
+def backward_transfer(trained: float, now: float) -> float:
+    """Return the score now minus the score after the stage that first trained the ability.
+
+    Source: Lopez-Paz & Ranzato (2017), "Gradient Episodic Memory for Continual Learning", sec. 2.
+
+    >>> backward_transfer(trained=0.75, now=0.5)
+    -0.25
+    """
+    return now - trained
+
+
+def change_from_base(base: float, now: float) -> float:
+    """Return the score now minus the score before training.
+
+    >>> change_from_base(base=0.25, now=0.5)
+    0.25
+    """
+    return now - base
+
+
+def changes(
+    history: Sequence[Assessed], trained_at: int | None, chance: float = 0.0
+) -> dict[str, float]:
+    """Return what training has done to an ability by its last evaluation.
+
+    Forgetting, retention and backward transfer have values from the end of the first stage that
+    trains the ability, and only if there was something to forget: at an earlier boundary the lower
+    end of the score's interval was above chance. Their reference is always an earlier evaluation,
+    so backward transfer begins one evaluation after the stage. An evaluation on a part of the items
+    has none of the values, since its score does not compare.
+
+    Args:
+        history: The ability's evaluations in order of steps.
+        trained_at: Optimizer steps at the end of the first stage that trains the ability; None if
+            no stage does.
+        chance: The score that guessing gets.
+
+    Returns:
+        ``forgetting``, ``retention``, ``backward_transfer`` and ``change_from_base``, as far as
+        they have values.
+
+    Raises:
+        ValueError: If a score is not a finite number.
+
+    >>> scores = [0.0, 0.75, 0.5]
+    >>> history = [Assessed(n, Score(s, s / 2, 1, 4), True) for n, s in enumerate(scores)]
+    >>> changes(history, trained_at=1)["forgetting"]
+    0.25
+    """
+    for found in history:
+        if not isfinite(found.score.value):
+            raise ValueError(
+                f"the score at step {found.step} is not a finite number, got {found.score.value}."
+            )
+    if not history or not history[-1].is_full:
+        return {}
+    step, now = history[-1].step, history[-1].score.value
+    earlier = _boundaries(history, step)
+    values: dict[str, float | None] = {}
+    if earlier and earlier[0].step == 0:
+        values["change_from_base"] = change_from_base(earlier[0].score.value, now)
+    best = best_boundary(history, step)
+    if (
+        best is not None
+        and trained_at is not None
+        and step >= trained_at
+        and any(found.score.low > chance for found in earlier)
+    ):
+        values["forgetting"] = forgetting(best.score.value, now)
+        values["retention"] = retention(best.score.value, now)
+        for found in earlier:
+            if found.step == trained_at:
+                values["backward_transfer"] = backward_transfer(found.score.value, now)
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _boundaries(history: Iterable[Assessed], before: int) -> list[Assessed]:
+    """Return the full evaluations at boundaries before a step."""
+    return [f for f in history if f.is_boundary and f.is_full and f.step < before]
 
 
 def derived(
@@ -71,8 +187,9 @@ def derived(
     values: dict[str, float | None] = {}
     for key, now in last.items():
         earlier = [entry[key] for entry in past if key in entry]
-        values[f"forgetting/{key}"] = forgetting(earlier, now)
-        values[f"retention/{key}"] = retention(earlier, now)
+        if earlier:
+            values[f"forgetting/{key}"] = max(earlier) - now
+            values[f"retention/{key}"] = retention(max(earlier), now)
         at = trained_at.get(key)
         if at is not None and 0 <= at < len(past) and key in past[at]:
             values[f"backward_transfer/{key}"] = now - past[at][key]
