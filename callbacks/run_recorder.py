@@ -14,10 +14,12 @@ from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from sft_lab.model.qlora import save_trained
+from sft_lab.runs.contents import answers_table, manifest, run_record, window_table
 from sft_lab.runs.logger import RunLogger
 from sft_lab.runs.machine import device_name
-from sft_lab.runs.record import answers_table, flatten, manifest, stage_plan, window_table
+from sft_lab.runs.record import RECORD
 from sft_lab.runs.store import TABLES_TAG
+from sft_lab.runs.tags import flatten
 from sft_lab.training.data_modules import StagedDataModule
 from sft_lab.training.module import SFTModule
 from sft_lab.training.plan import StagePlan
@@ -75,8 +77,7 @@ class RunRecorder(Callback):
         if len(plans) == len(self._recorded) and all(map(operator.is_, plans, self._recorded)):
             return
         client, run_id = logger.experiment, logger.run_id
-        plan = stage_plan(data, pl_module.generates_with)
-        client.log_text(run_id, json.dumps(plan, indent=2), "stage_plan.json")
+        client.log_text(run_id, run_record(data, pl_module.generates_with).to_json(), RECORD)
         for name in data.stages:
             client.log_text(run_id, manifest(data, name), f"samples/{name}.tsv")
             client.log_text(run_id, window_table(data, name), f"windows/{name}.tsv")

@@ -1,23 +1,27 @@
 """Runs that never ran: what a finished run says, from a few marks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
 from sft_lab.analysis.arms import Arm, MeasuredRun
 from sft_lab.analysis.outcomes import Outcomes
 from sft_lab.metrics.score import Score
+from sft_lab.runs.record import BenchmarkRecord, RunRecord, StageRecord
 from sft_lab.runs.results import Point, RunResult
 
-ENTRY: dict[str, Any] = {
-    "digest": "aa",
-    "protocol": {"benchmark": "GSM8K", "scores": ["strict", "flexible"], "max_new_tokens": 8},
-    "decoding": {"temperature": 0.0},
-    "weights": "live",
-    "prompts": "bb",
-    "items": 4,
-    "scale": [0, 1],
-}
+ENTRY = BenchmarkRecord(
+    digest="aa",
+    protocol={"benchmark": "GSM8K", "scores": ["strict", "flexible"], "max_new_tokens": 8},
+    decoding={"temperature": 0.0},
+    weights="live",
+    prompts="bb",
+    items=4,
+    turns=1,
+    scale=(0, 1),
+    source=None,
+    conditions={},
+)
 
 
 def items_of(marks: Sequence[float | None], prompt: str = "q") -> Outcomes:
@@ -36,10 +40,10 @@ def measured(
     seed: int = 0,
     stages: int | None = None,
     prompt: str = "q",
-    entry: Mapping[str, Any] = ENTRY,
+    entry: BenchmarkRecord = ENTRY,
 ) -> MeasuredRun:
     """A run of one benchmark, ``gsm8k``, with its marks at step 0, 10, 20, ..."""
-    named = {f"s{n}": 10 for n in range(1, stages or len(boundaries))}
+    named = {f"s{n}": StageRecord(10, 1, {}, {}, "") for n in range(1, stages or len(boundaries))}
     outcomes = {10 * n: items_of(marks, prompt) for n, marks in enumerate(boundaries)}
     points = []
     for step, found in outcomes.items():
@@ -53,8 +57,7 @@ def measured(
         status="FINISHED",
         seed=seed,
         base="world://base",
-        stages=named,
-        benchmarks={"gsm8k": entry},
+        record=RunRecord(sources={}, stages=named, benchmarks={"gsm8k": entry}),
         points=tuple(points),
         final={"retention/gsm8k/strict": 0.5},
     )

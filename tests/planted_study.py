@@ -13,6 +13,7 @@ from math import log2
 from sft_lab.analysis.study_results import Cell, Question, StudyResults
 from sft_lab.errors import RequestError
 from sft_lab.metrics.score import Score, accuracy, mean_score
+from sft_lab.runs.record import BenchmarkRecord, RunRecord, StageRecord
 from sft_lab.runs.results import ItemAnswer, Point, RunResult
 
 FRACTIONS = ["1", "1/4", "1/16", "1/64"]
@@ -83,24 +84,33 @@ class PlantedStudy:
             status="FINISHED",
             seed=seed,
             base=self.base,
-            stages=dict.fromkeys(stages, steps),
-            benchmarks={key.split("/")[0]: self._benchmark(key) for key in self.abilities.values()},
+            record=RunRecord(
+                sources={},
+                stages={stage: StageRecord(steps, 1, {}, {}, "") for stage in stages},
+                benchmarks={
+                    key.split("/")[0]: self._benchmark(key) for key in self.abilities.values()
+                },
+            ),
             points=tuple(points),
             final=self._final(points),
         )
         self.runs[run_id] = result
         return result
 
-    def _benchmark(self, key: str) -> dict[str, object]:
+    def _benchmark(self, key: str) -> BenchmarkRecord:
         benchmark, score = key.split("/")
-        return {
-            "digest": f"digest of {benchmark}",
-            "protocol": {"scores": [score]},
-            "decoding": {"temperature": 0.0, "num_samples": 1},
-            "prompts": f"prompts of {benchmark}",
-            "items": self.items,
-            "scale": [1, 10] if benchmark == "mt_bench" else [0, 1],
-        }
+        return BenchmarkRecord(
+            digest=f"digest of {benchmark}",
+            protocol={"scores": [score]},
+            decoding={"temperature": 0.0, "num_samples": 1},
+            weights="live",
+            prompts=f"prompts of {benchmark}",
+            items=self.items,
+            turns=1,
+            scale=(1, 10) if benchmark == "mt_bench" else (0, 1),
+            source=None,
+            conditions={},
+        )
 
     def _point(self, run_id: str, seed: int, step: int, after: str | None, levels: Levels) -> Point:
         scores: dict[str, Score] = {}

@@ -109,6 +109,5 @@ def _scale(cells: Sequence[Cell], key: str) -> tuple[float, float]:
     benchmark = key.split("/", 1)[0]
     for cell in cells:
         if cell.result and benchmark in cell.result.benchmarks:
-            low, high = cell.result.benchmarks[benchmark]["scale"]
-            return float(low), float(high)
+            return cell.result.benchmarks[benchmark].scale
     return 0.0, 1.0

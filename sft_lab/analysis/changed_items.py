@@ -44,7 +44,7 @@ def changed_items(
         benchmark: The benchmark.
         outcomes: The benchmark's items at every stage boundary, by step.
     """
-    if result.last is None or result.benchmarks[benchmark]["scale"] != [0, 1]:
+    if result.last is None or not result.benchmarks[benchmark].is_share:
         return ()
     found = [(step, of_step) for step in sorted(outcomes) if (of_step := outcomes[step])]
     changed = [_changed(item, found) for item in found[-1][1].marks] if found else []

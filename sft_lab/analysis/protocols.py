@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from sft_lab.analysis.abilities import Ability
@@ -13,8 +13,8 @@ from sft_lab.runs.results import RunResult
 
 PROTOCOL = ("protocol", "decoding", "items", "scale", "prompts", "digest")
 """What decides a score; the other keys are conditions, which change no verdict but by accident:
-``weights`` (the same function up to rounding), ``sandbox`` (both levels grade alike) and
-versions."""
+``weights`` (the same function up to rounding) and ``conditions``, such as ``conditions.sandbox``
+(both levels grade alike) and versions."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Mismatch:
     Attributes:
         run_id: The run that differs.
         benchmark: The benchmark.
-        key: Where in its entry of ``stage_plan.json``, dotted.
+        key: Where in its entry of ``record.json``, dotted.
         reference: The reference's value; None where it has no such key.
         value: The run's.
         is_protocol: Whether scores stop comparing by it; a condition is only told.
@@ -50,7 +50,9 @@ def mismatches(reference: RunResult, runs: Sequence[RunResult]) -> list[Mismatch
                 continue
             differing = [
                 Mismatch(run.run_id, benchmark, key, old, new, key.partition(".")[0] in PROTOCOL)
-                for key, old, new in _differences(reference.benchmarks[benchmark], entry)
+                for key, old, new in _differences(
+                    asdict(reference.benchmarks[benchmark]), asdict(entry)
+                )
             ]
             named = {m.key for m in differing if m.is_protocol} - {"digest", "prompts"}
             found += [m for m in differing if m.key not in ("digest", "prompts") or not named]
@@ -112,7 +114,7 @@ def protocol_id(run: RunResult, benchmark: str) -> str:
     measured = run.benchmarks.get(benchmark)
     if measured is None:
         return ""
-    parts = {name: measured.get(name) for name in ("digest", "prompts", "decoding")}
+    parts = {name: getattr(measured, name) for name in ("digest", "prompts", "decoding")}
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 

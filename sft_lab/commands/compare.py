@@ -77,7 +77,7 @@ def _run(run: MeasuredRun) -> dict[str, Any]:
     return {
         "run_id": result.run_id,
         "name": result.name,
-        "benchmarks": result.benchmarks,
+        "benchmarks": {name: asdict(found) for name, found in result.benchmarks.items()},
         "strategy": result.strategy,
         "status": result.status,
         "seed": result.seed,

@@ -161,7 +161,7 @@ def _is_flagged(compared: Comparison, arm: Arm, benchmark: str) -> bool:
 
 
 def _in_percent(arm: Arm, benchmark: str) -> bool:
-    return bool(arm.runs[0].result.benchmarks[benchmark]["scale"] == [0, 1])
+    return arm.runs[0].result.benchmarks[benchmark].is_share
 
 
 def _interval(found: Score | Difference, in_percent: bool, signed: bool) -> str:

@@ -1,12 +1,12 @@
 """How long a run will take, by how fast an earlier run on the same base and device was."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 from sft_lab.evaluation.budget import Pace, items_between
+from sft_lab.runs.record import read_record
 from sft_lab.runs.store import RunStore
 
 _SAME = ("model.base", "model.quantization", "precision", "device")
@@ -184,18 +184,18 @@ def _speed_of(store: RunStore, run: Any) -> Speed:
     last = max(speeds)
     evaluation_share = points("time/eval_share")[last]
     evaluating_s = training_s * evaluation_share / (1 - evaluation_share)
-    plan = json.loads(store.artifact_text(run_id, "stage_plan.json"))
+    benchmarks = read_record(store, run_id).benchmarks
     full = {
-        name: found["items"]
-        * found["protocol"]["max_new_tokens"]
-        * found["decoding"]["num_samples"]
-        * found["turns"]
-        for name, found in plan["benchmarks"].items()
+        name: found.items
+        * found.protocol["max_new_tokens"]
+        * found.decoding["num_samples"]
+        * found.turns
+        for name, found in benchmarks.items()
     }
     # What was measured by step: a budget takes a part of the items, and is paid for by that part.
     measured: dict[int, float] = {}
-    for name, found in plan["benchmarks"].items():
-        counts = points(f"{name}/{found['protocol']['scores'][0]}_n")
+    for name, found in benchmarks.items():
+        counts = points(f"{name}/{found.score_names[0]}_n")
         for step, count in counts.items():
             measured[step] = measured.get(step, 0.0) + full[name] * count / counts[0]
     # The last evaluation comes behind the last point of the share.

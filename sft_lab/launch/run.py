@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,20 +41,22 @@ from sft_lab.launch.parser import (
 from sft_lab.model.qlora import check_base
 from sft_lab.paths import make_folder
 from sft_lab.runs.checkpoint import AtomicCheckpointIO, RunStamp, read_checkpoint
+from sft_lab.runs.contents import run_record
 from sft_lab.runs.fork import (
     FORK_TAG,
     Fork,
     check_end,
-    check_plans,
+    check_records,
     find_fork,
     place_checkpoints,
     take_over,
 )
 from sft_lab.runs.lock import run_lock
 from sft_lab.runs.logger import NO_LOGGER, RunLogger
-from sft_lab.runs.record import run_tags, stage_plan
+from sft_lab.runs.record import read_record
 from sft_lab.runs.resume import Resume, check_model, check_run, resume_last, resume_path
 from sft_lab.runs.store import RunStore, prepare_store
+from sft_lab.runs.tags import run_tags
 from sft_lab.terminal import silence
 from sft_lab.training.data_modules import StagedDataModule, micro_batches_per_step
 from sft_lab.training.guard import decisions
@@ -322,8 +323,8 @@ class LabCLI(LightningCLI):
         store = RunStore(logger.tracking_uri)
         if self.fork is not None:
             self._restore_plans(self.fork)
-            plan = json.loads(store.artifact_text(self.fork.run_id, "stage_plan.json"))
-            check_plans(self.fork, plan, stage_plan(self.datamodule, self.model.generates_with))
+            record = run_record(self.datamodule, self.model.generates_with)
+            check_records(self.fork, read_record(store, self.fork.run_id), record)
             check_end(self.fork, store, self.datamodule.schedule)
         with recorded(logger):
             stamp = checkpoint.stamp = RunStamp(str(logger.run_id), identity(self.plain))

@@ -163,10 +163,10 @@ def protocol_table(results: StudyResults, abilities: list[Ability]) -> Table:
                 row = (
                     ability.key,
                     protocol_id(run, ability.benchmark),
-                    str(measured.get("digest", ""))[:8],
-                    str(measured.get("prompts", ""))[:8],
-                    str(measured.get("items", "")),
-                    _decoding(measured.get("decoding", {})),
+                    measured.digest[:8],
+                    measured.prompts[:8],
+                    str(measured.items),
+                    _decoding(measured.decoding),
                 )
                 rows[row] = rows.get(row, 0) + 1
     return Table(

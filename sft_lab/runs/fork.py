@@ -22,6 +22,7 @@ from sft_lab.runs.checkpoint import (
     stamp_of,
 )
 from sft_lab.runs.logger import RunLogger
+from sft_lab.runs.record import RunRecord
 from sft_lab.runs.store import TABLES_TAG, RunStore
 from sft_lab.training.schedule import Schedule
 
@@ -121,31 +122,33 @@ def _why_no_checkpoint(store: RunStore, run_id: str, stage: str, path: Path) -> 
     )
 
 
-def check_plans(fork: Fork, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Look that files have not changed since the other run read them.
+def check_records(fork: Fork, old: RunRecord, new: RunRecord) -> None:
+    """Check that files have not changed since the other run read them.
 
     Args:
         fork: Where the run starts.
-        old: ``stage_plan.json`` of the other run.
-        new: That of the run that starts there.
+        old: The record of the other run.
+        new: The record of the run that starts there.
 
     Raises:
         RequestError: Naming the stage or benchmark whose file is another one now.
     """
-    kinds: dict[str, tuple[Iterable[str], tuple[str, ...]]] = {
-        "stages": (fork.stages, ("steps", "manifest_digest")),
-        "benchmarks": (new["benchmarks"], ("digest", "prompts", "items")),
-    }
-    for kind, (names, entries) in kinds.items():
-        for name in names:
-            before, now = old[kind].get(name, {}), new[kind][name]
-            for entry in entries:
-                if before.get(entry) != now[entry]:
-                    raise RequestError(
-                        f"--from {fork.name}: {kind.removesuffix('s')} '{name}' had {entry} "
-                        f"{before.get(entry)}, it has {now[entry]} now: its files have changed "
-                        "since. Put them back, or leave --from out to start from nothing."
-                    )
+    pairs: list[tuple[str, object, object, tuple[str, ...]]] = [
+        (f"stage '{name}'", old.stages.get(name), new.stages[name], ("steps", "manifest_digest"))
+        for name in fork.stages
+    ]
+    pairs += [
+        (f"benchmark '{name}'", old.benchmarks.get(name), found, ("digest", "prompts", "items"))
+        for name, found in new.benchmarks.items()
+    ]
+    for what, found_before, found_now, entries in pairs:
+        for entry in entries:
+            before, now = getattr(found_before, entry, None), getattr(found_now, entry)
+            if before != now:
+                raise RequestError(
+                    f"--from {fork.name}: {what} had {entry} {before}, it has {now} now: its files "
+                    "have changed since. Restore them, or leave --from out to start from nothing."
+                )
 
 
 def points_before(

@@ -1,153 +1,163 @@
-"""What a run's record holds: tags, plan, samples and answers."""
+"""The record of a run, ``record.json``: its sources, stages and benchmarks, as one typed schema.
 
-import hashlib
-import subprocess
-from collections import Counter
+It is written when a run starts and read by everything that looks at a run later.
+"""
+
+import json
 from collections.abc import Mapping
-from dataclasses import asdict
-from pathlib import Path
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from sft_lab.config.identity import digest
-from sft_lab.evaluation.evaluator import Answer
-from sft_lab.evaluation.prompts import Prompts
-from sft_lab.runs.store import DIGEST_TAG
-from sft_lab.training.data_modules import StagedDataModule
+from sft_lab.errors import RequestError
+from sft_lab.runs.store import RunStore
+from sft_lab.training.shares import ShareValue, parse_share
+
+RECORD = "record.json"
+SCHEMA = 1
+"""Version of the record; a change that an older version could not read counts it up."""
 
 
-def run_tags(config: Mapping[str, Any], strategy: str, command: str) -> dict[str, str]:
-    """Return what a run is, the digest by which it is found again, and the code's state."""
-    return {
-        "strategy": strategy,
-        "command": command,
-        "base": str(config["model"]["base"]),
-        "stages": ", ".join(config["data"]["stages"]),
-        DIGEST_TAG: digest(config),
-        **_git_tags(),
-    }
+@dataclass(frozen=True)
+class SourceRecord:
+    """A source as it was read.
 
-
-def _git_tags() -> dict[str, str]:
-    """Return commit and state of the checkout the code runs from; nothing where there is none."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True
-        ).stdout
-
-    try:
-        commit, changes = git("rev-parse", "HEAD").strip(), git("status", "--porcelain").strip()
-    except (subprocess.CalledProcessError, FileNotFoundError):
-        return {}
-    return {"git.commit": commit, "git.dirty": str(bool(changes)).lower()}
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a config by dotted keys, as MLflow shows parameters.
-
-    >>> flatten({"data": {"k": "1/16"}})
-    {'data.k': '1/16'}
+    Attributes:
+        path: Its file.
+        digest: sha256 of its rows.
+        rows: Rows that were read.
+        held_out: Rows that are never trained, for the validation loss.
+        report: What the intake dropped, and why.
     """
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+
+    path: str
+    digest: str
+    rows: int
+    held_out: int
+    report: Mapping[str, Any]
 
 
-def answers_table(answers: list[Answer]) -> dict[str, list[Any]]:
-    """Return an evaluation's items in the form MLflow shows as a table."""
-    marks = list(dict.fromkeys(name for a in answers for name in a.verdict.marks or ()))
-    rows = [
-        [
-            a.item.id,
-            *((a.verdict.marks or {}).get(name) for name in marks),
-            a.verdict.reason,
-            a.completion,
-            a.item.messages[-1]["content"] if a.item.messages else a.item.text,
-        ]
-        for a in answers
-    ]
-    return {"columns": ["id", *marks, "reason", "completion", "prompt"], "data": rows}
+@dataclass(frozen=True)
+class StageRecord:
+    """A stage as it was planned.
 
-
-def stage_plan(data: StagedDataModule, weights: str) -> dict[str, Any]:
-    """Return what every stage trains on, by source, with the digests of sources and benchmarks.
-
-    Args:
-        data: The stages and benchmarks.
-        weights: What answers the benchmarks.
+    Attributes:
+        steps: Optimizer steps.
+        passes: Passes over the mixture, or the parts into which passes are cut.
+        asked: Shares by source, as the config has them.
+        trained: By source, ``samples``, ``tokens`` and ``target_tokens`` that are trained.
+        manifest_digest: sha256 of the list of its samples.
     """
-    num_tokens = {source: loaded.num_tokens for source, loaded in data.corpus.loaded.items()}
-    num_target_tokens = {
-        source: loaded.num_target_tokens for source, loaded in data.corpus.loaded.items()
-    }
-    prompts = {found.name: found for found in data.eval_sets if isinstance(found, Prompts)}
-    return {
-        "sources": {
-            source: {
-                "path": data.corpus.sources[source].path,
-                "digest": loaded.digest,
-                "rows": len(loaded.rows),
-                "held_out": loaded.val_rows,
-                "report": loaded.report.to_json(),
-            }
-            for source, loaded in data.corpus.loaded.items()
-        },
-        "stages": {
-            name: {
-                "steps": module.plan.num_steps,
-                "passes": len(module.plan.passes),
-                "asked": dict(settings.mixture),
-                "trained": module.plan.count(num_tokens, num_target_tokens),
-                "manifest_digest": hashlib.sha256(manifest(data, name).encode()).hexdigest(),
-            }
-            for (name, settings), module in zip(
-                data.stages.items(), data.stage_modules, strict=True
+
+    steps: int
+    passes: int
+    asked: Mapping[str, ShareValue]
+    trained: Mapping[str, Mapping[str, int]]
+    manifest_digest: str
+
+    def trains(self, source: str | None) -> bool:
+        """Return whether the stage's mixture has a share of a source that is not 0."""
+        if source is None or source not in self.asked:
+            return False
+        return parse_share(source, self.asked[source]).amount > 0
+
+
+@dataclass(frozen=True)
+class BenchmarkRecord:
+    """A benchmark as it was measured.
+
+    Attributes:
+        digest: sha256 of protocol and items: scores compare only where it is equal.
+        protocol: What decides a score besides the items; ``scores`` are the names of its scores.
+        decoding: How answers are generated.
+        weights: The weights that answers are generated with.
+        prompts: sha256 of the rendered prompts.
+        items: Number of items.
+        turns: Most answers to an item.
+        scale: Least and greatest value of the scores.
+        source: The source that teaches the ability, or None.
+        conditions: What grading ran under, which changes no verdict.
+    """
+
+    digest: str
+    protocol: Mapping[str, Any]
+    decoding: Mapping[str, Any]
+    weights: str
+    prompts: str
+    items: int
+    turns: int
+    scale: tuple[float, float]
+    source: str | None
+    conditions: Mapping[str, str]
+
+    @property
+    def score_names(self) -> list[str]:
+        """Names of the scores; the first stands for the benchmark."""
+        return list(self.protocol["scores"])
+
+    @property
+    def is_share(self) -> bool:
+        """Whether scores lie in [0, 1]."""
+        return self.scale == (0, 1)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What a run trains on and is measured by.
+
+    Attributes:
+        sources: By name.
+        stages: By name, in the order of training.
+        benchmarks: By name.
+    """
+
+    sources: Mapping[str, SourceRecord]
+    stages: Mapping[str, StageRecord]
+    benchmarks: Mapping[str, BenchmarkRecord]
+
+    def trained_at(self, source: str | None) -> int | None:
+        """Return the optimizer steps at the end of the first stage that trains a source."""
+        end_step = 0
+        for stage in self.stages.values():
+            end_step += stage.steps
+            if stage.trains(source):
+                return end_step
+        return None
+
+    def to_json(self) -> str:
+        """Return the record as the text of its file."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str, whose: str) -> "RunRecord":
+        """Read a record.
+
+        Args:
+            text: Content of its file.
+            whose: The run, for errors.
+
+        Raises:
+            RequestError: If another version of the lab wrote it.
+        """
+        content = json.loads(text)
+        if content.pop("schema", None) != SCHEMA:
+            raise RequestError(
+                f"{whose}: {RECORD} was written by another version of sft_lab; read the run with "
+                f"that one (this version reads schema {SCHEMA})."
             )
-        },
-        "benchmarks": {
-            name: {
-                "digest": benchmark.digest(),
-                "protocol": benchmark.protocol(),
-                "decoding": asdict(data.evaluation.decoding(name)),
-                "weights": weights,
-                "prompts": prompts[name].digest,
-                "items": len(benchmark.items()),
-                "turns": benchmark.turns,
-                "scale": list(benchmark.scale),
-                **benchmark.conditions(),
-            }
-            for name, benchmark in data.evaluation.benchmarks.items()
-        },
-    }
+        return cls(
+            sources={name: SourceRecord(**found) for name, found in content["sources"].items()},
+            stages={name: StageRecord(**found) for name, found in content["stages"].items()},
+            benchmarks={
+                name: BenchmarkRecord(**{**found, "scale": tuple(found["scale"])})
+                for name, found in content["benchmarks"].items()
+            },
+        )
 
 
-def window_table(data: StagedDataModule, stage_name: str) -> str:
-    """Return what each optimizer step of a stage trains on, a line for every source in it."""
-    plan = next(module.plan for module in data.stage_modules if module.plan.name == stage_name)
-    loaded = data.corpus.loaded
-    windows = plan.count_windows(
-        {name: source.num_tokens for name, source in loaded.items()},
-        {name: source.num_target_tokens for name, source in loaded.items()},
-    )
-    lines = (
-        f"{step}\t{source}\t{count['samples']}\t{count['tokens']}\t{count['target_tokens']}"
-        for step, counts in enumerate(windows, start=1)
-        for source, count in sorted(counts.items())
-    )
-    return "step\tsource\tsamples\ttokens\ttarget_tokens\n" + "\n".join(lines) + "\n"
+def read_record(store: RunStore, run_id: str) -> RunRecord:
+    """Return a run's record.
 
-
-def manifest(data: StagedDataModule, stage_name: str) -> str:
-    """Return the samples of a stage, a line each: source, sample id, how often it is trained."""
-    plan = next(module.plan for module in data.stage_modules if module.plan.name == stage_name)
-    times = Counter(plan.rows())
-    lines = (
-        f"{ref.source}\t{data.corpus.loaded[ref.source].sample_ids[ref.index]}\t{count}"
-        for ref, count in sorted(times.items())
-    )
-    return "source\tsample_id\ttimes\n" + "\n".join(lines) + "\n"
+    Raises:
+        RequestError: If the run has none, since it was stopped before, or an unknown version.
+    """
+    return RunRecord.from_json(store.artifact_text(run_id, RECORD), f"run {run_id[:8]}")

@@ -7,6 +7,7 @@ from typing import Any
 
 from sft_lab.errors import RequestError
 from sft_lab.metrics.score import Score
+from sft_lab.runs.record import BenchmarkRecord, RunRecord, read_record
 from sft_lab.runs.store import RunStore
 
 
@@ -46,9 +47,7 @@ class RunResult:
         status: MLflow's.
         seed: ``seed_everything``.
         base: The base model.
-        stages: Optimizer steps of every stage, by name, in order.
-        benchmarks: Of every benchmark what ``stage_plan.json`` says: digest, protocol, decoding,
-            prompts, items, scale.
+        record: Its sources, stages and benchmarks.
         points: Its evaluations in order of steps.
         final: Its last values of forgetting, retention and average, by metric key.
     """
@@ -59,16 +58,25 @@ class RunResult:
     status: str
     seed: int
     base: str
-    stages: Mapping[str, int]
-    benchmarks: Mapping[str, Mapping[str, Any]]
+    record: RunRecord
     points: tuple[Point, ...]
     final: Mapping[str, float]
+
+    @property
+    def stages(self) -> dict[str, int]:
+        """Optimizer steps of every stage, by name, in order."""
+        return {name: stage.steps for name, stage in self.record.stages.items()}
+
+    @property
+    def benchmarks(self) -> Mapping[str, BenchmarkRecord]:
+        """The benchmarks as they were measured, by name."""
+        return self.record.benchmarks
 
     @property
     def first_keys(self) -> dict[str, str]:
         """The metric key of every benchmark's first score, by benchmark."""
         return {
-            name: f"{name}/{benchmark['protocol']['scores'][0]}"
+            name: f"{name}/{benchmark.score_names[0]}"
             for name, benchmark in self.benchmarks.items()
         }
 
@@ -100,7 +108,7 @@ def read_result(store: RunStore, run: Any) -> RunResult:
             f"RUN {run_id[:8]} is one of `{tags.get('command')}`, which trains no stage; "
             "name runs of `fit`."
         )
-    plan = json.loads(store.artifact_text(run_id, "stage_plan.json"))
+    record = read_record(store, run_id)
     parts = ("", "_low", "_high", "_n")
     keys = sorted(k for k in metrics if all(f"{k}{part}" in metrics for part in parts[1:]))
     history = {
@@ -108,11 +116,10 @@ def read_result(store: RunStore, run: Any) -> RunResult:
         for key in keys
         for name in (f"{key}{part}" for part in parts)
     }
-    stages = {name: int(stage["steps"]) for name, stage in plan["stages"].items()}
     ended: dict[int, str] = {}
     end = 0
-    for name, steps in stages.items():
-        end += steps
+    for name, stage in record.stages.items():
+        end += stage.steps
         ended[end] = name
     evaluated = sorted({step for key in keys for step in history[key]})
     points = tuple(
@@ -140,8 +147,7 @@ def read_result(store: RunStore, run: Any) -> RunResult:
         status=run.info.status,
         seed=int(run.data.params.get("seed_everything", 0)),
         base=tags.get("base", ""),
-        stages=stages,
-        benchmarks=plan["benchmarks"],
+        record=record,
         points=points,
         final={key: value for key, value in sorted(metrics.items()) if key.startswith(final)},
     )

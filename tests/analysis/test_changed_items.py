@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from compared_runs import ENTRY, measured
 
 from sft_lab.analysis.changed_items import changed_items
@@ -16,7 +18,7 @@ def test_forgotten_and_regained_items_with_their_answers() -> None:
 
 
 def test_ratings_and_unfinished_runs_have_no_forgotten_items() -> None:
-    rated = measured("a", [[1, 9], [0, 8]], entry={**ENTRY, "scale": [1, 10]})
+    rated = measured("a", [[1, 9], [0, 8]], entry=replace(ENTRY, scale=(1, 10)))
     assert changed_items(rated.result, "gsm8k", rated.outcomes["gsm8k"]) == ()
     stopped = measured("a", [[1, 1], [0, 0]], stages=3)
     assert changed_items(stopped.result, "gsm8k", stopped.outcomes["gsm8k"]) == ()

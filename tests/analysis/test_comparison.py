@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from compared_runs import ENTRY, arm, measured
 
@@ -79,7 +81,7 @@ def test_only_items_that_both_sides_graded_are_compared() -> None:
 
 
 def test_ratings_are_compared_by_the_bootstrap() -> None:
-    entry = {**ENTRY, "scale": [1, 10]}
+    entry = replace(ENTRY, scale=(1, 10))
     a = arm("a", [[2.0] * 8, [3, 4, 5, 6, 7, 8, 2, 1]], entry=entry)
     b = arm("b", [[2.0] * 8, [5, 6, 8, 8, 9, 9, 4, 5]], entry=entry)
     (change,) = comparison([a, b], 0, []).differences

@@ -1,12 +1,16 @@
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from compared_runs import ENTRY, measured
 
 from sft_lab.analysis.protocols import mismatch_line, mismatches, refuse
 from sft_lab.errors import RequestError
+from sft_lab.runs.results import RunResult
 
 
-def run(name: str, **changes: object) -> object:
-    return measured(name, [[1, 0], [1, 1]], entry={**ENTRY, **changes}).result
+def run(name: str, **changes: Any) -> RunResult:
+    return measured(name, [[1, 0], [1, 1]], entry=replace(ENTRY, **changes)).result
 
 
 def test_equal_protocols_have_no_mismatch() -> None:
@@ -15,7 +19,7 @@ def test_equal_protocols_have_no_mismatch() -> None:
 
 
 def test_another_protocol_is_refused_with_the_key_and_both_values() -> None:
-    protocol = {**ENTRY["protocol"], "max_new_tokens": 16}
+    protocol = {**ENTRY.protocol, "max_new_tokens": 16}
     found = mismatches(run("a"), [run("b", protocol=protocol, digest="cc")])
     assert [(m.key, m.reference, m.value) for m in found] == [("protocol.max_new_tokens", 8, 16)]
     with pytest.raises(
@@ -31,18 +35,24 @@ def test_a_digest_is_told_where_nothing_else_differs(key: str) -> None:
         refuse(found, {"id of b 0": "b"}, "a")
 
 
-@pytest.mark.parametrize(("key", "value"), [("weights", "merged"), ("sandbox", "limited")])
-def test_conditions_are_told_and_not_refused(key: str, value: str) -> None:
-    found = mismatches(run("a"), [run("b", **{key: value})])
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("weights", {"weights": "merged"}),
+        ("conditions.sandbox", {"conditions": {"sandbox": "merged"}}),
+    ],
+)
+def test_conditions_are_shown_and_not_refused(key: str, change: dict[str, Any]) -> None:
+    found = mismatches(run("a"), [run("b", **change)])
     refuse(found, {"id of b 0": "b"}, "a")
     (mismatch,) = found
     assert not mismatch.is_protocol
     line = mismatch_line(mismatch, {"id of b 0": "b"}, "a")
     assert line.startswith(f"gsm8k: {key} is ")
-    assert line.endswith(f"\"{value}\" in 'b'")
+    assert line.endswith("\"merged\" in 'b'")
 
 
 def test_a_benchmark_of_one_side_is_no_mismatch() -> None:
     other = measured("b", [[1]]).result
-    object.__setattr__(other, "benchmarks", {"mbpp": {}})
+    other = replace(other, record=replace(other.record, benchmarks={"mbpp": ENTRY}))
     assert mismatches(run("a"), [other]) == []

@@ -176,7 +176,7 @@ def test_replay_follows_what_is_measured(unbroken: tuple[Lab, str]) -> None:
 
 def test_the_record_is_what_was_trained(unbroken: tuple[Lab, str]) -> None:
     lab, _ = unbroken
-    plan = lab.json("stage_plan.json")["stages"]["second"]
+    plan = lab.json("record.json")["stages"]["second"]
     windows = [
         line.split("\t") for line in lab.artifact("windows/second.tsv").read_text().split("\n")
     ]
@@ -229,7 +229,7 @@ def test_a_stopped_run_decides_as_an_unbroken_one(
     assert batches(lab) == batches(expected)
     for key in EXACT:
         assert lab.points(key) == expected.points(key), key
-    for path in ("guard.json", "stage_plan.json"):
+    for path in ("guard.json", "record.json"):
         assert lab.json(path) == expected.json(path)
     for path in ("windows/second.tsv", "samples/second.tsv"):
         assert lab.artifact(path).read_text() == expected.artifact(path).read_text()
@@ -252,7 +252,7 @@ def test_a_run_starts_behind_a_guarded_stage(unbroken: tuple[Lab, str], lab: Lab
     outcome = fit(lab, f"--from={expected.run.info.run_id}@second", third)
     assert outcome.code == 0, outcome.err
     run_id = lab.runs[0].info.run_id
-    for path, part in (("guard.json", "decisions"), ("stage_plan.json", "stages")):
+    for path, part in (("guard.json", "decisions"), ("record.json", "stages")):
         content = json.loads(lab.store.artifact_text(run_id, path))[part]
         if part == "stages":
             del content["third"]
@@ -279,7 +279,7 @@ def test_a_guard_that_never_acts_changes_nothing(make_lab: MakeLab, tmp_path: Pa
     for key in EXACT:
         if not key.startswith("guard/"):
             assert with_guard.points(key) == without.points(key), key
-    plans = [lab.json("stage_plan.json")["stages"] for lab in labs]
+    plans = [lab.json("record.json")["stages"] for lab in labs]
     assert plans[0] == plans[1]
 
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 from compared_runs import ENTRY, arm, measured
 
@@ -37,7 +38,7 @@ def test_forgotten_items_are_shown_up_to_a_number() -> None:
 
 
 def test_other_protocols_are_flagged_in_every_cell() -> None:
-    entry = {**ENTRY, "protocol": {**ENTRY["protocol"], "max_new_tokens": 16}, "weights": "merged"}
+    entry = replace(ENTRY, protocol={**ENTRY.protocol, "max_new_tokens": 16}, weights="merged")
     arms = [arm("a", [NONE, ALL]), arm("b", [NONE, ALL], entry=entry)]
     results = [found.runs[0].result for found in arms]
     text = report(comparison(arms, 0, mismatches(results[0], results[1:])), 0, color=False)
@@ -55,7 +56,7 @@ def test_seeds_are_counted_and_their_retention_averaged() -> None:
 
 
 def test_few_ratings_have_no_interval_and_the_json_no_infinity() -> None:
-    entry = {**ENTRY, "scale": [1, 10]}
+    entry = replace(ENTRY, scale=(1, 10))
     a, b = (arm(n, [[2, 3], [v, v]], entry=entry) for n, v in (("a", 5), ("b", 6)))
     compared = comparison([a, b], 0, [])
     assert "(+1.00 [-, -])" in report(compared, 0, color=False)

@@ -24,7 +24,7 @@ def plan(lab: Lab, *arguments: str) -> dict[str, Any]:
 
 def test_the_plan_is_what_a_finished_run_has_done(finished: FinishedRun) -> None:
     told = plan(finished.lab, "--config=scripted.yaml")
-    record = finished.lab.json("stage_plan.json")["stages"]
+    record = finished.lab.json("record.json")["stages"]
     for name, stage in told["stages"].items():
         trained = record[name]["trained"].values()
         assert (stage["steps"], stage["passes"]) == (record[name]["steps"], record[name]["passes"])

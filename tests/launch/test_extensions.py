@@ -31,7 +31,7 @@ def test_a_source_is_a_file(lab: Lab) -> None:
     write_poems(lab)
     outcome = lab.fit(*POEMS)
     assert outcome.code == 0, outcome.err
-    trained = lab.json("stage_plan.json")["stages"]["second"]["trained"]
+    trained = lab.json("record.json")["stages"]["second"]["trained"]
     assert trained["poems"]["samples"] == 12 - 4
     assert trained["general"]["samples"] == 20
     assert "val_loss/poems" in lab.run.data.metrics
@@ -149,7 +149,7 @@ def test_the_field_s_benchmarks_are_measured_beside_one_s_own(
         assert set(lab.points(key)) == set(EVALUATED_STEPS), key
         assert f"forgetting/{key}" in lab.run.data.metrics
     assert lab.points("humaneval/pass_at_1_n")[12] == 2
-    plan = lab.json("stage_plan.json")["benchmarks"]
+    plan = lab.json("record.json")["benchmarks"]
     assert plan["humaneval"]["sandbox"] in ("isolated", "limited")
     assert "sandbox" not in plan["gsm8k"]
     table = lab.json("answers/step_000012/gsm8k.json")
@@ -179,7 +179,7 @@ def test_several_samples_of_a_problem_are_drawn_in_the_run(
     for key in ("humaneval/pass_at_1", "humaneval/pass_at_10"):
         assert set(lab.points(key)) == set(EVALUATED_STEPS)
         assert lab.points(f"{key}_n")[12] == 2
-    decoding = lab.json("stage_plan.json")["benchmarks"]["humaneval"]["decoding"]
+    decoding = lab.json("record.json")["benchmarks"]["humaneval"]["decoding"]
     assert (decoding["num_samples"], decoding["temperature"]) == (10, 1.0)
 
 

@@ -50,7 +50,7 @@ def test_config_plan_and_samples_are_kept(finished: FinishedRun) -> None:
     lab = finished.lab
     config = yaml.safe_load(lab.artifact("config.yaml").read_text())
     assert config["data"]["stages"]["second"]["mixture"] == {"general": 1, "math": "1/4"}
-    plan = lab.json("stage_plan.json")
+    plan = lab.json("record.json")
     assert [stage["steps"] for stage in plan["stages"].values()] == [5, 7]
     assert plan["stages"]["second"]["trained"]["math"]["samples"] == 5
     math = plan["sources"]["math"]

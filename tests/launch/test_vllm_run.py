@@ -45,9 +45,9 @@ def test_a_run_is_measured_as_by_the_native_engine(
         f"sft_lab-{run_id}-step-{step}" for step in EVALUATED_STEPS
     ]
     assert vllm.adapters == {}
-    plan = served.json("stage_plan.json")["benchmarks"]["world_math"]
+    plan = served.json("record.json")["benchmarks"]["world_math"]
     assert plan["weights"] == f"vllm: adapters on {vllm.base}"
-    assert native.json("stage_plan.json")["benchmarks"]["world_math"]["weights"] == "live"
+    assert native.json("record.json")["benchmarks"]["world_math"]["weights"] == "live"
 
 
 @pytest.mark.slow

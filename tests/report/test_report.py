@@ -301,11 +301,11 @@ def test_missing_cells_are_said_aloud(study: PlantedStudy) -> None:
 def test_runs_of_different_protocols_are_flagged_and_not_compared() -> None:
     study = PlantedStudy()
     question = rq4(study)
-    other = study.runs["multi_task-1"].benchmarks | {
-        "world_math": {**study.runs["multi_task-1"].benchmarks["world_math"], "prompts": "others"}
-    }
+    record = study.runs["multi_task-1"].record
+    math = replace(record.benchmarks["world_math"], prompts="others")
+    other = replace(record, benchmarks={**record.benchmarks, "world_math": math})
     cells = [
-        replace(c, result=replace(c.result, benchmarks=other))
+        replace(c, result=replace(c.result, record=other))
         if c.arm == "multi_task" and c.result
         else c
         for c in question.cells
@@ -612,9 +612,10 @@ def with_other_items(question: Question, fractions: set[str], arm: str = "") -> 
     cells = []
     for cell in question.cells:
         if cell.result and cell.axis["fraction"] in fractions and cell.arm.startswith(arm):
-            math = {**cell.result.benchmarks["world_math"], "digest": "other"}
-            benchmarks = {**cell.result.benchmarks, "world_math": math}
-            cell = replace(cell, result=replace(cell.result, benchmarks=benchmarks))
+            record = cell.result.record
+            math = replace(record.benchmarks["world_math"], digest="other")
+            record = replace(record, benchmarks={**record.benchmarks, "world_math": math})
+            cell = replace(cell, result=replace(cell.result, record=record))
         cells.append(cell)
     return replace(question, cells=cells)
 

@@ -107,7 +107,7 @@ def test_only_stages_to_come_can_be_edited(stopped_lab: Lab) -> None:
         "mlruns", f"{lab.folder}/mlruns"
     )
     # The record says what is trained now, and `last` finds the run by it.
-    assert lab.json("stage_plan.json")["stages"]["second"]["steps"] == 2
+    assert lab.json("record.json")["stages"]["second"]["steps"] == 2
     outcome = lab.fit("--ckpt_path=last", "--data.stages.second.max_steps=2")
     assert outcome.code == 0, outcome.err
     assert list(lab.points("progress/stage")) == [0, 4, 5, 7]

@@ -5,6 +5,7 @@ import pytest
 
 from sft_lab.errors import RequestError
 from sft_lab.runs.lock import this_process
+from sft_lab.runs.record import RECORD, RunRecord, StageRecord
 from sft_lab.runs.store import DIGEST_TAG, PROCESS_TAG, RunStore
 from sft_lab.study.design import Arm, CellSpec, QuestionDesign, StudyDesign
 from sft_lab.study.job import CELL_TAG, PARENT_TAG
@@ -86,8 +87,8 @@ def recorded(store: RunStore, sources: dict[str, str]) -> ParentRun:
     store.client.set_tag(run_id, "command", "fit")
     for source in ("all", "math", "general"):
         store.client.log_metric(run_id, f"train_loss/{source}", 1.0)
-    plan = {"stages": {"s": {"steps": 3}}, "benchmarks": {}}
-    store.client.log_dict(run_id, plan, "stage_plan.json")
+    record = RunRecord({}, {"s": StageRecord(3, 1, {}, {}, "")}, {})
+    store.client.log_text(run_id, record.to_json(), RECORD)
     cells = (CellSpec("q", "one", {}, 0, ()),)
     run = StudyRun("d", cells, {"s": 3}, 0, 0, {"s": "s"}, "b", {}, ABILITIES, sources)
     design = StudyDesign("s", ".", {"q": QuestionDesign("?", {"one": Arm("one.yaml")})})

@@ -208,7 +208,7 @@ def test_a_packed_run_trains_and_evaluates(lab: Lab) -> None:
     outcome = lab.fit("--data.packing=true", "--corpus.max_length=150")
     assert outcome.code == 0, outcome.err
     # Four rows fit in 150 tokens: two steps of four sequences a stage.
-    stages = lab.json("stage_plan.json")["stages"]
+    stages = lab.json("record.json")["stages"]
     assert [stages[name]["steps"] for name in ("first", "second")] == [2, 2]
     tokens = sum(part["tokens"] for s in stages.values() for part in s["trained"].values())
     assert lab.points("progress/tokens")[4] == tokens

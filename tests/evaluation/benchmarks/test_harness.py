@@ -454,7 +454,7 @@ def test_tasks_are_measured_in_a_run_and_leave_its_training_alone(
     assert set(lab.points("answered_sums/exact_match_first_n").values()) == {3}
     assert list(lab.points("texts/byte_perplexity")) == EVALUATED_STEPS
     assert "forgetting/texts/byte_perplexity" not in lab.run.data.metrics
-    planned = lab.json("stage_plan.json")["benchmarks"]
+    planned = lab.json("record.json")["benchmarks"]
     assert [planned[name]["protocol"]["version"] for name in ("sums", "texts")] == [3.5, 2.0]
     answering = planned["answered_sums"]
     assert answering["decoding"]["stop_strings"] == ["\n"]

@@ -1,0 +1,107 @@
+"""The contents of a run's files: its record, the samples of its stages, answers item by item."""
+
+import hashlib
+from collections import Counter
+from dataclasses import asdict
+from typing import Any
+
+from sft_lab.evaluation.evaluator import Answer
+from sft_lab.evaluation.prompts import Prompts
+from sft_lab.runs.record import BenchmarkRecord, RunRecord, SourceRecord, StageRecord
+from sft_lab.training.data_modules import StagedDataModule
+
+
+def run_record(data: StagedDataModule, weights: str) -> RunRecord:
+    """Return the record of a run.
+
+    Args:
+        data: The stages and benchmarks.
+        weights: What answers the benchmarks.
+    """
+    num_tokens = {source: loaded.num_tokens for source, loaded in data.corpus.loaded.items()}
+    num_target_tokens = {
+        source: loaded.num_target_tokens for source, loaded in data.corpus.loaded.items()
+    }
+    prompts = {found.name: found for found in data.eval_sets if isinstance(found, Prompts)}
+    return RunRecord(
+        sources={
+            source: SourceRecord(
+                path=data.corpus.sources[source].path,
+                digest=loaded.digest,
+                rows=len(loaded.rows),
+                held_out=loaded.val_rows,
+                report=loaded.report.to_json(),
+            )
+            for source, loaded in data.corpus.loaded.items()
+        },
+        stages={
+            name: StageRecord(
+                steps=module.plan.num_steps,
+                passes=len(module.plan.passes),
+                asked=dict(settings.mixture),
+                trained=module.plan.count(num_tokens, num_target_tokens),
+                manifest_digest=hashlib.sha256(manifest(data, name).encode()).hexdigest(),
+            )
+            for (name, settings), module in zip(
+                data.stages.items(), data.stage_modules, strict=True
+            )
+        },
+        benchmarks={
+            name: BenchmarkRecord(
+                digest=benchmark.digest(),
+                protocol=benchmark.protocol(),
+                decoding=asdict(data.evaluation.decoding(name)),
+                weights=weights,
+                prompts=prompts[name].digest,
+                items=len(benchmark.items()),
+                turns=benchmark.turns,
+                scale=benchmark.scale,
+                source=benchmark.source,
+                conditions=benchmark.conditions(),
+            )
+            for name, benchmark in data.evaluation.benchmarks.items()
+        },
+    )
+
+
+def answers_table(answers: list[Answer]) -> dict[str, list[Any]]:
+    """Return an evaluation's items in the form MLflow shows as a table."""
+    marks = list(dict.fromkeys(name for a in answers for name in a.verdict.marks or ()))
+    rows = [
+        [
+            a.item.id,
+            *((a.verdict.marks or {}).get(name) for name in marks),
+            a.verdict.reason,
+            a.completion,
+            a.item.messages[-1]["content"] if a.item.messages else a.item.text,
+        ]
+        for a in answers
+    ]
+    return {"columns": ["id", *marks, "reason", "completion", "prompt"], "data": rows}
+
+
+def window_table(data: StagedDataModule, stage_name: str) -> str:
+    """Return what each optimizer step of a stage trains on, a line for every source in it."""
+    plan = next(module.plan for module in data.stage_modules if module.plan.name == stage_name)
+    loaded = data.corpus.loaded
+    windows = plan.count_windows(
+        {name: source.num_tokens for name, source in loaded.items()},
+        {name: source.num_target_tokens for name, source in loaded.items()},
+    )
+    lines = (
+        f"{step}\t{source}\t{count['samples']}\t{count['tokens']}\t{count['target_tokens']}"
+        for step, counts in enumerate(windows, start=1)
+        for source, count in sorted(counts.items())
+    )
+    return "step\tsource\tsamples\ttokens\ttarget_tokens\n" + "\n".join(lines) + "\n"
+
+
+def manifest(data: StagedDataModule, stage_name: str) -> str:
+    """Return the samples of a stage, a line each: source, sample id, how often it is trained."""
+    plan = next(module.plan for module in data.stage_modules if module.plan.name == stage_name)
+    times = Counter(plan.rows())
+    lines = (
+        f"{ref.source}\t{data.corpus.loaded[ref.source].sample_ids[ref.index]}\t{count}"
+        for ref, count in sorted(times.items())
+    )
+    return "source\tsample_id\ttimes\n" + "\n".join(lines) + "\n"
