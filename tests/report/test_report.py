@@ -28,8 +28,8 @@ from scipy.stats import binomtest
 
 from sft_lab.analysis.study_results import Cell, Question, StudyResults
 from sft_lab.report.page import Finding
-from sft_lab.report.report import Report, build_report, write_report
-from sft_lab.report.writing import report_files
+from sft_lab.report.report import Report, build_report
+from sft_lab.report.writing import report_files, write_report
 from sft_lab.runs.results import ItemAnswer, RunResult
 
 pytestmark = pytest.mark.slow  # a minute, of the two that the quick tests may take
