@@ -14,7 +14,7 @@ from sft_lab.evaluation.sandbox.sandbox import isolation_fault, isolation_route
 from sft_lab.model.qlora import Lora, add_lora, load_base
 from sft_lab.model.unquantized import merged_copy
 from sft_lab.paths import find_config
-from sft_lab.runs.store import check_store, local_file
+from sft_lab.runs.store_uri import check_store, local_file
 
 _PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "mlflow")
 

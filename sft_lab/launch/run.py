@@ -55,7 +55,8 @@ from sft_lab.runs.lock import run_lock
 from sft_lab.runs.logger import NO_LOGGER, RunLogger
 from sft_lab.runs.record import read_record
 from sft_lab.runs.resume import Resume, check_model, check_run, resume_last, resume_path
-from sft_lab.runs.store import RunStore, prepare_store
+from sft_lab.runs.store import RunStore
+from sft_lab.runs.store_uri import prepare_store
 from sft_lab.runs.tags import run_tags
 from sft_lab.terminal import silence
 from sft_lab.training.data_modules import StagedDataModule, micro_batches_per_step

@@ -142,10 +142,7 @@ def open_parent(
         found = ParentRun(store, run.info.run_id)
         found.give_up()  # Ray stops what a driver has begun when that is gone
         return found
-    known = client.get_experiment_by_name(experiment)
-    experiment_id = (
-        known.experiment_id if known else client.create_experiment(experiment, artifacts)
-    )
+    experiment_id = client.open_experiment(experiment, artifacts)
     tags = {STUDY_TAG: name, _DIGEST_TAG: digest, PROCESS_TAG: this_process(), "command": "study"}
     run = client.create_run(experiment_id, tags=tags, run_name=name)
     client.log_dict(run.info.run_id, dict(config), "study.yaml")

@@ -15,7 +15,8 @@ from sft_lab.errors import Interrupted, RequestError
 from sft_lab.launch.parser import model_settings
 from sft_lab.runs.checkpoint import stage_checkpoint
 from sft_lab.runs.lock import run_lock
-from sft_lab.runs.store import RunStore, absolute, prepare_store
+from sft_lab.runs.store import RunStore
+from sft_lab.runs.store_uri import prepare_store
 from sft_lab.study.design import STUDY_KEYS, CellSpec, StudyDesign, cells
 from sft_lab.study.executors import Executor, RayExecutor
 from sft_lab.study.halving import Found
@@ -216,12 +217,7 @@ def _run(study: Study, address: str | None) -> Outcome:
     uri, experiment = str(study.logger["tracking_uri"]), str(study.logger["experiment_name"])
     prepare_store(uri, experiment)
     location = study.logger.get("artifact_location")
-    artifacts = (
-        Path(str(location)).resolve().as_uri()
-        if location and absolute(uri).startswith("sqlite:")
-        else None
-    )
-    parent = open_parent(study.store, experiment, artifacts, study.design.name, study.config)
+    parent = open_parent(study.store, experiment, location, study.design.name, study.config)
     try:
         executor = RayExecutor(study.design.resources, address)
         try:

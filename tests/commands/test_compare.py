@@ -30,7 +30,7 @@ def test_the_table_shows_intervals_and_retention(finished: FinishedRun) -> None:
 def test_an_unknown_run_is_refused_with_the_newest(finished: FinishedRun) -> None:
     outcome = finished.lab("compare", "dmt")
     assert outcome.code == 2
-    assert "RUN 'dmt' is no run in sqlite:///mlruns/mlflow.db; the newest are " in outcome.err
+    assert "no run 'dmt' in sqlite:///mlruns/mlflow.db; most recent: " in outcome.err
     assert "(tiny k=1/4 seed 0)" in outcome.err
 
 
@@ -38,7 +38,7 @@ def test_without_a_store_nothing_is_found_and_nothing_made(lab: Lab) -> None:
     before = sorted(lab.folder.iterdir())
     outcome = lab("compare", "dmt")
     assert outcome.code == 2
-    assert "RUN 'dmt' is no run in sqlite:///mlruns/mlflow.db; the newest are none." in outcome.err
+    assert "no run 'dmt' in sqlite:///mlruns/mlflow.db; most recent: none." in outcome.err
     assert sorted(lab.folder.iterdir()) == before
 
 
@@ -113,7 +113,7 @@ def test_runs_that_differ_in_their_seed_are_grouped_by_name(three_runs: Lab) -> 
     assert named.out.count("retention at the end") == 1
     outcome = three_runs("compare", "--over_seeds", "tiny")
     assert outcome.code == 2
-    assert "RUN 'tiny' is no run" in outcome.err
+    assert "no run 'tiny' in" in outcome.err
 
 
 def test_a_reference_may_be_any_run(three_runs: Lab) -> None:

@@ -223,7 +223,7 @@ def test_a_fork_measures_the_items_its_origin_has_counted(
     [
         ("three", "two", "", "--from: expected RUN@STAGE, such as"),
         ("three", "two@", "", "got 'two@'"),
-        ("three", "four@first", "", "RUN 'four' is no run in sqlite:///mlruns/mlflow.db"),
+        ("three", "four@first", "", "no run 'four' in sqlite:///mlruns/mlflow.db"),
         ("three", "two@third", "", "(two) has no stage 'third'; it has first, second."),
         ("three", "two@second", "", "data.stages: --from two@second: run"),
         ("three", "two@second", "", "trained with first, second up to there, the config says fir"),

@@ -13,7 +13,8 @@ import pytest
 from sft_lab.errors import RequestError
 from sft_lab.paths import make_folder
 from sft_lab.runs.logger import RunLogger
-from sft_lab.runs.store import DIGEST_TAG, RunStore, prepare_store
+from sft_lab.runs.store import DIGEST_TAG, RunStore
+from sft_lab.runs.store_uri import prepare_store
 
 
 @pytest.fixture
@@ -91,7 +92,7 @@ def test_a_run_is_found_by_id_beginning_and_name(logger: RunLogger, uri: str) ->
     client.update_run(first, name="dmt seed 0")
     assert {store.find(name).info.run_id for name in (first, first[:6], "dmt seed 0")} == {first}
     with pytest.raises(
-        RequestError, match=rf"'sequential' is no run .* {first[:8]} \(dmt seed 0\)"
+        RequestError, match=rf"no run 'sequential' in sqlite:.* {first[:8]} \(dmt seed 0\)"
     ):
         store.find("sequential")
     experiment = client.get_run(first).info.experiment_id
@@ -121,7 +122,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, folder: str) ->
 def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
     file.write_text("notes, not runs")
-    with pytest.raises(RequestError, match=r"mlflow.db is no SQLite database. Name another file"):
+    with pytest.raises(RequestError, match=r"mlflow.db is not an SQLite database. Name"):
         RunStore(f"sqlite:///{file}")
     assert file.read_text() == "notes, not runs"
 
@@ -144,5 +145,5 @@ def server() -> Iterator[str]:
 
 
 def test_a_server_that_is_not_mlflow_is_refused(server: str) -> None:
-    with pytest.raises(RequestError, match=r"no MLflow server in good health \(/health: 404"):
+    with pytest.raises(RequestError, match=r"is not a healthy MLflow server \(/health: 404"):
         RunStore(server)

@@ -1,0 +1,123 @@
+"""MLflow's client for a store that can be moved: artifact locations relative to the store."""
+
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+from mlflow.entities import FileInfo
+from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
+from mlflow.tracking import MlflowClient
+from typing_extensions import override
+
+from sft_lab.runs.store_uri import absolute, local_file
+
+
+class StoreClient(MlflowClient):
+    """MLflow's client, with artifacts of a local store found wherever the store lies.
+
+    A local store at ``mlruns/mlflow.db`` with artifacts below ``mlruns`` records where they are as
+    ``mlruns/...``, relative to the folder that holds ``mlruns``. ``mlflow ui`` started in that
+    folder finds them, since MLflow resolves relative locations against its working directory; this
+    client resolves them against the store's file instead, whatever the working directory.
+
+    Args:
+        tracking_uri: ``sqlite:///...`` or a server.
+    """
+
+    def __init__(self, tracking_uri: str) -> None:
+        super().__init__(absolute(tracking_uri))
+        file = local_file(tracking_uri)
+        self._file = None if file is None else file.absolute()
+        self._artifacts: dict[str, LocalArtifactRepository | None] = {}
+
+    def open_experiment(self, name: str, artifact_location: str | None) -> str:
+        """Return the id of an experiment, which is made if there is none of that name.
+
+        Args:
+            name: The experiment.
+            artifact_location: Folder of its artifacts, for a local store; a server decides itself.
+        """
+        known = self.get_experiment_by_name(name)
+        if known is not None:
+            return str(known.experiment_id)
+        if self._file is None or artifact_location is None:
+            return str(self.create_experiment(name))
+        folder = Path(artifact_location).resolve()
+        experiment_id = str(self.create_experiment(name, folder.as_uri()))
+        if (relative := relative_location(self._file, folder)) is not None:
+            # MLflow makes every location absolute that is given to it.
+            with closing(sqlite3.connect(self._file)) as store, store:
+                store.execute(
+                    "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?",
+                    (relative, experiment_id),
+                )
+        return experiment_id
+
+    def _local(self, run_id: str) -> LocalArtifactRepository | None:
+        """Return a run's artifacts if their location is relative."""
+        if run_id not in self._artifacts:
+            location = str(self.get_run(run_id).info.artifact_uri)
+            folder = None if self._file is None else local_folder(self._file, location)
+            self._artifacts[run_id] = (
+                None if folder is None else LocalArtifactRepository(str(folder))
+            )
+        return self._artifacts[run_id]
+
+    @override
+    def log_artifact(self, run_id: str, local_path: str, artifact_path: str | None = None) -> None:
+        if (artifacts := self._local(run_id)) is None:
+            super().log_artifact(run_id, local_path, artifact_path)
+        else:
+            artifacts.log_artifact(local_path, artifact_path)
+
+    @override
+    def log_artifacts(self, run_id: str, local_dir: str, artifact_path: str | None = None) -> None:
+        if (artifacts := self._local(run_id)) is None:
+            super().log_artifacts(run_id, local_dir, artifact_path)
+        else:
+            artifacts.log_artifacts(local_dir, artifact_path)
+
+    @override
+    def list_artifacts(self, run_id: str, path: str | None = None) -> list[FileInfo]:
+        if (artifacts := self._local(run_id)) is None:
+            return super().list_artifacts(run_id, path)
+        return artifacts.list_artifacts(path)
+
+    @override
+    def download_artifacts(self, run_id: str, path: str, dst_path: str | None = None) -> str:
+        if (artifacts := self._local(run_id)) is None:
+            return super().download_artifacts(run_id, path, dst_path)
+        return artifacts.download_artifacts(path, dst_path)
+
+
+def relative_location(file: Path, folder: Path) -> str | None:
+    """Return where a store's experiment keeps artifacts, relative to the folder above the store's.
+
+    Args:
+        file: The store's file, absolute.
+        folder: The folder of artifacts, absolute.
+
+    Returns:
+        None, for an absolute location, if the artifacts do not lie in the store's folder, or if the
+        commands run in that folder itself: ``mlflow ui`` started there would not find them.
+
+    >>> relative_location(Path("/lab/mlruns/mlflow.db"), Path("/lab/mlruns/artifacts"))
+    'mlruns/artifacts'
+    """
+    home = file.resolve().parent
+    if not folder.is_relative_to(home) or home == Path.cwd() or not home.name:
+        return None
+    return folder.relative_to(home.parent).as_posix()
+
+
+def local_folder(file: Path, location: str) -> Path | None:
+    """Return the folder of a relative artifact location; None for an absolute one or another URI.
+
+    The store's folder may have been renamed since.
+
+    >>> local_folder(Path("/backup/old_runs/mlflow.db"), "mlruns/artifacts/1f/artifacts")
+    PosixPath('/backup/old_runs/artifacts/1f/artifacts')
+    """
+    if ":" in location or location.startswith("/"):
+        return None
+    return file.parent.joinpath(*Path(location).parts[1:])
