@@ -9,7 +9,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Bytecode is written at the first import, not at installation: most modules are never imported.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test quick ui lint clean
+.PHONY: setup demo test quick ui lint docs schema clean
 
 setup: .venv/ready
 
@@ -23,7 +23,7 @@ demo: setup
 	$(BIN)/python -m sft_lab fit --config configs/world/dmt.yaml
 	$(BIN)/python -m sft_lab compare "sequential seed 0" "dmt k=1/16 seed 0"
 
-test: setup lint
+test: setup lint docs
 	$(PYTEST)
 
 quick: setup lint
@@ -35,8 +35,17 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# Strict: a link or an anchor that leads nowhere fails it, and so does a name that the API page misses.
+docs: setup
+	$(BIN)/python docs/configuration_reference.py
+	$(BIN)/zensical build --clean --strict
+
+# What editors check configs by; after a change of a config's keys or their descriptions.
+schema: setup
+	$(BIN)/python docs/config_schema.py
+
 ui: setup
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db
 
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build site *.egg-info

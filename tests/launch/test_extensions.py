@@ -1,4 +1,4 @@
-"""What the README promises: a source, a benchmark, a strategy, a callback is added by one file."""
+"""Extensions of the docs, each one file: a source, a benchmark, a strategy, a callback."""
 
 import gzip
 import json
@@ -12,13 +12,14 @@ from tiny_lab import CONFIGS, EVALUATED_STEPS, Lab
 
 pytestmark = pytest.mark.slow
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[2] / "docs"
 POEMS = ("--corpus.sources.poems.path=poems.jsonl", "--data.stages.second.mixture.poems=1")
 
 
 def code_block(first_line: str) -> str:
-    """The README's code block that begins with a comment."""
-    found = re.search(rf"```\w+\n({re.escape(first_line)}.*?)```", README, re.DOTALL)
+    """Return the code block of the docs that begins with a comment."""
+    pages = "\n".join(page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md")))
+    found = re.search(rf"```\w+\n({re.escape(first_line)}.*?)```", pages, re.DOTALL)
     assert found, first_line
     return found[1]
 
@@ -82,7 +83,7 @@ def test_a_callback_is_a_class(lab: Lab) -> None:
     assert lab.run.data.metrics["progress/samples"] == 45  # the lab's own callbacks still run
 
 
-def test_the_sources_of_the_readme_are_read(lab: Lab) -> None:
+def test_the_sources_of_the_docs_are_read(lab: Lab) -> None:
     right = {"query": "1+1?", "response": "#### 2", "correct": True}
     wrong = {"query": "1+2?", "response": "#### 4", "correct": False}
     lines = "".join(json.dumps(row) + "\n" for row in (right, wrong, {**right, "query": "2+0?"}))

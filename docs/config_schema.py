@@ -1,0 +1,256 @@
+"""Write the JSON schemas of configs, configs/schema/*.json, from the signatures.
+
+    python docs/config_schema.py
+
+jsonargparse emits the schema of each group. Added to it: what our composition allows (files in
+place of groups, ``${...}`` in place of values, dotted keys, classes from outside the package), and
+taken from it: required keys, since several files make one config.
+"""
+
+import importlib
+import inspect
+import json
+import pkgutil
+import typing
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+from lightning import Trainer
+
+from sft_lab.launch.parser import GROUPS
+from sft_lab.runs.logger import RunLogger
+from sft_lab.study.design import QuestionDesign, StudyDesign
+
+FOLDER = Path(__file__).parents[1] / "configs" / "schema"
+LINKED = {  # keys that follow from others, so that no config may hold them
+    "model": {"evaluation", "seed"},
+    "corpus": {"tokenizer", "seed"},
+    "data": {"corpus", "evaluation", "seed"},
+}
+Schema = dict[str, Any]
+
+_DRAFT = "https://json-schema.org/draft/2020-12/schema"
+_INTERPOLATION = {"$ref": "#/$defs/interpolation"}
+_PLAIN = (int, float, str, bool, type(None), Path)
+_STUDY = {"study": StudyDesign, "question": QuestionDesign}
+
+
+def import_classes() -> None:
+    """Import every module of the package that defines classes for configs."""
+    for package in ("evaluation", "training", "data"):
+        root = importlib.import_module(f"sft_lab.{package}")
+        for module in pkgutil.walk_packages(root.__path__, f"{root.__name__}."):
+            if not module.name.endswith(("sandbox.program", "sandbox.worker")):
+                importlib.import_module(module.name)
+
+
+def is_plain(hint: Any) -> bool:
+    """Say whether a type mentions no class but those that YAML can write."""
+    parts = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return True
+    return all(map(is_plain, parts)) if parts else hint in _PLAIN
+
+
+def emitted(owners: dict[str, Any], skip: dict[str, set[str]]) -> Schema:
+    """Return what jsonargparse emits for groups of arguments."""
+    parser = ArgumentParser()
+    for group, owner in owners.items():
+        parser.add_class_arguments(
+            owner, group, skip=skip.get(group, set()), fail_untyped=False, instantiate=False
+        )
+    schema: Schema = json.loads(parser.get_completion_script("jsonschema"))
+    return schema
+
+
+def adapted(schema: Any) -> Any:
+    """Return a schema without required keys, with ``${...}`` allowed wherever a value stands."""
+    if isinstance(schema, list):
+        return [adapted(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    found = {key: adapted(part) for key, part in schema.items() if key not in ("required",)}
+    if isinstance(found.get("properties"), dict):
+        found["properties"].pop("$schema", None)
+        found["properties"] = {name: value(part) for name, part in found["properties"].items()}
+    for key in ("items", "additionalProperties"):
+        if isinstance(found.get(key), dict):
+            found[key] = value(found[key])
+    return found
+
+
+def value(schema: Schema) -> Schema:
+    """Return a schema that takes an interpolation as well."""
+    types = schema.get("type", [])
+    alternatives = schema.get("anyOf", [])
+    if not schema.keys() - {"description", "default"}:
+        return schema  # anything
+    if "const" in schema or "string" in ([types] if isinstance(types, str) else types):
+        return schema
+    if any(part.get("type") == "string" for part in alternatives):
+        return schema
+    texts = {key: schema[key] for key in ("description", "default") if key in schema}
+    rest = {key: part for key, part in schema.items() if key not in texts}
+    return {"anyOf": [*(alternatives or [rest]), _INTERPOLATION], **texts}
+
+
+def own_classes(definition: Schema) -> Schema:
+    """Return the schema of an object given by ``class_path``, open to classes of a user's own."""
+    known = [
+        part
+        for part in definition["anyOf"]
+        if part.get("properties", {}).get("class_path", {}).get("const", "").startswith("sft_lab.")
+    ]
+    for part in known:
+        part["required"] = ["class_path"]
+    foreign = {
+        "type": "object",
+        "description": "A class of your own, or a part of what another file has begun",
+        "properties": {
+            "class_path": {"type": "string", "not": {"pattern": "^sft_lab\\."}},
+            "init_args": {"type": "object"},
+        },
+        "additionalProperties": False,
+    }
+    return {"anyOf": [*known, foreign, {"type": "string"}]}
+
+
+def is_class_choice(definition: Schema) -> bool:
+    """Say whether a definition describes objects given by ``class_path``."""
+    return any("class_path" in part.get("properties", {}) for part in definition.get("anyOf", []))
+
+
+def trainer_schema() -> tuple[Schema, Schema]:
+    """Return the schema of the Trainer's group, and of the definitions it uses."""
+    from sft_lab.launch import parser
+
+    hints = typing.get_type_hints(Trainer.__init__)
+    names = set(inspect.signature(Trainer).parameters)
+    others = {name for name in names if not is_plain(hints.get(name))}
+    emitted_ = emitted({"trainer": Trainer, "logger": RunLogger}, {"trainer": others})
+    group = adapted(emitted_["properties"]["trainer"])
+    logger = adapted(emitted_["properties"]["logger"])
+    group["properties"] |= {name: {} for name in sorted(others)}
+    group["properties"]["logger"] = {"$ref": "#/$defs/RunLogger"}
+    managed = next(
+        found
+        for name, found in vars(parser).items()
+        if name in ("_MANAGED_TRAINER_ARGS", "_DECIDED_ELSEWHERE")
+    )
+    for name in managed:
+        del group["properties"][name]
+    run_logger = {
+        "type": "object",
+        "properties": {
+            "class_path": {"const": "sft_lab.runs.logger.RunLogger"},
+            "init_args": logger,
+        },
+        "required": ["class_path"],
+        "additionalProperties": False,
+    }
+    return group, {"RunLogger": {"anyOf": [run_logger, {"type": ["object", "array", "boolean"]}]}}
+
+
+def run_schema() -> Schema:
+    """Return the schema of a run's config."""
+    import_classes()
+    owners = {name: owner for name, owner in GROUPS.items() if name != "trainer"}
+    raw = emitted(owners, LINKED)
+    trainer, trainer_definitions = trainer_schema()
+    definitions = {name: adapted(part) for name, part in raw.get("$defs", {}).items()}
+    definitions = {
+        name: own_classes(part) if is_class_choice(part) else part
+        for name, part in definitions.items()
+    }
+    groups = {name: adapted(raw["properties"][name]) for name in owners} | {"trainer": trainer}
+    file = {"type": "string", "pattern": "\\.ya?ml$", "description": "A file with this group"}
+    seed = {"type": "integer", "minimum": 0, "default": 0}
+    return {
+        "$schema": _DRAFT,
+        "title": "A run of sft_lab",
+        "type": "object",
+        "properties": {
+            "seed_everything": {"anyOf": [seed, _INTERPOLATION]},
+            "ckpt_path": {"type": ["string", "null"]},
+            "from": {"type": ["string", "null"]},
+            **{
+                name: {
+                    "anyOf": [
+                        {"$ref": f"#/$defs/{name}"},
+                        file,
+                        {"type": "array", "items": {"anyOf": [file, {"$ref": f"#/$defs/{name}"}]}},
+                    ]
+                }
+                for name in GROUPS
+            },
+        },
+        "patternProperties": {f"^({'|'.join(GROUPS)})\\.": {}},
+        "additionalProperties": False,
+        "$defs": {
+            "interpolation": {"type": "string", "pattern": "\\$\\{"},
+            **groups,
+            **definitions,
+            **trainer_definitions,
+        },
+    }
+
+
+def study_schema() -> Schema:
+    """Return the schema of a study's config."""
+    raw = emitted(_STUDY, {})
+    definitions = {name: adapted(part) for name, part in raw.get("$defs", {}).items()}
+    study, question = (adapted(raw["properties"][name]) for name in _STUDY)
+    overrides = {"type": "object", "description": "Values by dotted key of a run's config"}
+    for owner in (study, *definitions.values()):
+        if "set" in owner.get("properties", {}):
+            owner["properties"]["set"] = overrides
+    file = {"type": "string", "pattern": "\\.ya?ml$", "description": "A file with questions"}
+    questions = {"type": "object", "additionalProperties": {"$ref": "#/$defs/question"}}
+    study["properties"]["questions"] = {
+        "anyOf": [questions, file, {"type": "array", "items": file}]
+    }
+    return {
+        "$schema": _DRAFT,
+        "title": "A study of sft_lab",
+        **study,
+        "patternProperties": {"^(questions|resources|set)\\.": {}},
+        "$defs": {
+            "interpolation": {"type": "string", "pattern": "\\$\\{"},
+            "question": question,
+            "questions": questions,
+            **definitions,
+        },
+    }
+
+
+def schemas() -> dict[str, Schema]:
+    """Return every schema by file name."""
+    run = run_schema()
+    parts = {
+        f"{name}.json": {"$schema": _DRAFT, "$ref": f"run.json#/$defs/{name}"}
+        for name in (
+            "trainer",
+            "model",
+            "corpus",
+            "evaluation",
+        )  # what runs keep in files of their own
+    }
+    questions = {"$schema": _DRAFT, "$ref": "study.json#/$defs/questions"}
+    return {
+        "run.json": run,
+        "study.json": study_schema(),
+        "questions.json": questions,
+        **parts,
+    }
+
+
+def as_text(schema: Schema) -> str:
+    """Return a schema as its file holds it."""
+    return json.dumps(schema, indent=1, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    FOLDER.mkdir(exist_ok=True)
+    for name, schema in schemas().items():
+        (FOLDER / name).write_text(as_text(schema), encoding="utf-8")

@@ -1,0 +1,59 @@
+"""Check what the documents say about the repository: paths, YAML, commands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+GENERATED = "configuration_reference"
+PAGES = [*ROOT.glob("*.md"), *(p for p in ROOT.glob("docs/*.md") if p.stem != GENERATED)]
+COMMANDS = (
+    *("fit", "validate", "test", "inspect", "score", "compare", "study", "report", "export"),
+    *("represent", "doctor", "world"),
+)
+PATH = re.compile(
+    r"(?<![\w/.{<])((?:sft_lab|callbacks|configs|tests|docs|\.ci)/[\w./{},-]*[\w/}])(?![\w<*])"
+)
+
+
+def blocks(page: Path, *languages: str) -> list[str]:
+    """Return a page's code blocks of some languages."""
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+    return [text for language, text in fences if language in languages]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_path_named_exists(page: Path) -> None:
+    named = set(PATH.findall(page.read_text(encoding="utf-8")))
+    if page.name == "CHANGELOG.md":  # it names what was, too
+        return
+    missing = [path for path in sorted(named) if not (ROOT / path).exists()]
+    assert missing == [], f"{page.name} names paths that do not exist"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_yaml_blocks_parse(page: Path) -> None:
+    for block in blocks(page, "yaml"):
+        assert yaml.safe_load(block) is not None
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_shown_exists(page: Path) -> None:
+    for block in blocks(page, "bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:3] == ["python", "-m", "sft_lab"]:
+                assert words[3] in COMMANDS, line
+            elif words[:1] == ["sft-lab"]:
+                assert words[1] in COMMANDS, line
+            elif words[:1] == ["make"]:
+                makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+                assert re.search(rf"^{words[1]}:", makefile, re.M), line
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 150
