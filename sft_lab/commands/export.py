@@ -1,4 +1,4 @@
-"""Writes what a checkpoint trained: PEFT adapters, or one merged model that needs no base."""
+"""Export a checkpoint: PEFT adapters, or one merged model that needs no base."""
 
 import os
 import shutil
@@ -18,18 +18,18 @@ from sft_lab.runs.checkpoint import read_checkpoint, stamp_of
 
 
 def load_trained(checkpoint_path: Path) -> tuple[Any, Mapping[str, Any]]:
-    """Load the model of a checkpoint.
+    """Load the trained model of a checkpoint.
 
     Returns:
-        The model as it was trained, and the config it was trained by.
+        The model, and the resolved config of its run.
 
     Raises:
-        RequestError: If the checkpoint is damaged, or does not fit its base.
+        RequestError: If the checkpoint is damaged, or does not match its base.
     """
     checkpoint = read_checkpoint(checkpoint_path)
     config = stamp_of(checkpoint).config
     settings = config["model"]
-    # In the type of the training: weights rounded otherwise would be other 4-bit weights.
+    # In the dtype of training: otherwise rounded weights would quantise to other 4-bit weights.
     dtype = compute_dtype(str(config["trainer"]["precision"]))
     model = load_base(settings["base"], settings["quantization"], dtype)
     if settings["lora"] is not None:
@@ -38,32 +38,32 @@ def load_trained(checkpoint_path: Path) -> tuple[Any, Mapping[str, Any]]:
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     if trained != set(weights):
         raise RequestError(
-            f"--ckpt_path {checkpoint_path}: its weights do not fit the base {settings['base']}, "
-            "which is not the one it was trained on; put that one back."
+            f"--ckpt_path {checkpoint_path}: its weights do not match the base "
+            f"{settings['base']}, which has changed since training; restore the original base."
         )
     model.load_state_dict(weights, strict=False)
     return model, config
 
 
 def export(checkpoint_path: Path, out: Path, what: Literal["adapter", "merged"]) -> None:
-    """Write a checkpoint's model in a form that other tools load.
+    """Write a checkpoint's model in a format that other tools load.
 
     Args:
-        checkpoint_path: A ``last.ckpt``.
-        out: The folder to make.
-        what: ``adapter`` for PEFT's format; ``merged`` for a whole model in float32, whose logits
-            are those of the trained one: the adapters are added to the base as it was quantised.
-            With either goes the tokenizer, with the chat template of the training.
+        checkpoint_path: Path of a ``last.ckpt``.
+        out: Folder to create.
+        what: ``adapter`` for PEFT's format; ``merged`` for a whole model in float32 with the logits
+            of the trained one: the adapters are merged into the base as it was quantised. Either
+            comes with the tokenizer and the chat template used in training.
 
     Raises:
         RequestError: If the folder exists, or the checkpoint cannot be loaded.
     """
     if out.exists():
-        raise RequestError(f"--out {out} exists; name a new folder.")
+        raise RequestError(f"--out {out} already exists; choose a new folder.")
     make_folder("--out", out.parent)
     model, config = load_trained(checkpoint_path)
     if what == "adapter" and not hasattr(model, "peft_config"):
-        raise RequestError("--what adapter: the run trained the whole model; use --what merged.")
+        raise RequestError("--what adapter: the run trained no adapters; use --what merged.")
     tokenizer = load_tokenizer(config["corpus"]["tokenizer"])
     if config["corpus"]["template"] is not None:
         tokenizer.chat_template = TEMPLATES[config["corpus"]["template"]]

@@ -1,1 +1,1 @@
-"""The base in 4 bits, adapters, logits, unquantized copies, sizes and memory."""
+"""Load bases in 4 bits, add adapters, compute logits, make unquantized copies, size memory."""

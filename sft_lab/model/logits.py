@@ -1,4 +1,4 @@
-"""Logits of target tokens, and checks that a head and attention allow them."""
+"""Compute logits of target tokens only, and check that an architecture allows it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,12 +13,12 @@ from sft_lab.errors import RequestError
 def target_logits(
     causal_lm: Any, input_ids: Tensor, position_ids: Tensor, is_target: Tensor
 ) -> Tensor:
-    """Compute the LM head's logits where they are needed, and nowhere else.
+    """Compute the LM head's logits at positions that carry loss only.
 
     Args:
         causal_lm: A transformers causal language model, adapters included.
         input_ids: int64 ``[B, T]``.
-        position_ids: int64 ``[B, T]``; from where they start anew, tokens see none before.
+        position_ids: int64 ``[B, T]``; a restart begins a new row, which cannot see earlier ones.
         is_target: bool ``[B, T - 1]``, true where the *next* token carries loss.
 
     Returns:
@@ -26,9 +26,9 @@ def target_logits(
     """
     size = input_ids.shape
     if "flash" in str(causal_lm.config._attn_implementation):
-        # There position ids divide a batch of one row only; in a larger one they go unnoticed.
+        # Flash attention reads position ids in a batch of one row only, and ignores them in others.
         input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
-    # With a mask or a cache, transformers would not look at where position ids start anew.
+    # With a mask or a cache, transformers would ignore where position ids restart.
     hidden = causal_lm.get_decoder()(
         input_ids=input_ids, position_ids=position_ids, use_cache=False
     ).last_hidden_state.view(*size, -1)
@@ -37,10 +37,10 @@ def target_logits(
 
 @torch.no_grad()
 def check_head(causal_lm: Any) -> None:
-    """Refuse an architecture that changes logits after its head: ``target_logits`` would not.
+    """Check that logits leave the head unchanged, as ``target_logits`` assumes.
 
     Raises:
-        RequestError: If head of decoder is not what the model's own forward gives.
+        RequestError: If the head applied to the decoder's output differs from the model's logits.
     """
     device = next(causal_lm.parameters()).device
     input_ids = position_ids = torch.arange(4, device=device)[None]
@@ -51,13 +51,13 @@ def check_head(causal_lm: Any) -> None:
     if not torch.allclose(ours.float(), expected.float(), rtol=1e-2, atol=1e-2):
         raise RequestError(
             f"model.base: {type(causal_lm).__name__} transforms its logits after the head, which "
-            "the loss here leaves out; choose a base without logit soft-capping or scaling."
+            "the loss here skips; choose a base without logit soft-capping or scaling."
         )
 
 
 @torch.no_grad()
 def check_packing(causal_lm: Any) -> None:
-    """Refuse an architecture in which the rows of a packed sequence see each other.
+    """Check that the rows of a packed sequence cannot see each other.
 
     Raises:
         RequestError: If a row's logits depend on the row before it.

@@ -1,4 +1,4 @@
-"""The model: a base in 4 bits (or more) with LoRA adapters; its merged copy and its export."""
+"""Load a base in 4 bits (or more), add LoRA adapters, and save the trained weights."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,11 +14,11 @@ Quantization = Literal["nf4", "int8", "bf16", "fp32"]
 
 @dataclass(frozen=True)
 class Lora:
-    """LoRA adapters, in PEFT's words.
+    """Configure LoRA adapters, with PEFT's names.
 
     Args:
         r: Rank.
-        lora_alpha: Scale; the update is weighed by ``lora_alpha / r``.
+        lora_alpha: Scale; the update is multiplied by ``lora_alpha / r``.
         lora_dropout: Dropout on the adapters' input, in [0, 1).
         target_modules: Module names, or ``all-linear`` for every linear layer but the head.
     """
@@ -40,10 +40,10 @@ class Lora:
 
 
 def check_base(base: str) -> str:
-    """Return where a base is loaded from, having looked that something is there.
+    """Check that a base exists, and return the path or hub name to load it from.
 
     Raises:
-        RequestError: If it is a folder without a model, or a hub name that is not in reach.
+        RequestError: If it is a folder without a model, or an unreachable hub name.
     """
     path = resolve(base)
     from transformers import AutoConfig
@@ -59,7 +59,7 @@ def check_base(base: str) -> str:
 
 
 def compute_dtype(precision: str) -> torch.dtype:
-    """Return the type that a Trainer's precision computes products in, here float32 or bf16.
+    """Return the dtype of matrix products under a Trainer's precision: float32 or bf16.
 
     >>> compute_dtype("bf16-mixed")
     torch.bfloat16
@@ -74,8 +74,8 @@ def load_base(base: str, quantization: Quantization, compute_dtype: torch.dtype)
         base: A folder, ``world://base`` or a hub name.
         quantization: ``nf4`` with double quantisation, ``int8``, or unquantised ``bf16`` or
             ``fp32``.
-        compute_dtype: What 4-bit weights are dequantised to for a product, and the type of the
-            parts that are never quantised.
+        compute_dtype: Type that 4-bit weights are dequantised to for a product, and of the parts
+            that are never quantised.
 
     Returns:
         The model in train mode.
@@ -95,7 +95,7 @@ def load_base(base: str, quantization: Quantization, compute_dtype: torch.dtype)
     else:
         options["dtype"] = {"bf16": torch.bfloat16, "fp32": torch.float32}[quantization]
     if torch.cuda.is_available():
-        # Quantised weights are made on the device they stay on; the Trainer finds them there.
+        # Quantised weights are created on their final device; the Trainer leaves them there.
         options["device_map"] = {"": torch.cuda.current_device()}
     model = AutoModelForCausalLM.from_pretrained(check_base(base), **options)
     for module in model.modules():
@@ -109,15 +109,15 @@ def load_base(base: str, quantization: Quantization, compute_dtype: torch.dtype)
 
 
 def add_lora(model: Any, lora: Lora, seed: int) -> Any:
-    """Put LoRA adapters into a frozen base.
+    """Add LoRA adapters to a base, and freeze the base.
 
     Args:
         model: The base; its layers are changed in place.
         lora: The adapters.
-        seed: Seed of their first values.
+        seed: Seed of their initial values.
 
     Raises:
-        RequestError: If no module of the base has one of the names.
+        RequestError: If no module of the base matches ``target_modules``.
     """
     from peft import LoraConfig, get_peft_model
 
@@ -142,5 +142,5 @@ def plain_causal_lm(model: Any) -> Any:
 
 
 def save_trained(model: Any, out: Path) -> None:
-    """Write what was trained: adapters in PEFT's format, or the whole model without them."""
+    """Save the adapters in PEFT's format, or the whole model if it has none."""
     model.save_pretrained(out)

@@ -1,4 +1,4 @@
-"""The model that generates in an evaluation: as it is trained, or without its quantisation."""
+"""Provide the weights that an evaluation generates with: live, dequantised or merged."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ EvaluationWeights = Literal["live", "dequantized", "merged"]
 
 
 def _weights(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-    """Yield the weights of the merged model by their names in the plain one."""
+    """Yield each weight of the merged model with its name in the plain model."""
     from peft.tuners.lora import LoraLayer
 
     adapted: dict[str, Any] = {
@@ -37,7 +37,7 @@ def _weights(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
 
 
 def _dequantized(layer: Any) -> Tensor:
-    """Return a layer's weight unquantised, and leave the layer as it is.
+    """Return a layer's weight unquantised; the layer stays unchanged.
 
     PEFT's own helper replaces an 8-bit layer's weight on a CPU, whose next forward then fails.
     """
@@ -57,17 +57,17 @@ def _dequantized(layer: Any) -> Tensor:
 
 @torch.no_grad()
 def merged_copy(model: Any, dtype: torch.dtype) -> Any:
-    """Return a plain, unquantised copy with the adapters merged in; the model stays as it is.
+    """Return a plain, unquantised copy with the adapters merged in; the model stays unchanged.
 
-    The adapters were trained beside the quantised base, so it is that base, dequantised, that they
-    are added to: the copy's logits are the live model's.
+    The adapters were trained on the quantised base, so they are merged into that base,
+    dequantised: the copy has the logits of the live model.
 
     Args:
-        model: A (PEFT) model as ``load_base`` and ``add_lora`` make it.
+        model: A (PEFT) model as ``load_base`` and ``add_lora`` return it.
         dtype: Type of the copy's weights.
 
     Returns:
-        A model in eval mode on the same device, of which nothing is trained.
+        A model in eval mode on the same device, without trainable parameters.
     """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -91,7 +91,7 @@ def merged_copy(model: Any, dtype: torch.dtype) -> Any:
 
 
 class _DequantizedLinear(torch.nn.Module):
-    """What a 4-bit layer computes, with its weight dequantised once, not for every product.
+    """Compute a 4-bit layer with its weight dequantised once instead of for every product.
 
     Args:
         layer: A ``Linear4bit`` of bitsandbytes.
@@ -100,7 +100,7 @@ class _DequantizedLinear(torch.nn.Module):
     def __init__(self, layer: Any) -> None:
         super().__init__()
         weight = _dequantized(layer)
-        # A buffer, and not a kept one: optimizers and checkpoints must not come to know it.
+        # A non-persistent buffer: neither optimizers nor checkpoints may include it.
         self.weight: Tensor
         self.register_buffer("weight", weight.to(layer.compute_dtype or weight.dtype), False)
         self.bias = layer.bias
@@ -112,10 +112,10 @@ class _DequantizedLinear(torch.nn.Module):
 
 
 class _DequantizedLora(torch.nn.Module):
-    """What a 4-bit layer with an adapter computes, in two products.
+    """Compute a 4-bit layer with an adapter in two products.
 
-    The adapter's A is a part of the base's product, and its B is added to that: the sums are those
-    of PEFT's layer, in a quarter of its operations.
+    One product computes both the base and the adapter's A, another adds B: the sums equal those of
+    PEFT's layer, in a quarter of its operations.
 
     Args:
         layer: PEFT's ``Linear4bit`` with one plain adapter, all of one type.
@@ -146,7 +146,7 @@ class _DequantizedLora(torch.nn.Module):
 
 
 def _is_plain_lora(layer: Any) -> bool:
-    """Say whether a module is what ``_DequantizedLora`` can stand for."""
+    """Return whether ``_DequantizedLora`` can replace a module."""
     from peft.tuners.lora import Linear4bit
 
     if not isinstance(layer, Linear4bit) or len(layer.active_adapters) != 1:
@@ -156,7 +156,7 @@ def _is_plain_lora(layer: Any) -> bool:
         adapter in layer.lora_A
         and not (layer.merged or layer.disable_adapters or layer.lora_bias[adapter])
         and adapter not in layer.lora_variant
-        # Under autocast, or with adapters of a finer type, PEFT rounds in between.
+        # Under autocast, or with adapters of higher precision, PEFT rounds in between.
         and layer.lora_A[adapter].weight.dtype == layer.get_base_layer().compute_dtype
         and not torch.is_autocast_enabled(layer.lora_A[adapter].weight.device.type)
     )
@@ -164,14 +164,14 @@ def _is_plain_lora(layer: Any) -> bool:
 
 @contextmanager
 def dequantized(model: Any) -> Iterator[Any]:
-    """Keep the 4-bit layers dequantised for a while, each in place of its layer.
+    """Replace the 4-bit layers by dequantised ones within a ``with`` block.
 
-    Adapters stay beside them, so that the arithmetic is that of the live model, without what
-    dequantising costs in every product. 8-bit layers stay: they round activations, too. Nothing
-    can be trained meanwhile, and afterwards the layers are the same objects as before.
+    Adapters stay separate, so the arithmetic is that of the live model, without dequantising for
+    every product. 8-bit layers stay, because they round activations too. Nothing can be trained
+    within the block; after it, the layers are the same objects as before.
 
     Args:
-        model: A (PEFT) model as ``load_base`` and ``add_lora`` make it.
+        model: A (PEFT) model as ``load_base`` and ``add_lora`` return it.
     """
     from bitsandbytes.nn import Linear4bit
 
@@ -199,11 +199,12 @@ def dequantized(model: Any) -> Iterator[Any]:
 def evaluation_weights(
     model: Any, weights: EvaluationWeights, compute_dtype: torch.dtype
 ) -> Iterator[Any]:
-    """Yield the model to generate with; afterwards the memory of a copy is free again.
+    """Yield the model to generate with, and free a copy's memory afterwards.
 
     Args:
-        model: A (PEFT) model as ``load_base`` and ``add_lora`` make it.
-        weights: The model itself; itself with ``dequantized`` layers; or a ``merged_copy``.
+        model: A (PEFT) model as ``load_base`` and ``add_lora`` return it.
+        weights: ``live``, the model itself; ``dequantized``, the model with dequantised layers; or
+            ``merged``, a ``merged_copy``.
         compute_dtype: Type of a merged copy.
     """
     if weights == "merged":

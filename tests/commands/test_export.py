@@ -35,7 +35,7 @@ def test_an_adapter_is_loaded_by_peft(finished: FinishedRun, lab: Lab, tiny_base
 
 
 @pytest.mark.slow
-def test_the_tokenizer_has_the_template_of_the_training(lab: Lab) -> None:
+def test_the_tokenizer_has_the_template_used_in_training(lab: Lab) -> None:
     from transformers import AutoTokenizer
 
     steps = [f"--data.stages.{name}.max_steps=1" for name in ("first", "second")]
@@ -63,7 +63,7 @@ def test_a_merged_model_needs_no_base(finished: FinishedRun, lab: Lab) -> None:
 
 
 @pytest.mark.slow
-def test_a_four_bit_base_is_merged_as_it_was_trained(lab: Lab) -> None:
+def test_a_four_bit_base_is_merged_as_quantised(lab: Lab) -> None:
     steps = [f"--data.stages.{name}.max_steps=2" for name in ("first", "second")]
     # In float32 on every machine, or rounding to bfloat16 would hide what merging gets wrong.
     outcome = lab.fit("--model.quantization=nf4", "--trainer.precision=32-true", *steps)
@@ -71,21 +71,21 @@ def test_a_four_bit_base_is_merged_as_it_was_trained(lab: Lab) -> None:
     check_merged(lab, lab.checkpoint)
 
 
-def test_an_existing_folder_is_not_touched(finished: FinishedRun, lab: Lab) -> None:
+def test_an_existing_folder_stays_untouched(finished: FinishedRun, lab: Lab) -> None:
     (lab.folder / "out").mkdir()
     outcome = lab("export", f"--ckpt_path={finished.lab.checkpoint}", "--out=out")
     assert outcome.code == 2
-    assert outcome.err == "error: --out out exists; name a new folder.\n"
+    assert outcome.err == "error: --out out already exists; choose a new folder.\n"
     assert list((lab.folder / "out").iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_refused(finished: FinishedRun, lab: Lab) -> None:
+def test_an_unusable_folder_is_refused(finished: FinishedRun, lab: Lab) -> None:
     outcome = lab("export", f"--ckpt_path={finished.lab.checkpoint}", "--out=tiny.yaml/out")
     assert outcome.code == 2
     assert "--out: tiny.yaml cannot be made" in outcome.err
 
 
-def test_a_failure_leaves_nothing_behind(
+def test_a_failed_export_leaves_no_folder(
     finished: FinishedRun, lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(model: Any, out: Path) -> None:
