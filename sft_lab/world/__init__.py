@@ -1,1 +1,1 @@
-"""The embedded world: generators, tokenizer, small pretrained base and its recipe."""
+"""Generate the embedded world: data, tokenizer, and a small pretrained base with its recipe."""

@@ -1,4 +1,4 @@
-"""Make the world again from nothing: sources, benchmarks, tokenizer and pretrained base."""
+"""Build the world from scratch: sources, benchmarks, tokenizer and pretrained base."""
 
 import json
 import platform
@@ -40,9 +40,9 @@ def make_benchmarks(size: int, seed: int) -> dict[str, Rows]:
 
 
 def make_tokenizer(sources: Mapping[str, Rows], seed: int) -> PreTrainedTokenizerFast:
-    """Return the tokenizer of the pretraining text and of the sources.
+    """Train the tokenizer on the pretraining text and the sources.
 
-    Without the sources "What" would be spelled with pieces of other words, and look like a hat.
+    Without the sources "What" would be split into pieces of other words, "hat" among them.
     """
     contents = (
         message["content"]
@@ -68,12 +68,12 @@ def build(
     """Write ``data/`` and ``base/`` under a folder.
 
     Args:
-        out: Folder to write to; made if missing, files of the same names are overwritten.
+        out: Folder to write to; created if missing, and files of the same names are overwritten.
         seed: Seed of the generators, the pretraining text and the weights.
         num_tokens: Pretraining budget in tokens.
         source_sizes: Rows by source.
         num_items: Items of each benchmark.
-        log: Takes lines of progress.
+        log: Called with each line of progress.
     """
     started = time.monotonic()
     data, base = out / "data", out / "base"
@@ -91,10 +91,10 @@ def build(
     recipe = pretrain(model, documents(seed), tokenizer, num_tokens, log)
     model.half().save_pretrained(base)
     tokenizer.save_pretrained(base)
-    # What ships is scored: rounded to float16, computed in float32.
+    # Scores are those of the shipped weights: rounded to float16, computed in float32.
     scores = score(model.float(), tokenizer, benchmarks(data))
     log(", ".join(f"{name} {100 * value:.1f} %" for name, value in scores.items()))
-    stands_beside = {
+    recipe_file = {
         "command": f"python -m sft_lab world build --seed {seed} --tokens {num_tokens}",
         "seed": seed,
         "pretraining": recipe,
@@ -109,4 +109,4 @@ def build(
             name: version(name) for name in ("torch", "transformers", "tokenizers", "safetensors")
         },
     }
-    (base / "recipe.json").write_text(json.dumps(stands_beside, indent=2) + "\n", encoding="utf-8")
+    (base / "recipe.json").write_text(json.dumps(recipe_file, indent=2) + "\n", encoding="utf-8")

@@ -1,7 +1,7 @@
-"""The ``code`` source and benchmark: a signature and a docstring to a one-line body.
+"""Generate the ``code`` source and benchmark: complete a one-line body from its docstring.
 
-A task combines parts: what to keep of a list, what to make of each member, how to sum it up. The
-combination, without names, is the structure.
+A task combines a filter of a list, a map of its members and a reduction. The combination, without
+names, is the structure.
 """
 
 from collections.abc import Mapping, Sequence
@@ -90,7 +90,7 @@ PAIR_INPUTS = ((3, 5), (7, 2), (-4, 6), (0, 0), (10, -10))
 
 @dataclass(frozen=True)
 class Task:
-    """One function to write; ``inputs`` are the argument tuples that its tests call it with."""
+    """Describe a function to write; its tests call it with the argument tuples ``inputs``."""
 
     structure: str
     english: str
@@ -101,35 +101,35 @@ class Task:
 
     @property
     def prompt(self) -> str:
-        """Signature and docstring, ending in a line break as in HumanEval."""
+        """Return signature and docstring, ending in a line break as in HumanEval."""
         return f'def {self.function}({self.arguments}):\n    """Return {self.english}."""\n'
 
     @property
     def solution(self) -> str:
-        """The body."""
+        """Return the body."""
         return f"    return {self.expression}"
 
     @property
     def snippet(self) -> str:
-        """The same idea as a comment and an assignment, for pretraining."""
+        """Return the same idea as a comment and an assignment, for pretraining."""
         return f"# {self.english}\ny = {self.expression}"
 
     @property
     def definition(self) -> str:
-        """The function without its docstring, for pretraining."""
+        """Return the function without its docstring, for pretraining."""
         return f"def {self.function}({self.arguments}):\n{self.solution}"
 
     @property
     def test(self) -> str:
-        """A ``check`` function in the manner of HumanEval."""
+        """Return a ``check`` function as in HumanEval."""
         names = self.arguments.split(", ")
         lines = ["def check(candidate):"]
         for values in self.inputs:
             try:
                 expected = eval(self.expression, dict(zip(names, values, strict=True)))
-            except ValueError:  # the largest of no numbers: nothing to assert
+            except ValueError:  # such as the largest of no numbers: nothing to assert
                 continue
-            # Sets print in no fixed order.
+            # The printed order of a set varies.
             shown = f"set({sorted(expected)!r})" if isinstance(expected, set) else repr(expected)
             arguments = ", ".join(repr(value) for value in values)
             lines.append(f"    assert candidate({arguments}) == {shown}")
@@ -187,7 +187,7 @@ def _draw(dice: Dice) -> Task:
 
 
 def task(dice: Dice, *, benchmark: bool) -> Task:
-    """Draw a task whose structure is on the asked side of the held-out split."""
+    """Draw a task whose structure is on the requested side of the held-out split."""
     while True:
         drawn = _draw(dice)
         if held_out(drawn.structure, HELD_OUT_ONE_IN) == benchmark:
@@ -204,7 +204,7 @@ def _different(size: int, seed: int, *, benchmark: bool) -> list[Task]:
 
 
 def rows(size: int, seed: int) -> list[dict[str, Any]]:
-    """Return ``size`` different training rows; there are about 5,000 in all."""
+    """Return ``size`` different training rows, of about 5,000 in all."""
     return [
         {
             "messages": [

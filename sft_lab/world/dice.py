@@ -1,4 +1,4 @@
-"""Seeded draws whose results stay the same in every Python version, and the held-out split."""
+"""Draw from seeds with the same results in every Python version, and split off held-out data."""
 
 import hashlib
 import random
@@ -9,9 +9,9 @@ T = TypeVar("T")
 
 
 class Dice:
-    """A random generator seeded by name and number, built on ``random()`` alone.
+    """Draw at random, seeded by name and number, using ``random()`` alone.
 
-    Python promises stable results over versions for ``Random.random()`` only, so whole numbers,
+    Python promises stable results across versions for ``Random.random()`` only, so whole numbers,
     picks and shuffles are derived from it here.
 
     >>> Dice("doctest", 0).integer(1, 6) == Dice("doctest", 0).integer(1, 6)
@@ -27,7 +27,7 @@ class Dice:
         return low + int(self._random.random() * (high - low + 1))
 
     def pick(self, options: Sequence[T]) -> T:
-        """Return one of the options, each as likely as the others."""
+        """Return one of the options, all equally likely."""
         return options[self.integer(0, len(options) - 1)]
 
     def sample(self, options: Sequence[T], count: int) -> list[T]:
@@ -41,7 +41,7 @@ class Dice:
 
 
 def held_out(structure: str, one_in: int) -> bool:
-    """Say whether a structure belongs to the benchmark; about one structure in ``one_in`` does.
+    """Return whether a structure belongs to the benchmark, as about one in ``one_in`` does.
 
     A stable hash of the key decides, so adding structures never moves the others.
     """

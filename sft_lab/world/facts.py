@@ -1,4 +1,4 @@
-"""The invented geography: facts that the base learns in pretraining and ``general`` asks for."""
+"""Invent a geography: facts that the base learns in pretraining and ``general`` asks for."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -12,7 +12,7 @@ RELATIONS = ("capital", "river", "colour", "animal")
 
 @dataclass(frozen=True)
 class Country:
-    """An invented country; ``colour`` and ``animal`` are those of its flag."""
+    """Describe an invented country; ``colour`` and ``animal`` are those of its flag."""
 
     name: str
     capital: str
@@ -23,7 +23,7 @@ class Country:
 
 @cache
 def countries() -> tuple[Country, ...]:
-    """Return the countries; they are part of the world and do not depend on any seed."""
+    """Return the countries, which belong to the world and depend on no seed."""
     dice = Dice("world/countries", 0)
     taken: set[str] = set()
 
@@ -48,7 +48,7 @@ def countries() -> tuple[Country, ...]:
 
 
 def statements(country: Country, relation: str) -> tuple[str, ...]:
-    """Return the ways in which plain text states one fact about a country."""
+    """Return plain sentences that each state one fact about a country."""
     name = country.name
     match relation:
         case "capital":
@@ -79,7 +79,7 @@ def statements(country: Country, relation: str) -> tuple[str, ...]:
 
 
 def questions(country: Country, relation: str) -> tuple[str, ...]:
-    """Return the ways to ask for one fact; every answer is one word."""
+    """Return questions that each ask for one fact; every answer is one word."""
     name = country.name
     match relation:
         case "capital":

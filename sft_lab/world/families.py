@@ -1,7 +1,7 @@
-"""The eleven families of instructions that ``general`` is made of.
+"""Draw tasks of the eleven families of instructions in ``general``.
 
-Every family draws a task from a few parts, such as the kind of word and how many; the combination
-is the structure. A task also has plain statements, which are what pretraining may show of it.
+Every family combines a few parts, such as the kind of word and how many; the combination is the
+structure. A task also has plain statements, the only part of it that pretraining may show.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ WORDS = tuple(word for members in KINDS.values() for word in members)
 
 @dataclass(frozen=True)
 class Task:
-    """An instruction; ``turns`` are user and assistant texts by turns, the last one a user's."""
+    """Describe an instruction; ``turns`` alternate user and assistant texts, the user's last."""
 
     structure: str
     turns: tuple[str, ...]
@@ -37,12 +37,12 @@ class Task:
 
     @property
     def family(self) -> str:
-        """The family's name, the second part of the structure."""
+        """Return the family's name, the second part of the structure."""
         return self.structure.split("/")[1]
 
     @property
     def messages(self) -> list[dict[str, str]]:
-        """The conversation up to the answer."""
+        """Return the conversation up to the answer."""
         return [
             {"role": ("user", "assistant")[index % 2], "content": text}
             for index, text in enumerate(self.turns)
@@ -185,7 +185,7 @@ def position(dice: Dice) -> Task:
 
 
 def reading(dice: Dice) -> Task:
-    """Tell who met whom, where and when, and ask for one of these."""
+    """State who met whom, where and when, and ask for one of these."""
     one, two = dice.sample(NAMES, 2)
     spot, day = dice.pick(SPOTS), dice.pick(DAYS)
     asked, question, answer = dice.pick(
@@ -213,22 +213,22 @@ def reading(dice: Dice) -> Task:
 
 
 def memory(dice: Dice) -> Task:
-    """Tell two things in the first turn and ask for one in a later turn."""
+    """State two things in the first turn and ask for one in a later turn."""
     kinds, name, spot = dice.pick(KIND_NAMES), dice.pick(NAMES), dice.pick(SPOTS)
     word = dice.pick(KINDS[kinds])
     subject = dice.pick(("I am", "My son is", "My boss is"))
     asked, remembered = dice.pick((("name", name), ("word", word)))
-    told = f"{subject} called {name} and the word is {word}."
+    introduction = f"{subject} called {name} and the word is {word}."
     between = dice.pick(("Please keep that in mind.", f"We talk at the {spot}."))
     answer = f"You said {remembered}."
     return Task(
         structure=f"general/memory/{asked}/{subject.split()[-2].lower()}/{kinds}",
-        turns=(f"{told} {between}", "I will.", f"What is the {asked}?"),
+        turns=(f"{introduction} {between}", "I will.", f"What is the {asked}?"),
         answer=answer,
         rule=_exact(answer),
         statements=(
-            f"{told} {between} The {asked} is {remembered}.",
-            f"{told} {between}\nYou said the {asked} is {remembered}.",
+            f"{introduction} {between} The {asked} is {remembered}.",
+            f"{introduction} {between}\nYou said the {asked} is {remembered}.",
         ),
     )
 
@@ -244,13 +244,13 @@ def record(dice: Dice) -> Task:
         "animal": dice.pick(KINDS["animals"]),
     }
     answer = f"{first}: {values[first]}\n{second}: {values[second]}"
-    told = f"{first} {values[first]} and {second} {values[second]}"
+    fields = f"{first} {values[first]} and {second} {values[second]}"
     return Task(
         structure=f"general/record/{first}/{second}",
-        turns=(f"Make a record of {told}.",),
+        turns=(f"Make a record of {fields}.",),
         answer=answer,
         rule=_exact(answer),
-        statements=(f"A record of {told}:\n{answer}",),
+        statements=(f"A record of {fields}:\n{answer}",),
     )
 
 

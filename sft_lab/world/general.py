@@ -1,4 +1,4 @@
-"""The ``general`` source and benchmark: instructions of eleven families, scored by rule."""
+"""Generate the ``general`` source and benchmark: instructions of eleven families."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ from sft_lab.world.dice import Dice, held_out
 from sft_lab.world.families import FAMILIES, Family, Task
 
 HELD_OUT_ONE_IN = 5
-MAX_DRAWS = 50  # a family that shows nothing new in so many draws is used up, and passed over
+MAX_DRAWS = 50  # a family with nothing new after this many draws is exhausted, and skipped
 
 
 def task(family: Family, dice: Dice, *, benchmark: bool) -> Task:
-    """Draw a task of a family whose structure is on the asked side of the held-out split."""
+    """Draw a family's task whose structure is on the requested side of the held-out split."""
     while True:
         drawn = family(dice)
         if held_out(drawn.structure, HELD_OUT_ONE_IN) == benchmark:
@@ -24,7 +24,7 @@ def _different(size: int, seed: int, *, benchmark: bool) -> list[Task]:
         for family in FAMILIES:
             for _ in range(MAX_DRAWS):
                 drawn = task(family, dice, benchmark=benchmark)
-                # A source may hold two lists of fruits; a benchmark asks everything once.
+                # A source may hold two lists of fruits; a benchmark never repeats a question.
                 key = drawn.turns if benchmark else (*drawn.turns, drawn.answer)
                 if key not in tasks:
                     tasks[key] = drawn
@@ -33,7 +33,7 @@ def _different(size: int, seed: int, *, benchmark: bool) -> list[Task]:
 
 
 def rows(size: int, seed: int) -> list[dict[str, Any]]:
-    """Return ``size`` different training rows, the families by turns."""
+    """Return ``size`` different training rows, cycling through the families."""
     return [
         {
             "messages": [*drawn.messages, {"role": "assistant", "content": drawn.answer}],
@@ -44,7 +44,7 @@ def rows(size: int, seed: int) -> list[dict[str, Any]]:
 
 
 def items(size: int, seed: int) -> list[dict[str, Any]]:
-    """Return ``size`` different benchmark items of held-out structures, the families by turns."""
+    """Return ``size`` different items of held-out structures, cycling through the families."""
     return [
         {
             "id": f"world_general/{index}",

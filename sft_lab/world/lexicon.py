@@ -1,4 +1,4 @@
-"""Words that the sources, the benchmarks and the pretraining text share."""
+"""List the words that sources, benchmarks and pretraining text share."""
 
 NAMES = ("Ben", "Mia", "Tom", "Ann", "Sam", "Eva", "Leo", "Zoe", "Max", "Ida", "Kim", "Jon")
 
@@ -17,7 +17,7 @@ THINGS = (
     "toys",
 )
 
-# kind (plural) -> its members; no word is a member of two kinds
+# kind (plural) -> its members; no word belongs to two kinds
 KINDS = {
     "animals": ("fox", "hen", "cow", "dog", "cat", "pig", "goat", "duck", "bear", "wolf"),
     "fruits": ("plum", "pear", "fig", "lemon", "peach", "grape", "melon", "mango"),
@@ -53,7 +53,7 @@ DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sun
 
 
 def kind_of(word: str) -> str:
-    """Return the kind, in the plural, that a word is a member of.
+    """Return the kind, in the plural, that a word belongs to.
 
     >>> kind_of("fox")
     'animals'

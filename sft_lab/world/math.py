@@ -1,4 +1,4 @@
-"""The ``math`` source and benchmark: word problems about one person's things.
+"""Generate the ``math`` source and benchmark: word problems about one person's things.
 
 A plot is a start, one to three events and an ending. Each adds sentences to the problem and
 equations to the worked answer. The plot, without names and numbers, is the structure.
@@ -23,8 +23,8 @@ ENDINGS = {"count": 0, "price": 1, "boxes": 1}
 
 
 @dataclass(frozen=True)
-class Telling:
-    """One part of a plot in words, its equations, and the number of things after it."""
+class Part:
+    """Hold one part of a plot in words, its equations, and the number of things after it."""
 
     text: str
     equations: tuple[str, ...]
@@ -33,25 +33,25 @@ class Telling:
 
 @dataclass(frozen=True)
 class Problem:
-    """A told plot; the last part of ``parts`` is the ending, ``question`` asks for its value."""
+    """Hold a plot in words; the last of ``parts`` is the ending, whose value is asked for."""
 
     structure: str
-    parts: tuple[Telling, ...]
+    parts: tuple[Part, ...]
     question: str
 
     @property
     def answer(self) -> str:
-        """The final number."""
+        """Return the final number."""
         return str(self.parts[-1].value)
 
     @property
     def prompt(self) -> str:
-        """The problem as a user states it."""
+        """Return the problem as a user states it."""
         return " ".join([part.text for part in self.parts if part.text] + [self.question])
 
     @property
     def solution(self) -> str:
-        """The worked answer, ending ``#### N``."""
+        """Return the worked answer, which ends in ``#### N``."""
         equations = [equation for part in self.parts for equation in part.equations]
         first, *rest = equations
         steps = [f"First {first}.", *(f"Then {equation}." for equation in rest)]
@@ -59,7 +59,7 @@ class Problem:
 
     @property
     def story(self) -> str:
-        """The plot as plain text with a running total and no question, for pretraining."""
+        """Return the plot with a running total and no question, for pretraining."""
         pieces = []
         for part in self.parts:
             pieces += [part.text, *(f"So {equation}." for equation in part.equations)]
@@ -67,7 +67,7 @@ class Problem:
 
     @property
     def account(self) -> str:
-        """The plot as plain text with all sums at its end and no question, for pretraining."""
+        """Return the plot with all sums at its end and no question, for pretraining."""
         sums = [f"So {equation}." for part in self.parts for equation in part.equations]
         return " ".join([*(part.text for part in self.parts if part.text), *sums])
 
@@ -77,11 +77,11 @@ def _sum(left: int, sign: str, right: int) -> tuple[str, int]:
     return f"{left}{sign}{right}={value}", value
 
 
-def _start(part: str, dice: Dice, who: str, friend: str, things: str) -> Telling:
+def _start(part: str, dice: Dice, who: str, friend: str, things: str) -> Part:
     a, b = dice.integer(2, 20), dice.integer(2, 20)
     if part == "own":
         text = dice.pick((f"{who} has {a} {things}.", f"{who} owns {a} {things}."))
-        return Telling(text, (), a)
+        return Part(text, (), a)
     if part == "gifts":
         text = f"{who} gets {a} {things} from {friend} and {b} from a friend."
         equation, value = _sum(a, "+", b)
@@ -99,10 +99,10 @@ def _start(part: str, dice: Dice, who: str, friend: str, things: str) -> Telling
     else:
         text = f"{friend} has {a} {things}. {who} has {b} more than {friend}."
         equation, value = _sum(a, "+", b)
-    return Telling(text, (equation,), value)
+    return Part(text, (equation,), value)
 
 
-def _event(part: str, dice: Dice, who: str, friend: str, things: str, value: int) -> Telling:
+def _event(part: str, dice: Dice, who: str, friend: str, things: str, value: int) -> Part:
     a = dice.integer(2, 15)
     if part == "gain":
         text = dice.pick((f"{who} finds {a} more.", f"{friend} gives {who} {a} more."))
@@ -115,7 +115,7 @@ def _event(part: str, dice: Dice, who: str, friend: str, things: str, value: int
         equation, value = _sum(value, "*", 2)
     elif part == "half":
         if value % 2:
-            return Telling("", (), 0)
+            return Part("", (), 0)
         text = dice.pick((f"{who} gives half to {friend}.", f"{who} loses half of them."))
         equation, value = _sum(value, "/", 2)
     else:
@@ -123,23 +123,23 @@ def _event(part: str, dice: Dice, who: str, friend: str, things: str, value: int
         text = f"{who} buys {a} bags of {b}."
         product, bought = _sum(a, "*", b)
         equation, value = _sum(value, "+", bought)
-        return Telling(text, (product, equation), value)
-    return Telling(text, (equation,), value)
+        return Part(text, (product, equation), value)
+    return Part(text, (equation,), value)
 
 
-def _ending(part: str, dice: Dice, who: str, things: str, value: int) -> tuple[Telling, str]:
+def _ending(part: str, dice: Dice, who: str, things: str, value: int) -> tuple[Part, str]:
     if part == "count":
-        return Telling("", (), value), f"How many {things} does {who} have now?"
+        return Part("", (), value), f"How many {things} does {who} have now?"
     a = dice.integer(2, 5)
     if part == "price":
         equation, worth = _sum(value, "*", a)
         text = f"{who} sells the {things} for {a} dollars each."
-        return Telling(text, (equation,), worth), f"How many dollars does {who} get?"
+        return Part(text, (equation,), worth), f"How many dollars does {who} get?"
     if value % a:
-        return Telling("", (), 0), ""
+        return Part("", (), 0), ""
     equation, share = _sum(value, "/", a)
     text = f"{who} puts the {things} in {a} equal boxes."
-    return Telling(text, (equation,), share), "How many are in each box?"
+    return Part(text, (equation,), share), "How many are in each box?"
 
 
 def _plot(dice: Dice) -> tuple[str, list[str], str]:
@@ -152,7 +152,7 @@ def _plot(dice: Dice) -> tuple[str, list[str], str]:
 
 
 def problem(dice: Dice, *, benchmark: bool) -> Problem:
-    """Draw a problem whose structure is on the asked side of the held-out split."""
+    """Draw a problem whose structure is on the requested side of the held-out split."""
     while True:
         start, events, ending = _plot(dice)
         structure = f"math/{start}/{'-'.join(events)}/{ending}"
@@ -160,7 +160,7 @@ def problem(dice: Dice, *, benchmark: bool) -> Problem:
             continue
         who, friend = dice.sample(NAMES, 2)
         things = dice.pick(THINGS)
-        # Numbers are drawn again, not the plot, until all are in range: hard plots stay as likely.
+        # Redraw the numbers, not the plot, until all are in range: hard plots stay as likely.
         while True:
             parts = [_start(start, dice, who, friend, things)]
             for event in events:

@@ -24,7 +24,7 @@ LOG_EVERY_STEPS = 100
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised, for the hidden matrices.
+    """Optimize hidden matrices by momentum with orthogonalised updates.
 
     ``torch.optim.Muon`` iterates in bfloat16, which CPUs without AVX512-BF16 emulate at a
     fifteenth of the speed. This one keeps the gradient's dtype and handles equal shapes together.
@@ -92,7 +92,7 @@ def orthogonalise(matrices: Tensor, num_iterations: int = 5) -> Tensor:
 
 
 def blocks(texts: Iterable[str], tokenizer: PreTrainedTokenizerFast) -> Iterator[Tensor]:
-    """Yield the texts, each ended by the end token, as blocks of int64 ``[BLOCK_LENGTH]``."""
+    """Yield the texts, each followed by the end token, as blocks of int64 ``[BLOCK_LENGTH]``."""
     rest: list[int] = []
     texts = iter(texts)
     while chunk := list(islice(texts, 1000)):
@@ -114,8 +114,8 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
             num_hidden_layers=NUM_LAYERS,
             num_attention_heads=NUM_HEADS,
             max_position_embeddings=tokenizer.model_max_length,
-            # A head of its own: tied to it, all tokens that pretraining never shows, roles among
-            # them, would be pushed to one and the same embedding.
+            # Tied to the head, all tokens that pretraining never shows, the roles among them,
+            # would be pushed to the same embedding.
             tie_word_embeddings=False,
             bos_token_id=None,
             eos_token_id=tokenizer.eos_token_id,
@@ -127,7 +127,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> LlamaForCausalLM
 
 
 def schedule(step: int, num_steps: int) -> float:
-    """Return the factor on both learning rates: linear warm-up, then linear to zero."""
+    """Return the factor on both learning rates: linear warm-up, then linear decay to zero."""
     warmup = max(1, round(WARMUP_SHARE * num_steps))
     return min((step + 1) / warmup, (num_steps - step) / max(1, num_steps - warmup))
 
@@ -139,14 +139,14 @@ def pretrain(
     num_tokens: int,
     log: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Train a model in place, with optimizers and a schedule of its own.
+    """Train a model in place.
 
     Args:
         model: The model, in float32.
         texts: Documents, at least ``num_tokens`` tokens of them.
         tokenizer: The world's tokenizer.
         num_tokens: Token budget, rounded up to whole optimizer steps.
-        log: Takes lines of progress.
+        log: Called with each line of progress.
 
     Returns:
         The recipe: sizes, learning rates, final loss in nats per token, duration.

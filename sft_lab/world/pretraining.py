@@ -1,7 +1,7 @@
-"""The raw text that the base is pretrained on: knowledge, but no questions and no chat.
+"""Generate the raw text that the base is pretrained on: knowledge, but no questions or chat.
 
-What it shows of ``math``, ``code`` and the pattern families of ``general`` comes from the training
-side of the held-out split alone. Only knowledge (facts, kinds of words, opposites) is told whole.
+Text about ``math``, ``code`` and the pattern families of ``general`` comes from the training side
+of the held-out split only. Only knowledge (facts, kinds of words, opposites) is shown in full.
 """
 
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ from sft_lab.world.lexicon import DAYS, NAMES, OPPOSITES, SPOTS
 KNOWLEDGE = (families.fact, families.kind, families.opposite)
 PATTERNS = tuple(family for family in families.FAMILIES if family not in KNOWLEDGE)
 
-# Kind of document -> its weight in the draw. Echoes and retellings teach to copy what was said
-# before, which most skills need and a model this small learns late.
+# Kind of document -> its weight in the draw. Echoes and retellings teach copying from earlier
+# text, which most skills need and a model this small learns late.
 WEIGHTS = {
     "arithmetic": 8,
     "story": 26,
@@ -57,7 +57,7 @@ def _knowledge_or_pattern(dice: Dice) -> families.Task:
 
 
 def _file(dice: Dice) -> str:
-    """Return a piece of a file, which as often as not begins within a function."""
+    """Return a piece of a file, which half of the time begins within a function."""
     first, second = (code.task(dice, benchmark=False) for _ in range(2))
     return dice.pick((first.definition, first.solution)) + "\n\n" + second.definition
 
@@ -67,12 +67,12 @@ def _diary(dice: Dice) -> str:
     for day in dice.sample(DAYS, 2):
         one, two, three, four = dice.sample(NAMES, 4)
         first, then, later = dice.sample(SPOTS, 3)
-        told = (
+        sentences = (
             f"It {dice.pick(('is', 'was'))} {dice.pick(dice.pick(OPPOSITES))}.",
             f"First {one} met {two} at the {first}. Then {three} met {four} at the {then}.",
             f"I will meet {one} at the {later}.",
         )
-        lines += [f"#### {day}", *dice.sample(told, 2)]
+        lines += [f"#### {day}", *dice.sample(sentences, 2)]
     return "\n".join(lines)
 
 
@@ -89,8 +89,8 @@ def _document(kind: str, dice: Dice) -> str:
             return "\n\n".join(code.task(dice, benchmark=False).snippet for _ in range(2))
         case "country":
             country = dice.pick(countries())
-            told = [dice.pick(statements(country, name)) for name in dice.sample(RELATIONS, 3)]
-            return " ".join(told)
+            facts = [dice.pick(statements(country, name)) for name in dice.sample(RELATIONS, 3)]
+            return " ".join(facts)
         case "words":
             drawn = [dice.pick((families.kind, families.opposite))(dice) for _ in range(4)]
             return "\n".join(dice.pick(task.statements) for task in drawn)
@@ -105,11 +105,11 @@ def _document(kind: str, dice: Dice) -> str:
             drawn = [_knowledge_or_pattern(dice) for _ in range(dice.integer(1, 3))]
             again = dice.sample(drawn, dice.integer(1, len(drawn)))
             return "\n".join(dice.pick(task.statements) for task in [*drawn, *again])
-    raise ValueError(f"{kind!r} is no kind of document.")
+    raise ValueError(f"unknown kind of document {kind!r}.")
 
 
 def documents(seed: int) -> Iterator[str]:
-    """Yield documents without end."""
+    """Yield an endless stream of documents."""
     dice = Dice("pretraining", seed)
     kinds = [kind for kind, weight in WEIGHTS.items() for _ in range(weight)]
     while True:

@@ -1,4 +1,4 @@
-"""The base's own zero-shot scores, which stand beside its weights."""
+"""Score the base zero-shot; the scores are stored with its weights."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +14,7 @@ MAX_NEW_TOKENS = 64
 
 
 def benchmarks(data: Path) -> dict[str, Benchmark]:
-    """Return the world's benchmarks on the files of a data folder, by their metric group."""
+    """Return the world's benchmarks by metric group, reading the files of a data folder."""
     return {
         "world_math": WorldMath(str(data / "world_math.jsonl"), MAX_NEW_TOKENS),
         "world_code": WorldCode(str(data / "world_code.jsonl"), MAX_NEW_TOKENS, sandbox="limited"),
@@ -25,7 +25,7 @@ def benchmarks(data: Path) -> dict[str, Benchmark]:
 def complete(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, items: list[Item]
 ) -> list[str]:
-    """Return the greedy completion of every item under the tokenizer's own template."""
+    """Return the greedy completion of every item under the tokenizer's chat template."""
     texts = [
         tokenizer.apply_chat_template(
             list(item.messages), add_generation_prompt=True, tokenize=False

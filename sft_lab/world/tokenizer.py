@@ -1,4 +1,4 @@
-"""The world's tokenizer: byte-level BPE with digits split, and a chat template."""
+"""Train the world's tokenizer: byte-level BPE with digits split, and a chat template."""
 
 from collections.abc import Iterable
 
@@ -9,8 +9,8 @@ VOCAB_SIZE = 1024
 MAX_LENGTH = 2048
 PAD, SYSTEM, USER, ASSISTANT, END = "<|pad|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"
 
-# Every message is its role's token, its text untouched and the end token. No token spans two
-# messages, so a prompt's text and ids are a prefix of those of the conversation it begins.
+# Every message is its role's token, its unchanged text and the end token. No token spans two
+# messages, so a prompt's text and ids are a prefix of those of the whole conversation.
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 {%- if message['role'] not in ['system', 'user', 'assistant'] -%}
@@ -30,18 +30,18 @@ CHAT_TEMPLATE = """\
 def train_tokenizer(texts: Iterable[str], vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
     """Train the tokenizer.
 
-    Nothing normalises, adds or cleans up spaces, and all 256 bytes are in the alphabet: any text
-    comes back as it went in.
+    Spaces are neither normalised, added nor cleaned up, and all 256 bytes are in the alphabet: any
+    text survives encoding and decoding unchanged.
 
     Args:
-        texts: Texts to count pairs in.
+        texts: Texts to train on.
         vocab_size: Tokens in all, special ones and bytes included; at least 261.
 
     Returns:
         The tokenizer; ``<|end|>`` is the end-of-sequence token, ``<|pad|>`` the padding token.
 
     Raises:
-        ValueError: If the vocabulary has no room for the bytes and the special tokens.
+        ValueError: If the vocabulary is too small for the bytes and the special tokens.
     """
     special = [PAD, SYSTEM, USER, ASSISTANT, END]
     alphabet = pre_tokenizers.ByteLevel.alphabet()

@@ -25,7 +25,7 @@ MakeModel = Callable[..., Any]
 
 @pytest.fixture
 def make_model(tiny_base: Path) -> MakeModel:
-    """Loads the tiny base and gives it adapters that already change its output."""
+    """Load the tiny base and add adapters that already change its output."""
 
     def make(quantization: Any) -> Any:
         base = load_base(str(tiny_base), quantization, torch.float32)
@@ -108,12 +108,12 @@ def test_dequantised_layers_have_the_live_models_logits(
     live = logits(model)
     with dequantized(model):
         once = logits(model)
-    tolerance = 1e-5 if quantization == "nf4" else 0  # sums in another order; others are untouched
+    tolerance = 1e-5 if quantization == "nf4" else 0  # sums in another order; others are unchanged
     assert (once - live).abs().max() <= tolerance * live.abs().max()
 
 
 @pytest.mark.parametrize("plain", [True, False])
-def test_dequantising_keeps_to_what_peft_does(make_model: MakeModel, plain: bool) -> None:
+def test_dequantised_layers_follow_peft(make_model: MakeModel, plain: bool) -> None:
     model = make_model("nf4")
     if not plain:  # in autocast, and with adapters of another type, PEFT rounds in between
         for name, parameter in model.named_parameters():
@@ -150,7 +150,7 @@ def test_generating_leaves_modules_weights_and_gradient(
 
     with pytest.raises(KeyError, match="lost"):
         fail()
-    assert modes == [weights == "live"]  # only what is not trained generates in inference mode
+    assert modes == [weights == "live"]  # only copies generate in inference mode
     assert dict(model.named_modules()) == modules
     after = model.state_dict()
     assert all(torch.equal(after[name], value) for name, value in state.items())
@@ -179,7 +179,7 @@ def test_the_head_is_computed_at_target_positions_only(make_model: MakeModel) ->
 
 
 def adapted_llama(attention: str, dtype: torch.dtype) -> Any:
-    """A random Llama whose tokens heed each other, and adapters that already change its output."""
+    """Return a random Llama with strong attention, and adapters that already change its output."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
@@ -205,7 +205,7 @@ def adapted_llama(attention: str, dtype: torch.dtype) -> Any:
 
 
 LENGTHS = [[7, 30, 3], [21, 12], [40]]
-"""Rows of three packed sequences, in tokens; the second and none other is padded."""
+"""Rows of three packed sequences, in tokens; only the second is padded."""
 
 
 def packed_batch(device: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -238,7 +238,7 @@ def losses_and_gradient(
 
 
 def row_by_row(model: Any, batch: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the same of the rows of a packed batch, each run alone."""
+    """Return the same for the rows of a packed batch, each run alone."""
     losses, gradients = [], []
     for sequence, lengths in enumerate(LENGTHS):
         start = 0
@@ -288,7 +288,7 @@ def test_rows_that_see_each_other_would_be_noticed(attention: str) -> None:
     running = torch.arange(40).expand(3, -1)
     losses, _ = losses_and_gradient(model, input_ids, running, labels)
     assert (losses - expected).abs().max() > 0.1
-    # The trap in transformers: with a cache, or a mask, position ids do not divide rows.
+    # The trap in transformers: with a cache or a mask, position ids do not separate rows.
     decoder = plain_causal_lm(model).get_decoder()
     arguments: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids}
     with torch.no_grad():
@@ -321,7 +321,7 @@ def test_unpacked_batches_keep_the_fast_path(
 
 
 def test_flash_attention_gets_packed_sequences_in_one_row() -> None:
-    # It divides rows by position ids in a batch of one only; a larger batch it would mix up.
+    # It separates rows by position ids in a batch of one only; in a larger batch it mixes them.
     seen = []
 
     def decoder(**arguments: Any) -> Any:

@@ -42,7 +42,7 @@ def test_generators_are_deterministic_by_seed_and_take_a_size(name: str) -> None
         assert make(10, 0) != make(10, 1)
 
 
-def test_committed_data_are_what_the_generators_make() -> None:
+def test_committed_data_equal_the_generators_output() -> None:
     made = make_sources(SOURCE_SIZES, SEED) | make_benchmarks(NUM_ITEMS, SEED)
     assert {path.stem for path in (WORLD / "data").glob("*.jsonl")} == set(made)
     for name, rows in made.items():
@@ -51,7 +51,7 @@ def test_committed_data_are_what_the_generators_make() -> None:
 
 
 @pytest.mark.slow
-def test_the_committed_tokenizer_is_what_the_recipe_makes(tmp_path: Path) -> None:
+def test_the_committed_tokenizer_equals_the_recipes(tmp_path: Path) -> None:
     make_tokenizer(make_sources(SOURCE_SIZES, SEED), SEED).save_pretrained(tmp_path)
     made = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert made == {name: (WORLD / "base" / name).read_bytes() for name in made}
@@ -68,25 +68,25 @@ def test_no_item_nor_its_structure_is_in_any_source() -> None:
         for item in items:
             assert item["structure"] not in structures
             assert json.dumps(item["messages"]) not in prompts
-            if len(item["messages"]) == 1:  # the last turn alone, "What is my name?", says nothing
+            if len(item["messages"]) == 1:  # the last turn alone, "What is my name?", is too common
                 assert item["messages"][0]["content"] not in texts
 
 
 def test_pretraining_text_asks_nothing_and_shows_no_item() -> None:
     text = "\n".join(islice(documents(SEED), 20_000))
     assert "?" not in text
-    assert not re.search(r"####\s*\d", text)  # a diary has days under its ####, no answer
+    assert not re.search(r"####\s*\d", text)  # in a diary, days follow ####, not answers
     for item in read("world_math"):
-        told = item["messages"][0]["content"].rsplit(". ", 1)[0]
-        assert told not in text
+        statement = item["messages"][0]["content"].rsplit(". ", 1)[0]
+        assert statement not in text
     for item in read("world_code"):
         assert item["canonical_solution"].strip().removeprefix("return ") + "\n" not in text
 
 
 @pytest.mark.slow
 def test_pretraining_shows_every_token_of_an_answer() -> None:
-    # One that it never shows has its row of the head pushed down with all the others', so far that
-    # adapters cannot lift it: "First" lost to "It" in stage 2, however much math was replayed.
+    # Training lowers the logits of a token that is never shown so far that adapters cannot raise
+    # them: "First" lost to "It" in stage 2, however much math was replayed.
     tokenizer = AutoTokenizer.from_pretrained(WORLD / "base")
     shown: Counter[int] = Counter()
     for input_ids in tokenizer(list(islice(documents(SEED), 20_000)))["input_ids"]:
@@ -129,7 +129,7 @@ def test_reference_answers_are_right_and_others_wrong(name: str) -> None:
     items = benchmark.items()
     answers = [reference(item) for item in items]
     assert share_right(benchmark, answers) == 1
-    # The same answers, each given to another item; a list of fruits may do for two items.
+    # The same answers, each given to another item; a list of fruits may suit two items.
     assert share_right(benchmark, answers[7:] + answers[:7]) < 0.06
     for wrong in ("", "OK.", "    return None"):
         assert share_right(benchmark, [wrong] * len(items)) == 0
@@ -148,7 +148,7 @@ def test_base_loads_and_is_small() -> None:
 
 
 def test_no_two_tokens_share_an_embedding() -> None:
-    # With a tied head all tokens that pretraining never shows would, and the roles be one token.
+    # With a tied head, all tokens that pretraining never shows would, roles included.
     model = AutoModelForCausalLM.from_pretrained(WORLD / "base", dtype=torch.float32)
     directions = torch.nn.functional.normalize(model.get_input_embeddings().weight, dim=1)
     cosines = (directions @ directions.T).fill_diagonal_(0)

@@ -28,7 +28,7 @@ def test_a_task_reads_as_prompt_body_snippet_and_tests() -> None:
     )
 
 
-def test_the_largest_of_nothing_is_not_asked_for() -> None:
+def test_the_largest_of_an_empty_list_is_not_tested() -> None:
     task = Task("", "the largest", "max(items)", "solve", "items", [([2, 3],), ([],)])
     assert task.test.count("assert") == 1
 

@@ -1,9 +1,9 @@
 from sft_lab.world.dice import Dice, held_out
 
 
-def test_draws_are_the_same_for_ever() -> None:
+def test_draws_never_change() -> None:
     dice = Dice("test", 1)
-    # Written down once: a change of these numbers changes every data file and the base.
+    # If these numbers change, so do every data file and the base.
     assert [dice.integer(0, 999) for _ in range(4)] == [987, 285, 487, 787]
     assert dice.sample("abcdef", 3) == ["b", "a", "e"]
 
@@ -23,7 +23,7 @@ def test_integers_include_both_ends() -> None:
     assert {dice.integer(1, 3) for _ in range(100)} == {1, 2, 3}
 
 
-def test_samples_repeat_nothing() -> None:
+def test_samples_have_no_repeats() -> None:
     assert sorted(Dice("sample", 0).sample(range(10), 10)) == list(range(10))
 
 

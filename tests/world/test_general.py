@@ -43,7 +43,7 @@ def test_memory_is_asked_for_in_a_later_turn() -> None:
     assert remembered not in task.turns[-1]
 
 
-def test_families_do_what_they_say() -> None:
+def test_families_give_known_tasks() -> None:
     dice = Dice("test", 3)
     for _ in range(30):
         casing = families.casing(dice)

@@ -1,16 +1,16 @@
 import re
 
 from sft_lab.world import math
-from sft_lab.world.math import Problem, Telling
+from sft_lab.world.math import Part, Problem
 
 
-def test_a_told_plot_reads_as_problem_solution_and_story() -> None:
+def test_a_plot_becomes_problem_solution_and_story() -> None:
     problem = Problem(
         structure="math/own/lose/price",
         parts=(
-            Telling("Ben has 9 pens.", (), 9),
-            Telling("Ben loses 4.", ("9-4=5",), 5),
-            Telling("Ben sells the pens for 2 dollars each.", ("5*2=10",), 10),
+            Part("Ben has 9 pens.", (), 9),
+            Part("Ben loses 4.", ("9-4=5",), 5),
+            Part("Ben sells the pens for 2 dollars each.", ("5*2=10",), 10),
         ),
         question="How many dollars does Ben get?",
     )
@@ -37,7 +37,7 @@ def test_every_equation_is_true_and_the_last_one_gives_the_answer() -> None:
         assert equations[-1][3] == answer
 
 
-def test_no_problem_is_told_twice() -> None:
+def test_no_problem_is_repeated() -> None:
     prompts = [row["messages"][0]["content"] for row in math.rows(500, seed=0)]
     assert len(set(prompts)) == 500
 

@@ -85,7 +85,7 @@ CONVERSATION = [
 ]
 
 
-def test_template_renders_every_role_untouched(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_template_keeps_the_text_of_every_role(tokenizer: PreTrainedTokenizerFast) -> None:
     assert tokenizer.apply_chat_template(CONVERSATION, tokenize=False) == (
         "<|system|>  Be brief. <|end|><|user|>My name is 李.\n<|end|><|assistant|> OK. <|end|>"
         "<|user|>What is my name?<|end|><|assistant|>李 🎉<|end|>"

@@ -1,4 +1,4 @@
-"""An OpenAI-compatible endpoint: its address, what counts as a reply, and what its faults mean."""
+"""Check an OpenAI-compatible endpoint's address and replies, and explain its errors."""
 
 import json
 import os
@@ -17,7 +17,7 @@ def check_base_url(base_url: str) -> None:
     """Check the address of an endpoint.
 
     Raises:
-        RequestError: If it is none, or holds what belongs elsewhere.
+        RequestError: If it is malformed, or includes a key or the path of a request.
     """
     try:
         url = urlsplit(base_url)
@@ -27,11 +27,11 @@ def check_base_url(base_url: str) -> None:
     if not usable:
         raise RequestError(
             f"base_url must be http(s)://HOST[:PORT]/PATH, got {base_url!r}; "
-            "most often it ends in /v1."
+            "it usually ends in /v1."
         )
     if url.username or url.password or url.query:
         raise RequestError(
-            "base_url must hold neither a name, a password nor a query; give the key by "
+            "base_url must not include a user name, a password or a query; give the key by "
             "api_key_env."
         )
     if url.path.rstrip("/").endswith("/completions"):
@@ -39,24 +39,24 @@ def check_base_url(base_url: str) -> None:
 
 
 def check_api_key_env(api_key_env: str | None) -> None:
-    """Check the name of the environment variable that holds a key, where there is one.
+    """Check the name of the environment variable that holds a key, if one is given.
 
     Raises:
-        RequestError: If it is no such name.
+        RequestError: If it is not a valid name.
     """
     if api_key_env is not None and not re.fullmatch(r"[A-Za-z_]\w*", api_key_env, re.ASCII):
         # The value may be the key itself, so it is not shown.
         raise RequestError(
-            "api_key_env must be the name of an environment variable, such as OPENAI_API_KEY, "
-            "which holds the key; a config never does."
+            "api_key_env must be the name of an environment variable, such as OPENAI_API_KEY; "
+            "keep the key itself out of the config."
         )
 
 
 def read_api_key(api_key_env: str | None, base_url: str) -> str | None:
-    """Return the key of an endpoint, None where it needs none.
+    """Return the key of an endpoint, or None if it needs none.
 
     Raises:
-        RequestError: If the variable is not set, or what it holds is no key.
+        RequestError: If the variable is not set, or its value cannot be a key.
     """
     if api_key_env is None:
         return None
@@ -69,14 +69,14 @@ def read_api_key(api_key_env: str | None, base_url: str) -> str | None:
     if not re.fullmatch(r"[!-~]+", key):
         # The HTTP library would show the whole key in its error.
         raise RequestError(
-            f"api_key_env: {api_key_env} holds white space or letters that no key has; "
+            f"api_key_env: {api_key_env} holds white space or characters that no key has; "
             "export it again, without a line break."
         )
     return key
 
 
 def import_openai() -> Any:
-    """Return the SDK, which takes a second to import; only those who ask a judge need it.
+    """Import the SDK, which takes a second, only when a judge is used.
 
     Raises:
         RequestError: If it is not installed.
@@ -91,14 +91,14 @@ def import_openai() -> Any:
 
 
 class HttpClient(httpx2.AsyncClient):
-    """Makes failed tries, which the SDK repeats, of what it would wait for or take for an answer.
+    """Fail slow and malformed replies, so that the SDK retries them.
 
-    The SDK's time-out is one of silence, which never comes while a byte arrives now and then; and
-    it returns whatever came with status 200, which gateways also give to an error page.
+    The SDK's time-out restarts with every byte that arrives, so a slow reply never times out; and
+    it returns any reply with status 200, which gateways also send with an error page.
 
     Args:
         timeout_s: Longest wait for a whole reply, in seconds.
-        concurrency: Connections that are open at a time.
+        concurrency: Maximum number of open connections.
     """
 
     def __init__(self, timeout_s: float, concurrency: int) -> None:
@@ -126,7 +126,7 @@ def answer_of(body: bytes) -> str:
     """Return the text of a chat completion; empty if it was cut or withheld before its first word.
 
     Raises:
-        ValueError: If the body is no chat completion, or an empty one for no such reason.
+        ValueError: If the body is not a chat completion, or is empty for another reason.
     """
     shown = body.decode(errors="replace")
     try:
@@ -143,34 +143,34 @@ def answer_of(body: bytes) -> str:
         if isinstance(text, str) and text.strip():
             return text
     if reason in ("length", "content_filter"):
-        return ""  # the next try would end alike, and cost as much
+        return ""  # another try would end the same way, and cost as much
     raise ValueError(f"the reply is empty, with finish_reason {reason!r}")
 
 
 def reason_and_fix(fault: Exception, timeout_s: float, api_key_env: str | None) -> tuple[str, str]:
-    """Return what a fault of the SDK says, as the server worded it, and what mends it.
+    """Return the reason of an SDK error, in the server's words, and the fix.
 
     Args:
         fault: An ``openai.APIError``.
-        timeout_s: The longest wait that was allowed, in seconds.
-        api_key_env: Environment variable with the key, if there is one.
+        timeout_s: The time limit, in seconds.
+        api_key_env: Environment variable with the key, if any.
     """
     openai = import_openai()
     if isinstance(fault, openai.APITimeoutError):
-        return f"no answer within {timeout_s:g} s", "See whether it is well, or raise timeout_s."
+        return f"no answer within {timeout_s:g} s", "Check the server, or raise timeout_s."
     if isinstance(fault, openai.APIConnectionError):
-        return str(fault.__cause__ or fault), "See whether it runs, and whether base_url is right."
+        return str(fault.__cause__ or fault), "Check that it runs, and base_url."
     match getattr(fault, "status_code", 0):
         case 401 | 403 if api_key_env:
             fix = f"Correct the key in the environment variable {api_key_env}."
         case 401 | 403:
             fix = "Name the environment variable that holds its key: api_key_env."
         case 404:
-            fix = "Correct base_url, which most often ends in /v1, or model."
+            fix = "Correct base_url, which usually ends in /v1, or model."
         case 429:
             fix = "Lower concurrency, or raise the limits of the account."
         case status if 400 <= status < 500:
             fix = "Correct temperature, max_tokens (null leaves either out) or extra_body."
         case _:
-            fix = "See whether it is well."
+            fix = "Check the server."
     return str(fault), fix

@@ -1,4 +1,4 @@
-"""A judge: a language model behind an OpenAI-compatible endpoint, asked once for each judgement."""
+"""Ask a judge: a language model at an OpenAI-compatible endpoint, once for each judgement."""
 
 import json
 import logging
@@ -32,17 +32,17 @@ _TRIAL: Messages = ({"role": "user", "content": "Reply with the word yes."},)
 
 
 class JudgeError(RuntimeError):
-    """Judgements are missing after all tries; those that came are kept."""
+    """Report judgements missing after all tries; those received are kept."""
 
 
 class Judge:
-    """Asks a judge model, several requests at a time, and keeps every answer on disk as it comes.
+    """Ask a judge model, several requests at a time, and keep every answer on disk as it arrives.
 
-    Answers are kept by model, messages and parameters, not by endpoint: give every model a name of
-    its own, also on a server that answers to any. A try that fails for a passing reason (429, 5xx,
-    a time-out, a dropped connection, a reply that is no completion) is repeated by the SDK, after
-    the server's ``Retry-After`` (up to 120 s; asked for longer, it gives up) or with exponential
-    back-off and jitter, 0.5 to 8 s. After any other fault it is not.
+    Answers are stored by model, messages and parameters, not by endpoint: give every model its own
+    name, even on a server that accepts any. The SDK retries a try that fails for a transient reason
+    (429, 5xx, a time-out, a dropped connection, a reply that is not a completion), after the
+    server's ``Retry-After`` (up to 120 s; for longer, it gives up) or with exponential back-off and
+    jitter, 0.5 to 8 s. Other failures are final.
 
     Args:
         model: Name of the model, as the endpoint lists it.
@@ -51,10 +51,10 @@ class Judge:
         temperature: Sampling temperature; ``null`` leaves it out, for models that refuse it.
         max_tokens: Longest answer, in tokens; ``null`` leaves it out.
         extra_body: Further keys of the request, such as ``max_completion_tokens`` or ``seed``.
-        concurrency: Requests that are open at a time.
-        max_tries: Tries for each answer.
-        timeout_s: Longest wait for the whole answer in each try, in seconds.
-        cache: Folder of the answers; ``judgements`` in the lab's cache when not given.
+        concurrency: Maximum number of open requests.
+        max_tries: Maximum number of tries for each answer.
+        timeout_s: Time limit of each try, for the whole answer, in seconds.
+        cache: Folder of the answers; by default ``judgements`` in the lab's cache.
 
     Raises:
         RequestError: If an argument is out of range.
@@ -99,17 +99,17 @@ class Judge:
         self.store = JudgementStore(cache or cache_dir() / "judgements")
 
     def check(self, timeout_s: float = 5.0) -> None:
-        """Make sure that the judge can be asked: key, cache folder, endpoint, model, parameters.
+        """Check that the judge is usable: key, cache folder, endpoint, model, parameters.
 
-        Asks for the list of models and then a trial question of a few tokens, which alone shows
-        whether the endpoint takes the parameters and the account has credit.
+        Requests the list of models and then the answer to a trial question of a few tokens, since
+        only that shows whether the endpoint accepts the parameters and the account has credit.
 
         Args:
-            timeout_s: Longest wait for either, in seconds. A trial answer that takes longer passes:
-                it was not refused.
+            timeout_s: Time limit of either, in seconds. A trial answer that takes longer passes: it
+                was not refused.
 
         Raises:
-            RequestError: If it cannot; names the argument and the fix.
+            RequestError: If it is not; names the argument and the fix.
         """
         import_openai()
         self._api_key()
@@ -118,14 +118,14 @@ class Judge:
             portal.call(self._check, timeout_s)
 
     def ask(self, conversations: Sequence[Messages]) -> list[str]:
-        """Return the judge's answer to each conversation, in order; only unknown ones are asked.
+        """Return the judge's answer to each conversation, in order, and ask only for unknown ones.
 
         An answer that was cut or withheld before its first word is an empty string.
 
         Raises:
-            JudgeError: If answers are missing after all tries; the others are kept, so that the
-                same call once more asks for the missing ones only.
-            RequestError: If the key is missing or a kept answer is damaged.
+            JudgeError: If answers are missing after all tries; the others are kept, so that
+                repeating the call asks only for the missing ones.
+            RequestError: If the key is missing or a stored answer is damaged.
         """
         requests = [self._request(messages) for messages in conversations]
         keys = [self.store.key(request) for request in requests]
@@ -133,9 +133,9 @@ class Judge:
         missing = {k: r for k, r in zip(keys, requests, strict=True) if answers[k] is None}
         if missing:
             known = len(answers) - len(missing)
-            log.info("%s judges %d answers; %d are judged already", self.model, len(missing), known)
-            # An event loop in a thread of its own also works in a notebook, which runs one already,
-            # and ends at once with Ctrl-C.
+            log.info("%s judges %d answers; %d are already judged", self.model, len(missing), known)
+            # An event loop in its own thread also works in a notebook, which already runs one, and
+            # ends at once with Ctrl-C.
             with start_blocking_portal() as portal:
                 answers |= portal.call(self._ask, missing)
         return [answers[key] or "" for key in keys]
@@ -150,9 +150,9 @@ class Judge:
         async def ask_one(key: str, request: Mapping[str, Any]) -> None:
             nonlocal failed_in_a_row
             async with limiter:
-                # A bad request must not stop the others; but each of them would take all its tries
-                # where a server is gone.
-                if failed_in_a_row >= max(self.concurrency, 3) or any(map(_concerns_all, faults)):
+                # A bad request must not stop the others; but if the server is down, each of them
+                # would use up all its tries.
+                if failed_in_a_row >= max(self.concurrency, 3) or any(map(_affects_all, faults)):
                     return
                 try:
                     body = await self._complete(client, request)
@@ -175,7 +175,7 @@ class Judge:
             raise JudgeError(
                 f"{left} of {len(missing)} judgements are missing, {len(faults)} of them after up "
                 f"to {self.max_tries} tries; the others are kept under {self.store.folder}. "
-                f"{self._told(faults[0], self.timeout_s)} The same again asks for the missing only."
+                f"{self._explain(faults[0], self.timeout_s)} Run again to ask for the missing ones."
             )
         return answers
 
@@ -189,12 +189,12 @@ class Judge:
                         f"model: {self.base_url} has no {self.model!r}; it lists "
                         f"{', '.join(listed[:20])}{more}."
                     )
-                await self._try_out(client)
+                await self._ask_trial(client)
             except import_openai().APIError as fault:
-                raise RequestError(self._told(fault, timeout_s)) from None
+                raise RequestError(self._explain(fault, timeout_s)) from None
 
     async def _listed(self, client: Any) -> list[str]:
-        """Return the names of the endpoint's models; none where it has no such list."""
+        """Return the names of the endpoint's models; none if it has no such list."""
         try:
             reply = await client.models.with_raw_response.list()
             return [str(entry["id"]) for entry in json.loads(reply.content)["data"]]
@@ -205,14 +205,14 @@ class Judge:
         except (ValueError, TypeError, KeyError):
             return []
 
-    async def _try_out(self, client: Any) -> None:
+    async def _ask_trial(self, client: Any) -> None:
         openai = import_openai()
         try:
             await self._complete(client, self._request(_TRIAL))
         except openai.APITimeoutError:
-            log.info("%s is slow to answer, but takes requests", self.model)
+            log.info("%s is slow, but accepts requests", self.model)
         except openai.RateLimitError as fault:
-            if fault.code == "insufficient_quota":  # any other limit passes with time
+            if fault.code == "insufficient_quota":  # any other limit is temporary
                 raise
 
     async def _complete(self, client: Any, request: Mapping[str, Any]) -> bytes:
@@ -229,7 +229,7 @@ class Judge:
 
     def _client(self, max_tries: int, timeout_s: float) -> Any:
         return import_openai().AsyncOpenAI(
-            api_key=self._api_key() or "none",  # the SDK wants one, local servers look at none
+            api_key=self._api_key() or "none",  # the SDK requires one, local servers ignore it
             base_url=self.base_url,
             max_retries=max_tries - 1,
             timeout=timeout_s,
@@ -239,8 +239,8 @@ class Judge:
     def _api_key(self) -> str | None:
         return read_api_key(self.api_key_env, self.base_url)
 
-    def _told(self, fault: Exception, timeout_s: float) -> str:
-        """Return what went wrong and the fix, without the key, which a server may have echoed."""
+    def _explain(self, fault: Exception, timeout_s: float) -> str:
+        """Return the reason of a failure and the fix, without the key, which a server may echo."""
         if isinstance(fault, OSError):
             return self.store.unwritable(fault)
         reason, fix = reason_and_fix(fault, timeout_s, self.api_key_env)
@@ -248,5 +248,5 @@ class Judge:
         return f"Judge {self.model!r} at {self.base_url}: {reason[:300].rstrip('.')}. {fix}"
 
 
-def _concerns_all(fault: Exception) -> bool:
+def _affects_all(fault: Exception) -> bool:
     return isinstance(fault, OSError) or getattr(fault, "status_code", 0) in (401, 403, 404)

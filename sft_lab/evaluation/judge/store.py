@@ -1,4 +1,4 @@
-"""Judgements on disk, one file each, so that none is paid for twice."""
+"""Keep judgements on disk, one file each, so that none is paid for twice."""
 
 import hashlib
 import json
@@ -12,10 +12,10 @@ from sft_lab.errors import RequestError
 
 
 class JudgementStore:
-    """A folder of answers by what was asked: the request's body, whichever endpoint it went to.
+    """Keep answers in a folder, by the request's body, whichever endpoint it was sent to.
 
     Args:
-        folder: Where the files lie; made when the first is kept.
+        folder: Folder of the files; created for the first answer.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -26,7 +26,7 @@ class JudgementStore:
         return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
 
     def read(self, key: str) -> str | None:
-        """Return a kept answer; None where there is none.
+        """Return a stored answer, or None if there is none.
 
         Raises:
             RequestError: If its file is damaged; names it.
@@ -35,23 +35,22 @@ class JudgementStore:
         try:
             answer = json.loads(path.read_bytes())["answer"]
             if not isinstance(answer, str):
-                raise TypeError("its answer is no string")
+                raise TypeError("its answer is not a string")
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as fault:
             raise RequestError(
-                f"{path} holds no judgement that can be read: {fault}. Delete it to have it judged "
-                "again."
+                f"{path} holds no readable judgement: {fault}. Delete it to ask the judge again."
             ) from fault
         return answer
 
     def keep(self, key: str, request: Mapping[str, Any], answer: str, served_model: Any) -> None:
-        """Write an answer beside its place, force it to disk, and move it there.
+        """Write an answer atomically: to a temporary file, synced to disk, then moved into place.
 
         Args:
             key: Key of the request.
-            request: What was asked, kept beside the answer for those who look.
-            answer: What the judge said.
+            request: The request, stored with the answer for inspection.
+            answer: The judge's answer.
             served_model: The name under which the server answered, often a dated version.
 
         Raises:
@@ -70,10 +69,10 @@ class JudgementStore:
             part.unlink(missing_ok=True)
 
     def check(self) -> None:
-        """Make sure that answers can be kept.
+        """Check that answers can be stored.
 
         Raises:
-            RequestError: If the folder cannot be made or written to.
+            RequestError: If the folder cannot be created or written to.
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -82,10 +81,10 @@ class JudgementStore:
             raise RequestError(self.unwritable(fault)) from fault
 
     def unwritable(self, fault: OSError) -> str:
-        """Return the message for a fault of ``keep``, with its fix."""
+        """Return the message for an error of ``keep``, with its fix."""
         return (
-            f"Judgements cannot be kept under {self.folder}: {fault.strerror or fault}. "
-            "Set cache, or SFT_LAB_CACHE, to a folder with room that can be written to."
+            f"judgements cannot be stored under {self.folder}: {fault.strerror or fault}. "
+            "Set cache, or SFT_LAB_CACHE, to a writable folder with free space."
         )
 
     def _path(self, key: str) -> Path:

@@ -1,7 +1,7 @@
-"""The ways to isolate a worker: bubblewrap, and util-linux where that is missing.
+"""Build the commands that isolate a worker: bubblewrap, or else util-linux.
 
-Both make the same namespaces, bind the same paths and leave the worker as process 1, which gives up
-its capabilities before it reads a program (``worker.seal``).
+Both create the same namespaces, bind the same paths and make the worker process 1, which drops its
+capabilities before it reads a program (``worker.seal``).
 """
 
 import json
@@ -25,8 +25,8 @@ TOOLS: dict[Route, tuple[str, ...]] = {
 SCRATCH_MB = 64
 NOBODY = "65534"
 
-# Neither site nor any path of the run's, which would be the project's. Not -I, which ignores the
-# fixed hash seed: without it the order of a set decides some verdicts.
+# Without site and without the run's paths, which include the project. Not -I, which ignores the
+# fixed hash seed: without that, the order of a set decides some verdicts.
 EXECUTABLE = os.path.realpath(getattr(sys, "_base_executable", sys.executable))
 PYTHON = (EXECUTABLE, "-P", "-s", "-S", "-c")
 START = (
@@ -42,17 +42,17 @@ WORKER_FILES = [
     ),
 ]
 
-# What the interpreter may need besides its own folders.
+# The interpreter may need these besides its own folders.
 SYSTEM_PATHS = (
     *("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libexec"),
     *("/etc/ld.so.cache", "/usr/share/zoneinfo"),
 )
 DEVICES = ("/dev/full", "/dev/null", "/dev/random", "/dev/urandom", "/dev/zero")
 
-# Makes a root of its own, swaps it for the machine's, and becomes the worker. It grows under /sys,
-# where nothing to bind lies; the first tmpfs hides what is mounted there. Submounts come along with
-# a bind but not its flags, so each is made read-only, with the flags that the kernel holds locked.
-# The old root goes to /scratch, over that folder; to find it there, umount needs /proc.
+# Creates a new root, swaps it for the machine's, and becomes the worker. The root grows under /sys,
+# where nothing needs binding; the first tmpfs hides the mounts there. A bind includes submounts but
+# not their flags, so each is made read-only, with the flags that the kernel holds locked.
+# The old root moves to /scratch, over that folder; to find it there, umount needs /proc.
 SCRIPT = """
 set -eu
 PATH=$1 umount=$2 size=$3 root=/sys/root
@@ -88,8 +88,8 @@ exec "$@"
 
 
 def find_tool(name: str) -> str | None:
-    """Return the path of a program, None when it is not on PATH."""
-    # PATH often lacks this folder of pivot_root's for everybody but root.
+    """Return the path of a program, or None if it is not on PATH."""
+    # For users other than root, PATH often lacks the folder of pivot_root.
     sbin = shutil.which(name, path="/usr/sbin:/sbin") if name == "pivot_root" else None
     return shutil.which(name) or sbin
 
@@ -100,7 +100,7 @@ def limited_command(scratch: str) -> list[str]:
 
 
 def isolated_command(route: Route) -> list[str]:
-    """Return the command line of an isolated worker; all ``TOOLS`` of its route must be there."""
+    """Return the command line of an isolated worker; all ``TOOLS`` of its route must exist."""
     site_packages = _site_packages()
     worker = [*PYTHON, START, json.dumps(["/worker", SCRATCH, site_packages, True])]
     build = {"bubblewrap": _bubblewrap, "util-linux": _util_linux}[route]
@@ -112,9 +112,9 @@ def _bubblewrap(tools: Sequence[str], binds: Sequence[str], worker: Sequence[str
         *tools,
         *("--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"),
         *("--unshare-cgroup-try", "--uid", NOBODY, "--gid", NOBODY),
-        # What the worker needs to seal itself.
+        # The worker needs this to seal itself.
         *("--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"),
-        # As process 1, the worker cannot be signalled by what it starts, and takes it along.
+        # As process 1, the worker cannot be signalled by its programs, which end with it.
         *("--as-pid-1", "--new-session", "--die-with-parent"),
         *binds,
         *("--size", str(SCRATCH_MB << 20), "--tmpfs", SCRATCH, "--chdir", SCRATCH),
@@ -136,14 +136,14 @@ def _util_linux(tools: Sequence[str], binds: Sequence[str], worker: Sequence[str
 
 
 def _site_packages() -> list[str]:
-    """Return the folders of installed packages that this interpreter uses itself."""
+    """Return the folders of installed packages that this interpreter uses."""
     user = [site.getusersitepackages()] if site.ENABLE_USER_SITE else []
     folders = [*user, *site.getsitepackages()]
     return [os.path.realpath(folder) for folder in folders if os.path.isdir(folder)]
 
 
 def _binds(site_packages: Sequence[str]) -> list[str]:
-    """Return bwrap's arguments for what a worker can read; never a parent of what it needs.
+    """Return bwrap's arguments for all that a worker can read, never a parent of needed folders.
 
     A virtual environment often lies in the project, and an interpreter in the home folder.
     """
@@ -152,7 +152,7 @@ def _binds(site_packages: Sequence[str]) -> list[str]:
     own += [os.path.join(base, name) for name in ("lib", "lib64")]
     arguments = []
     bound: list[str] = []
-    for path in sorted({*SYSTEM_PATHS, *own, *site_packages}):  # a folder before what it holds
+    for path in sorted({*SYSTEM_PATHS, *own, *site_packages}):  # a folder before its contents
         if os.path.islink(path):
             arguments += ["--symlink", os.readlink(path), path]
         elif os.path.exists(path) and not path.startswith(tuple(bound)):

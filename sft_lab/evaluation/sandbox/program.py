@@ -1,8 +1,8 @@
-"""What happens to one program inside its own process: the solution, the hand-over, the test.
+"""Run one program in its process: first the solution, then the hand-over, then the test.
 
-Solution and test share a process, so nothing here is a wall (``docs/sandbox.md`` says what gets
-over it). What it takes away are the cheap ways to a pass: the test runs on builtins, modules and
-classes as they were before the solution, and a pass is proven by a token that no frame holds.
+Solution and test share a process, so this is no security boundary (``docs/sandbox.md`` lists the
+gaps). It prevents cheap ways to pass: the test runs on builtins, modules and classes as they were
+before the solution, and a pass is proven by a token that no frame holds.
 """
 
 import _thread
@@ -24,7 +24,7 @@ PASSED, FAILED, BROKEN = b"+", b"-", b"!"
 MAX_REASON_LENGTH = 300
 MAX_THREADS = 128  # started by one program
 
-# Loaded before the first program: what most of them import, kept as it is for their tests.
+# Imported before the first program, as most of them do, and kept unchanged for their tests.
 PRELOADED = (
     *("abc", "array", "bisect", "calendar", "cmath", "collections.abc", "contextlib", "copy"),
     *("dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "hashlib", "heapq"),
@@ -32,9 +32,9 @@ PRELOADED = (
     *("statistics", "string", "textwrap", "threading", "time", "typing"),
 )
 
-# Audit events (docs.python.org/3/library/audit_events.html) that are refused. The first rows would
-# uncover or steer the test's frames; the others, after HumanEval's ``reliability_guard``, are
-# accidents that a machine without a system call filter would let through.
+# Audit events (docs.python.org/3/library/audit_events.html) that are refused. Those of the first
+# rows could read or change the test's frames; the others, after HumanEval's ``reliability_guard``,
+# are accidents that a machine without a system call filter would let through.
 REFUSED_EVENTS = frozenset(
     [
         *("gc.get_objects", "gc.get_referents", "gc.get_referrers"),
@@ -53,18 +53,18 @@ def play(
     read_token: Callable[[], bytes],
     write_end: int,
 ) -> NoReturn:
-    """Run the solution, then the test; prove the end of both on ``write_end``, and leave.
+    """Run the solution, then the test; write the proof that both ended to ``write_end``, and exit.
 
     Args:
         request: ``solution``, ``test`` and ``entry_point``.
-        snapshots: One snapshot, which is taken out.
-        read_token: Gives the token, once.
-        write_end: Descriptor of a pipe, which gets the token and ``PASSED``, or ``FAILED`` and the
-            reason.
+        snapshots: One snapshot, which is removed from the list.
+        read_token: Returns the token, once.
+        write_end: Descriptor of a pipe, to which the token and ``PASSED``, or ``FAILED`` and the
+            reason, are written.
     """
     write, leave, tell, failed = os.write, os._exit, describe, FAILED
     try:
-        # All C from here to the program's own code: no frame that it can walk to, ours among them,
+        # All C from here to the program's own code: no frame that it can reach, ours included,
         # holds the token, the snapshot or the steps.
         collections.deque(
             itertools.starmap(
@@ -72,7 +72,7 @@ def play(
             ),
             maxlen=0,
         )
-    except BaseException as error:  # SystemExit and KeyboardInterrupt are no way to pass either
+    except BaseException as error:  # SystemExit and KeyboardInterrupt fail as well
         write(write_end, failed + tell(error))
     leave(0)
 
@@ -83,9 +83,9 @@ def steps(
     read_token: Callable[[], bytes],
     write_end: int,
 ) -> Iterator[tuple[Any, ...]]:
-    """Return the calls to make, in order; the last one is the proof."""
+    """Return the calls to make, in order; the last one writes the proof."""
     for name in imports(request["test"]):
-        # What fails here fails in the test again, where it counts.
+        # An import that fails here fails again in the test, where it counts.
         with contextlib.suppress(Exception):
             importlib.import_module(name)
     restore = pristine.restorer()
@@ -118,7 +118,7 @@ def steps(
 
 
 def imports(source: str) -> set[str]:
-    """Return the modules that a source imports anywhere in it; none if it does not parse."""
+    """Return the modules that a source imports anywhere; none if it does not parse."""
     try:
         nodes = list(ast.walk(ast.parse(source)))
     except (SyntaxError, ValueError):  # the second for a null byte
@@ -132,7 +132,7 @@ def imports(source: str) -> set[str]:
 
 
 def guard() -> Callable[[str, tuple[Any, ...]], None]:
-    """Return the audit hook that refuses; its state is reached by no name and no frame."""
+    """Return the audit hook that refuses events; no name or frame reaches its state."""
     refused = REFUSED_EVENTS
 
     def hook(event: str, _: tuple[Any, ...]) -> None:
@@ -143,7 +143,7 @@ def guard() -> Callable[[str, tuple[Any, ...]], None]:
 
 
 def limit_threads() -> None:
-    """Let every program start ``MAX_THREADS`` threads; Python 3.11 has no audit event for it."""
+    """Limit every program to ``MAX_THREADS`` threads; Python 3.11 has no audit event for them."""
     started = itertools.count()
 
     def limited(start: Callable[..., Any]) -> Callable[..., Any]:
@@ -161,7 +161,7 @@ def limit_threads() -> None:
 
 
 class Pristine:
-    """Modules, classes and functions as they were before a solution could touch them."""
+    """Keep modules, classes and functions as they were before a solution could change them."""
 
     def __init__(self) -> None:
         self.modules: dict[str, Any] = {}
@@ -170,7 +170,7 @@ class Pristine:
         self.codes: dict[types.FunctionType, types.CodeType] = {}
 
     def add(self) -> None:
-        """Remember what has been imported since the last call, but for the worker's own modules."""
+        """Record the modules imported since the last call, except the worker's own."""
         for name, module in sys.modules.items():
             if name in self.modules or name.partition(".")[0] in ("sft_lab", "__main__"):
                 continue
@@ -187,7 +187,7 @@ class Pristine:
         return dict(namespace)
 
     def restorer(self) -> Callable[[], None]:
-        """Return a function that puts all back, and that works on whatever it finds by then."""
+        """Return a function that restores everything, whatever a solution has changed."""
         self.add()
         modules, loaded, codes = self.modules, sys.modules, self.codes
         namespaces, classes = self.namespaces, self.classes
@@ -201,7 +201,7 @@ class Pristine:
             return changed, [name for name in now if name not in saved]
 
         def restore() -> None:
-            builtins_now.clear()  # first, and by methods only: the lines below it use builtins
+            builtins_now.clear()  # first, and by methods only: the lines below use builtins
             builtins_now.update(builtins_saved)
             loaded.update(modules)
             for namespace, saved in namespaces:
@@ -225,7 +225,7 @@ class Pristine:
 
 
 def describe(error: BaseException) -> bytes:
-    """Return type and text of an error, whose own methods may fail as well."""
+    """Return type and text of an error; its own methods may fail, too."""
     try:
         text = f"{type(error).__name__}: {error}"
     except BaseException:

@@ -1,9 +1,9 @@
 """Run generated programs where they can do no harm.
 
-``isolated`` is namespaces of its own, no network, and no files but the interpreter's; bubblewrap or
-util-linux makes them (``isolation.py``).
-``limited`` bounds what a program uses and promises no isolation: it sees the machine's files with
-the rights of the run. Both grade alike. ``docs/sandbox.md`` says what each one promises.
+``isolated`` gives a program its own namespaces, without network and with only the interpreter's
+files, by bubblewrap or util-linux (``isolation.py``). ``limited`` bounds resources without
+isolation: a program sees the machine's files with the rights of the run. Both grade alike.
+``docs/sandbox.md`` states the guarantees of each.
 """
 
 import functools
@@ -34,20 +34,20 @@ Level = Literal["isolated", "limited"]
 LevelChoice = Literal["isolated", "isolated_or_limited", "limited"]
 
 START_LIMIT_S = 60.0
-CLEANUP_LIMIT_S = 30.0  # beyond a program's own time: to end what it left and empty its folder
+CLEANUP_LIMIT_S = 30.0  # beyond a program's own time: to end its processes and empty its folder
 MIN_MEMORY_MB = 64
 
-# With an arena a thread, a few threads would fill a program's address space.
+# With one arena per thread, a few threads would fill a program's address space.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "MALLOC_ARENA_MAX": "1"}
 
 
 @dataclass(frozen=True)
 class Program:
-    """A generated solution and the test that it has to pass.
+    """Hold a generated solution and the test that it has to pass.
 
     The solution runs first, as a module of its own, then the test, which sees the solution's names.
-    Names that the test defines win, and so do builtins; only ``entry_point`` is the solution's even
-    where a builtin bears it (MBPP asks for a function ``sum``).
+    Names that the test defines win, and so do builtins, except over ``entry_point`` (MBPP asks for
+    a function ``sum``).
     """
 
     solution: str
@@ -57,7 +57,7 @@ class Program:
 
 @dataclass(frozen=True)
 class ProgramResult:
-    """Whether solution and test ran to the end without an error, and ``reason``: how they ended."""
+    """Hold whether solution and test ran to the end without an error, and the ``reason`` if not."""
 
     passed: bool
     reason: str
@@ -71,21 +71,21 @@ def run_programs(
     workers: int,
     level: Level,
 ) -> list[ProgramResult]:
-    """Run each program in a process of its own and say whether it passes its test.
+    """Run each program in a process of its own and return whether it passes its test.
 
     Args:
         programs: A program passes when the last line of its test has run without an error.
         timeout_s: Wall time of one program, in seconds.
         memory_mb: Address space of one program, the interpreter's 25 MiB included, in MiB.
-        workers: How many programs run at a time.
-        level: How they are contained; ``resolve_level`` turns a config's choice into one.
+        workers: Number of programs that run at a time.
+        level: Containment; ``resolve_level`` turns a config's choice into a level.
 
     Returns:
         One result per program, in order.
 
     Raises:
-        RequestError: If a limit is out of range or the level is not to be had here.
-        RuntimeError: If the sandbox itself fails; a program's failure is a result.
+        RequestError: If a limit is out of range or the level is unavailable on this machine.
+        RuntimeError: If the sandbox itself fails; a failing program is a result.
 
     >>> programs = [Program("def f(): return 1", f"assert f() == {n}, 'unlike'") for n in (1, 2)]
     >>> for result in run_programs(
@@ -97,8 +97,8 @@ def run_programs(
     """
     if timeout_s <= 0 or memory_mb < MIN_MEMORY_MB or workers < 1:
         raise RequestError(
-            f"The sandbox needs timeout_s above 0, memory_mb from {MIN_MEMORY_MB} and workers "
-            f"from 1 on, got {timeout_s}, {memory_mb} and {workers}."
+            f"the sandbox needs timeout_s above 0, memory_mb {MIN_MEMORY_MB} or more and workers 1 "
+            f"or more, got {timeout_s}, {memory_mb} and {workers}."
         )
     route = isolation_route() if resolve_level(level) == "isolated" else None
     limits = {"timeout_s": timeout_s, "memory_mb": memory_mb}
@@ -115,7 +115,7 @@ def run_programs(
     with ExitStack() as stack:
         for _ in range(count):
             idle.put(stack.enter_context(_Worker(route)))
-        # Entered last, so that every thread is done before the workers are ended.
+        # Entered last, so that all threads finish before the workers end.
         threads = stack.enter_context(ThreadPoolExecutor(max(count, 1)))
         return list(threads.map(run, programs))
 
@@ -124,10 +124,10 @@ def resolve_level(choice: LevelChoice) -> Level:
     """Return the level that a config's choice means on this machine.
 
     Args:
-        choice: ``isolated``; ``limited``; or ``isolated_or_limited``, the stronger one to be had.
+        choice: ``isolated``; ``limited``; or ``isolated_or_limited``, the stronger one available.
 
     Raises:
-        RequestError: If the choice is none of these, or is not to be had here.
+        RequestError: If the choice is none of these, or is unavailable on this machine.
     """
     if choice not in ("isolated", "isolated_or_limited", "limited"):
         raise RequestError(
@@ -142,9 +142,9 @@ def resolve_level(choice: LevelChoice) -> Level:
         return "isolated"
     if choice == "isolated":
         raise RequestError(
-            f"sandbox 'isolated' is not to be had here: {fault}. Install bubblewrap 0.7 or newer, "
-            "or util-linux 2.36 or newer, where user namespaces are allowed (docs/sandbox.md), or "
-            "set sandbox: limited, which does not keep generated code from files."
+            f"sandbox 'isolated' is unavailable on this machine: {fault}. Install bubblewrap 0.7 "
+            "or newer, or util-linux 2.36 or newer, and allow user namespaces (docs/sandbox.md), "
+            "or set sandbox: limited, which lets generated code access files."
         )
     return "limited"
 
@@ -155,7 +155,7 @@ def isolation_route() -> Route | None:
 
 
 def isolation_fault() -> str | None:
-    """Return what keeps this machine from isolating programs, None when it can."""
+    """Return the reason why this machine cannot isolate programs, or None if it can."""
     if isolation_route() is not None:
         return None
     return "; ".join(f"{route}: {_route_fault(route)}" for route in TOOLS)
@@ -177,18 +177,18 @@ def _trial_fault(route: Route, *_tools: str) -> str | None:
             result = worker.run(Program("", "import decimal"), limits)
     except (OSError, RuntimeError) as error:
         return str(error)
-    return None if result.passed else f"runs, but a trial program: {result.reason}"
+    return None if result.passed else f"starts, but a trial program failed: {result.reason}"
 
 
 class _Worker:
-    """A fork server: a light interpreter that forks once per program, restarted when it is lost."""
+    """Run a fork server: a light interpreter that forks once per program, restarted if lost."""
 
     def __init__(self, route: Route | None) -> None:
         self.route = route  # None is limited
         self._start()
 
     def _start(self) -> None:
-        self.scratch: str | None = None  # an isolated worker has its scratch folder in memory
+        self.scratch: str | None = None  # an isolated worker's scratch folder is in memory
         if self.route is None:
             self.scratch = tempfile.mkdtemp(prefix=SCRATCH_PREFIX)
             command = limited_command(self.scratch)
@@ -201,10 +201,10 @@ class _Worker:
             stderr=subprocess.PIPE,
             env=ENVIRONMENT,
             cwd=self.scratch or "/",
-            start_new_session=True,  # Ctrl-C is for the run, which then ends its workers
+            start_new_session=True,  # Ctrl-C reaches the run only, which then ends its workers
         )
         if self._reply(START_LIMIT_S) is None:
-            # Indented lines are hints, as mount gives them below its message.
+            # Indented lines are hints, which mount prints below its message.
             said = [line for line in self.close().splitlines() if line[:1].strip()]
             raise RuntimeError(f"the sandbox did not start: {said[-1] if said else 'no reply'}")
 
@@ -218,13 +218,13 @@ class _Worker:
         if reply is None:
             self.close()
             self._start()
-            return ProgramResult(False, "ended the process that watched it")
+            return ProgramResult(False, "ended its parent process")
         if "sandbox_error" in reply:
             raise RuntimeError(f"the sandbox could not set its limits: {reply['sandbox_error']}")
         return ProgramResult(reply["passed"], reply["reason"])
 
     def _reply(self, limit_s: float) -> dict[str, Any] | None:
-        """Return the worker's next line, or None when it is gone or silent for too long."""
+        """Return the worker's next line, or None if it has exited or stays silent too long."""
         assert self.process.stdout is not None
         poller = select.poll()
         poller.register(self.process.stdout, select.POLLIN)
@@ -236,12 +236,12 @@ class _Worker:
     def close(self) -> str:
         """End the worker and return what it wrote to stderr."""
         try:
-            # The end of its input is the worker's sign to leave.
+            # The worker exits at the end of its input.
             said = self.process.communicate(timeout=5)[1]
         except subprocess.TimeoutExpired:
             self.process.kill()
             said = self.process.communicate()[1]
-        if self.scratch is not None:  # for a worker that was ended before it could
+        if self.scratch is not None:  # for a worker that was killed before it could
             remove(self.scratch)
         return said.decode(errors="replace")
 

@@ -1,6 +1,6 @@
-"""The system calls that a generated program may not make, refused by the kernel (seccomp).
+"""Refuse system calls of generated programs in the kernel, by a seccomp filter.
 
-A filter holds root, threads and machine code alike, and cannot be taken off again.
+A filter binds root, threads and machine code alike, and cannot be removed.
 """
 
 import ctypes
@@ -15,9 +15,9 @@ ALLOW, EPERM, ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026  # SECCOMP_RET_ALLOW, 
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # linux/bpf_common.h
 NUMBER, ARCH, FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
 CLONE_THREAD = 0x00010000
-X32 = 0x40000000  # the other table of x86-64 kernels begins here
+X32 = 0x40000000  # first number of the other table of x86-64 kernels
 
-# Numbers of linux/unistd.h by machine: (AUDIT_ARCH, numbers by name). Those from 424 on are common.
+# linux/unistd.h by machine: (AUDIT_ARCH, numbers by name). Numbers from 424 on are common to all.
 MACHINES: dict[str, tuple[int, dict[str, int]]] = {
     "x86_64": (
         0xC000003E,
@@ -36,7 +36,7 @@ MACHINES: dict[str, tuple[int, dict[str, int]]] = {
         0xC00000B7,
         {
             **{"clone": 220, "kill": 129, "tgkill": 131},
-            **{"execve": 221, "execveat": 281},  # this machine has neither fork nor vfork
+            **{"execve": 221, "execveat": 281},  # it has neither fork nor vfork
             **{"tkill": 130, "rt_sigqueueinfo": 138, "rt_tgsigqueueinfo": 240},
             **{"ptrace": 117, "process_vm_readv": 270, "process_vm_writev": 271, "kcmp": 272},
             **{"unshare": 97, "setns": 268, "mount": 40, "umount2": 39, "pivot_root": 41},
@@ -53,19 +53,19 @@ CLONE3 = 435
 
 
 def install_filter() -> None:
-    """Refuse, for this process from now on: new processes, signals to others, sockets, namespaces.
+    """Forbid this process new processes, signals to others, sockets and namespaces, for good.
 
-    Threads stay possible, and so does a signal to oneself.
+    Threads and signals to itself stay allowed.
 
     Raises:
-        OSError: If the machine is none of ``MACHINES`` or its kernel has no filters.
+        OSError: If the machine is not among ``MACHINES`` or its kernel has no filters.
     """
     machine = os.uname().machine
     if machine not in MACHINES or sys.maxsize < 2**32:
         raise OSError(f"no system call filter for a {machine} machine, only {', '.join(MACHINES)}")
     program = filter_program(machine, os.getpid())
     code = ctypes.create_string_buffer(program, len(program))
-    # struct sock_fprog: how many instructions of 8 bytes, and where they are.
+    # struct sock_fprog: the number of 8-byte instructions, and their address.
     header = struct.pack("@HP", len(program) // 8, ctypes.addressof(code))
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.create_string_buffer(header, len(header)))
@@ -76,7 +76,7 @@ def filter_program(machine: str, pid: int) -> bytes:
     arch, numbers = MACHINES[machine]
     special = {name: numbers[name] for name in ("clone", "kill", "tgkill")}
     refused = {*numbers.values(), *REFUSED_EVERYWHERE} - {*special.values()}
-    # Jumps count instructions to skip: the first number when the comparison holds, the second else.
+    # Jumps count instructions to skip: the first number if the comparison holds, else the second.
     lines = [
         (LOAD, 0, 0, ARCH),
         (EQUAL, 1, 0, arch),
@@ -84,7 +84,7 @@ def filter_program(machine: str, pid: int) -> bytes:
         (LOAD, 0, 0, NUMBER),
         (AT_LEAST, 0, 1, X32),
         (RETURN, 0, 0, EPERM),
-        # "Unknown" makes the C library start threads with clone, whose flags a filter can see.
+        # ENOSYS makes the C library start threads with clone, whose flags a filter can see.
         (EQUAL, 0, 1, CLONE3),
         (RETURN, 0, 0, ENOSYS),
     ]
@@ -98,7 +98,7 @@ def filter_program(machine: str, pid: int) -> bytes:
 
 
 def _when_argument(number: int, test: int, value: int) -> list[tuple[int, int, int, int]]:
-    """Allow a call only when its first argument passes a test."""
+    """Allow a call only if its first argument passes a test."""
     return [
         (EQUAL, 0, 4, number),
         (LOAD, 0, 0, FIRST_ARGUMENT),
@@ -109,7 +109,7 @@ def _when_argument(number: int, test: int, value: int) -> list[tuple[int, int, i
 
 
 def prctl(option: int, value: int, pointer: object = None) -> None:
-    """Set an attribute of this process, for which Python has no function."""
+    """Set a process attribute that Python has no function for."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(option, ctypes.c_ulong(value), pointer, 0, 0) != 0:
         error = ctypes.get_errno()
@@ -117,7 +117,7 @@ def prctl(option: int, value: int, pointer: object = None) -> None:
 
 
 def drop_capabilities() -> None:
-    """Give up root's powers over limits, files and processes of others; for good under a filter."""
+    """Drop root's powers over limits, files and other processes; permanent under a filter."""
     libc = ctypes.CDLL(None, use_errno=True)
     version_3 = struct.pack("@Ii", 0x20080522, 0)  # linux/capability.h; 0 is this process
     if libc.capset(version_3, bytes(24)) != 0:
@@ -126,7 +126,7 @@ def drop_capabilities() -> None:
 
 
 def make_read_only(mount_point: str) -> None:
-    """Make a bind mount read-only. A device can still be written to, but not its mode."""
+    """Make a bind mount read-only; a device can still be written to, but its mode is fixed."""
     libc = ctypes.CDLL(None, use_errno=True)
     flags = MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NOEXEC
     if libc.mount(None, mount_point.encode(), None, ctypes.c_ulong(flags), None) != 0:

@@ -1,9 +1,9 @@
-"""The sandbox's fork server: ``main`` of a light interpreter, once per worker.
+"""Serve the sandbox's requests by forking; ``main`` runs in a light interpreter, once per worker.
 
-Reads one request a line, ``{"solution", "test", "entry_point", "timeout_s", "memory_mb"}``, forks,
-and writes one line: ``{"passed", "reason"}``, or ``{"sandbox_error"}`` when the fault is ours. Of
-sft_lab it imports its neighbours only, so that it starts in no time and every fork is small. When
-its input ends, it ends what it runs and leaves.
+Reads one request per line, ``{"solution", "test", "entry_point", "timeout_s", "memory_mb"}``,
+forks, and writes one line: ``{"passed", "reason"}``, or ``{"sandbox_error"}`` if the sandbox is at
+fault. Of sft_lab it imports only its neighbours, so that it starts fast and every fork is small.
+When its input ends, it ends all that it runs and exits.
 """
 
 import contextlib
@@ -50,27 +50,27 @@ def main(scratch: str, site_packages: Sequence[str], isolated: bool) -> None:
     """Serve requests until the input ends.
 
     Args:
-        scratch: Folder for what programs write, emptied after each.
+        scratch: Folder for files that programs write, emptied after each.
         site_packages: Folders that programs may import from besides the standard library.
-        isolated: Whether a sandbox is around us; a system call filter must then be, too.
+        isolated: Whether a sandbox surrounds this process; a system call filter is then required.
 
     Raises:
-        RuntimeError: If the sandbox is not as it should be; nothing has been removed then.
+        RuntimeError: If the sandbox is not set up correctly; nothing has been removed then.
     """
     if isolated and os.getpid() != 1:
         raise RuntimeError("an isolated worker is process 1 of its sandbox")
-    if os.listdir(scratch):  # a mount that went wrong, say: these would be somebody's files
+    if os.listdir(scratch):  # after a failed mount, say: these would be somebody's files
         raise RuntimeError(f"the scratch folder {scratch} is not empty")
     if isolated:
         seal()
-    # What a program leaves running becomes our child when its parent goes, so we can end it.
+    # A process whose parent exits becomes our child, so that we can end it.
     prctl(PR_SET_CHILD_SUBREAPER, 1)
-    prctl(PR_SET_DUMPABLE, 0)  # programs of the same user cannot reach into our memory or pipes
+    prctl(PR_SET_DUMPABLE, 0)  # programs of the same user cannot access our memory or pipes
     os.environ.clear()
     os.environ.update(ENVIRONMENT)
     for name in [name for name in sys.modules if name.partition(".")[0] == "sft_lab"]:
         del sys.modules[name]
-    sys.path[:] = [*sys.path[1:], *site_packages]  # the first is where we come from
+    sys.path[:] = [*sys.path[1:], *site_packages]  # the first one holds this file
     for name in PRELOADED:
         importlib.import_module(name)
     limit_threads()
@@ -92,7 +92,7 @@ def main(scratch: str, site_packages: Sequence[str], isolated: bool) -> None:
 
 
 def seal() -> None:
-    """Give up the rights that made the sandbox, and first those of a root run over the devices."""
+    """Make devices read-only, so that a root run cannot change them, and drop all capabilities."""
     for name in os.listdir("/dev"):  # bwrap binds devices writable, which lets root change modes
         make_read_only(f"/dev/{name}")
     drop_capabilities()
@@ -104,7 +104,7 @@ def serve(
     """Run one program and return the reply.
 
     Raises:
-        EOFError: If the run that asked is gone.
+        EOFError: If the run that sent the request has ended.
     """
     read_end, write_end = os.pipe()
     token_end, token_write_end = os.pipe()
@@ -114,8 +114,8 @@ def serve(
         play(request, snapshots, lambda: read_once(token_end), write_end)
     os.close(write_end)
     os.close(token_end)
-    # The proof of having come to the end; drawn after the fork, so that no frame of the program's
-    # process holds it.
+    # The proof that the program ran to its end; drawn after the fork, so that no frame of the
+    # program's process holds it.
     token = os.urandom(16)
     try:
         with contextlib.suppress(BrokenPipeError):
@@ -139,7 +139,7 @@ def serve(
 def confine(
     request: dict[str, Any], folder: str, token_end: int, write_end: int, isolated: bool
 ) -> None:
-    """Leave the worker's session, files and rights behind, or say why not and end."""
+    """Drop the worker's session, files and rights; if that fails, report why and exit."""
     try:
         os.setsid()
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -150,21 +150,21 @@ def confine(
         first, last = sorted((token_end, write_end))
         for low, high in ((3, first), (first + 1, last), (last + 1, 256)):
             os.closerange(low, high)
-        sys.stdin = os.fdopen(0)  # the worker's own may have read ahead
+        sys.stdin = os.fdopen(0)  # the worker's stdin may have read ahead
         random.seed(0)  # the same program gets the same verdict
         cap(resource.RLIMIT_CPU, math.ceil(request["timeout_s"]) + 1)
         cap(resource.RLIMIT_AS, request["memory_mb"] << 20)
         cap(resource.RLIMIT_FSIZE, MAX_FILE_MB << 20)
         cap(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
         cap(resource.RLIMIT_CORE, 0)
-        if isolated:  # a namespace of its own, where other processes do not count
+        if isolated:  # in its own namespace, other processes do not count
             # The threads of the worker and of unshare, and the program's first.
             cap(resource.RLIMIT_NPROC, MAX_THREADS + 3)
         drop_capabilities()
         try:
             install_filter()
         except OSError:
-            if isolated:  # a limited program then has Python's refusals only
+            if isolated:  # a limited program then has only the audit hook's refusals
                 raise
     except BaseException as error:
         os.write(write_end, read_once(token_end) + BROKEN + describe(error))
@@ -179,17 +179,17 @@ def read_once(descriptor: int) -> bytes:
 
 
 def cap(kind: int, value: int) -> None:
-    """Lower a limit for good, never above what the machine already sets."""
+    """Lower a limit permanently, never above the machine's own."""
     hard = resource.getrlimit(kind)[1]
     value = value if hard == resource.RLIM_INFINITY else min(value, hard)
     resource.setrlimit(kind, (value, value))
 
 
 def wait(read_end: int, timeout_s: float) -> bytes | None:
-    """Return the program's first message, b"" when it ended without one, None at the time limit.
+    """Return the program's first message, b"" if it ended without one, None at the time limit.
 
     Raises:
-        EOFError: If our own input ends, since then nobody waits for the reply.
+        EOFError: If our own input ends: nobody waits for the reply any more.
     """
     poller = select.poll()
     poller.register(read_end, select.POLLIN)
@@ -197,7 +197,7 @@ def wait(read_end: int, timeout_s: float) -> bytes | None:
     ready = [descriptor for descriptor, _ in poller.poll(timeout_s * 1000)]
     if 0 in ready:
         raise EOFError
-    # A short write is atomic, so one read has all of it, and a program that floods the pipe fails.
+    # A short write is atomic, so one read gets all of it; a program that floods the pipe fails.
     return os.read(read_end, 4096) if ready else None
 
 
@@ -210,9 +210,9 @@ def end(pid: int) -> int:
 
 
 def end_children() -> None:
-    """End what left its program's process group, down to the last grandchild."""
+    """End the processes that left their program's process group, grandchildren included."""
     while True:
-        if os.getpid() == 1:  # the sandbox has processes of its own, and these are all of them
+        if os.getpid() == 1:  # in its own namespace, these are all processes
             with contextlib.suppress(ProcessLookupError):
                 os.kill(-1, signal.SIGKILL)
         else:
@@ -226,7 +226,7 @@ def end_children() -> None:
 
 
 def ending(status: int) -> str:
-    """Put a wait status in words."""
+    """Describe a wait status."""
     code = os.waitstatus_to_exitcode(status)
     return f"exited with {code}" if code >= 0 else f"ended by {signal.Signals(-code).name}"
 
@@ -235,8 +235,8 @@ def empty(folder: str) -> None:
     """Empty a folder; ``shutil.rmtree`` fails on a locked tree or one deeper than its stack.
 
     Raises:
-        ValueError: If it is not a scratch folder: one of that name, or in a root of our own, where
-            we are process 1. Another would be somebody's files.
+        ValueError: If it is not a scratch folder, by its name, or as process 1 by its path in our
+            own root. Any other folder would be somebody's files.
     """
     named = os.path.basename(folder).startswith(SCRATCH_PREFIX)
     if not (named or (os.getpid() == 1 and folder == SCRATCH)):
@@ -249,7 +249,7 @@ def empty(folder: str) -> None:
                     os.unlink(entry.path)
                     continue
                 os.chmod(entry.path, 0o700)
-                for inner in list(os.scandir(entry.path)):  # one level up, so no path grows long
+                for inner in list(os.scandir(entry.path)):  # one level up, so that paths stay short
                     if inner.is_dir(follow_symlinks=False):
                         os.chmod(inner.path, 0o700)
                     os.rename(inner.path, os.path.join(folder, os.urandom(8).hex()))
@@ -257,7 +257,7 @@ def empty(folder: str) -> None:
 
 
 def remove(folder: str) -> None:
-    """Remove a folder, or empty it where it cannot be removed."""
+    """Remove a folder, or only empty it if it cannot be removed."""
     empty(folder)
     with contextlib.suppress(OSError):
         os.rmdir(folder)

@@ -87,7 +87,7 @@ def user(text: str) -> dict[str, str]:
     return {"role": "user", "content": text}
 
 
-def test_files_are_read_plain_and_compressed(tmp_path: Path) -> None:
+def test_plain_and_compressed_files_are_read(tmp_path: Path) -> None:
     assert read_questions(write_jsonl(tmp_path / "q.jsonl", [QUESTION])) == [WRITING]
     packed = tmp_path / "q.jsonl.gz"
     packed.write_bytes(gzip.compress((tmp_path / "q.jsonl").read_bytes()))
@@ -95,7 +95,7 @@ def test_files_are_read_plain_and_compressed(tmp_path: Path) -> None:
     assert read_references(write_jsonl(tmp_path / "r.jsonl", [REFERENCE])) == {111: ("7", "8")}
 
 
-def test_prompts_for_pairs_are_left_alone(tmp_path: Path) -> None:
+def test_prompts_for_pairs_are_ignored(tmp_path: Path) -> None:
     pair = SINGLE | {"name": "pair-v2", "prompt_template": "{answer_a}", "output_format": "[[A]]"}
     found = read_judge_prompts(write_jsonl(tmp_path / "p.jsonl", [pair, *PROMPTS]))
     assert list(found) == [row["name"] for row in PROMPTS]
@@ -114,7 +114,7 @@ def test_prompts_for_pairs_are_left_alone(tmp_path: Path) -> None:
         (QUESTION | {"category": "a/b"}, "key 'category' .* got 'a/b'"),
         (QUESTION | {"category": None}, "key 'category' must be a string, got None"),
         ([1], r"a row must be an object, got \[1\]"),
-        (QUESTION, "question_id 81 stands on line 1 already"),
+        (QUESTION, "question_id 81 is also on line 1"),
     ],
 )
 def test_a_malformed_question_is_named(tmp_path: Path, row: Any, message: str) -> None:
@@ -191,7 +191,7 @@ def test_the_first_turn_is_judged_alone(prompts: dict[str, JudgePrompt]) -> None
     assert asked == [system, user("Q 3+4? R 7 A 6")]
 
 
-def test_the_second_turn_is_shown_with_the_first(prompts: dict[str, JudgePrompt]) -> None:
+def test_the_second_turn_includes_the_first(prompts: dict[str, JudgePrompt]) -> None:
     asked = judge_prompt(WRITING, ["Ode {x}", "Odd"], 2, prompts, {})
     assert asked[1:] == [user("Write. Ode {x} Rewrite. Odd")]
     asked = judge_prompt(MATH, ["6", "9"], 2, prompts, {111: ("7", "8")})
@@ -226,7 +226,7 @@ def test_a_turn_without_an_answer_is_refused(prompts: dict[str, JudgePrompt]) ->
         ("[[08]]", 8.0),
         ("[[3]] and then [[9]]", 3.0),
         ("see [1] and [2]. Rating: [[9]]", 9.0),  # double brackets first, wherever they are
-        ("see [1] and [2]. Rating: 9", 1.0),  # the first in single ones, for better or worse
+        ("see [1] and [2]. Rating: 9", 1.0),  # else the first in single ones, right or wrong
         ("Rating: [6]", 6.0),
         ("Rating: [[rating]] [4]", 4.0),
         ("[[1]], [[10]]", 1.0),
@@ -240,7 +240,7 @@ def test_a_turn_without_an_answer_is_refused(prompts: dict[str, JudgePrompt]) ->
         ("Rating: 8", None),
         ("$ERROR$", None),
         ("", None),
-        ("[[0]]", None),  # off the scale, and what follows is not the judge's first word
+        ("[[0]]", None),  # off the scale; later numbers are not considered
         ("[[0.9]] or [[7]]", None),
         ("[[10.5]]", None),
         ("[85]", None),
@@ -259,7 +259,7 @@ def test_scores_by_hand() -> None:
     found = scores(ratings.items(), QUESTIONS)
     assert found.unparsable == 1
     assert {name: (score.value, score.n) for name, score in found.by_name.items()} == {
-        "mean": (6.5, 4),  # (8 + 6 + 10 + 2) / 4: every rating weighs alike, not every question
+        "mean": (6.5, 4),  # (8 + 6 + 10 + 2) / 4: the mean over ratings, not over questions
         "turn_1": (pytest.approx(20 / 3), 3),
         "turn_2": (6.0, 1),
         "writing": (8.0, 3),
@@ -281,7 +281,7 @@ def test_without_a_rating_there_is_no_score() -> None:
     assert scores([((81, 1), None)], QUESTIONS) == Scores({}, unparsable=1)
 
 
-def test_a_rating_of_no_question_is_refused() -> None:
+def test_a_rating_of_an_unknown_question_is_refused() -> None:
     with pytest.raises(ValueError, match="no question 7"):
         scores([((7, 1), 5.0)], QUESTIONS)
 

@@ -1,4 +1,4 @@
-"""MT-Bench inside a run, rated by a judge on loopback."""
+"""Test MT-Bench inside a run, rated by a judge on loopback."""
 
 import json
 from collections.abc import Callable
@@ -58,11 +58,11 @@ def test_both_turns_are_answered_and_rated_in_the_run(judged: Lab, server: Serve
     turns = {row[0]: row for row in table["data"]}
     assert list(turns) == [f"MT-Bench/{q}/{turn}" for q in (81, 101) for turn in (1, 2)]
     assert [row[4] for row in turns.values()] == ["Write.", "Again.", "Add.", "More."]
-    # The second judgement is shown the model's own first answer.
+    # The second judgement includes the model's own first answer.
     first, second = turns["MT-Bench/81/1"][3], turns["MT-Bench/81/2"][3]
     shown = [text for text in asked if "Again." in text and first in text]
     assert any(second in text for text in shown)
-    # A rating from 1 to 10 is averaged with nothing.
+    # Ratings from 1 to 10 enter no average with other scores.
     last = judged.run.data.metrics
     assert last["average/score"] == last["world_math/accuracy"]
     assert "mt_bench 7.00 [7.00, 7.00]" in outcome.out
@@ -79,7 +79,7 @@ def test_a_judgement_without_a_rating_is_in_no_score(judged: Lab, server: Server
     assert "mt_bench/math" not in judged.run.data.metrics
 
 
-def test_a_missing_endpoint_is_said_before_anything_is_trained(judged: Lab) -> None:
+def test_a_missing_endpoint_is_reported_before_training(judged: Lab) -> None:
     key = "--evaluation.benchmarks.mt_bench.init_args.judge.init_args.base_url"
     outcome = judged.fit("--config=mt_bench.yaml", f"{key}=http://127.0.0.1:9/v1")
     assert outcome.code == 2

@@ -1,4 +1,4 @@
-"""The judge against a real server on loopback, which also fails, stalls and answers nonsense."""
+"""Test the judge against a real server on loopback that also fails, stalls and replies nonsense."""
 
 import asyncio
 import errno
@@ -52,9 +52,7 @@ def test_answers_come_in_order_and_requests_are_those_of_fastchat(
     assert asked == {"model": "judge", "messages": system, "temperature": 0, "max_tokens": 2048}
 
 
-def test_parameters_can_be_left_out_and_added_for_models_that_want_others(
-    server: Server, make_judge: MakeJudge
-) -> None:
+def test_parameters_can_be_left_out_and_added(server: Server, make_judge: MakeJudge) -> None:
     judge = make_judge(temperature=None, max_tokens=None, extra_body={"max_completion_tokens": 9})
     judge.ask(prompts("a"))
     assert server.bodies[0].keys() == {"model", "messages", "max_completion_tokens"}
@@ -76,9 +74,7 @@ def test_a_warm_cache_needs_no_endpoint(make_judge: MakeJudge) -> None:
     assert elsewhere.ask(prompts("a")) == ["a: [[7]]"]
 
 
-def test_each_judgement_is_a_file_with_what_was_asked(
-    make_judge: MakeJudge, tmp_path: Path
-) -> None:
+def test_each_judgement_is_a_file_with_its_request(make_judge: MakeJudge, tmp_path: Path) -> None:
     make_judge().ask(prompts("a", "b"))
     files = [path for path in (tmp_path / "judgements").rglob("*") if path.is_file()]
     assert len(files) == 2
@@ -119,11 +115,11 @@ def test_a_damaged_judgement_is_named(make_judge: MakeJudge, tmp_path: Path) -> 
     make_judge().ask(prompts("a"))
     (file,) = (tmp_path / "judgements").rglob("*.json")
     file.write_text(file.read_text()[:20])
-    with pytest.raises(RequestError, match=f"{file.name} holds no judgement.*Delete it"):
+    with pytest.raises(RequestError, match=f"{file.name} holds no readable judgement.*Delete it"):
         make_judge().ask(prompts("a"))
 
 
-def test_no_more_requests_are_open_than_allowed(server: Server, make_judge: MakeJudge) -> None:
+def test_open_requests_are_limited(server: Server, make_judge: MakeJudge) -> None:
     for n in range(9):
         server.planned[str(n)] = [Reply(completion("x"), wait_s=0.03)]
     make_judge(concurrency=3).ask(prompts(*map(str, range(9))))
@@ -148,7 +144,7 @@ def test_no_more_requests_are_open_than_allowed(server: Server, make_judge: Make
         pytest.param(Reply(completion(None)), id="no content"),
     ],
 )
-def test_a_passing_fault_is_tried_again(
+def test_transient_failures_are_retried(
     server: Server, make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch, reply: Reply
 ) -> None:
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)  # half a second
@@ -197,11 +193,11 @@ def test_after_a_failure_only_the_missing_ones_are_asked(
         (Reply(b"<html>", 200), r"the reply is not JSON, got '<html>'\."),
         (Reply(b"{}", 200), r"no choices\[0\]\.message, got '\{\}'"),
         (Reply(completion(" ")), "the reply is empty, with finish_reason 'stop'"),
-        (DROP, "Server disconnected .* See whether it runs"),
+        (DROP, "Server disconnected .* Check that it runs"),
         (Reply(b"", 429, {"Retry-After": "3600"}), "429.* Lower concurrency"),
     ],
 )
-def test_what_went_wrong_is_told(
+def test_failures_name_reason_and_fix(
     server: Server, make_judge: MakeJudge, reply: Reply, message: str
 ) -> None:
     server.planned["a"] = [reply]
@@ -209,7 +205,7 @@ def test_what_went_wrong_is_told(
         make_judge(max_tries=1).ask(prompts("a"))
 
 
-def test_a_time_out_is_told_with_its_length(server: Server, make_judge: MakeJudge) -> None:
+def test_a_time_out_names_its_length(server: Server, make_judge: MakeJudge) -> None:
     server.planned["a"] = [Reply(wait_s=60)]
     with pytest.raises(JudgeError, match=r"no answer within 0\.2 s\. .* raise timeout_s"):
         make_judge(max_tries=1, timeout_s=0.2).ask(prompts("a"))
@@ -224,7 +220,7 @@ def test_a_bad_request_is_not_repeated_and_does_not_stop_the_others(
     assert server.asked == ["a", "b", "c"]
 
 
-def test_a_server_that_is_gone_is_not_asked_for_everything(
+def test_a_server_that_is_down_is_not_asked_for_everything(
     server: Server, make_judge: MakeJudge
 ) -> None:
     names = [str(n) for n in range(20)]
@@ -262,7 +258,7 @@ def test_a_refused_key_is_named_by_its_variable_and_never_shown(
     assert KEY not in str(failure.value) + caplog.text + kept
 
 
-def test_no_key_is_sent_where_none_is_named(
+def test_no_key_is_sent_unless_one_is_named(
     server: Server, make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
@@ -287,13 +283,13 @@ def test_a_refusal_is_an_answer(server: Server, make_judge: MakeJudge) -> None:
     assert make_judge().ask(prompts("a")) == ["I will not judge this."]
 
 
-def test_a_folder_that_cannot_be_written_to_is_told(make_judge: MakeJudge, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_named(make_judge: MakeJudge, tmp_path: Path) -> None:
     (tmp_path / "judgements").write_text("a file")
-    with pytest.raises(RequestError, match=r"cannot be kept under .*judgements.*Set cache"):
+    with pytest.raises(RequestError, match=r"cannot be stored under .*judgements.*Set cache"):
         make_judge().check()
 
 
-def test_a_full_disk_is_told(make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_reported(make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -302,13 +298,13 @@ def test_a_full_disk_is_told(make_judge: MakeJudge, monkeypatch: pytest.MonkeyPa
         make_judge().ask(prompts("a"))
 
 
-def test_check_passes_where_the_judge_answers(server: Server, make_judge: MakeJudge) -> None:
+def test_check_passes_if_the_judge_answers(server: Server, make_judge: MakeJudge) -> None:
     make_judge().check()
     assert len(server.asked) == 1
     assert server.bodies[0]["max_tokens"] == 2048
 
 
-def test_check_tells_an_unknown_model(server: Server, make_judge: MakeJudge) -> None:
+def test_check_refuses_an_unknown_model(server: Server, make_judge: MakeJudge) -> None:
     with pytest.raises(RequestError, match=r"model: .* has no 'gpt-5'; it lists judge, other"):
         make_judge(model="gpt-5").check()
     assert server.asked == []
@@ -318,7 +314,7 @@ def test_check_tells_an_unknown_model(server: Server, make_judge: MakeJudge) -> 
     "models",
     [Reply(b"not found", 404), Reply(b"", 501), Reply(b"<html>"), Reply(b'{"data": []}')],
 )
-def test_check_does_without_a_list_of_models(
+def test_check_works_without_a_list_of_models(
     server: Server, make_judge: MakeJudge, models: Reply
 ) -> None:
     server.models = models
@@ -336,11 +332,11 @@ def refused(body: bytes, status: int) -> dict[str, list[Reply]]:
         (b'{"error": {"message": "use max_completion_tokens"}}', 400, r"max_tokens \(null"),
         (b"", 401, "Name the environment variable that holds its key: api_key_env"),
         (b'{"error": {"message": "pay", "code": "insufficient_quota"}}', 429, "pay. Lower"),
-        (b"loading", 503, "503. See whether it is well"),
+        (b"loading", 503, "503. Check the server"),
         (b"<html>", 200, "the reply is not JSON"),
     ],
 )
-def test_check_tells_what_a_trial_meets(
+def test_check_reports_errors_of_the_trial(
     server: Server, make_judge: MakeJudge, body: bytes, status: int, message: str
 ) -> None:
     server.planned = refused(body, status)
@@ -348,25 +344,25 @@ def test_check_tells_what_a_trial_meets(
         make_judge().check()
 
 
-def test_check_lets_a_busy_and_a_slow_judge_pass(server: Server, make_judge: MakeJudge) -> None:
+def test_check_accepts_a_busy_and_a_slow_judge(server: Server, make_judge: MakeJudge) -> None:
     server.planned = refused(b'{"error": {"message": "busy"}}', 429)
     make_judge().check()
     server.planned = {"Reply with the word yes.": [Reply(wait_s=60)]}
     make_judge().check(timeout_s=0.2)
 
 
-def test_check_tells_of_a_server_that_stalls(server: Server, make_judge: MakeJudge) -> None:
+def test_check_refuses_a_stalled_server(server: Server, make_judge: MakeJudge) -> None:
     server.models = Reply(wait_s=60)
     with pytest.raises(RequestError, match=r"no answer within 0\.2 s"):
         make_judge().check(timeout_s=0.2)
 
 
-def test_check_tells_of_a_missing_endpoint(make_judge: MakeJudge) -> None:
-    with pytest.raises(RequestError, match=r"127\.0\.0\.1:9/v1: .* See whether it runs"):
+def test_check_refuses_a_missing_endpoint(make_judge: MakeJudge) -> None:
+    with pytest.raises(RequestError, match=r"127\.0\.0\.1:9/v1: .* Check that it runs"):
         make_judge(base_url="http://127.0.0.1:9/v1").check()
 
 
-def test_check_tells_of_a_missing_key(
+def test_check_refuses_a_missing_key(
     server: Server, make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("JUDGE_KEY", raising=False)
@@ -379,7 +375,7 @@ def test_check_tells_of_a_missing_key(
     assert server.keys == []
 
 
-def test_check_tells_of_the_missing_package(
+def test_check_refuses_a_missing_package(
     make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)

@@ -1,4 +1,4 @@
-"""What both levels promise: limits, verdicts, and a grader that nothing harms."""
+"""Test both levels: limits, verdicts, and a grader that nothing harms."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ from sft_lab.evaluation.sandbox.sandbox import (
     run_programs,
 )
 
-# How a program gets at a system call; no Python function stands in the way.
+# Makes a system call directly, without any Python function.
 LIBC = "import ctypes, os, time\nlibc = ctypes.CDLL(None, use_errno=True)\n"
 
 
@@ -66,7 +66,7 @@ def test_results_come_in_order(level: Level) -> None:
         ("class E(Exception):\n    def __str__(self): exit()\nraise E", "E"),
     ],
 )
-def test_failures_say_why_and_leave_the_next_program_alone(
+def test_failures_give_a_reason_and_leave_the_next_program_alone(
     level: Level, program: str, reason: str
 ) -> None:
     failed, passed = run(level, program, "1 + 1")
@@ -148,7 +148,7 @@ def test_fork_bombs_and_zombies_cannot_begin(level: Level) -> None:
     assert run(level, *bombs, "1 + 1") == [ProgramResult(True, "passed")] * (len(bombs) + 1)
 
 
-def test_nobody_else_can_be_signalled(level: Level) -> None:
+def test_other_processes_cannot_be_signalled(level: Level) -> None:
     killer = LIBC + (
         "assert libc.kill(os.getppid(), 9) == libc.kill(-1, 9) == libc.kill(0, 9) == -1\n"
         "assert libc.syscall(424, 0, 9, 0, 0) == libc.syscall(434, os.getppid(), 0) == -1"
@@ -177,7 +177,7 @@ def test_limits_cannot_be_raised(level: Level) -> None:
     assert "not allowed to raise maximum limit" in result.reason
 
 
-def test_much_output_is_no_failure(level: Level) -> None:
+def test_much_output_is_allowed(level: Level) -> None:
     printer = "import sys\nprint('x' * 10**7)\nprint('y' * 10**7, file=sys.stderr)"
     assert run(level, printer)[0].passed
 
@@ -195,7 +195,7 @@ def test_each_program_starts_from_nothing(level: Level) -> None:
     assert run(level, leaver, finder) == [ProgramResult(True, "passed")] * 2
 
 
-def test_sets_and_dice_give_the_same_every_time(level: Level) -> None:
+def test_sets_and_random_numbers_are_deterministic(level: Level) -> None:
     program = "import random\nassert False, (random.random(), list(set('abcdefgh')))"
     assert run(level, program) == run(level, program)
 
@@ -213,7 +213,7 @@ def test_a_killed_run_leaves_no_process_and_no_folder(level: Level, tmp_path: Pa
     )
     run_process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
     found = running(run_process.pid)
-    # The worker and the program, behind bwrap or unshare where that watches over them.
+    # The worker and the program, below bwrap or unshare if isolated.
     assert len(found) == {"limited": 2, "isolated": 3}[level]
     run_process.send_signal(signal.SIGKILL)
     run_process.wait()
@@ -244,7 +244,7 @@ def test_nothing_is_left_in_the_temporary_folder(
     assert (outside / "kept").read_text() == "kept"
 
 
-def test_a_worker_takes_no_folder_that_holds_files(tmp_path: Path) -> None:
+def test_a_worker_refuses_a_folder_with_files(tmp_path: Path) -> None:
     scratch = tmp_path / "sft-sandbox-taken"
     (scratch / "inner").mkdir(parents=True)
     (scratch / "inner/kept").write_text("kept")
@@ -261,7 +261,7 @@ def test_wrong_limits_are_refused(level: Level) -> None:
         run(level, "1 + 1", timeout_s=0)
 
 
-def test_no_programs_need_no_process(level: Level) -> None:
+def test_an_empty_list_of_programs_needs_no_process(level: Level) -> None:
     assert run(level) == []
 
 
@@ -280,7 +280,7 @@ def test_without_bubblewrap_util_linux_isolates(
     assert resolve_level("isolated") == "isolated"
 
 
-def test_isolation_is_refused_where_it_is_not_to_be_had(
+def test_isolation_is_refused_if_unavailable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
@@ -301,13 +301,13 @@ def test_isolation_is_refused_where_it_is_not_to_be_had(
         resolve_level("isolated")
 
 
-def test_no_folder_but_a_scratch_folder_is_emptied(tmp_path: Path) -> None:
+def test_only_a_scratch_folder_is_emptied(tmp_path: Path) -> None:
     from sft_lab.evaluation.sandbox.worker import empty, main
 
     (tmp_path / "kept").write_text("x")
     with pytest.raises(ValueError, match="is no scratch folder"):
         empty(str(tmp_path))
-    # Outside its sandbox a worker that believes to be in one stops before it touches a file.
+    # A worker that wrongly believes it is in its sandbox stops before it touches a file.
     with pytest.raises(RuntimeError, match="process 1 of its sandbox"):
         main(str(tmp_path), [], True)
     assert (tmp_path / "kept").read_text() == "x"

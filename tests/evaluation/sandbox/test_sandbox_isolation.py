@@ -1,4 +1,4 @@
-"""What an isolated program cannot see, reach or write, by every route that works here."""
+"""Test that isolated programs can see, reach and write nothing, by every available route."""
 
 import os
 import socket
@@ -26,7 +26,7 @@ PASSED = ProgramResult(True, "passed")
 LIBC = "import ctypes, os\nlibc = ctypes.CDLL(None, use_errno=True)\n"
 
 
-def test_the_project_the_home_folder_and_secrets_are_not_there(
+def test_the_project_the_home_folder_and_secrets_are_invisible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = tmp_path / "secret"
@@ -82,7 +82,7 @@ import os
 assert open('/dev/null', 'wb').write(b'x') == 1 and open('/dev/zero', 'rb').read(1) == bytes(1)
 assert len(os.listdir('/dev')) == 5
 for name in (*os.scandir('/dev'), 0):  # by descriptor, too: 0 is /dev/null
-    # The mode that it has, so that a failing test harms no machine.
+    # Its present mode, so that a failing test harms no machine.
     try: os.chmod(name, os.stat(name).st_mode & 0o7777)
     except OSError as error: assert error.strerror == 'Read-only file system', error
     else: raise Exception(name)
@@ -90,7 +90,7 @@ for name in (*os.scandir('/dev'), 0):  # by descriptor, too: 0 is /dev/null
     assert run("isolated", program) == [PASSED]
 
 
-def test_what_is_mounted_inside_a_bound_folder_is_read_only_too(tmp_path: Path) -> None:
+def test_mounts_inside_a_bound_folder_are_read_only_too(tmp_path: Path) -> None:
     folder = Path(sysconfig.get_path("stdlib")).resolve() / "wsgiref"
     program = f"open({str(folder / 'there')!r})\nopen({str(folder / 'new')!r}, 'w')"
     script = tmp_path / "script.py"
@@ -114,7 +114,7 @@ def test_what_is_mounted_inside_a_bound_folder_is_read_only_too(tmp_path: Path) 
     assert "Read-only file system" in outcome.stdout, outcome.stderr
 
 
-def test_the_worker_has_no_rights_and_no_mounts_but_its_own(route: Route) -> None:
+def test_the_worker_has_no_rights_and_only_its_own_mounts(route: Route) -> None:
     sleeper = Program("import time; time.sleep(1)", "")
     thread = threading.Thread(
         target=run_programs,
@@ -144,7 +144,7 @@ def test_the_scratch_folder_is_small() -> None:
     assert next_one == PASSED
 
 
-def test_links_do_not_lead_out(tmp_path: Path) -> None:
+def test_links_do_not_escape(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("kept")
     program = (
         f"import os\nos.symlink({str(tmp_path)!r}, 'link')\n"
@@ -182,7 +182,7 @@ def test_other_processes_cannot_be_seen_or_signalled() -> None:
     assert run("isolated", program, "1 + 1") == [PASSED, PASSED]
 
 
-def test_rights_and_namespaces_cannot_be_had() -> None:
+def test_rights_and_namespaces_are_unavailable() -> None:
     program = LIBC + (
         "assert os.getuid() == 65534\n"
         "assert libc.unshare(0x10000000) == -1 and libc.chroot(b'/scratch') == -1\n"
@@ -192,7 +192,7 @@ def test_rights_and_namespaces_cannot_be_had() -> None:
     assert run("isolated", program) == [PASSED]
 
 
-def test_programs_side_by_side_do_not_meet() -> None:
+def test_concurrent_programs_do_not_see_each_other() -> None:
     meet = (
         "import os, time\nopen('/scratch/met', 'x').close()\ntime.sleep(0.2)\n"
         "assert len(os.listdir('/scratch')) == 2"
@@ -206,8 +206,8 @@ OUTSIDE_THE_SANDBOX = ("__init__.py", "errors.py", "evaluation/__init__.py")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-def test_another_user_than_root_can_isolate(tmp_path: Path) -> None:
-    python = "/usr/bin/python3"  # one that other users may start
+def test_users_other_than_root_can_isolate(tmp_path: Path) -> None:
+    python = "/usr/bin/python3"  # other users may run this one
     version = subprocess.run(
         [python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"], check=False
     )
@@ -226,7 +226,7 @@ def test_another_user_than_root_can_isolate(tmp_path: Path) -> None:
         "    print(run_programs([Program('x = 1', 'assert x == 1'), Program(bomb, '')],"
         " timeout_s=5, memory_mb=256, workers=1, level=level))\n"
     )
-    # pytest makes its folders for one user; with several processes there is one more of them.
+    # pytest creates its folders for one user; with several processes there is one more level.
     made = Path(tempfile.gettempdir()).resolve()
     for folder in (tmp_path, *(f for f in tmp_path.resolve().parents if made in f.parents)):
         folder.chmod(0o755)

@@ -1,4 +1,4 @@
-"""What a wrong solution cannot do to pass its test, and what a right one may."""
+"""Test that wrong solutions cannot pass, and that right ones do."""
 
 import pytest
 from sandboxes import LEVELS, run
@@ -7,7 +7,7 @@ from sft_lab.evaluation.sandbox.sandbox import Level, Program, ProgramResult, ru
 
 pytestmark = [pytest.mark.slow, pytest.mark.parametrize("level", LEVELS)]
 
-# As HumanEval writes tests; the right answer is n + 1.
+# In HumanEval's style; the right answer is n + 1.
 CHECK = """
 import math
 from statistics import mean
@@ -58,7 +58,7 @@ def test_a_right_solution_passes_and_a_wrong_one_fails(level: Level) -> None:
     ],
 )
 @pytest.mark.parametrize("inside", [False, True], ids=["at its top level", "when called"])
-def test_ending_early_or_talking_is_no_pass(level: Level, attack: str, inside: bool) -> None:
+def test_ending_early_or_printing_does_not_pass(level: Level, attack: str, inside: bool) -> None:
     if inside:
         body = "".join(f"    {line}\n" for line in attack.splitlines())
         solution = f"def f(n):\n{body}    return n + 2\n"
@@ -100,7 +100,7 @@ def test_changed_builtins_do_not_reach_the_test(level: Level, setting: str, insi
         for name, value in BUILTINS.items()
     ]
     attack = "\n".join(lines)
-    # Wrong only where a changed builtin would hide it: n + 1 up to a fraction, and no int.
+    # Wrong in a way that a changed builtin could hide: n + 1 up to a fraction, and not an int.
     solution = f"def f(n):\n{attack}\n    return 7" if inside else f"{WRONG}{attack}"
     tests = [
         f"assert {line}"
@@ -144,7 +144,7 @@ def test_a_solution_s_own_names_do_not_hide_builtins(level: Level) -> None:
         "import statistics\nstatistics.mean.__code__ = (lambda x: 3).__code__",
     ],
 )
-def test_changed_modules_are_put_back(level: Level, attack: str) -> None:
+def test_changed_modules_are_restored(level: Level, attack: str) -> None:
     test = (
         "import math, statistics\nfrom fractions import Fraction\n"
         "assert math.fabs(-2) == 2\nassert statistics.mean([f(2), 5]) == 4\n"
@@ -165,12 +165,12 @@ def test_changed_modules_are_put_back(level: Level, attack: str) -> None:
         "sys._current_frames()",
     ],
 )
-def test_reaching_for_the_grader_is_refused(level: Level, attack: str) -> None:
+def test_access_to_the_grader_is_refused(level: Level, attack: str) -> None:
     (result,) = run(level, f"import gc, sys\n{attack}")
     assert result.reason.startswith("PermissionError: the sandbox does not allow")
 
 
-def test_no_frame_and_no_module_holds_what_proves_a_pass(level: Level) -> None:
+def test_no_frame_and_no_module_holds_the_proof_of_a_pass(level: Level) -> None:
     forger = """
 import sys, types
 
@@ -213,7 +213,9 @@ def f(n):
 f(1)
 """
     failed, passed = run(level, forger, RIGHT, test=CHECK)
-    assert failed.reason.endswith("before its last line")  # what it found and wrote is no proof
+    assert failed.reason.endswith(
+        "before its last line"
+    )  # it found and wrote nothing that proves a pass
     assert passed.passed
 
 

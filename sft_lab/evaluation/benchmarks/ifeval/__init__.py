@@ -1,1 +1,1 @@
-"""IFEval's graders: which of a prompt's verifiable instructions a response follows."""
+"""Grade responses by the verifiable instructions of IFEval's prompts."""

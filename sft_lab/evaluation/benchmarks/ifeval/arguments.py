@@ -1,4 +1,4 @@
-"""The kwargs of instructions: their kinds, and the check of what a row gives."""
+"""Check the kwargs of instructions by their kinds."""
 
 import inspect
 import re
@@ -15,11 +15,11 @@ Language = NewType("Language", str)
 
 
 def check_kwargs(check: Callable[..., bool], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the kwargs of an instruction without the nulls of other instructions' kwargs.
+    """Check the kwargs of an instruction, and return them without nulls.
 
     Args:
-        check: The function of the instruction; the annotations of its kwargs are their kinds.
-        kwargs: What a row gives.
+        check: The function of the instruction; it annotates its kwargs with their kinds.
+        kwargs: The kwargs of a row, null for those of other instructions.
 
     Raises:
         ValueError: If one is missing, unknown or not of its kind. The official checker draws a
@@ -34,9 +34,7 @@ def check_kwargs(check: Callable[..., bool], kwargs: Mapping[str, Any]) -> dict[
     for name, value in given.items():
         if name not in kinds:
             takes = ", ".join(kinds) if kinds else "none"
-            raise ValueError(
-                f"key '{name}' is none of its own, got {_show(value)}. It takes: {takes}."
-            )
+            raise ValueError(f"key '{name}' is unknown, got {_show(value)}. It takes: {takes}.")
     for name, kind in kinds.items():
         if name not in given:
             raise ValueError(f"key '{name}' is missing or null; it must be {_KINDS[kind][0]}.")
@@ -65,7 +63,7 @@ def _is_pattern(value: object) -> bool:
     return True
 
 
-# What a kind is called in an error, and what it admits.
+# Kind -> its name in errors, and the test of a value.
 _KINDS: dict[object, tuple[str, Callable[[Any], bool]]] = {
     int: ("a whole number of 0 or more", lambda value: type(value) is int and value >= 0),
     str: ("a string that is not blank", _is_text),

@@ -1,4 +1,4 @@
-"""IFEval as a benchmark: prompts with instructions that can be verified."""
+"""Run IFEval as a benchmark: prompts with verifiable instructions."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -11,7 +11,7 @@ from sft_lab.metrics.score import Score, accuracy, mean_score
 
 
 class IFEval(Benchmark):
-    """Share of prompts, and of instructions, that are followed, strictly and loosely.
+    """Score the share of prompts, and of instructions, followed strictly and loosely.
 
     Rows are the data set's own; the item of ``key`` n is ``IFEval/n``. A prompt is followed if all
     its instructions are. Protocol: the prompt alone is asked. See ``ifeval.grading.grade``.

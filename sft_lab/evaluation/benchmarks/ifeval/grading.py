@@ -1,4 +1,4 @@
-"""Which instructions of an IFEval row a response follows, strictly and loosely."""
+"""Grade which instructions of an IFEval row a response follows, strictly and loosely."""
 
 import reprlib
 from collections.abc import Mapping
@@ -14,33 +14,33 @@ _FIELDS = {"key": int, "prompt": str, "instruction_id_list": list, "kwargs": lis
 
 @dataclass(frozen=True)
 class Followed:
-    """Whether each instruction of a row is followed, in the row's order."""
+    """Hold whether each instruction of a row is followed, in the row's order."""
 
     strict: tuple[bool, ...]
     loose: tuple[bool, ...]
 
 
 def grade(row: Mapping[str, Any], response: str) -> Followed:
-    r"""Say which instructions a response follows.
+    r"""Grade which instructions a response follows.
 
-    Strict looks at the response as it is. Loose looks at it as well without its first line, its
-    last line, or both, and at each of these four without asterisks; an instruction is followed
-    that one of the eight follows. A blank text follows nothing.
+    Strict grades the response unchanged. Loose also grades it without its first line, its last
+    line, or both, and each of these four without asterisks; an instruction is followed if any of
+    the eight follows it. A blank text follows nothing.
 
     Verdicts are those of the official checker, except that
-    - languages are detected with a fixed seed, as ``detect_language`` tells;
-    - sentences and words are those of NLTK up to 3.9, as ``split_sentences`` tells;
-    - a mark given as the letter to count is counted, where its first version drew another letter
+    - languages are detected with a fixed seed (see ``detect_language``);
+    - sentences and words are those of NLTK up to 3.9 (see ``split_sentences``);
+    - a mark given as the letter to count is counted, whereas its first version drew another letter
       at random (two rows of the data set ask for one);
-    - JSON nested too deep for Python's parser is not followed, where the official checker dies;
-    - kwargs that it would draw at random are errors, as ``check_kwargs`` tells.
+    - JSON nested too deep for Python's parser is not followed, whereas the official checker fails;
+    - kwargs that it would draw at random are errors (see ``check_kwargs``).
 
     Source: Zhou et al., 2023, Instruction-Following Evaluation for Large Language Models, sec. 3,
     and its checker, instruction_following_eval in google-research.
 
     Args:
         row: A row of the data set, with ``key``, ``prompt``, ``instruction_id_list``, ``kwargs``.
-        response: What the model answered.
+        response: The model's answer.
 
     Raises:
         ValueError: If the row cannot be graded; see ``check_row``.
@@ -63,7 +63,7 @@ def check_row(row: Mapping[str, Any]) -> None:
     """Check that a row can be graded.
 
     Nulls among the kwargs are ignored: in the copy on Hugging Face every instruction has the keys
-    of all of them, null where they are not its own.
+    of all instructions, null unless they are its own.
 
     Raises:
         ValueError: If a field is missing or wrong, an instruction is unknown, or its kwargs are
@@ -81,11 +81,11 @@ def _instructions(row: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
             raise ValueError(f"key '{key}' must be {kind.__name__}, got {reprlib.repr(row[key])}.")
     ids, kwargs = row["instruction_id_list"], row["kwargs"]
     if not ids:
-        raise ValueError("key 'instruction_id_list' must name an instruction at least, got [].")
+        raise ValueError("key 'instruction_id_list' must name at least one instruction, got [].")
     if len(ids) != len(kwargs):
         raise ValueError(
             f"key 'kwargs' must have as many objects as there are instructions, {len(ids)}, "
-            f"got {len(kwargs)}. An instruction that takes none has {{}}."
+            f"got {len(kwargs)}. Give {{}} to an instruction that takes none."
         )
     return [
         (instruction_id, _kwargs(place, instruction_id, given))

@@ -1,9 +1,8 @@
-"""The 25 instructions of IFEval: a function each that says whether a text follows it.
+"""Check the 25 instructions of IFEval, by one function each.
 
-Every function takes the text and, by name, the kwargs that rows of the data set give; their types
-are the ones that ``arguments`` checks. The patterns are those of the official checker, so that
-verdicts agree where one would judge otherwise. None sees an empty text: ``grade`` lets no such
-text follow anything.
+Every function takes the text and, by name, the kwargs of a data set's row; their types are those
+that ``arguments`` checks. The patterns are those of the official checker, so that verdicts agree
+even where one would judge otherwise. No function sees an empty text, which ``grade`` fails before.
 
 Source: Zhou et al., 2023, Instruction-Following Evaluation for Large Language Models, and its
 checker, instruction_following_eval in google-research.
@@ -37,19 +36,19 @@ def _compare(count: int, relation: Relation, threshold: int) -> bool:
 
 @_instruction("keywords:existence")
 def _keywords(text: str, *, keywords: list[Pattern]) -> bool:
-    """Every keyword occurs, within a word or not, in any case."""
+    """Return whether every keyword occurs, within a word or not, in any case."""
     return all(re.search(keyword, text, re.IGNORECASE) for keyword in keywords)
 
 
 @_instruction("keywords:frequency")
 def _keyword_frequency(text: str, *, keyword: Pattern, frequency: int, relation: Relation) -> bool:
-    """The keyword occurs so often, within words too, in any case."""
+    """Compare the occurrences of the keyword, within words too, in any case."""
     return _compare(len(re.findall(keyword.strip(), text, re.IGNORECASE)), relation, frequency)
 
 
 @_instruction("keywords:forbidden_words")
 def _forbidden_words(text: str, *, forbidden_words: list[Pattern]) -> bool:
-    """No such word occurs as a word of its own, in any case."""
+    """Return whether none of the words occurs as a separate word, in any case."""
     return not any(re.search(rf"\b{word}\b", text, re.IGNORECASE) for word in forbidden_words)
 
 
@@ -57,13 +56,13 @@ def _forbidden_words(text: str, *, forbidden_words: list[Pattern]) -> bool:
 def _letter_frequency(
     text: str, *, letter: Letter, let_frequency: int, let_relation: Relation
 ) -> bool:
-    """The letter, which may be a mark, occurs so often in any case."""
+    """Compare the occurrences of the letter, which may be a mark, in any case."""
     return _compare(Counter(text.lower())[letter.lower()], let_relation, let_frequency)
 
 
 @_instruction("language:response_language")
 def _response_language(text: str, *, language: Language) -> bool:
-    """The text is in the language, or has nothing to tell a language by."""
+    """Return whether the text is in the language, or its language is unknown."""
     return detect_language(text) in (language, None)
 
 
@@ -79,9 +78,9 @@ def _number_words(text: str, *, num_words: int, relation: Relation) -> bool:
 
 @_instruction("length_constraints:number_paragraphs")
 def _number_paragraphs(text: str, *, num_paragraphs: int) -> bool:
-    """Between dividers ``***`` are so many paragraphs, none of them blank.
+    """Return whether dividers ``***`` separate so many paragraphs, none of them blank.
 
-    A divider may stand before the first and after the last.
+    A divider before the first and after the last is allowed.
     """
     paragraphs = [bool(part.strip()) for part in re.split(r"\s?\*\*\*\s?", text)]
     return all(paragraphs[1:-1]) and sum(paragraphs) == num_paragraphs
@@ -91,10 +90,10 @@ def _number_paragraphs(text: str, *, num_paragraphs: int) -> bool:
 def _nth_paragraph_first_word(
     text: str, *, num_paragraphs: int, nth_paragraph: int, first_word: str
 ) -> bool:
-    """Between blank lines are so many paragraphs, and the n-th begins with the word.
+    """Return whether there are so many paragraphs, and the n-th begins with the word.
 
-    Where two blank lines meet, the empty paragraph between them is not one of the number but is
-    counted to find the n-th.
+    Blank lines separate paragraphs. An empty paragraph between two blank lines does not count
+    towards their number, but does count to find the n-th.
     """
     paragraphs = [part.strip() for part in text.split("\n\n")]
     if sum(map(bool, paragraphs)) != num_paragraphs or not paragraphs[nth_paragraph - 1]:
@@ -105,13 +104,13 @@ def _nth_paragraph_first_word(
 
 @_instruction("detectable_content:number_placeholders")
 def _number_placeholders(text: str, *, num_placeholders: int) -> bool:
-    """At least so many square brackets, each closed on its line."""
+    """Return whether at least so many square brackets occur, each closed on its line."""
     return len(re.findall(r"\[.*?\]", text)) >= num_placeholders
 
 
 @_instruction("detectable_content:postscript")
 def _postscript(text: str, *, postscript_marker: Pattern) -> bool:
-    """The marker occurs, anywhere and in any case; the two usual ones may have a space inside."""
+    """Return whether the marker occurs, in any case; the two usual ones may contain a space."""
     marker = postscript_marker.strip()
     usual = {"P.S.": r"p\.\s?s\.", "P.P.S": r"p\.\s?p\.\s?s"}
     return re.search(usual.get(marker, marker.lower()), text.lower()) is not None
@@ -119,7 +118,7 @@ def _postscript(text: str, *, postscript_marker: Pattern) -> bool:
 
 @_instruction("detectable_format:number_bullet_lists")
 def _number_bullet_lists(text: str, *, num_bullets: int) -> bool:
-    """Exactly so many lines begin with one asterisk or with a hyphen, a rule ``---`` included."""
+    """Return whether so many lines begin with one asterisk or a hyphen, ``---`` included."""
     stars = re.findall(r"^\s*\*[^*].*$", text, re.MULTILINE)
     hyphens = re.findall(r"^\s*-.*$", text, re.MULTILINE)
     return len(stars) + len(hyphens) == num_bullets
@@ -127,13 +126,13 @@ def _number_bullet_lists(text: str, *, num_bullets: int) -> bool:
 
 @_instruction("detectable_format:constrained_response")
 def _constrained_response(text: str) -> bool:
-    """One of the three answers occurs, letter by letter; more may stand around it."""
+    """Return whether one of the three answers occurs literally, with or without other text."""
     return any(f"My answer is {answer}." in text for answer in ("yes", "no", "maybe"))
 
 
 @_instruction("detectable_format:number_highlighted_sections")
 def _number_highlighted_sections(text: str, *, num_highlights: int) -> bool:
-    """At least so many stretches of one line between asterisks; ``**two**`` may count as well."""
+    """Count spans of one line between asterisks, ``**two**`` included."""
     single = [part.strip("*") for part in re.findall(r"\*[^\n*]*\*", text)]
     double = re.findall(r"\*\*([^\n*]*)\*\*", text)
     return sum(bool(part.strip()) for part in single + double) >= num_highlights
@@ -141,16 +140,16 @@ def _number_highlighted_sections(text: str, *, num_highlights: int) -> bool:
 
 @_instruction("detectable_format:multiple_sections")
 def _multiple_sections(text: str, *, section_spliter: Pattern, num_sections: int) -> bool:
-    """At least so many headings: the word, at most one space, digits."""
+    """Count headings: the word, at most one space, digits."""
     heading = rf"\s?{section_spliter.strip()}\s?\d+\s?"
     return len(re.split(heading, text)) - 1 >= num_sections
 
 
 @_instruction("detectable_format:json_format")
 def _json_format(text: str) -> bool:
-    """The text is JSON, a fence around it or not.
+    """Return whether the text is JSON, fenced or not.
 
-    Nesting too deep for Python's parser, on which the official checker dies, is not followed.
+    JSON nested too deep for Python's parser, on which the official checker fails, is not followed.
     """
     text = text.strip()
     for fence in ("```json", "```Json", "```JSON", "```"):
@@ -164,16 +163,16 @@ def _json_format(text: str) -> bool:
 
 @_instruction("detectable_format:title")
 def _title(text: str) -> bool:
-    """Something on one line stands between double angular brackets."""
+    """Return whether double angle brackets enclose text on one line."""
     titles = re.findall(r"<<[^\n]+>>", text)
     return any(title.lstrip("<").rstrip(">").strip() for title in titles)
 
 
 @_instruction("combination:two_responses")
 def _two_responses(text: str) -> bool:
-    """Two different responses stand between dividers ``******``.
+    """Return whether dividers ``******`` separate two different responses.
 
-    A divider may stand before the first and after the last.
+    A divider before the first and after the last is allowed.
     """
     parts = [part.strip() for part in text.split("******")]
     responses = [part for part in parts if part]
@@ -182,19 +181,19 @@ def _two_responses(text: str) -> bool:
 
 @_instruction("combination:repeat_prompt")
 def _repeat_prompt(text: str, *, prompt_to_repeat: str) -> bool:
-    """The text begins with the prompt, in any case."""
+    """Return whether the text begins with the prompt, in any case."""
     return text.strip().lower().startswith(prompt_to_repeat.strip().lower())
 
 
 @_instruction("startend:end_checker")
 def _end_checker(text: str, *, end_phrase: str) -> bool:
-    """The text, without space and then double quotes around it, ends with the phrase."""
+    """Return whether the text, stripped of space and then double quotes, ends with the phrase."""
     return text.strip().strip('"').lower().endswith(end_phrase.strip().lower())
 
 
 @_instruction("startend:quotation")
 def _quotation(text: str) -> bool:
-    """Straight double quotes are around the text."""
+    """Return whether straight double quotes enclose the text."""
     return re.fullmatch(r'".*"', text.strip(), re.DOTALL) is not None
 
 
@@ -207,13 +206,13 @@ def _capital_word_frequency(
 
 @_instruction("change_case:english_capital")
 def _english_capital(text: str) -> bool:
-    """Has capitals, no small letters, and is in English as far as can be told."""
+    """Return whether the text has capitals only, and is in English or of unknown language."""
     return text.isupper() and detect_language(text) in ("en", None)
 
 
 @_instruction("change_case:english_lowercase")
 def _english_lowercase(text: str) -> bool:
-    """Has small letters, no capitals, and is in English as far as can be told."""
+    """Return whether the text has no capitals, and is in English or of unknown language."""
     return text.islower() and detect_language(text) in ("en", None)
 
 

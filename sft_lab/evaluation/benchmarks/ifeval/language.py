@@ -1,4 +1,4 @@
-"""The language of a text, as langdetect sees it."""
+"""Detect the language of a text with langdetect."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -8,11 +8,11 @@ from langdetect.detector_factory import PROFILES_DIRECTORY, DetectorFactory
 
 
 def detect_language(text: str) -> str | None:
-    """Return the ISO 639-1 code of a text's language, or None where it has no letters to go by.
+    """Return the ISO 639-1 code of a text's language, or None if it has no letters.
 
-    The official checker asks langdetect too, and does not seed it: on a few texts, most of them
-    short or all in capitals, it gives another answer on another day. Here the seed is 0 and the
-    profiles are read in one order, so the answer is always the same.
+    The official checker uses langdetect too, without a seed: on a few texts, most of them short or
+    all in capitals, its answer varies. Here the seed is 0 and the profiles are read in a fixed
+    order, so the answer is always the same.
 
     >>> detect_language("Het regent al de hele dag.")
     'nl'
@@ -29,7 +29,7 @@ def detect_language(text: str) -> str | None:
 
 @lru_cache
 def known_languages() -> frozenset[str]:
-    """Return the codes that ``detect_language`` can answer."""
+    """Return the codes that ``detect_language`` can return."""
     return frozenset(path.name for path in _profiles())
 
 
@@ -42,5 +42,5 @@ def _factory() -> DetectorFactory:
 
 
 def _profiles() -> list[Path]:
-    # langdetect reads them in the folder's own order, which differs between file systems.
+    # langdetect itself reads them in the folder's order, which differs between file systems.
     return sorted(path for path in Path(PROFILES_DIRECTORY).iterdir() if path.is_file())

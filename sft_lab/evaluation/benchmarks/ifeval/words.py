@@ -1,4 +1,4 @@
-"""Words as the official checker counts them: all of them one way, those in capitals another."""
+"""Count words as the official checker does: all words by one rule, capitals by another."""
 
 import re
 
@@ -6,7 +6,7 @@ from sft_lab.evaluation.benchmarks.ifeval.sentences import split_sentences
 
 _PAD = r" \g<0> "
 _FUSED = ("can not", "d 'ye", "gim me", "gon na", "got ta", "lem me", "more 'n", r"wan na(?=\s)")
-# The order counts: a clitic is split off only where a space follows, and earlier rules set it.
+# The order matters: a clitic is split off only before a space, which earlier rules insert.
 _RULES = [
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -37,10 +37,10 @@ def count_words(text: str) -> int:
 
 
 def count_capital_words(text: str) -> int:
-    """Return the number of words all of whose letters are capitals, at least one letter each.
+    """Return the number of words with capital letters only, at least one letter each.
 
-    A word is what the word tokenizer of NLTK 3.9 makes one, sentence by sentence: hyphens join,
-    clitics are words of their own. Only the rules that can part two letters are followed.
+    Words are those of NLTK 3.9's word tokenizer, sentence by sentence: hyphens join, clitics are
+    separate words. Only its rules that can separate two letters are applied.
 
     >>> count_capital_words("A STATE-OF-THE-ART lab in the USA. IT'S 2x")
     5

@@ -1,4 +1,4 @@
-"""MT-Bench as a benchmark: two turns a question, each rated by a judge."""
+"""Run MT-Bench as a benchmark: two turns per question, each rated by a judge."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -23,10 +23,10 @@ from sft_lab.metrics.score import Score
 
 
 class MTBench(Benchmark):
-    """Mean rating of the answers to MT-Bench's two-turn questions, 1 to 10, by single grading.
+    """Score answers to MT-Bench's two-turn questions by their mean rating, 1 to 10.
 
-    Files are FastChat's own. The items are the first turns, ``MT-Bench/<question>/1``; the second
-    turns follow on what was answered. A judgement without a rating is in no score.
+    Files are FastChat's. The items are the first turns, ``MT-Bench/<question>/1``; the second turns
+    follow the answers to them. A judgement without a rating is in no score.
 
     Source: Zheng et al. (2023), "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena".
 
@@ -82,7 +82,7 @@ class MTBench(Benchmark):
     @override
     def items(self) -> list[Item]:
         if self._items is None:
-            read_questions(self.path)  # names what is wrong with a row
+            read_questions(self.path)  # its errors name the wrong row and key
         return super().items()
 
     @override

@@ -1,4 +1,4 @@
-"""FastChat's files of MT-Bench: questions, reference answers, judge prompts and judgements."""
+"""Read FastChat's files: questions, reference answers, judge prompts and judgements."""
 
 import gzip
 import json
@@ -29,7 +29,7 @@ PROMPT_FIELDS = {
 
 @dataclass(frozen=True)
 class Question:
-    """One question: what the user says in turn 1, and in turn 2 after the answer to that."""
+    """Hold one question: the user's text of turn 1, and of turn 2 after the first answer."""
 
     id: int
     category: str
@@ -38,7 +38,7 @@ class Question:
 
 @dataclass(frozen=True)
 class JudgePrompt:
-    """What a judge is told; ``template`` has the fields of ``PROMPT_FIELDS[name]`` in braces."""
+    """Hold a judge prompt; ``template`` has the fields of ``PROMPT_FIELDS[name]`` in braces."""
 
     name: str
     system_prompt: str
@@ -47,7 +47,7 @@ class JudgePrompt:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a judge said of a model's answer to one turn, 1 or 2, of a question."""
+    """Hold a judgement of a model's answer to one turn, 1 or 2, of a question."""
 
     question_id: int
     turn: int
@@ -65,7 +65,7 @@ def read_questions(path: str | Path) -> list[Question]:
 
 
 def read_references(path: str | Path) -> dict[int, tuple[str, str]]:
-    """Return the reference answers to both turns, by question id, of a file of model answers.
+    """Return the reference answers to both turns, by question id, from a file of model answers.
 
     Raises:
         RequestError: If the file or a row is unusable; names file, line and key.
@@ -75,7 +75,7 @@ def read_references(path: str | Path) -> dict[int, tuple[str, str]]:
 
 
 def read_judge_prompts(path: str | Path) -> dict[str, JudgePrompt]:
-    """Return the prompts of single-answer grading by name; others in the file are left alone.
+    """Return the prompts of single-answer grading by name, ignoring other prompts in the file.
 
     Raises:
         RequestError: If the file or a row is unusable, or one of the four prompts is missing.
@@ -92,15 +92,14 @@ def read_judge_prompts(path: str | Path) -> dict[str, JudgePrompt]:
 def read_judgements(path: str | Path, model: str | None = None) -> list[Judgement]:
     """Return the judgements of one model in a ``*_single.jsonl`` (also ``.gz``), in order.
 
-    The text of a judgement counts, not the ``score`` beside it.
+    Ratings are read from the text of a judgement, not from its ``score``.
 
     Args:
         path: The file.
-        model: The model that was judged; needed where the file holds several.
+        model: The model that was judged; needed if the file holds several.
 
     Raises:
-        RequestError: If the file or a row is unusable, or if what is left is not of one model and
-            one judge.
+        RequestError: If the file or a row is unusable, or if several models or judges are left.
     """
     rows = [row for _, row in _rows(path, _judgement)]
     models = list(dict.fromkeys(judgement.model for judgement, _ in rows))
@@ -112,8 +111,8 @@ def read_judgements(path: str | Path, model: str | None = None) -> list[Judgemen
     judges = list(dict.fromkeys(judge for _, judge in chosen if judge is not None))
     if len(judges) > 1:
         raise RequestError(
-            f"{path} holds judgements by several judges: {', '.join(judges)}; their ratings do not "
-            "compare, so give a file of one."
+            f"{path} holds judgements by several judges: {', '.join(judges)}; their ratings are "
+            "not comparable, so give a file of one."
         )
     return [judgement for judgement, _ in chosen]
 
@@ -167,7 +166,7 @@ def _prompt(row: Mapping[str, Any]) -> JudgePrompt:
 
 
 def _judgement(row: Mapping[str, Any]) -> tuple[Judgement, str | None]:
-    """Return a judgement and the name of its judge, which FastChat gives with the prompt's."""
+    """Return a judgement and the name of its judge, which FastChat lists with the prompt's."""
     turn = _field(row, "turn", int)
     if turn not in (1, 2):
         raise ValueError(f"key 'turn' must be 1 or 2, got {turn}.")
@@ -208,15 +207,15 @@ def _by_key(
     for number, row in _rows(path, parse):
         if key(row) in found:
             raise RequestError(
-                f"{path}, line {number}: {name} {key(row)!r} stands on line {lines[key(row)]} "
-                "already; remove one."
+                f"{path}, line {number}: {name} {key(row)!r} is also on line {lines[key(row)]}; "
+                "remove one."
             )
         found[key(row)], lines[key(row)] = row, number
     return found
 
 
 def _rows(path: str | Path, parse: Callable[[Mapping[str, Any]], T]) -> Iterator[tuple[int, T]]:
-    """Yield each row with its line number; a file without rows is an error."""
+    """Yield each row with its line number; fail on a file without rows."""
     opened = gzip.open if Path(path).suffix == ".gz" else open
     number = 0
     empty = True
@@ -226,7 +225,7 @@ def _rows(path: str | Path, parse: Callable[[Mapping[str, Any]], T]) -> Iterator
                 if line.strip():
                     yield number, parse(_object(line))
                     empty = False
-    except OSError as fault:  # also what is no gzip file
+    except OSError as fault:  # also for a damaged gzip header
         reason = fault.strerror or fault
         raise RequestError(f"{path}: {reason}; give a readable JSONL file.") from fault
     except (EOFError, zlib.error) as fault:
@@ -236,7 +235,7 @@ def _rows(path: str | Path, parse: Callable[[Mapping[str, Any]], T]) -> Iterator
     except ValueError as fault:
         raise RequestError(f"{path}, line {number}: {fault}") from fault
     if empty:
-        raise RequestError(f"{path} has no rows; give a JSONL file of FastChat's.")
+        raise RequestError(f"{path} has no rows; give one of FastChat's JSONL files.")
 
 
 def _object(line: str) -> Mapping[str, Any]:
@@ -245,7 +244,7 @@ def _object(line: str) -> Mapping[str, Any]:
     except json.JSONDecodeError as fault:
         raise ValueError(f"not JSON at column {fault.colno}: {fault.msg}.") from fault
     except RecursionError as fault:
-        raise ValueError(f"no JSON that can be read: {fault}.") from fault
+        raise ValueError(f"unreadable JSON: {fault}.") from fault
     if not isinstance(row, dict):
         raise ValueError(f"a row must be an object, {_got(row)}.")
     return row

@@ -1,4 +1,4 @@
-"""MT-Bench by single-answer grading: what the judge is asked, its ratings, and the scores.
+"""Grade MT-Bench by single answers: build the judge's prompts, parse ratings, average them.
 
 Source: Zheng et al. (2023), "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena", with the
 prompts, rating patterns and averages of FastChat's ``llm_judge``.
@@ -25,7 +25,7 @@ _RATINGS = tuple(
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores by name; judgements without a rating are counted, and are in none of them."""
+    """Hold scores by name, and the number of judgements without a rating, which no score counts."""
 
     by_name: dict[str, Score]
     unparsable: int
@@ -34,16 +34,16 @@ class Scores:
 def check_references(
     questions: Iterable[Question], references: Mapping[int, tuple[str, str]]
 ) -> None:
-    """Make sure that every question which is judged by a reference has one.
+    """Check that every question that needs a reference answer has one.
 
     Raises:
-        RequestError: If one has none; names it.
+        RequestError: If one is missing; names the question.
     """
     for question in questions:
         if question.category in REFERENCE_CATEGORIES and question.id not in references:
             raise RequestError(
                 f"Question {question.id} of category '{question.category}' has no reference "
-                "answer, which its judge needs; add its row to the file of references."
+                "answer, which its judge needs; add its row to the reference file."
             )
 
 
@@ -54,20 +54,20 @@ def judge_prompt(
     prompts: Mapping[str, JudgePrompt],
     references: Mapping[int, tuple[str, str]],
 ) -> list[dict[str, str]]:
-    """Return the messages that have one turn judged: turn 2 is shown with all that went before.
+    """Build the messages that ask for a judgement of one turn; turn 2 includes turn 1.
 
     Args:
         question: The question.
         answers: The model's answers to both turns; for turn 1 the first is enough.
         turn: 1 or 2.
-        prompts: What ``read_judge_prompts`` returns.
-        references: What ``read_references`` returns.
+        prompts: As ``read_judge_prompts`` returns them.
+        references: As ``read_references`` returns them.
 
     Returns:
-        A system message, left out where its prompt is empty, and a user message.
+        A system message, unless its prompt is empty, and a user message.
 
     Raises:
-        RequestError: If the question needs a reference answer and has none.
+        RequestError: If the question needs a reference answer but has none.
         ValueError: If the turn is neither 1 nor 2, or its answer is missing.
     """
     if turn not in (1, 2) or len(answers) < turn:
@@ -90,11 +90,11 @@ def judge_prompt(
 
 
 def rating(judgement: str) -> float | None:
-    """Return the rating that a judgement gives, 1 to 10, or None where it gives none.
+    """Return the rating in a judgement, 1 to 10, or None if it has none.
 
-    It is the first number in double brackets, else the first in single ones. FastChat takes any
-    number; one off the scale that the judge was told is none here, because it would move the mean
-    by as much as it is wrong, and clamping it would invent a rating.
+    The rating is the first number in double brackets, else the first in single ones. FastChat
+    accepts any number; here one outside the scale in the judge's prompt is no rating, because it
+    would distort the mean, and clamping it would invent a rating.
 
     >>> rating("Clear, but item [2] is wrong. Rating: [[7.5]]"), rating("Rating: [8]")
     (7.5, 8.0)
@@ -109,10 +109,10 @@ def rating(judgement: str) -> float | None:
 
 
 def scores(ratings: Iterable[tuple[Task, float | None]], questions: Sequence[Question]) -> Scores:
-    """Return the mean of all ratings, of each turn's and of each category's.
+    """Average all ratings, and those of each turn and category.
 
-    As in FastChat every rating weighs alike. Intervals are bootstrapped over questions, whose two
-    turns are drawn together: the second judgement sees the first answer, so they are not
+    As in FastChat, every rating has the same weight. Intervals are bootstrapped over questions,
+    whose two turns are drawn together: the second judgement sees the first answer, so they are not
     independent.
 
     Args:
@@ -120,18 +120,18 @@ def scores(ratings: Iterable[tuple[Task, float | None]], questions: Sequence[Que
         questions: All questions, for their categories.
 
     Returns:
-        ``mean``, ``turn_1``, ``turn_2``, then categories in the order of the questions; a name that
-        no rating belongs to is left out.
+        ``mean``, ``turn_1``, ``turn_2``, then categories in the order of the questions; names
+        without ratings are left out.
 
     Raises:
-        ValueError: If a rating belongs to no question.
+        ValueError: If a rating's question is unknown.
     """
     categories = {question.id: question.category for question in questions}
     rated: list[tuple[Task, float]] = []
     unparsable = 0
     for task, value in sorted(ratings, key=lambda pair: pair[0]):
         if task[0] not in categories:
-            raise ValueError(f"There is no question {task[0]}; leave its ratings out.")
+            raise ValueError(f"unknown question {task[0]}; leave its ratings out.")
         if value is None:
             unparsable += 1
         else:

@@ -39,12 +39,12 @@ def test_a_blank_response_follows_nothing(response: str) -> None:
         ("Sure, here:\nno comma\nBye, then", True),  # without both
         ("Sure, here:\n\nno comma\n\nBye, then", True),
         ("Sure, here\nand, there\nno comma\nBye, then", False),
-        ("Sure, here", False),  # nothing is left without its only line
+        ("Sure, here", False),  # nothing is left without the only line
         ("Sure, here\nBye, then", False),
         ("Sure, here:\n***\nBye, then", True),  # three asterisks are left
     ],
 )
-def test_loose_leaves_out_the_first_and_the_last_line(response: str, loose: bool) -> None:
+def test_loose_drops_the_first_and_the_last_line(response: str, loose: bool) -> None:
     assert grade(row((NO_COMMA, {})), response) == Followed(strict=(False,), loose=(loose,))
 
 
@@ -54,13 +54,13 @@ def test_loose_leaves_out_the_first_and_the_last_line(response: str, loose: bool
         ("detectable_format:title", "**<<A** **B>>**", True, True),
         ("startend:quotation", '**"Rain"**', False, True),
         ("startend:quotation", 'Sure:\n\n**"Rain"**\n\nBye', False, True),
-        ("startend:quotation", '_"Rain"_', False, False),  # asterisks alone are taken out
+        ("startend:quotation", '_"Rain"_', False, False),  # only asterisks are removed
         ("detectable_format:json_format", 'Sure:\n```json\n{"a": 1}\n```', False, True),
         ("detectable_format:json_format", 'Sure:\n\nHere:\n{"a": 1}', False, False),
-        ("combination:two_responses", "A******B", True, True),  # a loose text never takes away
+        ("combination:two_responses", "A******B", True, True),  # loose never revokes strict
     ],
 )
-def test_loose_takes_out_asterisks(
+def test_loose_removes_asterisks(
     instruction_id: str, response: str, strict: bool, loose: bool
 ) -> None:
     verdicts = grade(row((instruction_id, {})), response)
@@ -84,7 +84,10 @@ def test_nulls_of_other_instructions_are_ignored() -> None:
         ({"key": "7"}, r"key 'key' must be int, got '7'"),
         ({"prompt": None}, r"key 'prompt' must be str, got None"),
         ({"instruction_id_list": NO_COMMA}, r"must be list, got 'punctuation:no_comma'"),
-        ({"instruction_id_list": [], "kwargs": []}, r"must name an instruction at least, got \[\]"),
+        (
+            {"instruction_id_list": [], "kwargs": []},
+            r"must name at least one instruction, got \[\]",
+        ),
         ({"kwargs": []}, r"as many objects as there are instructions, 1, got 0"),
         ({"kwargs": [None]}, r"kwargs\[0\] must be an object, got None"),
         ({"instruction_id_list": [7]}, r"instruction_id_list\[0\] .* got 7"),
@@ -115,7 +118,7 @@ def test_a_missing_field_is_an_error(key: str) -> None:
         (WORDS, {"num_words": 9.0, "relation": "at least"}, r"a whole number .* got 9\.0"),
         (WORDS, {"num_words": True, "relation": "at least"}, "a whole number .* got True"),
         (WORDS, {"num_words": 9, "relation": "at most"}, "got 'at most'"),
-        (NO_COMMA, {"num_words": 9}, "key 'num_words' is none of its own, got 9. It takes: none"),
+        (NO_COMMA, {"num_words": 9}, "key 'num_words' is unknown, got 9. It takes: none"),
         ("keywords:existence", {"keywords": []}, r"a list of regular expressions, got \[\]"),
         ("keywords:existence", {"keywords": "cat"}, "a list of regular expressions, got 'cat'"),
         ("keywords:existence", {"keywords": ["(cat"]}, r"got \['\(cat'\]"),
@@ -172,9 +175,9 @@ def test_verdicts_are_the_official_ones(
         if verdicts != official:
             differing[label["task_id"]] = (verdicts, official)
     assert len(labelled) == 270
-    # Asked for four "#", which are there. The checker of 2023 drew a random letter where a letter
-    # was none of a to z, for strict and loose apart: its labels contradict each other. Its later
-    # version counts the mark.
+    # Asked for four "#", which the response has. The checker of 2023 drew a random letter instead
+    # of any but a to z, separately for strict and loose: its labels contradict each other. Its
+    # later version counts the mark.
     assert differing == {
         "IFEval/1122": (
             Followed(strict=(True, True), loose=(True, True)),

@@ -1,4 +1,4 @@
-"""The 25 instructions at their edges; verdicts follow from the official checker's rules by hand."""
+"""Test the 25 instructions at their edges; expected verdicts apply the official rules by hand."""
 
 from typing import Any
 
@@ -30,7 +30,7 @@ CASES: dict[str, list[Case]] = {
     "keywords:forbidden_words": [
         ({"forbidden_words": ["run"]}, "I was running; a rerun.", True),
         ({"forbidden_words": ["run"]}, "RUN!", False),
-        ({"forbidden_words": ["run"]}, "re-run", False),  # a hyphen is a border
+        ({"forbidden_words": ["run"]}, "re-run", False),  # a hyphen is a boundary
         ({"forbidden_words": ["run"]}, "run_away", True),  # an underscore is not
         ({"forbidden_words": ["walk", "run"]}, "Don't run.", False),
         ({"forbidden_words": ["a|b"]}, "abc", False),  # \ba|b\b: begins with a or ends with b
@@ -49,8 +49,8 @@ CASES: dict[str, list[Case]] = {
         ({"language": "en"}, "Der Hund schläft, weil er sehr müde ist.", False),
         ({"language": "hi"}, "मुझे हिंदी में लिखना बहुत पसंद है।", True),
         ({"language": "mr"}, "मुझे हिंदी में लिखना बहुत पसंद है।", False),
-        ({"language": "de"}, "12345 67 !!", True),  # no language to be seen
-        ({"language": "de"}, "https://example.com/hello", True),  # addresses are taken out
+        ({"language": "de"}, "12345 67 !!", True),  # unknown language
+        ({"language": "de"}, "https://example.com/hello", True),  # addresses are removed
     ],
     "length_constraints:number_sentences": [
         ({"num_sentences": 2, "relation": MORE}, "One. Two!", True),
@@ -65,7 +65,7 @@ CASES: dict[str, list[Case]] = {
         ({"num_words": 1, "relation": LESS}, "... --- ...", True),
         ({"num_words": 2, "relation": LESS}, "snake_case", True),
         ({"num_words": 3, "relation": MORE}, "日本語 と ещё", True),
-        # To Python the signs of Devanagari are no letters and part the three that are.
+        # Python does not count Devanagari signs as letters, so they separate the three that are.
         ({"num_words": 3, "relation": MORE}, "हिन्दी", True),
         ({"num_words": 4, "relation": MORE}, "हिन्दी", False),
     ],
@@ -90,14 +90,14 @@ CASES: dict[str, list[Case]] = {
         ),
         (_nth, "A\n\nELM, b", True),
         (_nth, "A\n\n'\"Elm's b", True),
-        (_nth, "A\n\n\"'Elm b", False),  # ' goes first, then ": the ' behind it ends the word
+        (_nth, "A\n\n\"'Elm b", False),  # ' is stripped first, then ": the ' after it ends the word
         (_nth, "A\n\nElm: b", False),  # a colon belongs to the word
         (_nth, "A\n\n**Elm** b", False),
         (_nth, "A\n\nOak elm", False),
         (_nth, "A\n\nElm\n\nC", False),
         (_nth, "A\nElm", False),
         (_nth, "A\n\n\nElm", True),  # the second begins with a line break
-        (_nth, "A\n\n\n\nElm", False),  # the second is blank, and the third is looked for in vain
+        (_nth, "A\n\n\n\nElm", False),  # the second is blank, and the third is not checked
         (_nth, "A\n\nElm\n\n\n\n", True),
         (_nth, "\n\nElm\n\nB", True),  # a blank first: two paragraphs, the second in place is Elm
     ],
@@ -131,7 +131,7 @@ CASES: dict[str, list[Case]] = {
         ({"num_bullets": 2}, "1. a\n2. b", False),
         ({"num_bullets": 2}, "+ a\n• b", False),
         ({"num_bullets": 1}, "*\na", True),  # a lone asterisk, with the line break
-        ({"num_bullets": 0}, "*", True),  # one with nothing at all behind it
+        ({"num_bullets": 0}, "*", True),  # one at the very end
     ],
     "detectable_format:constrained_response": [
         ({}, "My answer is yes.", True),

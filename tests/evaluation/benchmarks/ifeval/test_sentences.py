@@ -1,4 +1,4 @@
-"""Sentences of Punkt, by the rules of Kiss and Strunk and the entries of NLTK's English model."""
+"""Test sentences by the rules of Kiss and Strunk and the entries of NLTK's English model."""
 
 import pytest
 
@@ -17,8 +17,8 @@ from sft_lab.evaluation.benchmarks.ifeval.sentences import split_sentences
         ["J. R. Brown wrote it.", "Fine."],  # initials
         ["It costs $3.50, or 1,000.25 yen.", "Cheap!"],
         ["He waited ... and waited.", "Then he left."],  # ellipses before small letters
-        ["See no.", "7 in the list."],  # no. is no abbreviation of the model
-        ["He said so, e.g.", "twice."],  # neither is e.g.
+        ["See no.", "7 in the list."],  # the model has no abbreviation "no."
+        ["He said so, e.g.", "twice."],  # nor "e.g."
         ['"It rains."', "(It does!)", "[And how.]", "It 'pours.'", "Yes."],  # closing marks
         ["A list: 1.", "Tea 2.", "Milk"],
         ["a line break\nor two\n\nend nothing"],
@@ -37,9 +37,9 @@ def test_splits_where_punkt_does(expected: list[str]) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("Stop!!!", ["Stop!!", "!"]),  # the last mark of a text is never weighed
+        ("Stop!!!", ["Stop!!", "!"]),  # the last mark of a text is never considered
         ("Stop!!! Now", ["Stop!!!", "Now"]),
-        ("Hm ?? Now", ["Hm ?", "?", "Now"]),  # marks without a word are weighed one by one
+        ("Hm ?? Now", ["Hm ?", "?", "Now"]),  # marks without a word are considered one by one
         ("One.  \n\n Two.\n", ["One.", "Two."]),
         ("  One. Two. ", ["  One.", "Two."]),
         ("", []),

@@ -22,7 +22,7 @@ def test_words_are_runs_of_letters_and_digits(text: str, count: int) -> None:
     [
         ("A B c D1 2 Ef", 3),
         ("NASA's I'M 'TIS CANNOT", 7),  # NASA, I, 'M, 'T, IS, CAN, NOT
-        ("NASA\u2019s I\u2019M", 3),  # a curly apostrophe parts: NASA, I, M
+        ("NASA\u2019s I\u2019M", 3),  # a curly apostrophe separates: NASA, I, M
         ("YES,NO;SO A:B 3:PM 1:2A", 7),  # a digit after a colon keeps it: 1:2A is one
         ("A--B C-D E/F G.H I...J", 7),
         ("(A)B [C]D <E>F {G}H *I*J", 10),
@@ -31,7 +31,7 @@ def test_words_are_runs_of_letters_and_digits(text: str, count: int) -> None:
         ("THEY'LL DON'T O'X", 6),  # THEY 'LL, DO N'T, O' X
         ("DOGS' A'", 2),
         ("É ß ΔΣ 日本", 2),
-        ("IT'S. IT'S.", 4),  # at the end of each sentence the full stop is taken off first
+        ("IT'S. IT'S.", 4),  # the full stop that ends each sentence is split off first
     ],
 )
 def test_capital_words(text: str, count: int) -> None:
