@@ -8,7 +8,7 @@ from sft_lab.commands.doctor import gradient_cosine
 from sft_lab.evaluation.sandbox.sandbox import isolation_fault, isolation_route
 
 
-def test_a_doctor_says_what_is_here(lab: Lab) -> None:
+def test_doctor_reports_the_machine(lab: Lab) -> None:
     outcome = lab("doctor")
     assert outcome.code == 0, outcome.err
     names = [line[:16].strip() for line in outcome.out.splitlines()]
@@ -30,20 +30,20 @@ def test_a_doctor_says_what_is_here(lab: Lab) -> None:
     assert (Path(found["configs"]) / "world/dmt.yaml").is_file()
 
 
-def test_a_store_that_cannot_be_used_is_a_finding(lab: Lab) -> None:
+def test_an_unusable_store_is_a_finding(lab: Lab) -> None:
     outcome = lab("doctor", "--tracking_uri=sqlite:///tiny.yaml/mlflow.db")
     assert outcome.code == 0
     assert "tiny.yaml/mlflow.db cannot be made: no permission to write in " in outcome.out
 
 
-def test_a_doctor_makes_nothing(lab: Lab) -> None:
+def test_doctor_creates_nothing(lab: Lab) -> None:
     before = sorted(lab.folder.iterdir())
     assert "sqlite:///mlruns/mlflow.db, made by the first run" in lab("doctor").out
     assert sorted(lab.folder.iterdir()) == before
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_gradients_are_right_behind_an_evaluation(
+def test_gradients_stay_right_after_an_evaluation(
     tiny_world: Path, monkeypatch: pytest.MonkeyPatch, quantization: str
 ) -> None:
     monkeypatch.setenv("SFT_LAB_WORLD", str(tiny_world))

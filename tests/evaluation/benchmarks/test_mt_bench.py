@@ -282,7 +282,7 @@ def test_without_a_rating_there_is_no_score() -> None:
 
 
 def test_a_rating_of_an_unknown_question_is_refused() -> None:
-    with pytest.raises(ValueError, match="no question 7"):
+    with pytest.raises(ValueError, match="unknown question 7"):
         scores([((7, 1), 5.0)], QUESTIONS)
 
 
