@@ -1,5 +1,6 @@
 """The command ``compare``: runs found by name, their protocols checked, differences tested."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import isfinite
@@ -9,6 +10,8 @@ from sft_lab.analysis.arms import Arm, MeasuredRun, over_seeds, single_runs
 from sft_lab.analysis.changed_items import changed_items
 from sft_lab.analysis.comparison import Change, Comparison, boundary_name, comparison, score_at
 from sft_lab.analysis.protocols import mismatches, refuse
+from sft_lab.commands.arguments import add_json, add_tracking_uri, command_parser, in_color
+from sft_lab.errors import RequestError
 from sft_lab.runs.store import RunStore
 
 
@@ -120,3 +123,49 @@ def _change(change: Change) -> dict[str, Any]:
             for key, value in difference.items()
         }
     return {**found, "verdict": change.verdict, "difference": difference}
+
+
+def main(arguments: list[str]) -> int:
+    """Compare runs, and print what differs."""
+    parser = command_parser("compare")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="id, beginning of one, or run name")
+    parser.add_argument(
+        "--reference", metavar="RUN", help="the run to compare the others with; default: the first"
+    )
+    parser.add_argument(
+        "--over_seeds",
+        action="store_true",
+        help="average runs whose names differ in 'seed N' only; the name alone stands for all",
+    )
+    parser.add_argument(
+        "--items",
+        type=int,
+        default=5,
+        metavar="N",
+        help="forgotten, and regained, items to show of every benchmark; default: %(default)s",
+    )
+    parser.add_argument(
+        "--allow_different_protocols",
+        action="store_true",
+        help="show scores side by side, flagged, that do not compare",
+    )
+    add_json(parser)
+    add_tracking_uri(parser)
+    options = parser.parse_args(arguments)
+
+    from sft_lab.commands.compare_text import report
+
+    if options.items < 0:
+        raise RequestError(f"--items must be 0 or more, got {options.items}.")
+    compared = compare(
+        RunStore(options.tracking_uri),
+        options.runs,
+        options.reference,
+        options.over_seeds,
+        options.allow_different_protocols,
+    )
+    if options.json:
+        print(json.dumps(as_json(compared), indent=2, ensure_ascii=False))
+    else:
+        print(report(compared, options.items, color=in_color()))
+    return 0

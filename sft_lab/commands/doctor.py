@@ -1,5 +1,6 @@
 """What this machine has, and whether 4-bit training is right on it."""
 
+import json
 import os
 import platform
 import socket
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sft_lab.commands.arguments import add_json, add_tracking_uri, command_parser
 from sft_lab.config.compose import best_precision
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.sandbox.sandbox import isolation_fault, isolation_route
@@ -89,3 +91,17 @@ def _store_state(tracking_uri: str) -> str:
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         return f"{tracking_uri} cannot be made: no permission to write in {folder}"
     return f"{tracking_uri}, made by the first run"
+
+
+def main(arguments: list[str]) -> int:
+    """Print what this machine has."""
+    parser = command_parser("doctor")
+    add_json(parser)
+    add_tracking_uri(parser)
+    options = parser.parse_args(arguments)
+    findings = report(options.tracking_uri)
+    if options.json:
+        print(json.dumps(dict(findings), indent=2))
+    else:
+        print("\n".join(f"{name:<16}{finding}" for name, finding in findings))
+    return 0

@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from sft_lab.commands.arguments import command_parser
 from sft_lab.data.corpus import load_tokenizer
 from sft_lab.data.templates import TEMPLATES
 from sft_lab.errors import RequestError
@@ -75,3 +77,15 @@ def export(checkpoint_path: Path, out: Path, what: Literal["adapter", "merged"])
         os.replace(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def main(arguments: list[str]) -> int:
+    """Export a checkpoint."""
+    parser = command_parser("export")
+    parser.add_argument("--ckpt_path", type=Path, required=True, metavar="K", help="a checkpoint")
+    parser.add_argument("--out", type=Path, required=True, metavar="D", help="a new folder")
+    parser.add_argument("--what", choices=("adapter", "merged"), default="adapter")
+    options = parser.parse_args(arguments)
+    export(options.ckpt_path, options.out, options.what)
+    print(f"{options.what} written to {options.out}", file=sys.stderr)
+    return 0

@@ -1,5 +1,7 @@
-"""What a config trains on, to the sample, before any model is loaded."""
+"""``inspect``: show what a config trains on, to the sample; no model is loaded."""
 
+import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -8,8 +10,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from sft_lab.commands.arguments import add_json, command_parser, in_color
 from sft_lab.data.rendering import IGNORED, Renderer, TokenizedRow
-from sft_lab.terminal import format_table, percent
+from sft_lab.errors import RequestError
+from sft_lab.launch.build import plan_data
+from sft_lab.launch.parser import parse
+from sft_lab.terminal import format_table, percent, silence
 from sft_lab.training.batches import bin_length
 from sft_lab.training.data_modules import StagedDataModule
 from sft_lab.training.plan import RowRef, StagePlan
@@ -19,6 +25,37 @@ _BAR_WIDTH = 40
 _MAX_CONTAMINATED = 5  # rows of a source and benchmark that are shown
 _TRAINED, _SPECIAL, _PLAIN = "\033[32m", "\033[2m", "\033[0m"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def main(arguments: list[str]) -> int:
+    """Print what a config trains on."""
+    parser = command_parser(
+        "inspect", usage="sft-lab inspect --config C [--KEY VALUE ...] [--stage S] [-n N] [--json]"
+    )
+    parser.add_argument("--stage", metavar="S", help="this stage only")
+    parser.add_argument(
+        "-n", type=int, default=1, help="samples of every source of every stage; default: 1"
+    )
+    add_json(parser)
+    options, rest = parser.parse_known_args(arguments)
+    if options.n < 0:
+        raise RequestError(f"-n must be 0 or more, got {options.n}.")
+    silence()
+    if not any(argument.partition("=")[0] in ("--config", "-c") for argument in rest):
+        raise RequestError("inspect needs --config FILE, for instance configs/world/dmt.yaml.")
+    log = logging.getLogger("sft_lab.data")
+    level = log.level
+    log.setLevel(logging.ERROR)  # its warnings are part of what is printed
+    try:
+        data = plan_data(parse(rest), options.stage)
+        found = inspection(data, options.stage, options.n)
+    finally:
+        log.setLevel(level)
+    if options.json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        print(inspection_text(found, color=in_color()))
+    return 0
 
 
 def inspection(data: StagedDataModule, stage: str | None, num_samples: int) -> dict[str, Any]:

@@ -1,19 +1,17 @@
-"""``fit --plan``: checks a run's whole config as ``fit`` does, and says what it will cost."""
+"""``fit --plan``: say what a run will cost, having checked its config as ``fit`` does."""
 
 import argparse
 import json
 from typing import Any
 
-from typing_extensions import override
-
-from sft_lab.cost.known_speed import KnownSpeeds, Speed
+from sft_lab.cost.known_speed import KnownSpeeds
 from sft_lab.cost.measured_speed import measured_speed
 from sft_lab.cost.run_cost import RunCost, run_cost, run_parameters
 from sft_lab.errors import RequestError
-from sft_lab.launch.parser import model_settings
-from sft_lab.launch.run import LabCLI
+from sft_lab.launch.build import build, plan_data
+from sft_lab.launch.parser import parse
+from sft_lab.launch.run_config import RunConfig
 from sft_lab.model.qlora import check_base
-from sft_lab.model.size import ModelSettings
 from sft_lab.runs.machine import Machine, this_machine
 from sft_lab.runs.store import RunStore
 from sft_lab.terminal import format_table
@@ -21,63 +19,49 @@ from sft_lab.terminal import format_table
 _UNKNOWN = "no earlier run of this base here; --measure times it"
 
 
-class PlanCLI(LabCLI):
-    """Parses and checks a run's config, and lays it out in place of running it.
-
-    Args:
-        arguments: What stands behind ``fit``, without the plan's own flags.
-        measure: Load the model and time it, whatever earlier runs tell.
-    """
-
-    cost: RunCost
-
-    def __init__(self, arguments: list[str], *, measure: bool) -> None:
-        self.measure = measure
-        super().__init__("fit", arguments)
-
-    @override
-    def before_instantiate_classes(self) -> None:
-        for option in ("ckpt_path", "from"):
-            if self.settings[option] is not None:
-                raise RequestError(f"--plan looks at a whole run; leave out --{option}.")
-        super().before_instantiate_classes()
-
-    @override
-    def fit(self, **kwargs: Any) -> None:
-        """Lay the run out; nothing is trained and nothing recorded."""
-        self.datamodule.setup("fit")
-        check_base(self.model.base)
-        settings = model_settings(self.plain)
-        self.cost = run_cost(self.datamodule, settings, self._known(settings))
-        if self.measure:
-            generated = self.cost.evaluations.generated_tokens
-            precision = str(self.trainer.precision)
-            speed = measured_speed(self.model, self.datamodule, precision, generated)
-            self.cost = run_cost(self.datamodule, settings, speed)
-
-    def _known(self, settings: ModelSettings) -> Speed | None:
-        store = RunStore(str(self.settings.trainer.logger.init_args.tracking_uri))
-        return KnownSpeeds(store).speed(run_parameters(self.datamodule, settings))
-
-
 def plan_fit(arguments: list[str]) -> str:
-    """Return what a run will cost, for people or as JSON.
+    """Return what a run will cost, as text or JSON.
 
     Args:
-        arguments: What stands behind ``fit``, ``--plan`` included.
+        arguments: Those of ``fit``, with ``--plan``; ``--measure`` loads the model and times it.
 
     Raises:
         RequestError: If ``fit`` would refuse the request.
     """
-    parser = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
+    flags = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     for flag in ("--plan", "--json", "--measure"):
-        parser.add_argument(flag, action="store_true")
-    options, rest = parser.parse_known_args(arguments)
-    cost = PlanCLI(rest, measure=options.measure).cost
+        flags.add_argument(flag, action="store_true")
+    options, rest = flags.parse_known_args(arguments)
+    config = parse(rest)
+    for option, value in (("ckpt_path", config.ckpt_path), ("from", config.fork_from)):
+        if value is not None:
+            raise RequestError(f"--plan looks at a whole run; leave out --{option}.")
+    cost = planned_cost(config, measure=options.measure)
     machine = this_machine()
     if options.json:
         return json.dumps(plan_json(cost, machine), indent=2)
     return plan_text(cost, machine)
+
+
+def planned_cost(config: RunConfig, *, measure: bool = False) -> RunCost:
+    """Return what a run will cost; nothing is trained and nothing recorded.
+
+    Args:
+        config: The run's config.
+        measure: Load the model and time it, instead of relying on earlier runs.
+    """
+    settings = config.model_settings
+    if measure:
+        run = build(config)
+        run.data.setup("fit")
+        check_base(settings.base)
+        items = run_cost(run.data, settings).evaluations.generated_tokens
+        speed = measured_speed(run.module, run.data, str(run.trainer.precision), items)
+        return run_cost(run.data, settings, speed)
+    data = plan_data(config)
+    check_base(settings.base)
+    known = KnownSpeeds(RunStore(config.tracking_uri))
+    return run_cost(data, settings, known.speed(run_parameters(data, settings)))
 
 
 def plan_json(cost: RunCost, machine: Machine) -> dict[str, Any]:

@@ -1,9 +1,11 @@
 """The report of a study: found by its config or its run, written, and filed with its run."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from sft_lab.commands.arguments import add_tracking_uri, command_parser
 from sft_lab.errors import RequestError
 from sft_lab.paths import make_folder
 from sft_lab.report.report import build_report
@@ -78,3 +80,19 @@ def make_report(store: RunStore, study: str, out: Path, represented: Sequence[st
         write_report(report, Path(alone))
         store.client.log_artifacts(run_id, alone, "report")
     return out / "report.html"
+
+
+def main(arguments: list[str]) -> int:
+    """Write the report of a study."""
+    parser = command_parser("report")
+    parser.add_argument("--study", required=True, metavar="S", help="its config, run id or name")
+    parser.add_argument("--out", type=Path, required=True, metavar="D", help="a folder")
+    parser.add_argument(
+        "--represent", nargs="+", default=[], metavar="RUN", help="draw hidden states of these runs"
+    )
+    add_tracking_uri(parser)
+    options = parser.parse_args(arguments)
+    store = RunStore(options.tracking_uri)
+    page = make_report(store, options.study, options.out, represented=options.represent)
+    print(f"report written to {page}", file=sys.stderr)
+    return 0

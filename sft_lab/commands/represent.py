@@ -4,10 +4,9 @@ import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
 
 from sft_lab.analysis.representation import (
     Representation,
@@ -19,11 +18,14 @@ from sft_lab.analysis.representation import (
     separability,
     tsne,
 )
-from sft_lab.config.compose import Composed
+from sft_lab.commands.arguments import add_tracking_uri, command_parser
 from sft_lab.errors import RequestError
-from sft_lab.launch.parser import data_module
+from sft_lab.launch.build import build_data
+from sft_lab.launch.parser import parse_recorded
 from sft_lab.model.qlora import compute_dtype, load_base
+from sft_lab.paths import make_folder
 from sft_lab.runs.store import RunStore
+from sft_lab.terminal import silence
 from sft_lab.training.data_modules import StagedDataModule
 from sft_lab.training.stage import trains
 
@@ -67,7 +69,7 @@ def represent(
     stage = stages[-1] if stage is None else stage
     if stage not in stages:
         raise RequestError(f"--stage: there is no {stage!r}; the run has {', '.join(stages)}.")
-    data = data_module(Composed(cast(DictConfig, OmegaConf.create(config))))
+    data = build_data(parse_recorded(config))
     data.setup("validate")
     queries = choose_queries(_trained_sources(data), num_queries, seed)
     sources = [query.source for query in queries]
@@ -130,3 +132,40 @@ def write(found: Representation, out: Path) -> None:
     }
     for ending, content in contents.items():
         (out / f"representation.{ending}").write_text(content, encoding="utf-8")
+
+
+def main(arguments: list[str]) -> int:
+    """Draw where a run's sources lie inside its model."""
+    parser = command_parser("represent")
+    parser.add_argument("run", metavar="RUN", help="id, beginning of one, or run name")
+    parser.add_argument("--out", type=Path, required=True, metavar="D", help="svg, csv and json")
+    parser.add_argument("--stage", metavar="S", help="after this stage; default: the last")
+    parser.add_argument(
+        "--layer", type=int, metavar="L", help="from 1; default: 15, the middle one of few"
+    )
+    parser.add_argument(
+        "--num_queries", type=int, default=100, metavar="N", help="of a source; default: 100"
+    )
+    parser.add_argument(
+        "--perplexity", type=float, default=30.0, metavar="P", help="of t-SNE; default: 30"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    add_tracking_uri(parser)
+    options = parser.parse_args(arguments)
+
+    from sft_lab.report.representation_figure import caption
+
+    silence()
+    make_folder("--out", options.out)
+    found = represent(
+        RunStore(options.tracking_uri),
+        options.run,
+        stage=options.stage,
+        layer=options.layer,
+        num_queries=options.num_queries,
+        perplexity=options.perplexity,
+        seed=options.seed,
+    )
+    write(found, options.out)
+    print(caption(found))
+    return 0

@@ -1,25 +1,32 @@
-"""Parse a run's config."""
+"""Parse a run's arguments: ``parse(arguments) -> RunConfig``, for every command that reads one."""
 
+import inspect
 import json
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, ArgumentParser
+import yaml
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from lightning import Trainer
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from sft_lab.callbacks.run_checkpoint import RunCheckpoint
-from sft_lab.config.compose import Composed
+from sft_lab.config.compose import Composed, compose
 from sft_lab.config.keys import check_keys
 from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
-from sft_lab.model.size import ModelSettings
-from sft_lab.training.data_modules import StagedDataModule
-from sft_lab.training.module import SFTModule
+from sft_lab.launch.run_config import RunConfig, find_run_logger
+from sft_lab.model.qlora import Lora
+from sft_lab.runs.logger import NO_LOGGER
+from sft_lab.training.data_modules import StagedDataModule, micro_batches_per_step
+from sft_lab.training.module import SFTModule, check_trainable
 
+RUN_COMMANDS = ("fit", "validate", "test")
 GROUPS: dict[str, Any] = {
     "trainer": Trainer,
     "model": SFTModule,
@@ -28,15 +35,21 @@ GROUPS: dict[str, Any] = {
     "data": StagedDataModule,
     "checkpoint": RunCheckpoint,
 }
-
-
 RUN_KEYS = (*GROUPS, "seed_everything")
 """First parts of the keys that can be overridden on the command line."""
 
-TOP_KEYS = ["seed_everything", "ckpt_path", "weights_only", "from"]
-
-
-_DECIDED_ELSEWHERE = {
+_TOP_KEYS = ["seed_everything", "ckpt_path", "from"]
+_TRAINER_DEFAULTS = {
+    "reload_dataloaders_every_n_epochs": 1,
+    "num_sanity_val_steps": 0,
+    # InLoopEvaluation decides when: Lightning would count micro-batches and skip step 0.
+    "check_val_every_n_epoch": None,
+    "val_check_interval": sys.maxsize,
+    "max_epochs": -1,  # StageScheduler sets it: the passes of all stages
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+_MANAGED_TRAINER_ARGS = {
     "max_epochs": "data.stages.*.epochs",
     "max_steps": "data.stages.*.max_steps",
     "max_time": "data.stages.*.max_steps",
@@ -51,11 +64,123 @@ _DECIDED_ELSEWHERE = {
     "check_val_every_n_epoch": "evaluation.every_n_steps",
     "num_sanity_val_steps": "evaluation.every_n_steps",
 }
-"""Keys of the Trainer that would contradict the lab's own, and the key to set instead."""
+"""Trainer arguments that would contradict the lab's own, and the key to set instead."""
 
 
-def add_data_arguments(parser: ArgumentParser) -> None:
-    """Add to a parser that has ``model.base`` and ``data`` what the data are made from."""
+def parse(arguments: Sequence[str], command: str = "fit") -> RunConfig:
+    """Parse the arguments of a command that reads a run's config; nothing is built or written.
+
+    Args:
+        arguments: ``--config FILE`` (repeatable), dotted overrides, and the command's own flags.
+        command: ``fit``, ``validate`` or ``test``; they differ in their flags only.
+
+    Raises:
+        RequestError: If a key or value is wrong, naming it, where it was written, and the fix.
+    """
+    written, files, rest = compose(list(arguments), RUN_KEYS)
+    if not written.config and not {"--help", "-h"} & set(rest):
+        raise RequestError(f"{command} needs --config FILE, for instance configs/world/dmt.yaml.")
+    if command != "fit" and any(argument.partition("=")[0] == "--from" for argument in rest):
+        raise RequestError(
+            f"--from starts a run that trains, so it belongs to fit, not to {command}; "
+            "name a checkpoint by --ckpt_path."
+        )
+    return parse_written(written, command, rest, Path(files[0]).stem if files else "custom")
+
+
+def parse_recorded(config: Mapping[str, Any]) -> RunConfig:
+    """Parse the resolved config that a run has recorded."""
+    return parse_written(Composed(_as_omegaconf(config)), "fit", [], "custom")
+
+
+def parse_written(
+    written: Composed, command: str, flags: Sequence[str], strategy: str
+) -> RunConfig:
+    """Parse a merged config together with flags that are not part of it, as in ``parse``."""
+    check_keys(written, GROUPS, _TOP_KEYS)
+    whole = written.resolved()
+    if command != "fit":
+        whole.pop("from", None)  # a config printed by fit holds it
+    parser = run_parser(command)
+    try:
+        if flags:  # --help, --print_config, --key+=value, --ckpt_path, --from
+            config = ["--config", yaml.safe_dump(whole, sort_keys=False)] if whole else []
+            values = parser.parse_args([*config, *flags])
+        else:
+            values = parser.parse_object(whole)
+    except ArgumentError as fault:
+        raise RequestError(explain(str(fault), written)) from fault
+    # Twenty times as fast as dumping YAML, with the same values.
+    options = {"skip_link_targets": False, "skip_unset": False, "skip_validation": True}
+    plain = json.loads(parser.dump(values, format="json_compact", **options))
+    plain.pop("from", None)  # recorded as a tag: a config must not fork again
+    _check(plain, values, written)
+    return RunConfig(
+        command=command,
+        values=values,
+        plain=plain,
+        written=written,
+        strategy=strategy,
+        ckpt_path=values.ckpt_path,
+        fork_from=values["from"] if command == "fit" else None,
+    )
+
+
+@cache
+def run_parser(command: str = "fit") -> ArgumentParser:
+    """Return the parser of a run's whole config; made once, since that takes a second."""
+    parser = ArgumentParser(
+        prog=f"sft-lab {command}",
+        usage=f"sft-lab {command} --config FILE [--KEY VALUE ...]",
+        exit_on_error=False,
+        default_env=False,
+    )
+    parser.add_argument("-c", "--config", action="config", help="a run's YAML file; repeatable")
+    parser.add_argument("--seed_everything", type=int, default=0, help="seed of the whole run")
+    parser.add_class_arguments(
+        Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True
+    )
+    parser.set_defaults({f"trainer.{key}": value for key, value in _TRAINER_DEFAULTS.items()})
+    parser.add_class_arguments(SFTModule, "model")
+    parser.add_class_arguments(RunCheckpoint, "checkpoint")
+    _add_data_groups(parser)
+    parser.link_arguments("evaluation", "model.evaluation", apply_on="instantiate")
+    parser.link_arguments("seed_everything", "model.seed")
+    parser.link_arguments(
+        ("data.batch_size", "data.micro_batch_size"),
+        "trainer.accumulate_grad_batches",
+        compute_fn=micro_batches_per_step,
+    )
+    parser.add_argument(
+        "--ckpt_path",
+        type=str | None,
+        metavar="K",
+        help="last, or a checkpoint to resume" if command == "fit" else "the checkpoint to score",
+    )
+    if command == "fit":
+        parser.add_argument(
+            "--from",
+            type=str | None,
+            metavar="RUN@STAGE",
+            help="start a new run from the end of another run's stage; RUN is an id, a unique "
+            "beginning of one, or a run name. Up to there the config must be that run's.",
+        )
+    return parser
+
+
+@cache
+def data_parser() -> ArgumentParser:
+    """Return a parser of the groups that data are made from, to build them without a model."""
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--seed_everything", type=int, default=0)
+    parser.add_argument("--model.base", type=str)
+    _add_data_groups(parser)
+    return parser
+
+
+def _add_data_groups(parser: ArgumentParser) -> None:
+    """Add corpus, evaluation and data to a parser that has ``model.base``."""
+    parser.add_class_arguments(StagedDataModule, "data")
     parser.add_class_arguments(Corpus, "corpus")
     parser.add_class_arguments(EvaluationSuite, "evaluation")
     parser.link_arguments("corpus", "data.corpus", apply_on="instantiate")
@@ -65,8 +190,57 @@ def add_data_arguments(parser: ArgumentParser) -> None:
         parser.link_arguments("seed_everything", f"{group}.seed")
 
 
-def explain(message: str, composed: Composed) -> str:
-    r"""Put the parser's message into one line, and before it where the value was written.
+def _check(plain: Mapping[str, Any], values: Namespace, written: Composed) -> None:
+    """Check what the types of arguments leave open, as far as any machine can.
+
+    Raises:
+        RequestError: Naming the key and the fix.
+    """
+    try:
+        find_run_logger(values.trainer.logger)
+    except LookupError:
+        raise RequestError(NO_LOGGER) from None
+    _check_trainer(values, written)
+    devices, num_nodes = values.trainer.devices, values.trainer.num_nodes
+    if str(devices) not in ("1", "[0]", "0,") or num_nodes != 1:
+        raise RequestError(
+            f"trainer.devices: a run takes one device, got {devices} on {num_nodes} nodes; "
+            "set trainer.devices to 1."
+        )
+    model = plain["model"]
+    check_trainable(model["quantization"], model["lora"], plain["evaluation"]["engine"])
+    if model["lora"] is not None:
+        Lora(**model["lora"])
+    RunCheckpoint(**plain["checkpoint"])
+
+
+def _check_trainer(values: Namespace, written: Composed) -> None:
+    given = written.resolved().get("trainer", {})
+    signature = inspect.signature(Trainer).parameters
+    for name, instead in _MANAGED_TRAINER_ARGS.items():
+        # The parser has replaced the value of a linked key by its own.
+        is_linked = name == "accumulate_grad_batches"
+        decided = (
+            values.trainer[name]
+            if is_linked
+            else _TRAINER_DEFAULTS.get(name, signature[name].default)
+        )
+        if name in given and given[name] != decided:
+            key = f"trainer.{name}"
+            raise RequestError(
+                f"{written.origin(key)}{key} follows from {instead}, got {given[name]}; "
+                "leave it out and set that."
+            )
+
+
+def _as_omegaconf(config: Mapping[str, Any]) -> DictConfig:
+    created = OmegaConf.create(dict(config))
+    assert isinstance(created, DictConfig)
+    return created
+
+
+def explain(message: str, written: Composed) -> str:
+    r"""Return the parser's message in one line, preceded by where the value was written.
 
     >>> explain('Parser key "data.k":\n  Expected a <class \'int\'>. Got value: x', Composed())
     'data.k: Expected a int. Got value: x'
@@ -75,107 +249,23 @@ def explain(message: str, composed: Composed) -> str:
     text = re.sub(r'Parser key "[^"]+":', "", message)
     text = re.sub(r"Problem with given class_path '[^']+':", "", text)
     text = " ".join(re.sub(r"<class '([^']+)'>", r"\1", text).replace("typing.", "").split())
-    # Of a union only the types and the value are worth a person's time.
+    # Of a union, keep the types and the value only.
     text = re.sub(
         r"Does not validate against any of the Union subtypes Subtypes: (\[.*?\]) .*Given value: ",
         r"Expected one of \1. Got value: ",
         text,
     )
     text = re.sub(r"^Call to compute_fn of link .* failed: ", "", text)
-    key = _written_key(keys, text, composed)
-    return f"{composed.origin(key)}{key}: {text}".removeprefix(": ")
+    key = _written_key(keys, text, written)
+    return f"{written.origin(key)}{key}: {text}".removeprefix(": ")
 
 
-def _written_key(keys: list[str], text: str, composed: Composed) -> str:
-    """Return the key of a wrong value: of a dict's entry the parser says all but its name."""
+def _written_key(keys: list[str], text: str, written: Composed) -> str:
+    """Return the key of a wrong value; for an entry of a dict the parser leaves out its name."""
     value = text.rpartition("Got value: ")[2]
-    for key in reversed(composed.origins):
+    for key in reversed(written.origins):
         if len(keys) == 2 and key.startswith(f"{keys[0]}.") and key.endswith(f".{keys[1]}"):
-            written = OmegaConf.select(composed.config, key)
-            if str(written) == value:
+            found = OmegaConf.select(written.config, key)
+            if str(found) == value:
                 return key
     return ".".join(keys)
-
-
-_DATA_GROUPS = ("corpus", "evaluation", "data")
-
-
-def planned(composed: Composed, stage: str | None) -> StagedDataModule:
-    """Read and lay out what a composed config would train on.
-
-    Args:
-        composed: The whole config of a run; of its model only the base's tokenizer is looked at.
-        stage: A stage that must be among the config's, or None.
-
-    Returns:
-        The data module with every stage planned, as ``fit`` makes it.
-
-    Raises:
-        RequestError: If the config or the data are wrong, or there is no such stage.
-    """
-    check_keys(composed, GROUPS, TOP_KEYS)
-    data = data_module(composed)
-    if stage is not None and stage not in data.stages:
-        raise RequestError(
-            f"--stage: there is no {stage!r}; data.stages has {', '.join(data.stages)}."
-        )
-    data.setup("fit")
-    return data
-
-
-def data_module(composed: Composed) -> StagedDataModule:
-    """Return the data module of a config, before anything is read.
-
-    Args:
-        composed: The whole config of a run; of its model only the base's name is looked at.
-
-    Raises:
-        RequestError: If the config is wrong.
-    """
-    config = composed.resolved()
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--seed_everything", type=int, default=0)
-    parser.add_argument("--model.base", type=str)
-    parser.add_class_arguments(StagedDataModule, "data")
-    add_data_arguments(parser)
-    chosen = {key: config[key] for key in ("seed_everything", *_DATA_GROUPS) if key in config}
-    chosen["model"] = {"base": config.get("model", {}).get("base")}
-    try:
-        data: StagedDataModule = parser.instantiate(parser.parse_object(chosen)).data
-    except ArgumentError as fault:
-        raise RequestError(explain(str(fault), composed)) from fault
-    return data
-
-
-_DEFAULT_PRECISION = "32-true"  # Lightning's
-
-
-def model_settings(config: Mapping[str, Any]) -> ModelSettings:
-    """Return a resolved config's settings of the model, with the defaults of what it leaves out.
-
-    Raises:
-        RequestError: If one of them is wrong.
-    """
-    model = json.dumps(config.get("model", {}), sort_keys=True, default=str)
-    precision = config.get("trainer", {}).get("precision")
-    return _model_settings(model, _DEFAULT_PRECISION if precision is None else str(precision))
-
-
-@cache  # the cells of a study mostly share them, and parsing takes longer than all the rest
-def _model_settings(model: str, precision: str) -> ModelSettings:
-    elsewhere = {"evaluation", "seed"}  # groups and keys that are linked to it
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(SFTModule, "model", skip=elsewhere, instantiate=False)
-    chosen = {key: value for key, value in json.loads(model).items() if key not in elsewhere}
-    try:
-        parsed = parser.instantiate(parser.parse_object({"model": chosen})).model
-    except ArgumentError as fault:
-        raise RequestError(explain(str(fault), Composed())) from fault
-    return ModelSettings(
-        base=parsed.base,
-        quantization=parsed.quantization,
-        lora=parsed.lora,
-        gradient_checkpointing=parsed.gradient_checkpointing,
-        optimizer=parsed.optimizer,
-        precision=precision,
-    )

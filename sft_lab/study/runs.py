@@ -11,15 +11,16 @@ from sft_lab.config.identity import identity
 from sft_lab.cost.run_cost import RunCost
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
-from sft_lab.launch.check import CheckCLI
-from sft_lab.launch.parser import planned
+from sft_lab.launch.build import plan_data
+from sft_lab.launch.parser import parse
+from sft_lab.launch.run_config import RunConfig
 from sft_lab.study.design import CellSpec
 from sft_lab.study.digests import base_digest, class_digests, code_digest
 from sft_lab.study.machine_values import decided_here
 from sft_lab.training.data_modules import StagedDataModule
 from sft_lab.training.shares import parse_share
 
-CostOf = Callable[[StagedDataModule, Mapping[str, Any]], RunCost]
+CostOf = Callable[[StagedDataModule, RunConfig], RunCost]
 
 
 @dataclass(frozen=True)
@@ -124,24 +125,24 @@ def plan_run(cell: CellSpec, cost: CostOf | None = None) -> StudyRun:
         RequestError: If its config is wrong, naming the cell.
     """
     try:
-        checked = CheckCLI(list(cell.arguments))
-        data = planned(checked.composed, None)
-        run = describe(cell, checked, data)
-        return replace(run, cost=cost(data, run.config)) if cost is not None else run
+        config = parse(cell.arguments)
+        data = plan_data(config)
+        run = describe(cell, config, data)
+        return replace(run, cost=cost(data, config)) if cost is not None else run
     except RequestError as fault:
         raise RequestError(f"cell '{cell.name}': {fault}") from fault
 
 
-def describe(cell: CellSpec, checked: CheckCLI, data: StagedDataModule) -> StudyRun:
+def describe(cell: CellSpec, config: RunConfig, data: StagedDataModule) -> StudyRun:
     """Return the run of one cell.
 
     Args:
         cell: The cell.
-        checked: Its config.
+        config: Its config.
         data: What that trains on.
     """
-    config = checked.plain
-    comparable = identity(config)
+    plain = config.plain
+    comparable = identity(plain)
     stages = comparable["data"].pop("stages")
     comparable["data"].pop("k", None)  # acts through the shares of stages alone
     compared = {name: _canonical(name, stage) for name, stage in stages.items()}
@@ -149,11 +150,11 @@ def describe(cell: CellSpec, checked: CheckCLI, data: StagedDataModule) -> Study
         "sources": {name: loaded.digest for name, loaded in data.corpus.loaded.items()},
         "benchmarks": {n: b.digest() for n, b in data.evaluation.benchmarks.items()},
         "code": planned_code(),
-        "base": base_digest(str(config["model"]["base"])),
+        "base": base_digest(str(plain["model"]["base"])),
         "renderer": data.corpus.renderer.fingerprint,
-        "classes": class_digests(config),
+        "classes": class_digests(plain),
         # What a person has hooked into the run may decide its numbers; a resume does not ask.
-        "hooks": [config["trainer"][key] for key in ("callbacks", "plugins")],
+        "hooks": [plain["trainer"][key] for key in ("callbacks", "plugins")],
     }
     base = _digest([comparable, digests])
     schedule = data.schedule
@@ -166,7 +167,7 @@ def describe(cell: CellSpec, checked: CheckCLI, data: StagedDataModule) -> Study
         tokens=seen.tokens,
         stages=compared,
         base=base,
-        config=config,
+        config=plain,
         abilities=_abilities(data.evaluation),
         sources=_sources(data.evaluation),
         scores=tuple(
@@ -175,7 +176,7 @@ def describe(cell: CellSpec, checked: CheckCLI, data: StagedDataModule) -> Study
             for score in benchmark.score_names
             if benchmark.is_ability(score)
         ),
-        decided=decided_here(checked.composed),
+        decided=decided_here(config.written),
     )
 
 

@@ -12,7 +12,7 @@ from sft_lab.config.compose import compose
 from sft_lab.cost.known_speed import KnownSpeeds
 from sft_lab.cost.run_cost import RunCost, run_cost, run_parameters
 from sft_lab.errors import Interrupted, RequestError
-from sft_lab.launch.parser import model_settings
+from sft_lab.launch.run_config import RunConfig
 from sft_lab.runs.checkpoint import stage_checkpoint
 from sft_lab.runs.lock import run_lock
 from sft_lab.runs.store import RunStore
@@ -144,11 +144,11 @@ def _cost_of() -> CostOf:
     """Return what says what a run will cost, by the speed of earlier runs in its store."""
     speeds: dict[str, KnownSpeeds] = {}
 
-    def cost(data: StagedDataModule, config: Mapping[str, Any]) -> RunCost:
-        uri = str(config["trainer"]["logger"]["init_args"]["tracking_uri"])
+    def cost(data: StagedDataModule, config: RunConfig) -> RunCost:
+        uri = config.tracking_uri
         if uri not in speeds:
             speeds[uri] = KnownSpeeds(RunStore(uri))
-        settings = model_settings(config)
+        settings = config.model_settings
         return run_cost(data, settings, speeds[uri].speed(run_parameters(data, settings)))
 
     return cost

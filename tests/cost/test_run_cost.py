@@ -8,10 +8,10 @@ from tiny_lab import EVALUATED_STEPS, FinishedRun, Lab
 from transformers import AutoConfig
 
 from sft_lab.commands.plan import plan_text
-from sft_lab.config.compose import Composed
 from sft_lab.cost.known_speed import Speed, Work, minutes
 from sft_lab.cost.run_cost import run_cost
-from sft_lab.launch.parser import model_settings, planned
+from sft_lab.launch.build import plan_data
+from sft_lab.launch.parser import parse
 from sft_lab.runs.machine import Machine
 
 
@@ -83,11 +83,10 @@ def test_measuring_times_the_run_itself_and_records_nothing(lab: Lab) -> None:
 
 
 def test_the_largest_micro_batch_that_fits_divides_the_batch(lab: Lab) -> None:
-    composed = Composed()
-    composed.merge_file(str(lab.folder / "tiny.yaml"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SFT_LAB_WORLD", str(lab.world))
-        cost = run_cost(planned(composed, None), model_settings(composed.resolved()))
+        config = parse([f"--config={lab.folder}/tiny.yaml"])
+        cost = run_cost(plan_data(config), config.model_settings)
     totals = cost.micro_batch_bytes
     assert list(totals) == [1, 2, 4]
     assert totals[1] < totals[2] < totals[4]

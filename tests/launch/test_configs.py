@@ -7,10 +7,10 @@ import pytest
 import yaml
 from benchmark_files import write_benchmarks
 from conftest import chat, write_jsonl
-from tiny_lab import CONFIGS, Lab
+from tiny_lab import CONFIGS
 
-from sft_lab.launch.run import LabCLI
-from sft_lab.paths import package_dir
+from sft_lab.launch.build import plan_data
+from sft_lab.launch.parser import parse
 from sft_lab.training.schedule import Schedule
 
 pytestmark = pytest.mark.slow
@@ -37,19 +37,10 @@ Plan = Callable[..., Schedule]
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     """Parses a config and lays out its stages over the shipped world, without training."""
-    schedules: list[Schedule] = []
-
-    def fit(cli: LabCLI, **kwargs: object) -> None:
-        cli.datamodule.setup("fit")
-        schedules.append(cli.datamodule.schedule)
-
-    monkeypatch.setattr(LabCLI, "fit", fit)
-    lab = Lab(tmp_path, package_dir() / "world")
+    monkeypatch.chdir(tmp_path)
 
     def planned(path: Path, *arguments: str) -> Schedule:
-        outcome = lab("fit", f"--config={path}", *arguments)
-        assert outcome.code == 0, outcome.err
-        return schedules.pop()
+        return plan_data(parse([f"--config={path}", *arguments])).schedule
 
     return planned
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sft_lab.config.compose import compose
 from sft_lab.errors import RequestError
+from sft_lab.launch.parser import parse
 from sft_lab.study.design import cells
 from sft_lab.study.study import read_study_config
 
@@ -166,6 +166,5 @@ def test_search_and_guard_of_a_study_are_asked_for_the_same(
     search = design.questions["replay"].arms["k_finder"].search
     assert search is not None
     guarded = next(cell for cell in cells(design) if cell.arm == "guarded")
-    config = compose(list(guarded.arguments))[0].resolved()
-    assert config["data"]["guard"]["min_retention"] == search.retention
+    assert parse(guarded.arguments).plain["data"]["guard"]["min_retention"] == search.retention
     assert set(search.retention.values()) == {0.9}  # as the file's first line says

@@ -16,6 +16,7 @@ from study_runs import STUDY
 from tiny_lab import Lab
 
 from sft_lab.config.compose import compose
+from sft_lab.launch.parser import RUN_KEYS
 from sft_lab.runs.lock import this_process
 from sft_lab.runs.store import DIGEST_TAG, PROCESS_TAG, RunStore
 from sft_lab.study.digests import code_digest
@@ -116,7 +117,7 @@ def test_what_a_killed_worker_began_is_left_to_end_and_then_gone_on_with(
 
 @pytest.mark.parametrize("name", ["rq1: math", "[x]", "dmt #2", "a=${oc.env:HOME}", "1", "'x'"])
 def test_a_run_has_the_very_name_that_its_cell_has(name: str) -> None:
-    composed, _, _ = compose(run_arguments(name, {"sft_lab.cell": "12e345"}))
+    composed, _, _ = compose(run_arguments(name, {"sft_lab.cell": "12e345"}), RUN_KEYS)
     given = composed.resolved()["trainer"]["logger"]["init_args"]
     assert given == {"run_name": name, "tags": {"sft_lab.cell": "12e345"}}
 

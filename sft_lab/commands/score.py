@@ -1,0 +1,53 @@
+"""``score``: grade completions of any model from a file; no model is loaded."""
+
+import json
+from pathlib import Path
+
+from sft_lab.commands.arguments import add_json, command_parser
+from sft_lab.errors import RequestError
+
+
+def main(arguments: list[str]) -> int:
+    """Grade a file of completions and print the scores."""
+    parser = command_parser("score")
+    parser.add_argument(
+        "benchmark", metavar="BENCHMARK", help="gsm8k, humaneval, mbpp, ifeval or mt_bench"
+    )
+    parser.add_argument("--problems", required=True, metavar="P", help="the benchmark's own file")
+    parser.add_argument(
+        "--completions",
+        required=True,
+        metavar="F",
+        help='JSONL: {"task_id": ..., "completion": ...}',
+    )
+    parser.add_argument("--out", type=Path, metavar="O", help="write one JSON row per completion")
+    add_json(parser)
+    parser.add_argument("--model", metavar="M", help="mt_bench: whose judgements, of several")
+    parser.add_argument(
+        "--sandbox",
+        default="isolated",
+        metavar="L",
+        help="for generated code: isolated, isolated_or_limited, limited; default: %(default)s",
+    )
+    options = parser.parse_args(arguments)
+
+    from sft_lab.evaluation.scoring import BENCHMARKS, check_out, grade_file
+
+    benchmark = options.benchmark.lower().replace("-", "_")
+    if benchmark not in BENCHMARKS:
+        raise RequestError(
+            f"score knows no benchmark {options.benchmark!r}; there are {', '.join(BENCHMARKS)}."
+        )
+    if options.out is not None:
+        check_out(options.out, options.problems, options.completions)
+    graded = grade_file(
+        benchmark,
+        options.problems,
+        options.completions,
+        sandbox=options.sandbox,
+        model=options.model,
+    )
+    if options.out is not None:
+        graded.write(options.out)
+    print(json.dumps(graded.to_json(), indent=2) if options.json else graded.table())
+    return 0

@@ -1,0 +1,28 @@
+"""``world build``: make the embedded world from nothing."""
+
+from pathlib import Path
+
+from sft_lab.commands.arguments import command_parser
+from sft_lab.paths import make_folder
+
+
+def main(arguments: list[str]) -> int:
+    """Build sources, benchmarks, tokenizer and base into a folder."""
+    parser = command_parser("world")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    action = actions.add_parser(
+        "build", help="sources, benchmarks, tokenizer and base from nothing"
+    )
+    action.add_argument("--out", type=Path, required=True, metavar="D", help="the folder to fill")
+    action.add_argument("--seed", type=int, help="default: that of the shipped world")
+    action.add_argument(
+        "--tokens", type=int, help="pretraining budget; default: that of the shipped world"
+    )
+    options = parser.parse_args(arguments)
+
+    from sft_lab.world.build import build
+
+    make_folder("--out", options.out)
+    chosen = {"seed": options.seed, "num_tokens": options.tokens}
+    build(options.out, **{key: value for key, value in chosen.items() if value is not None})
+    return 0

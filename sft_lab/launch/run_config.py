@@ -1,0 +1,101 @@
+"""A run's config after parsing: typed, resolved, and each value with its origin."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jsonargparse import Namespace
+
+from sft_lab.config.compose import Composed
+from sft_lab.model.qlora import Lora
+from sft_lab.model.size import ModelSettings
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A parsed and checked config of a run.
+
+    Attributes:
+        command: ``fit``, ``validate`` or ``test``.
+        values: Typed values by group, from which ``build`` makes the run.
+        plain: The same as plain values with all defaults filled in; what the record holds.
+        written: The merged files and overrides, with the origin of every written value.
+        strategy: Name of the first config file without its ending.
+        ckpt_path: ``last``, a checkpoint to resume or score, or None.
+        fork_from: ``RUN@STAGE`` to start from, or None.
+    """
+
+    command: str
+    values: Namespace
+    plain: Mapping[str, Any]
+    written: Composed
+    strategy: str
+    ckpt_path: str | None = None
+    fork_from: str | None = None
+
+    def origin(self, key: str) -> str:
+        """Return ``"file, line n: "`` where a dotted key was written, or "" for a default."""
+        return self.written.origin(key)
+
+    @property
+    def seed(self) -> int:
+        """The run's seed."""
+        return int(self.plain["seed_everything"])
+
+    @property
+    def run_name(self) -> str:
+        """The name of the run in MLflow: the configured one, or strategy, k and seed."""
+        given = self.logger["run_name"]
+        if given:
+            return str(given)
+        k = self.plain["data"]["k"]
+        parts = [
+            "" if self.command == "fit" else self.command,
+            self.strategy,
+            "" if k is None else f"k={k}",
+            f"seed {self.seed}",
+        ]
+        return " ".join(part for part in parts if part)
+
+    @property
+    def logger(self) -> Mapping[str, Any]:
+        """The arguments of the run's ``RunLogger``."""
+        arguments: Mapping[str, Any] = find_run_logger(self.plain["trainer"]["logger"])["init_args"]
+        return arguments
+
+    @property
+    def tracking_uri(self) -> str:
+        """The store of the run."""
+        return str(self.logger["tracking_uri"])
+
+    @property
+    def model_settings(self) -> ModelSettings:
+        """What decides the size and speed of the run's model."""
+        model = self.plain["model"]
+        precision = self.plain["trainer"]["precision"]
+        return ModelSettings(
+            base=model["base"],
+            quantization=model["quantization"],
+            lora=None if model["lora"] is None else Lora(**model["lora"]),
+            gradient_checkpointing=model["gradient_checkpointing"],
+            optimizer=model["optimizer"],
+            precision="32-true" if precision is None else str(precision),  # Lightning's default
+        )
+
+
+def find_run_logger(loggers: Any) -> Any:
+    """Return the entry of ``trainer.logger`` that is a ``RunLogger``, alone or in a list.
+
+    Raises:
+        LookupError: If there is not exactly one.
+    """
+    entries = loggers if isinstance(loggers, list) else [loggers]
+    found = [
+        entry
+        for entry in entries
+        if isinstance(entry, Namespace | Mapping)
+        and str(entry.get("class_path", "")).endswith("RunLogger")
+    ]
+    if len(found) != 1:
+        raise LookupError
+    return found[0]
