@@ -20,9 +20,8 @@ from sft_lab.config.keys import check_keys
 from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
-from sft_lab.launch.run_config import RunConfig, find_run_logger
+from sft_lab.launch.run_config import RunConfig
 from sft_lab.model.qlora import Lora
-from sft_lab.runs.logger import NO_LOGGER
 from sft_lab.training.data_modules import StagedDataModule, micro_batches_per_step
 from sft_lab.training.module import SFTModule, check_trainable
 
@@ -196,17 +195,8 @@ def _check(plain: Mapping[str, Any], values: Namespace, written: Composed) -> No
     Raises:
         RequestError: Naming the key and the fix.
     """
-    try:
-        find_run_logger(values.trainer.logger)
-    except LookupError:
-        raise RequestError(NO_LOGGER) from None
-    _check_trainer(values, written)
-    devices, num_nodes = values.trainer.devices, values.trainer.num_nodes
-    if str(devices) not in ("1", "[0]", "0,") or num_nodes != 1:
-        raise RequestError(
-            f"trainer.devices: a run takes one device, got {devices} on {num_nodes} nodes; "
-            "set trainer.devices to 1."
-        )
+    if "trainer" in written.config:  # without it only the data are read
+        _check_trainer(values, written)
     model = plain["model"]
     check_trainable(model["quantization"], model["lora"], plain["evaluation"]["engine"])
     if model["lora"] is not None:
@@ -231,6 +221,12 @@ def _check_trainer(values: Namespace, written: Composed) -> None:
                 f"{written.origin(key)}{key} follows from {instead}, got {given[name]}; "
                 "leave it out and set that."
             )
+    devices, num_nodes = values.trainer.devices, values.trainer.num_nodes
+    if str(devices) not in ("1", "[0]", "0,") or num_nodes != 1:
+        raise RequestError(
+            f"trainer.devices: a run takes one device, got {devices} on {num_nodes} nodes; "
+            "set trainer.devices to 1."
+        )
 
 
 def _as_omegaconf(config: Mapping[str, Any]) -> DictConfig:

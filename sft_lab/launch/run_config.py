@@ -7,8 +7,10 @@ from typing import Any
 from jsonargparse import Namespace
 
 from sft_lab.config.compose import Composed
+from sft_lab.errors import RequestError
 from sft_lab.model.qlora import Lora
 from sft_lab.model.size import ModelSettings
+from sft_lab.runs.logger import NO_LOGGER
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def find_run_logger(loggers: Any) -> Any:
     """Return the entry of ``trainer.logger`` that is a ``RunLogger``, alone or in a list.
 
     Raises:
-        LookupError: If there is not exactly one.
+        RequestError: If there is not exactly one.
     """
     entries = loggers if isinstance(loggers, list) else [loggers]
     found = [
@@ -97,5 +99,5 @@ def find_run_logger(loggers: Any) -> Any:
         and str(entry.get("class_path", "")).endswith("RunLogger")
     ]
     if len(found) != 1:
-        raise LookupError
+        raise RequestError(NO_LOGGER)
     return found[0]
