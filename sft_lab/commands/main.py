@@ -94,8 +94,8 @@ def _how_to_resume(command: str, arguments: list[str]) -> str:
     if command != "fit":
         return ""
     forked = any(argument.partition("=")[0] == "--from" for argument in arguments)
-    which = "The same command without --from" if forked else "The same command"
-    return f" {which} and with --ckpt_path last resumes it."
+    which = "The same command without --from and" if forked else "The same command"
+    return f" {which} with --ckpt_path last resumes it."
 
 
 def _quiet_libraries() -> None:

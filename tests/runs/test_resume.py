@@ -22,7 +22,7 @@ def stop(lab: Lab, step: int, *arguments: str, number: int = 0) -> None:
     if number:
         outcome = lab.fit(*command, *arguments)
         assert outcome.code == 128 + number
-        assert "with --ckpt_path last goes on from here" in outcome.err
+        assert "with --ckpt_path last resumes it" in outcome.err
     else:
         with pytest.raises(RuntimeError, match="stopped by the test"):
             lab.fit(*command, *arguments)
