@@ -175,7 +175,7 @@ def test_a_fork_that_fails_early_still_starts_from_its_stage(
     stopped = forks.runs[0].info.run_id
     both = forks("fit", "--config=three.yaml", "--from=two@first", "--ckpt_path=last")
     assert both.code == 2
-    assert "--from two@first starts a new run, --ckpt_path last goes on with one" in both.err
+    assert "--from two@first starts a new run, --ckpt_path last resumes one" in both.err
     # It does not train the first stage again, which would go through step 4.
     never = (STOP, "--trainer.callbacks.step=4")
     assert fit(forks, "three", *never, "--ckpt_path=last") == stopped
