@@ -114,7 +114,7 @@ def run_cost(
     """Return what a run will cost; nothing is loaded but a base's config.
 
     Args:
-        data: A data module with every stage planned, as ``launch.parser.planned`` makes it.
+        data: A data module with every stage planned, as ``launch.build.plan_data`` makes it.
         settings: The run's model.
         speed: How fast it will be, as ``KnownSpeeds`` finds it by ``run_parameters``; None where
             unknown.
