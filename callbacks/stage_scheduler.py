@@ -1,4 +1,4 @@
-"""Switches the active data module in the middle of a run and hands the optimizer over."""
+"""Switches to the next stage in the middle of a run and applies its hand-over policy."""
 
 from typing import Any
 
@@ -7,6 +7,7 @@ from typing_extensions import override
 
 from sft_lab.errors import RequestError
 from sft_lab.training.data_modules import StagedDataModule
+from sft_lab.training.hand_over import HandOvers
 from sft_lab.training.module import SFTModule
 from sft_lab.training.schedule import Schedule
 
@@ -14,17 +15,18 @@ from sft_lab.training.schedule import Schedule
 class StageScheduler(Callback):
     """Trains the stages of a ``StagedDataModule`` one after the other in one ``Trainer.fit``.
 
-    A Lightning epoch is one pass over the active stage's mixture, or a part of one where a guard
-    may plan the rest anew. When a stage's last pass ends,
-    the next stage's data module becomes the active one; before its first step the optimizer's state
-    is dropped where the stage says ``optimizer: fresh``. Adapters, and the learning rate's course,
-    which is a function of the optimizer step, carry on by themselves.
+    A Lightning epoch is one pass over the active stage's mixture, or a part of one where the rest
+    may be replanned. When a stage's last pass ends, the next stage's data module becomes the active
+    one. Before its first step, and after the evaluation at the boundary, its hand-over policy is
+    applied: this callback must come after ``InLoopEvaluation``. The learning rate is a function of
+    the optimizer step and needs no hand-over.
     """
 
     def __init__(self) -> None:
         self.schedule: Schedule | None = None
         self.next_pass = 0  # the pass whose batches are asked for next
-        self.trained_stage = -1  # the stage whose hand-over is done
+        self.trained_stage = -1  # the last stage whose hand-over is done
+        self.hand_overs: HandOvers | None = None
         self._data: StagedDataModule | None = None
         self._trainer: Trainer | None = None
 
@@ -47,65 +49,76 @@ class StageScheduler(Callback):
                 "set data.stages.*.epochs."
             )
         self._data, self._trainer = data, trainer
+        policies = {name: settings.start for name, settings in data.stages.items()}
+        self.hand_overs = HandOvers(policies, pl_module.seed)
         self.follow_plan()
         self._activate()
 
     def follow_plan(self) -> None:
-        """Take steps, passes and rates from the plan as it stands now.
+        """Update steps, passes and rates from the current plan.
 
-        A plan may change while the run goes on, in passes that have not begun.
+        A plan may change during a run, in passes that have not begun.
         """
         if self._data is None or self._trainer is None:
             raise RuntimeError("StageScheduler is used before its setup.")
         module = self._trainer.lightning_module
-        assert isinstance(module, SFTModule)  # setup has looked
+        assert isinstance(module, SFTModule)  # checked in setup
         self.schedule = module.schedule = self._data.schedule
         self._trainer.fit_loop.max_epochs = self.schedule.num_passes
 
     def _activate(self) -> None:
         if self._data is None or self.schedule is None:
             raise RuntimeError("StageScheduler is used before its setup.")
-        # Behind the last pass nothing is asked for; its stage stays the active one.
+        # After the last pass no batches are asked for; its stage stays the active one.
         last = self.schedule.num_passes - 1
         self._data.activate(*self.schedule.stage_of_pass(min(self.next_pass, last)))
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # A checkpoint holds the rate that its own run would have gone on with; stages behind it
-        # may have been edited since, or be those of another run.
-        if self.schedule is not None:
-            for optimizer in trainer.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = self.schedule.lr(trainer.global_step)
+        if self.schedule is None or self.hand_overs is None:
+            raise RuntimeError("StageScheduler is used before its setup.")
+        self.hand_overs.check(num_ended=max(0, self.trained_stage))
+        # A checkpoint holds the rate of its own run's next step; later stages may have been edited
+        # since, or be those of another run.
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = self.schedule.lr(trainer.global_step)
 
     @override
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._data is None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if self._data is None or self.hand_overs is None:
             raise RuntimeError("StageScheduler is used before its setup.")
         index = self._data.active_index
         if index == self.trained_stage:
             return
+        if index > 0:
+            name = list(self._data.stages)[index]
+            self.hand_overs.start(name, pl_module.model, trainer.optimizers)
         self.trained_stage = index
-        if list(self._data.stages.values())[index].optimizer == "fresh":
-            for optimizer in trainer.optimizers:
-                # An optimizer without state makes it anew at its next step, as a new one would.
-                optimizer.state.clear()
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Also behind the last pass: what a checkpoint says must not depend on the stages to come.
+        # Also after the last pass: a checkpoint must not depend on the stages to come.
         self.next_pass += 1
         self._activate()
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"next_pass": self.next_pass, "trained_stage": self.trained_stage}
+        hand_overs = {} if self.hand_overs is None else self.hand_overs.state_dict()
+        return {
+            "next_pass": self.next_pass,
+            "trained_stage": self.trained_stage,
+            "hand_overs": hand_overs,
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Called before optimizers are rebuilt and before the first batch is asked for; also where a
+        # Called before optimizers are rebuilt and before the first batch is asked for; also when a
         # checkpoint is only scored, and there is no stage to activate.
         self.next_pass = state_dict["next_pass"]
         self.trained_stage = state_dict["trained_stage"]
-        if self._data is not None:
+        if self._data is not None and self.hand_overs is not None:
+            self.hand_overs.load_state_dict(state_dict["hand_overs"])
             self._activate()

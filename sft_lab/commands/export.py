@@ -13,6 +13,7 @@ from sft_lab.commands.arguments import command_parser
 from sft_lab.data.corpus import load_tokenizer
 from sft_lab.data.templates import TEMPLATES
 from sft_lab.errors import RequestError
+from sft_lab.model.adapters import add_frozen_adapters, kept_weights
 from sft_lab.model.qlora import Lora, add_lora, compute_dtype, load_base, save_trained
 from sft_lab.model.unquantized import merged_copy
 from sft_lab.paths import make_folder
@@ -37,8 +38,8 @@ def load_trained(checkpoint_path: Path) -> tuple[Any, Mapping[str, Any]]:
     if settings["lora"] is not None:
         model = add_lora(model, Lora(**settings["lora"]), seed=0)
     weights = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
-    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    if trained != set(weights):
+    add_frozen_adapters(model, weights)
+    if kept_weights(model) != set(weights):
         raise RequestError(
             f"--ckpt_path {checkpoint_path}: its weights do not match the base "
             f"{settings['base']}, which has changed since training; restore the original base."

@@ -29,6 +29,7 @@ from sft_lab.runs.logger import RunLogger
 from sft_lab.runs.tags import run_tags
 from sft_lab.training.data_modules import StagedDataModule
 from sft_lab.training.module import SFTModule
+from sft_lab.training.stage import check_needs
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,7 @@ def build(config: RunConfig, start: Start | None = None) -> Run:
     values = config.values.clone()
     _name_run(values, config, start)
     made = _instantiated(lambda: run_parser(config.command).instantiate(values))
+    check_needs(made.data.stages, has_adapters=made.model.lora is not None)
     trainer = _trainer(made, config)
     logger = next(found for found in trainer.loggers if isinstance(found, RunLogger))
     return Run(config, start, trainer, made.model, made.data, made.checkpoint, logger)
@@ -161,8 +163,8 @@ def _callbacks(
     ui = f"mlflow ui --backend-store-uri {config.tracking_uri}"
     return [
         *([guard] if guard else []),
-        scheduler,
         evaluation,
+        scheduler,  # hands over after the evaluation at a boundary
         log,
         history,
         RunRecorder(config.plain),

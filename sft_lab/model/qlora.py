@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 
 from sft_lab.errors import RequestError
+from sft_lab.model.adapters import frozen_adapters, has_adapters, save_joined
 from sft_lab.paths import resolve
 
 Quantization = Literal["nf4", "int8", "bf16", "fp32"]
@@ -142,5 +143,11 @@ def plain_causal_lm(model: Any) -> Any:
 
 
 def save_trained(model: Any, out: Path) -> None:
-    """Save the adapters in PEFT's format, or the whole model if it has none."""
-    model.save_pretrained(out)
+    """Save the adapters in PEFT's format, or the whole model if it has none.
+
+    Several adapters become one that equals all of them together.
+    """
+    if has_adapters(model) and frozen_adapters(model):
+        save_joined(model, out)
+    else:
+        model.save_pretrained(out)

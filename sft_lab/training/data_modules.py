@@ -275,6 +275,11 @@ class StagedDataModule(LightningDataModule):
         """The data module of the stage that is being trained."""
         return self.stage_modules[self.active_index]
 
+    @property
+    def active_settings(self) -> Stage:
+        """The settings of the stage that is being trained."""
+        return list(self.stages.values())[self.active_index]
+
     def activate(self, stage_index: int, pass_index: int) -> None:
         """Make one pass of one stage the source of the next batches."""
         self.active_index = stage_index

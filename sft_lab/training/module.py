@@ -9,7 +9,6 @@ from lightning import LightningModule
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
-from torch.nn import functional
 from typing_extensions import override
 
 from sft_lab.data.corpus import Corpus
@@ -22,7 +21,8 @@ from sft_lab.evaluation.generation import NativeEngine, VllmEngine, make_engine
 from sft_lab.evaluation.prompts import PromptBatch, prompt_ids
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.token_loss import TokenLoss
-from sft_lab.model.logits import check_head, check_packing, target_logits
+from sft_lab.model.adapters import add_frozen_adapters, kept_weights
+from sft_lab.model.logits import check_head, check_packing
 from sft_lab.model.qlora import (
     Lora,
     Quantization,
@@ -34,6 +34,7 @@ from sft_lab.model.qlora import (
 from sft_lab.model.unquantized import evaluation_weights
 from sft_lab.training.batches import Batch
 from sft_lab.training.data_modules import StagedDataModule
+from sft_lab.training.loss import read_targets, token_losses
 from sft_lab.training.schedule import Schedule
 
 
@@ -189,26 +190,25 @@ class SFTModule(LightningModule):
             ``loss`` float ``[]``; ``nll`` float64 ``[S]`` and ``target_tokens`` int64 ``[S]``,
             summed over this micro-batch by source.
         """
-        nll, source_ids = self.token_nll(batch)
-        num_sources = len(self._corpus.sources)
+        terms = self._data.active_settings.loss
+        sources = list(self._corpus.sources)
+        with_base_logits = any(term.needs_base_logits for term in terms)
+        tokens = read_targets(self.model, batch, sources, with_base_logits=with_base_logits)
+        losses = token_losses(tokens, terms)
         # Lightning divides by accumulate_grad_batches. What is wanted is the mean over all target
         # tokens of the window, not a mean of means: lightning issue 20350.
-        loss = nll.sum() / batch["window_target_tokens"] * self.trainer.accumulate_grad_batches
+        loss = losses.sum() / batch["window_target_tokens"] * self.trainer.accumulate_grad_batches
+        nll, source_ids = tokens.nll.detach().double(), tokens.source_ids
         return {
             "loss": loss,
-            "nll": torch.bincount(source_ids, nll.detach().double(), minlength=num_sources),
-            "target_tokens": torch.bincount(source_ids, minlength=num_sources),
+            "nll": torch.bincount(source_ids, nll, minlength=len(sources)),
+            "target_tokens": torch.bincount(source_ids, minlength=len(sources)),
         }
 
     def token_nll(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return negative log-likelihood and source of every target token, both ``[N]``."""
-        targets = batch["labels"][:, 1:]
-        is_target = targets != -100
-        logits = target_logits(
-            plain_causal_lm(self.model), batch["input_ids"], batch["position_ids"], is_target
-        )
-        nll = functional.cross_entropy(logits.float(), targets[is_target], reduction="none")
-        return nll, batch["source_ids"][:, 1:][is_target]
+        tokens = read_targets(self.model, batch, list(self._corpus.sources))
+        return tokens.nll, tokens.source_ids
 
     @override
     def on_validation_start(self) -> None:
@@ -357,16 +357,15 @@ class SFTModule(LightningModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        trained = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        checkpoint["state_dict"] = {
-            k: v for k, v in checkpoint["state_dict"].items() if k in trained
-        }
+        kept = kept_weights(self)
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k in kept}
         if isinstance(self.engine, NativeEngine) and self.engine.earlier is not None:
             checkpoint["earlier_answers"] = self.engine.earlier.state_dict()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self._loaded_step = checkpoint["global_step"]
+        add_frozen_adapters(self.model, checkpoint["state_dict"])
         # An earlier version of the lab kept none; such a checkpoint can be scored.
         kept = checkpoint.get("earlier_answers")
         if kept and isinstance(self.engine, NativeEngine) and self.engine.earlier is not None:

@@ -3,11 +3,13 @@
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError, nearest
+from sft_lab.training.hand_over import Continue, HandOver
+from sft_lab.training.loss import LossTerm
 from sft_lab.training.plan import Order, StagePlan, plan_stage
 from sft_lab.training.shares import ShareValue, Size, parse_share, take, weighed
 
@@ -27,7 +29,10 @@ class Stage:
         max_tokens: Tokens, prompts included. The stage ends at the first limit that is reached.
         warmup_ratio: Share of the stage's steps over which the rate rises from 0, in [0, 1].
         lr_schedule: Course of the rate after warm-up, down to 0 for cosine and linear.
-        optimizer: ``fresh`` forgets the moments of the stage before, ``keep`` carries them on.
+        optimizer: ``fresh`` drops the moments of the stage before, ``keep`` carries them over.
+        hand_over: What becomes of optimizer and adapters when the stage starts, where that is more
+            than ``optimizer`` says.
+        loss: Weights of target tokens and penalties on top of the negative log-likelihood.
     """
 
     mixture: dict[str, ShareValue]
@@ -40,6 +45,13 @@ class Stage:
     warmup_ratio: float = 0.1
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     optimizer: Literal["fresh", "keep"] = "fresh"
+    hand_over: HandOver | None = None
+    loss: list[LossTerm] = field(default_factory=list)
+
+    @property
+    def start(self) -> HandOver:
+        """The policy by which the stage takes over from the one before."""
+        return self.hand_over or Continue(self.optimizer)
 
 
 _MOST_PASSES = 1000
@@ -92,6 +104,53 @@ def check_stages(stages: Mapping[str, Stage], sources: Iterable[str]) -> None:
             raise RequestError(f"{key}.lr must be above 0 and finite, got {stage.lr}.")
         if not 0 <= stage.warmup_ratio <= 1:
             raise RequestError(f"{key}.warmup_ratio must lie in [0, 1], got {stage.warmup_ratio}.")
+    _check_hand_overs(stages)
+
+
+def _check_hand_overs(stages: Mapping[str, Stage]) -> None:
+    stacked: str | None = None
+    for index, (name, stage) in enumerate(stages.items()):
+        if stage.hand_over is None:
+            continue
+        key, policy = f"data.stages.{name}.hand_over", type(stage.hand_over).__name__
+        if index == 0:
+            raise RequestError(
+                f"{key}: nothing is handed over to the first stage, got {policy}; leave it out."
+            )
+        if stage.optimizer != "fresh":
+            raise RequestError(
+                f"data.stages.{name}.optimizer is short for a hand_over, got {stage.optimizer} "
+                f"next to {policy}; leave one of them out."
+            )
+        if stacked is not None and stage.hand_over.needs_ends:
+            raise RequestError(
+                f"{key}: {policy} needs the ends of all stages, and stage '{stacked}' starts a new "
+                "adapter, which cannot be averaged with the one before; use another policy."
+            )
+        if stage.hand_over.stacks_adapters:
+            stacked = name
+
+
+def check_needs(stages: Mapping[str, Stage], *, has_adapters: bool) -> None:
+    """Check that the model has the adapters that loss terms and hand-over policies need.
+
+    Raises:
+        RequestError: Naming the key.
+    """
+    if has_adapters:
+        return
+    for name, stage in stages.items():
+        key = f"data.stages.{name}"
+        needing: list[tuple[str, object]] = [
+            (f"{key}.loss", term) for term in stage.loss if term.needs_base_logits
+        ]
+        if stage.hand_over is not None and stage.hand_over.stacks_adapters:
+            needing.append((f"{key}.hand_over", stage.hand_over))
+        for where, found in needing:
+            raise RequestError(
+                f"{where}: {type(found).__name__} needs LoRA adapters, and model.lora is null; "
+                "give model.lora, or leave it out."
+            )
 
 
 def choose_rows(name: str, stage: Stage, corpus: Corpus) -> dict[str, list[int]]:

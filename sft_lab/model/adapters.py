@@ -1,0 +1,151 @@
+"""LoRA adapters of a model in training: frozen earlier ones below the one that is trained."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+TRAINED = "default"
+"""PEFT's name of the adapter that is trained."""
+
+_FROZEN = "frozen_"
+
+
+@contextmanager
+def adapters_off(model: Any) -> Iterator[None]:
+    """Turn a PEFT model into its base for a while, in eval mode.
+
+    In eval mode, so that the base's own dropout draws nothing from the random state of the
+    training. PEFT makes every active adapter trainable when it turns them on again, so what was
+    frozen is frozen again here.
+
+    Raises:
+        TypeError: If the model has no adapters, and so no base beside what is trained.
+    """
+    if not has_adapters(model):
+        raise TypeError(f"{type(model).__name__} has no adapters to turn off.")
+    was_training = model.training
+    trainable = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.eval()
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(trainable[name])
+        model.train(was_training)
+
+
+def has_adapters(model: Any) -> bool:
+    """Return whether a model is a PEFT model."""
+    return hasattr(model, "peft_config")
+
+
+def frozen_adapters(model: Any) -> list[str]:
+    """Return the names of the frozen adapters, oldest first."""
+    names = [name for name in model.peft_config if name.startswith(_FROZEN)]
+    return sorted(names, key=lambda name: int(name.removeprefix(_FROZEN)))
+
+
+def trained_weights(model: Any) -> dict[str, Tensor]:
+    """Return the trained parameters by name, as copies on the CPU."""
+    return {
+        name: parameter.detach().to("cpu", copy=True)
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+@torch.no_grad()
+def freeze_and_restart(model: Any, seed: int) -> None:
+    """Freeze what has been trained as an adapter of its own, and start the trained one anew.
+
+    The trained adapter begins with B at zero: the model's function is the same to the bit. Its
+    parameters stay the same objects, so that an optimizer keeps its groups.
+
+    Args:
+        model: A PEFT model with LoRA adapters.
+        seed: Seed of the new first values.
+    """
+    trained = trained_weights(model)
+    index = len(frozen_adapters(model)) + 1
+    frozen = f"{_FROZEN}{index}"
+    _add_frozen(model, frozen)
+    parameters = dict(model.named_parameters())
+    for name, value in trained.items():
+        parameters[name.replace(f".{TRAINED}.", f".{frozen}.")].copy_(value)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for layer in _lora_layers(model):
+            layer.reset_lora_parameters(TRAINED, init_lora_weights=True)
+
+
+def add_frozen_adapters(model: Any, weights: Iterable[str]) -> None:
+    """Add the frozen adapters that a checkpoint has, for its weights to be loaded into.
+
+    Args:
+        model: A PEFT model as ``add_lora`` makes it, or one without adapters.
+        weights: Names of the checkpoint's weights.
+    """
+    found = {part for name in weights for part in name.split(".") if part.startswith(_FROZEN)}
+    for index in range(1, len(found) + 1):
+        if f"{_FROZEN}{index}" not in model.peft_config:
+            _add_frozen(model, f"{_FROZEN}{index}")
+
+
+def kept_weights(model: Any) -> set[str]:
+    """Return the names of the parameters that a checkpoint needs: trained ones and frozen adapters.
+
+    The base is not among them; it comes from where it was loaded.
+    """
+    return {
+        name
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or f".{_FROZEN}" in name
+    }
+
+
+def _add_frozen(model: Any, name: str) -> None:
+    # Dropout is for what is trained; a frozen adapter belongs to the base.
+    config = replace(model.peft_config[TRAINED], lora_dropout=0.0)
+    trainable = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
+    with torch.random.fork_rng():  # PEFT draws first values, which are replaced
+        model.add_adapter(name, config)
+    model.base_model.set_adapter([*frozen_adapters(model), TRAINED])
+    for key, parameter in model.named_parameters():
+        parameter.requires_grad_(key in trainable)
+    model.train(model.training)
+
+
+def _lora_layers(model: Any) -> list[Any]:
+    from peft.tuners.lora import LoraLayer
+
+    return [module for module in model.modules() if isinstance(module, LoraLayer)]
+
+
+def save_joined(model: Any, out: Path) -> None:
+    """Write one adapter in PEFT's format that equals all of a model's adapters together.
+
+    A's rows and B's columns are laid side by side. All adapters have one scale, ``lora_alpha / r``,
+    which the joined one keeps.
+    """
+    from peft import get_peft_model_state_dict
+    from safetensors.torch import save_file
+
+    names = [*frozen_adapters(model), TRAINED]
+    parts = [get_peft_model_state_dict(model, adapter_name=name) for name in names]
+    weights = {
+        key: torch.cat([part[key] for part in parts], dim=0 if "lora_A" in key else 1)
+        .cpu()
+        .contiguous()
+        for key in parts[-1]
+    }
+    config = model.peft_config[TRAINED]
+    joined = replace(config, r=config.r * len(names), lora_alpha=config.lora_alpha * len(names))
+    joined.inference_mode = True
+    joined.save_pretrained(str(out))
+    save_file(weights, out / "adapter_model.safetensors", metadata={"format": "pt"})

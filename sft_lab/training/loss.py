@@ -1,0 +1,125 @@
+"""The training loss: negative log-likelihood of target tokens, and what a stage adds to it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sft_lab.model.adapters import adapters_off
+from sft_lab.model.logits import target_logits
+from sft_lab.model.qlora import plain_causal_lm
+from sft_lab.training.batches import Batch
+
+
+@dataclass(frozen=True)
+class TargetTokens:
+    """The target tokens of one micro-batch, in row-major order.
+
+    Attributes:
+        nll: Negative log-likelihood of each target, float32 ``[N]``, with gradient.
+        logits: The model's logits at each target, ``[N, V]``, with gradient.
+        target_ids: Token id of each target, int64 ``[N]``.
+        source_ids: Each target's source as a position in ``sources``, int64 ``[N]``.
+        sources: Names of the corpus's sources.
+        base_logits: The base model's logits at each target, ``[N, V]``, without gradient; None
+            unless a term of the stage asks for them.
+    """
+
+    nll: Tensor
+    logits: Tensor
+    target_ids: Tensor
+    source_ids: Tensor
+    sources: tuple[str, ...]
+    base_logits: Tensor | None = None
+
+    @property
+    def log_likelihoods(self) -> Tensor:
+        """Log-likelihood of each target, float32 ``[N]``, with gradient."""
+        return -self.nll
+
+
+class LossTerm:
+    """A change to the loss of a stage: weights of target tokens, a penalty per token, or both.
+
+    With weights w and penalties p of a stage's terms, the loss of an optimizer step is the sum of
+    ``w * nll + p`` over the target tokens of its accumulation window, divided by their number; the
+    weights of several terms multiply, their penalties add up. The number does not depend on the
+    weights, so that halving all of them halves the loss. The logged ``train_loss`` stays the plain
+    negative log-likelihood, comparable between stages and runs.
+
+    Set ``stages.X.loss: [{class_path: my_losses.MyTerm, init_args: {...}}]``. A term depends on
+    nothing but its arguments and the tokens: state of its own would not be in a checkpoint. Draw
+    random numbers, if any, from torch's default generator, whose state is in the checkpoint.
+
+    Attributes:
+        needs_base_logits: Compute ``tokens.base_logits``, which costs a second forward pass without
+            gradient.
+    """
+
+    needs_base_logits = False
+
+    def weights(self, tokens: TargetTokens) -> Tensor | None:
+        """Return a weight for each target token, ``[N]``, or None for 1."""
+        return None
+
+    def penalty(self, tokens: TargetTokens) -> Tensor | None:
+        """Return what to add to each target token's loss in nats, ``[N]``, or None for 0."""
+        return None
+
+
+def read_targets(
+    model: Any, batch: Batch, sources: Sequence[str], *, with_base_logits: bool = False
+) -> TargetTokens:
+    """Run a model over a batch and return its target tokens.
+
+    Args:
+        model: A transformers model, or a PEFT model around one.
+        batch: The micro-batch.
+        sources: Names of the corpus's sources.
+        with_base_logits: Also run the model with its adapters off.
+    """
+    targets = batch["labels"][:, 1:]
+    is_target = targets != -100
+    inputs = (batch["input_ids"], batch["position_ids"], is_target)
+    base_logits = None
+    if with_base_logits:
+        with adapters_off(model), torch.no_grad():
+            base_logits = target_logits(plain_causal_lm(model), *inputs)
+    logits = target_logits(plain_causal_lm(model), *inputs)
+    target_ids = targets[is_target]
+    return TargetTokens(
+        nll=functional.cross_entropy(logits.float(), target_ids, reduction="none"),
+        logits=logits,
+        target_ids=target_ids,
+        source_ids=batch["source_ids"][:, 1:][is_target],
+        sources=tuple(sources),
+        base_logits=base_logits,
+    )
+
+
+def token_losses(tokens: TargetTokens, terms: Sequence[LossTerm]) -> Tensor:
+    """Return the loss of each target token, ``[N]``; without terms the ``nll`` itself.
+
+    Raises:
+        ValueError: If a term returns another shape than one value for each target token.
+    """
+    losses = tokens.nll
+    for term in terms:
+        if (weights := term.weights(tokens)) is not None:
+            losses = losses * _checked(weights, tokens, f"{type(term).__name__}.weights")
+    for term in terms:
+        if (penalty := term.penalty(tokens)) is not None:
+            losses = losses + _checked(penalty, tokens, f"{type(term).__name__}.penalty")
+    return losses
+
+
+def _checked(values: Tensor, tokens: TargetTokens, what: str) -> Tensor:
+    if values.shape != tokens.nll.shape:
+        raise ValueError(
+            f"{what} must return a tensor of shape {list(tokens.nll.shape)}, one value for each "
+            f"target token, got {list(values.shape)}."
+        )
+    return values
