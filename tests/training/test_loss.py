@@ -1,0 +1,98 @@
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sft_lab.model.adapters import freeze_and_restart
+from sft_lab.model.qlora import Lora, add_lora, load_base
+from sft_lab.training.batches import Batch
+from sft_lab.training.loss import LossTerm, TargetTokens, read_targets, token_losses
+
+
+@dataclass
+class OneSource(LossTerm):
+    source: str
+    weight: float
+
+    def weights(self, tokens: TargetTokens) -> torch.Tensor:
+        is_source = tokens.source_ids == tokens.sources.index(self.source)
+        return torch.where(is_source, self.weight, 1.0)
+
+
+class PenalizeLikelihood(LossTerm):
+    def penalty(self, tokens: TargetTokens) -> torch.Tensor:
+        return 0.5 * tokens.log_likelihoods
+
+
+@pytest.fixture
+def tokens() -> TargetTokens:
+    return TargetTokens(
+        nll=torch.tensor([1.0, 2.0, 4.0]),
+        logits=torch.zeros(3, 5),
+        target_ids=torch.tensor([0, 1, 2]),
+        source_ids=torch.tensor([0, 1, 1]),
+        sources=("math", "general"),
+    )
+
+
+def test_without_terms_the_loss_is_the_nll_itself(tokens: TargetTokens) -> None:
+    assert token_losses(tokens, []) is tokens.nll
+    assert token_losses(tokens, [LossTerm()]) is tokens.nll
+
+
+def test_weights_multiply_and_penalties_add_up(tokens: TargetTokens) -> None:
+    terms = [PenalizeLikelihood(), OneSource("general", 3.0), OneSource("general", 0.5)]
+    assert token_losses(tokens, terms).tolist() == [0.5, 3 - 1, 6 - 2]
+
+
+def test_a_term_of_another_shape_is_refused(tokens: TargetTokens) -> None:
+    class Summed(LossTerm):
+        def penalty(self, tokens: TargetTokens) -> torch.Tensor:
+            return tokens.nll.sum()
+
+    with pytest.raises(ValueError, match=r"Summed.penalty must return .* \[3\], .* got \[\]"):
+        token_losses(tokens, [Summed()])
+
+
+def batch() -> Batch:
+    input_ids = torch.arange(5, 45).reshape(2, 20)
+    labels = input_ids.clone()
+    labels[:, :10] = -100
+    return Batch(
+        input_ids=input_ids,
+        position_ids=torch.arange(20).expand(2, -1),
+        labels=labels,
+        source_ids=torch.tensor([[0], [1]]).expand(2, 20),
+        window_target_tokens=torch.tensor(20),
+    )
+
+
+@pytest.mark.parametrize("quantization", ["fp32", "nf4"])
+def test_base_logits_are_those_of_the_base(tiny_base: Path, quantization: Any) -> None:
+    lora = Lora(r=4, lora_alpha=8, lora_dropout=0.5)
+    model = add_lora(load_base(str(tiny_base), quantization, torch.float32), lora, seed=0)
+    base = read_targets(model, batch(), ["a", "b"]).logits  # B is zero
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+    freeze_and_restart(model, seed=1)
+    trainable = [name for name, p in model.named_parameters() if p.requires_grad]
+    state = torch.get_rng_state()
+    with torch.random.fork_rng():
+        alone = read_targets(model, batch(), ["a", "b"])
+    with torch.random.fork_rng():
+        found = read_targets(model, batch(), ["a", "b"], with_base_logits=True)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found.base_logits is not None
+    assert torch.equal(found.base_logits, base)
+    assert not found.base_logits.requires_grad
+    # Asking for them changes nothing in what is trained.
+    assert torch.equal(found.nll, alone.nll)
+    assert not torch.equal(found.logits, base)
+    assert [name for name, p in model.named_parameters() if p.requires_grad] == trainable
+    assert model.training
+    assert alone.base_logits is None
+    assert alone.source_ids.tolist() == [0] * 10 + [1] * 10
