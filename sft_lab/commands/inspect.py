@@ -18,7 +18,8 @@ from sft_lab.launch.parser import parse
 from sft_lab.terminal import format_table, percent, silence
 from sft_lab.training.batches import bin_length
 from sft_lab.training.data_modules import StagedDataModule
-from sft_lab.training.plan import RowRef, StagePlan
+from sft_lab.training.order import RowRef
+from sft_lab.training.plan import StagePlan
 
 _NUM_BINS = 10
 _BAR_WIDTH = 40

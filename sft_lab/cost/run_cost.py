@@ -17,7 +17,8 @@ from sft_lab.model.memory import Memory, ModelSize, optimizer_bytes
 from sft_lab.model.size import ModelSettings, model_size
 from sft_lab.runs.machine import device_name
 from sft_lab.training.data_modules import HELD_OUT_FACTOR, StagedDataModule
-from sft_lab.training.plan import RowCounts, StagePlan, Window
+from sft_lab.training.order import RowCounts
+from sft_lab.training.plan import StagePlan, Window
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sft_lab.data.contamination import ItemIndex
-from sft_lab.data.formats import RowError
+from sft_lab.data.conversation import RowError
+from sft_lab.data.formats import SourceFormat, source_code_digest
 from sft_lab.data.intake import Report, Sample, check_dropped, samples
 from sft_lab.data.render_pool import Rows, render
 from sft_lab.data.rendering import Renderer, RowTooLongError, TokenizedRow, TooLong
@@ -164,7 +165,7 @@ class Corpus:
 
     def _load_source(self, name: str, index: ItemIndex) -> TokenizedSource:
         fingerprint = self._fingerprint(name, index)
-        if fingerprint is None:  # nothing to tell by whether it has changed
+        if fingerprint is None:  # no way to see whether it has changed
             with tempfile.TemporaryDirectory(prefix="sft_lab") as folder:
                 self._tokenize(name, index, Path(folder))
                 return self._opened(name, Path(folder))
@@ -174,12 +175,18 @@ class Corpus:
         return self._opened(name, entry)
 
     def _fingerprint(self, name: str, index: ItemIndex) -> str | None:
-        """Return a SHA-256 of all that decides the tokens of a source."""
+        """Return a SHA-256 of everything that determines a source's tokens; None if unknown."""
         source = self.sources[name]
         content = content_digest(name, source)
         if content is None:
             return None
         settings = {k: v for k, v in asdict(source).items() if k not in ("path", "max_dropped")}
+        if isinstance(source.format, SourceFormat):
+            code = source_code_digest(source.format)
+            if code is None:
+                return None
+            kind = type(source.format)
+            settings["format"] = [kind.__module__, kind.__qualname__, vars(source.format), code]
         decisive = {
             "version": _CACHE_VERSION,
             "content": content,
@@ -191,7 +198,9 @@ class Corpus:
             "contamination": self.contamination,
             "items": index.digest,
         }
-        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps(decisive, sort_keys=True, default=repr).encode()
+        ).hexdigest()
 
     def _fill(self, name: str, index: ItemIndex, entry: Path) -> None:
         """Make an entry of the cache: beside its place, and then moved there whole."""

@@ -1,14 +1,12 @@
-"""Row formats of SFT files: one function each, which turns a row into a conversation."""
+"""Row formats of SFT files: one function each, or a class from outside the package."""
 
 import hashlib
+import inspect
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, Literal, get_args
 
-Message = dict[str, Any]
-"""``role``, ``content``; optionally ``name``, ``tool_calls``, ``tool_call_id``."""
+from sft_lab.data.conversation import Conversation, Message, RowError
 
 FormatName = Literal["messages", "sharegpt", "alpaca", "gsm8k", "rft", "prompt_completion"]
 
@@ -28,36 +26,6 @@ _ROLES = {
     "tool": "tool",
 }
 _MAX_DEPTH = 100  # templates copy tools by recursion, which must not run out
-
-
-class RowError(ValueError):
-    """A row that cannot become a conversation; the message is the reason, counted by the caller."""
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """What every format comes to.
-
-    Attributes:
-        messages: In order; the roles are system, user, assistant and tool.
-        tools: JSON schemas of what the assistant may call.
-    """
-
-    messages: tuple[Message, ...]
-    tools: tuple[Mapping[str, Any], ...] = ()
-
-
-@dataclass(frozen=True)
-class Cleaned:
-    """A conversation that can be trained on.
-
-    Attributes:
-        conversation: An optional system message, then turns from a user's to an assistant's.
-        repairs: What was done to get there; every name at most once.
-    """
-
-    conversation: Conversation
-    repairs: tuple[str, ...]
 
 
 def text(row: Mapping[str, Any], key: str) -> str:
@@ -195,7 +163,34 @@ def _depth(value: Any) -> int:
     return 1 + max(map(_depth, inner), default=0) if isinstance(value, dict | list) else 0
 
 
-FORMATS: dict[str, tuple[frozenset[str], Callable[[Mapping[str, Any]], Conversation]]] = {
+class SourceFormat:
+    """A row format from outside the package.
+
+    Set ``corpus.sources.X.format: {class_path: my_formats.MyFormat, init_args: {...}}``. Tokenised
+    rows are cached under the class, its arguments and the source code of its module.
+    """
+
+    def conversation(self, row: Mapping[str, Any]) -> Conversation:
+        """Return a row as a conversation.
+
+        Raises:
+            RowError: With the reason why this row cannot be used; such rows are counted, up to
+                ``max_dropped``. A KeyError counts as a missing key. ``text(row, key)`` raises it.
+        """
+        raise NotImplementedError
+
+
+def source_code_digest(row_format: SourceFormat) -> str | None:
+    """Return the SHA-256 of the module that defines a format; None if there is no file of it."""
+    module = inspect.getmodule(type(row_format))
+    try:
+        source = inspect.getsource(module) if module is not None else None
+    except OSError:
+        return None
+    return None if source is None else hashlib.sha256(source.encode()).hexdigest()
+
+
+FORMATS: dict[FormatName, tuple[frozenset[str], Callable[[Mapping[str, Any]], Conversation]]] = {
     "messages": (frozenset({"messages"}), messages),
     "sharegpt": (frozenset({"conversations"}), sharegpt),
     "alpaca": (frozenset({"instruction", "output"}), alpaca),
@@ -207,123 +202,10 @@ if set(FORMATS) != set(get_args(FormatName)):
     raise TypeError("FormatName and FORMATS name different formats.")
 
 
-def detect(row: Mapping[str, Any]) -> str | None:
+def detect(row: Mapping[str, Any]) -> FormatName | None:
     """Return the format whose keys the row has, or None.
 
     >>> detect({"question": "1+1?", "answer": "2"})
     'gsm8k'
     """
     return next((name for name, (keys, _) in FORMATS.items() if keys <= row.keys()), None)
-
-
-def sample_digest(conversation: Conversation) -> str:
-    """Return the SHA-256 of a conversation's content as hex, the same on every machine.
-
-    Roles and contents count; where there is more, such as tools or names, so does all of it.
-    """
-    content: Any = [[message["role"], message["content"]] for message in conversation.messages]
-    if conversation.tools or any(len(message) > 2 for message in conversation.messages):
-        content = [conversation.messages, conversation.tools]
-    encoded = json.dumps(content, ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(encoded.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def clean(conversation: Conversation) -> Cleaned:
-    """Return the part of a conversation that can be trained on, or raise with the reason it cannot.
-
-    Real chats are logs: many begin or break off in the middle. What is repaired is named.
-
-    Raises:
-        RowError: With the reason: no answered question, an empty message in the first exchange, a
-            system or tool message out of place, or text that no tokenizer can read.
-    """
-    kept = list(conversation.messages)
-    repairs = []
-    for name, repair in _REPAIRS.items():
-        repaired = repair(kept)
-        if len(repaired) < len(kept):
-            repairs.append(name)
-        kept = repaired
-    if not kept:
-        raise RowError("no user turn followed by an assistant turn")
-    _check_order(kept)
-    cleaned = Conversation(tuple(kept), conversation.tools)
-    try:
-        json.dumps([cleaned.messages, cleaned.tools], ensure_ascii=False).encode()
-    except UnicodeEncodeError as fault:
-        raise RowError("half of a surrogate pair, which is no text") from fault
-    return Cleaned(cleaned, tuple(repairs))
-
-
-def _check_order(kept: list[Message]) -> None:
-    if kept[0]["role"] == "tool":
-        raise RowError("a tool message that answers no call")
-    for before, message in pairwise(kept):
-        if message["role"] == "system":
-            raise RowError("a system message in the middle")
-        if message["role"] == "tool" and not (before["role"] == "tool" or before.get("tool_calls")):
-            raise RowError("a tool message that answers no call")
-
-
-def _without_empty_system(kept: list[Message]) -> list[Message]:
-    return [
-        message for message in kept if message["role"] != "system" or message["content"].strip()
-    ]
-
-
-def _from_first_question(kept: list[Message]) -> list[Message]:
-    """Nobody sees what a leading assistant turn answers."""
-    roles = [message["role"] for message in kept]
-    start = next((n for n, role in enumerate(roles) if role != "system"), len(roles))
-    end = start
-    while end < len(roles) and (
-        roles[end] == "assistant" or (end > start and roles[end] == "tool")
-    ):
-        end += 1
-    if end > start and "system" in roles[end : end + 1]:
-        raise RowError("a system message in the middle")
-    return kept[:start] + kept[end:]
-
-
-def _to_last_answer(kept: list[Message]) -> list[Message]:
-    roles = [message["role"] for message in kept]
-    return kept[: len(roles) - roles[::-1].index("assistant")] if "assistant" in roles else []
-
-
-def _before_first_empty(kept: list[Message]) -> list[Message]:
-    for index, message in enumerate(kept):
-        # A tool may have nothing to say, and its silence is an answer.
-        if not (
-            message["content"].strip() or message.get("tool_calls") or message["role"] == "tool"
-        ):
-            exchanges = _to_last_answer(kept[:index])
-            if not exchanges:
-                raise RowError("empty message")
-            return exchanges
-    return kept
-
-
-def _merged(kept: list[Message]) -> list[Message]:
-    merged: list[Message] = []
-    for message in kept:
-        last: Message = merged[-1] if merged else {}
-        if message["role"] != last.get("role") or message["role"] not in ("user", "assistant"):
-            merged.append(message)
-            continue
-        if last.get("tool_calls"):
-            raise RowError("a tool call that nothing answers")
-        contents = [turn["content"] for turn in (last, message) if turn["content"].strip()]
-        merged[-1] = {**message, **last, "content": "\n\n".join(contents)}
-        if message.get("name") != last.get("name"):
-            del merged[-1]["name"]
-    return merged
-
-
-_REPAIRS: dict[str, Callable[[list[Message]], list[Message]]] = {
-    "empty system message removed": _without_empty_system,
-    "answers before the first question removed": _from_first_question,
-    "unanswered last turn removed": _to_last_answer,
-    "cut at an empty message": _before_first_empty,
-    "turns of the same role merged": _merged,
-}
-"""In the order they are made; each leaves fewer messages where it was needed."""

@@ -1,13 +1,15 @@
-"""From the rows of a source to its samples: chosen, cleaned, every row accounted for."""
+"""Intake: the rows of a source become samples, filtered and cleaned, each row accounted for."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from sft_lab.data.cleaning import clean
 from sft_lab.data.contamination import ItemIndex
+from sft_lab.data.conversation import Conversation, RowError, sample_digest
 from sft_lab.data.duplicates import near_duplicates
-from sft_lab.data.formats import FORMATS, Conversation, RowError, clean, detect, sample_digest
+from sft_lab.data.formats import FORMATS, FormatName, SourceFormat, detect
 from sft_lab.data.sources import Source, rows
 from sft_lab.errors import RequestError
 
@@ -16,17 +18,17 @@ MAX_LISTED = 20  # contaminated rows and items that a report names one by one
 
 @dataclass
 class Report:
-    """What became of the rows of a source.
+    """Count the rows of a source by what happened to them.
 
     Attributes:
         rows: Rows read.
         dropped: Rows left out, by reason.
         repaired: Rows used after a repair, by repair; a row may have had several.
-        examples: Where the first row of each reason and repair stands.
-        unusable: Of those left out, the rows that nothing can be made of, by reason.
-        duplicates: Rows whose content another row before them has, used or not.
+        examples: The place of the first row of each reason and repair.
+        unusable: Of those left out, the rows that cannot be used, by reason.
+        duplicates: Rows with the same content as an earlier row, used or not.
         contaminated: Rows that hold a benchmark's items, by benchmark.
-        contaminated_rows: Where the first of them stand, with the item and the words in common.
+        contaminated_rows: Places of the first of them, with the item and the shared words.
     """
 
     rows: int = 0
@@ -52,18 +54,18 @@ class Report:
 
     @property
     def lines(self) -> list[str]:
-        """What a person should know of it, a line each."""
-        told = []
+        """The report for people, one line for each finding."""
+        found = []
         for what, counts in (("left out", self.dropped), ("repaired", self.repaired)):
             if counts:
                 reasons = ", ".join(f"{count} {reason}" for reason, count in counts.items())
                 total = f"{counts.total()} of {self.rows} rows " if what == "left out" else ""
-                told.append(f"{total}{what}: {reasons}")
+                found.append(f"{total}{what}: {reasons}")
         if self.duplicates:
-            told.append(f"{self.duplicates} rows repeat another row")
+            found.append(f"{self.duplicates} rows repeat another row")
         for benchmark, count in self.contaminated.items():
-            told.append(f"{count} rows hold items of {benchmark}, or 13 words of one")
-        return told
+            found.append(f"{count} rows hold items of {benchmark}, or 13 words of one")
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain values."""
@@ -75,7 +77,7 @@ class Report:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Report":
-        """Return the report that ``to_json`` was made of."""
+        """Return the report that ``to_json`` wrote."""
         keys = ("dropped", "repaired", "unusable", "contaminated")
         counters = {key: Counter(values[key]) for key in keys}
         return cls(**{**values, **counters})
@@ -86,10 +88,10 @@ class Sample:
     """One usable row.
 
     Attributes:
-        place: Where it stands in its file, ``line n`` or ``row n``.
+        place: Its place in the file, ``line n`` or ``row n``.
         id: SHA-256 of its content as hex.
-        conversation: What it says, after repair.
-        repairs: What was mended.
+        conversation: Its content, after repairs.
+        repairs: The repairs that were made.
     """
 
     place: str
@@ -101,27 +103,27 @@ class Sample:
 def samples(
     name: str, source: Source, index: ItemIndex, *, drop_contaminated: bool, report: Report
 ) -> Iterator[Sample]:
-    """Yield the samples of a source in file order, and keep account of every row.
+    """Yield the samples of a source in file order, and count every row in the report.
 
     Args:
         name: The source's name.
         source: The source.
-        index: The benchmarks' items to be looked for.
+        index: The benchmark items to search for.
         drop_contaminated: Leave out rows that hold one.
-        report: Is filled as the rows go by; complete when the last has gone. Repairs of a sample
-            are for the caller to count, who knows whether it is used.
+        report: Filled as rows are read; complete after the last. The caller counts the repairs of
+            a sample, because it knows whether the sample is used.
 
     Raises:
         RequestError: If the source cannot be read, has no rows, or its format is unknown.
     """
     alike: Mapping[str, str] = {}
     if source.near_duplicates is not None:
-        # Of a row that is left out for another reason nothing is a near duplicate. Too long ones
-        # are not known yet: a row may be left out for one that falls later.
-        told_apart = _told_apart(name, source, index, drop_contaminated, Report())
-        found = {sample.id: "\n".join(texts(sample.conversation)) for sample in told_apart}
+        # A row that is left out for another reason makes no other row a near duplicate. Rows that
+        # are too long are not known yet: a row may be left out for one that is dropped later.
+        kept = _deduplicated(name, source, index, drop_contaminated, Report())
+        found = {sample.id: "\n".join(texts(sample.conversation)) for sample in kept}
         alike = near_duplicates(found, source.near_duplicates)
-    for sample in _told_apart(name, source, index, drop_contaminated, report):
+    for sample in _deduplicated(name, source, index, drop_contaminated, report):
         if sample.id in alike:
             report.drop(f"near duplicate ({source.near_duplicates} or more alike)", sample.place)
         else:
@@ -133,10 +135,10 @@ def texts(conversation: Conversation) -> list[str]:
     return [message["content"] for message in conversation.messages]
 
 
-def _told_apart(
+def _deduplicated(
     name: str, source: Source, index: ItemIndex, drop_contaminated: bool, report: Report
 ) -> Iterator[Sample]:
-    """Yield the samples that are neither contaminated nor copies, where these are to be dropped."""
+    """Yield the samples without the contaminated ones and the copies that are to be dropped."""
     drop_copies = source.duplicates == "drop" or source.near_duplicates is not None
     seen: set[str] = set()
     for sample in _cleaned(name, source, report):
@@ -160,9 +162,9 @@ def _told_apart(
 
 
 def _cleaned(name: str, source: Source, report: Report) -> Iterator[Sample]:
-    """Yield the samples that the source's filters keep and that something can be made of."""
+    """Yield the usable samples that the source's filters keep."""
     chosen = source.row_filter(name)
-    row_format: str | None = source.format
+    row_format = source.format
     for place, row in rows(name, source):
         report.rows += 1
         row_format = row_format or detect(row)
@@ -180,10 +182,15 @@ def _cleaned(name: str, source: Source, report: Report) -> Iterator[Sample]:
             report.drop(f"not where {source.where}", place)
             continue
         try:
-            cleaned = clean(FORMATS[row_format][1](row))
+            cleaned = clean(_read(row_format, row))
         except RowError as fault:
             report.drop(str(fault), place, unusable=True)
             continue
+        except Exception as fault:  # of a class from outside the package
+            raise RequestError(
+                f"{where}: format {type(row_format).__name__} failed on this row: "
+                f"{type(fault).__name__}: {fault}"
+            ) from fault
         if (reason := chosen.reason(texts(cleaned.conversation))) is not None:
             report.drop(reason, place)
             continue
@@ -194,6 +201,15 @@ def _cleaned(name: str, source: Source, report: Report) -> Iterator[Sample]:
             f"corpus.sources.{name}.path: {source.path} holds no rows; name another, or take "
             f"corpus.sources.{name} out."
         )
+
+
+def _read(row_format: FormatName | SourceFormat, row: Mapping[str, Any]) -> Conversation:
+    if not isinstance(row_format, SourceFormat):
+        return FORMATS[row_format][1](row)
+    try:
+        return row_format.conversation(row)
+    except KeyError as fault:
+        raise RowError(f"missing key {fault}") from fault
 
 
 def check_dropped(name: str, source: Source, report: Report) -> None:
@@ -208,5 +224,5 @@ def check_dropped(name: str, source: Source, report: Report) -> None:
         raise RequestError(
             f"corpus.sources.{name}: {unusable} of {report.rows} rows cannot be used, e.g. "
             f"{source.path}, {report.examples[reason]}: {reason}. "
-            f"Mend them, or raise corpus.sources.{name}.max_dropped from {source.max_dropped}."
+            f"Fix them, or raise corpus.sources.{name}.max_dropped from {source.max_dropped}."
         )

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import chain, islice
 
-from sft_lab.data.formats import Conversation, RowError
+from sft_lab.data.conversation import Conversation, RowError
 from sft_lab.data.intake import Sample
 from sft_lab.data.rendering import Renderer, TokenizedRow, TooLong
 from sft_lab.errors import RequestError

@@ -11,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
-from sft_lab.data.formats import Conversation, Message, RowError
+from sft_lab.data.conversation import Conversation, Message, RowError
 from sft_lab.data.prefix_encoder import PrefixEncoder
 from sft_lab.data.templates import TEMPLATES
 from sft_lab.errors import RequestError

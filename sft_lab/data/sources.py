@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from sft_lab.data.formats import FormatName
+from sft_lab.data.formats import FormatName, SourceFormat
 from sft_lab.data.row_filters import RowFilter
 from sft_lab.errors import RequestError
 from sft_lab.paths import is_hub_name, resolve, settle_offline
@@ -26,7 +26,8 @@ class Source:
     Args:
         path: A JSON, JSONL (also ``.gz``) or Parquet file, ``world://data/...``, or a hub name that
             ``datasets.load_dataset`` knows.
-        format: The row format; by default told from the keys of the first row.
+        format: The row format, by name or a ``SourceFormat`` by ``class_path``; by default
+            detected from the keys of the first row.
         split: The split of a hub data set; files have none.
         subset: The configuration of a hub data set that has several, such as ``main`` of
             ``openai/gsm8k``.
@@ -42,7 +43,7 @@ class Source:
     """
 
     path: str
-    format: FormatName | None = None
+    format: FormatName | SourceFormat | None = None
     split: str = "train"
     subset: str | None = None
     data_files: str | None = None

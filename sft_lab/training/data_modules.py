@@ -20,8 +20,9 @@ from sft_lab.training.batches import (
     eval_loader,
 )
 from sft_lab.training.guard import Guard, check_guard
-from sft_lab.training.plan import Order, StagePlan, Window
-from sft_lab.training.replan import cut, replan
+from sft_lab.training.order import DataOrder, OrderName
+from sft_lab.training.plan import StagePlan, Window
+from sft_lab.training.replan import replan, split_passes
 from sft_lab.training.schedule import Schedule, StepSize
 from sft_lab.training.shares import ShareValue, parse_share, take
 from sft_lab.training.stage import Stage, check_stages, plan, trains
@@ -61,7 +62,7 @@ class StageDataModule(LightningDataModule):
     @property
     def passes(self) -> list[list[Window]]:
         """The windows of every pass, or of the parts into which passes are cut."""
-        return cut(self.plan.passes, self.cuts)
+        return split_passes(self.plan.passes, self.cuts)
 
     @override
     def train_dataloader(self) -> ResumableLoader:
@@ -81,8 +82,9 @@ class StagedDataModule(LightningDataModule):
         stages: Stages by name, in order.
         batch_size: Training sequences per optimizer step.
         micro_batch_size: Training sequences per forward pass; the gradient does not depend on it.
-        order: ``even`` spreads every source evenly over each pass of a stage; ``random`` and
-            ``length``, batches of like length, do not, and are there to be compared with.
+        order: ``even`` spreads every source evenly over each pass of a stage. ``random`` and
+            ``length``, batches of similar length, do not; they are there for comparison. Or a
+            ``DataOrder`` by ``class_path``.
         packing: Pack rows into training sequences of up to ``corpus.max_length`` tokens, instead of
             one sequence a row. Rows of a sequence do not see each other.
         k: The replay share of DMT, for stages to refer to as ``${data.k}``.
@@ -101,7 +103,7 @@ class StagedDataModule(LightningDataModule):
         stages: dict[str, Stage],
         batch_size: int = 8,
         micro_batch_size: int = 8,
-        order: Order = "even",
+        order: OrderName | DataOrder = "even",
         packing: bool = False,
         k: ShareValue | None = None,
         seed: int = 0,
@@ -121,7 +123,7 @@ class StagedDataModule(LightningDataModule):
         self.stages = stages
         self.batch_size = batch_size
         self.micro_batch_size = micro_batch_size
-        self.order: Order = order
+        self.order = order
         self.packing = packing
         self.k = k
         self.seed = seed

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from sft_lab.errors import RequestError, nearest
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.paired import Difference, paired_over_seeds
-from sft_lab.training.plan import Order
+from sft_lab.training.order import DataOrder, EvenOrder, OrderName, find_order
 from sft_lab.training.shares import Share, ShareValue, parse_share
 from sft_lab.training.stage import Stage, trains
 
@@ -72,7 +72,7 @@ class Guard:
 
 
 def check_guard(
-    guard: Guard, stages: Mapping[str, Stage], suite: EvaluationSuite, order: Order
+    guard: Guard, stages: Mapping[str, Stage], suite: EvaluationSuite, order: OrderName | DataOrder
 ) -> None:
     """Check everything that can be known of a guard without reading any data.
 
@@ -110,7 +110,7 @@ def check_guard(
         )
 
 
-def _check_stage(name: str, stage: Stage, order: Order) -> None:
+def _check_stage(name: str, stage: Stage, order: OrderName | DataOrder) -> None:
     key = f"data.stages.{name}"
     if stage.epochs is None:
         raise RequestError(
@@ -123,7 +123,7 @@ def _check_stage(name: str, stage: Stage, order: Order) -> None:
                 f"{key}.{setting}: a guarded stage trains its other sources for its epochs, "
                 f"whatever is replayed, got {value}; leave it out."
             )
-    if order != "even":
+    if not isinstance(find_order(order), EvenOrder):
         raise RequestError(f"data.order must be even where data.guard is set, got {order}.")
 
 

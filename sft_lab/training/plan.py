@@ -1,107 +1,31 @@
 """The plan of a stage: which rows go into which optimizer step, known before training starts."""
 
-import hashlib
-import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, Literal, TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
+from sft_lab.training.order import (
+    DataOrder,
+    MixturePass,
+    OrderName,
+    RowCounts,
+    RowRef,
+    find_order,
+    ordered,
+)
 from sft_lab.training.packing import look_ahead_for, pack
-
-T = TypeVar("T")
-
-RowCounts = Mapping[str, Sequence[int] | NDArray[np.integer[Any]]]
-"""A number for every row of a source, such as its tokens, by the source's name."""
-
-Order = Literal["even", "random", "length"]
 
 Counts = dict[str, dict[str, int]]
 """``samples``, ``tokens`` and ``target_tokens`` by source."""
 
-Lengths = tuple[tuple[int, int], ...]
+PlanLengths = tuple[tuple[int, int], ...]
 """Every plan that a stage has had: the steps taken when it was made, and the steps it then had."""
-
-
-@dataclass(frozen=True, order=True, slots=True)
-class RowRef:
-    """A row of a source, by the source's name and the row's index in it."""
-
-    source: str
-    index: int
-
 
 Bin = list[RowRef]
 """The rows of one training sequence, end to end: one row, or with packing as many as fit."""
 
 Window = list[Bin]
 """The training sequences of one optimizer step."""
-
-
-def seeded(*parts: object) -> random.Random:
-    """Return a generator that depends on its parts only, on every machine and Python version."""
-    return random.Random(hashlib.sha256(repr(parts).encode()).digest())
-
-
-def shuffled(items: Sequence[T], chance: random.Random) -> list[T]:
-    """Return the items by chance; ``Random.shuffle`` may change with Python's version."""
-    keys = [chance.random() for _ in items]
-    return [items[place] for place in sorted(range(len(items)), key=keys.__getitem__)]
-
-
-def spread_evenly(
-    rows: Mapping[str, Sequence[int]], seed: int, stage_name: str, pass_index: int
-) -> list[RowRef]:
-    """Order the rows of one pass so that every stretch of it holds the whole mixture.
-
-    The j-th of a source's n rows stands at (j + jitter) / n of the pass. Without it a stage's few
-    replayed rows can fall together, and what they keep alive becomes a matter of luck.
-
-    Args:
-        rows: Row indices by source.
-        seed: Seeds the order of each source's rows and the jitter.
-        stage_name: So that stages differ in their order.
-        pass_index: So that the passes of a stage differ in their order.
-    """
-    placed: list[tuple[float, RowRef]] = []
-    for source, indices in rows.items():
-        chance = seeded(seed, stage_name, pass_index, source)
-        placed += [
-            ((j + chance.random()) / len(indices), RowRef(source, index))
-            for j, index in enumerate(shuffled(indices, chance))
-        ]
-    return [ref for _, ref in sorted(placed)]
-
-
-def random_order(
-    rows: Mapping[str, Sequence[int]], seed: int, stage_name: str, pass_index: int
-) -> list[RowRef]:
-    """Order the rows of one pass by chance alone, as most trainers do; see ``spread_evenly``."""
-    refs = [RowRef(source, index) for source, indices in sorted(rows.items()) for index in indices]
-    return shuffled(refs, seeded(seed, stage_name, pass_index))
-
-
-def length_order(
-    rows: Mapping[str, Sequence[int]],
-    seed: int,
-    stage_name: str,
-    pass_index: int,
-    num_tokens: RowCounts,
-    batch_size: int,
-) -> list[RowRef]:
-    """Order the rows of one pass in batches of like length, the batches by chance.
-
-    It saves padding, and gathers the rows of a source in few batches.
-    """
-    order = random_order(rows, seed, stage_name, pass_index)
-    order.sort(key=lambda ref: int(num_tokens[ref.source][ref.index]))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    # The last one may be short, and only the last step of a pass may be.
-    *whole, last = batches
-    return list(chain(*shuffled(whole, seeded(seed, stage_name, pass_index, "batches")), last))
 
 
 def into_bins(
@@ -118,7 +42,7 @@ def into_bins(
 def count_rows(
     rows: Iterable[RowRef], num_tokens: RowCounts, num_target_tokens: RowCounts
 ) -> Counts:
-    """Count rows by source, a row as often as it comes."""
+    """Count rows by source, repeats included."""
     counts: Counts = {}
     for source, index in ((ref.source, ref.index) for ref in rows):
         count = counts.setdefault(source, {"samples": 0, "tokens": 0, "target_tokens": 0})
@@ -130,18 +54,18 @@ def count_rows(
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What one stage will train on, to the row.
+    """Every row that one stage trains on, by optimizer step.
 
     Attributes:
         name: The stage's name.
         passes: For every pass over the mixture its windows, one per optimizer step. The last pass
             ends early where the stage is limited by steps or tokens.
-        lengths: Empty as long as the stage goes by its first plan.
+        lengths: Empty while the stage follows its first plan.
     """
 
     name: str
     passes: list[list[Window]]
-    lengths: Lengths = ()
+    lengths: PlanLengths = ()
 
     @property
     def windows(self) -> list[Window]:
@@ -154,7 +78,7 @@ class StagePlan:
         return sum(len(windows) for windows in self.passes)
 
     def rows(self) -> Iterator[RowRef]:
-        """Yield the rows of the stage in their order, each as often as it is trained on."""
+        """Yield the rows of the stage in order, repeats included."""
         for window in self.windows:
             yield from chain.from_iterable(window)
 
@@ -177,7 +101,7 @@ def plan_stage(
     *,
     batch_size: int,
     seed: int,
-    order: Order = "even",
+    order: OrderName | DataOrder = "even",
     packed_length: int | None = None,
     epochs: int | None = None,
     max_steps: int | None = None,
@@ -191,8 +115,7 @@ def plan_stage(
         num_tokens: Tokens of every row, by source.
         batch_size: Training sequences per optimizer step.
         seed: Seed of the order.
-        order: ``even`` spreads every source over the pass; ``random`` and ``length`` do not, and
-            are there to be compared with.
+        order: The order of the rows of a pass.
         packed_length: Tokens of a training sequence into which rows are packed; by default every
             row is a sequence of its own.
         epochs: Passes over the mixture.
@@ -216,13 +139,8 @@ def plan_stage(
 
     while not is_full() and (epochs is None or len(passes) < epochs):
         picked = {source: indices for source, indices in rows.items() if indices}
-        match order:
-            case "even":
-                refs = spread_evenly(picked, seed, name, len(passes))
-            case "random":
-                refs = random_order(picked, seed, name, len(passes))
-            case "length":
-                refs = length_order(picked, seed, name, len(passes), num_tokens, batch_size)
+        one_pass = MixturePass(picked, seed, name, len(passes), num_tokens, batch_size)
+        refs = ordered(find_order(order), one_pass)
         bins = into_bins(refs, num_tokens, packed_length)
         windows: list[Window] = []
         for start in range(0, len(bins), batch_size):

@@ -1,4 +1,4 @@
-"""The rest of a stage planned anew while it is trained, as a function of what stood before."""
+"""Replanning the rest of a stage while it is trained, as a function of the plan so far."""
 
 import math
 from collections import Counter
@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from itertools import chain
 
-from sft_lab.training.plan import RowCounts, RowRef, StagePlan, Window, into_bins, seeded, shuffled
+from sft_lab.training.order import RowCounts, RowRef, seeded, shuffled, spread
+from sft_lab.training.plan import StagePlan, Window, into_bins
 
 
 def replan(
@@ -57,7 +58,7 @@ def replan(
             due = _least_seen(rows, had.get(source, []))
             due = due[: math.ceil(Fraction(len(rows) * still, whole))]
             left[source] = shuffled(due, seeded(*parts, source, "rows"))
-        bins = into_bins(_woven(left, *parts), num_tokens, packed_length)
+        bins = into_bins(_interleaved(left, *parts), num_tokens, packed_length)
         new = [bins[first : first + batch_size] for first in range(0, len(bins), batch_size)]
         passes.append([*kept, *new])
     num_steps = sum(len(windows) for windows in passes)
@@ -66,7 +67,7 @@ def replan(
 
 
 def _least_seen(rows: Sequence[int], had: Sequence[int]) -> list[int]:
-    """Return rows in their order, but those behind that would come again, the oftener the later.
+    """Sort rows by how often this pass has used them; ties keep their order.
 
     >>> _least_seen([0, 1, 2, 3], had=[0, 2, 2])
     [1, 3, 0, 2]
@@ -91,27 +92,23 @@ def _count_others(rows: Mapping[str, Sequence[int]], steered: Sequence[str]) -> 
     return sum(len(indices) for source, indices in rows.items() if source not in steered)
 
 
-def _woven(rows: Mapping[str, Sequence[int]], *parts: object) -> list[RowRef]:
-    """Spread every source evenly, as ``spread_evenly`` does, and keep the order of its rows."""
+def _interleaved(rows: Mapping[str, Sequence[int]], *parts: object) -> list[RowRef]:
+    """Spread every source evenly, as ``EvenOrder`` does, and keep the order of its rows."""
     placed: list[tuple[float, RowRef]] = []
     for source, indices in rows.items():
-        chance = seeded(*parts, source)
-        placed += [
-            ((j + chance.random()) / len(indices), RowRef(source, index))
-            for j, index in enumerate(indices)
-        ]
+        placed += spread(source, indices, seeded(*parts, source))
     return [ref for _, ref in sorted(placed)]
 
 
-def cut(passes: Sequence[list[Window]], cuts: range) -> list[list[Window]]:
-    """Cut passes into parts that end where a pass ends, or where so many steps have been taken.
+def split_passes(passes: Sequence[list[Window]], cuts: range) -> list[list[Window]]:
+    """Split passes into parts that end with a pass or after given optimizer steps.
 
-    >>> cut([["a", "b", "c"], ["d"]], range(2, 4, 1))
+    >>> split_passes([["a", "b", "c"], ["d"]], range(2, 4, 1))
     [['a', 'b'], ['c'], ['d']]
 
     Args:
         passes: Windows by pass.
-        cuts: Optimizer steps of the stage behind which a part ends.
+        cuts: Optimizer steps of the stage after which a part ends.
     """
     parts: list[list[Window]] = []
     step = 0

@@ -7,7 +7,7 @@ from fractions import Fraction
 from itertools import accumulate
 from typing import NamedTuple
 
-from sft_lab.training.plan import Lengths
+from sft_lab.training.plan import PlanLengths
 from sft_lab.training.stage import Stage
 
 
@@ -37,7 +37,7 @@ class ScheduledStage:
     steps_per_pass: tuple[int, ...]
     first_step: int
     first_pass: int
-    lengths: Lengths = ()
+    lengths: PlanLengths = ()
 
     @property
     def num_steps(self) -> int:
@@ -61,7 +61,7 @@ class Schedule:
     def __init__(
         self,
         stages: Sequence[tuple[str, Stage, Sequence[Sequence[StepSize]]]],
-        lengths: Mapping[str, Lengths] | None = None,
+        lengths: Mapping[str, PlanLengths] | None = None,
     ) -> None:
         self.stages: list[ScheduledStage] = []
         first_step = first_pass = 0
@@ -111,17 +111,17 @@ class Schedule:
         """Return the learning rate of optimizer step ``step``, from 0 over the whole run."""
         scheduled = self.stages[self.stage_of_step(step)]
         lengths = scheduled.lengths or ((0, scheduled.num_steps),)
-        place = course_place(lengths, step - scheduled.first_step)
+        place = schedule_position(lengths, step - scheduled.first_step)
         return stage_lr(scheduled.stage, place, lengths[0][1])
 
 
-def course_place(lengths: Lengths, step: int) -> float:
+def schedule_position(lengths: PlanLengths, step: int) -> float:
     """Return where a stage's step lies in the course of the rate that was planned at its start.
 
     A new plan stretches or shortens what is left of the course to the steps that are left of the
     stage: the rate goes on from where it is, and ends where it was to end.
 
-    >>> [course_place(((0, 10), (4, 16)), step) for step in (3, 4, 6, 16)]
+    >>> [schedule_position(((0, 10), (4, 16)), step) for step in (3, 4, 6, 16)]
     [3.0, 4.0, 5.0, 10.0]
 
     Args:

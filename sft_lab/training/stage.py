@@ -10,7 +10,8 @@ from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError, nearest
 from sft_lab.training.hand_over import Continue, HandOver
 from sft_lab.training.loss import LossTerm
-from sft_lab.training.plan import Order, StagePlan, plan_stage
+from sft_lab.training.order import DataOrder, OrderName
+from sft_lab.training.plan import StagePlan, plan_stage
 from sft_lab.training.shares import ShareValue, Size, parse_share, take, weighed
 
 
@@ -197,7 +198,7 @@ def plan(
     corpus: Corpus,
     *,
     batch_size: int,
-    order: Order,
+    order: OrderName | DataOrder,
     packing: bool,
     seed: int,
 ) -> StagePlan:

@@ -95,7 +95,7 @@ def test_no_row_left_to_train_on_is_an_error(corpus_of: Callable[..., Corpus]) -
 def test_a_renderer_that_loses_rows_is_an_error_as_well(
     corpus_of: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sft_lab.data.formats import RowError
+    from sft_lab.data.conversation import RowError
     from sft_lab.data.rendering import Renderer
 
     def merge(*arguments: Any) -> list[RowError]:

@@ -10,7 +10,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from sft_lab.data.formats import FORMATS, RowError, clean, sample_digest
+from sft_lab.data.cleaning import clean
+from sft_lab.data.conversation import RowError, sample_digest
+from sft_lab.data.formats import FORMATS
 from sft_lab.data.rendering import Renderer
 
 WORLD = Path(__file__).parents[2] / "sft_lab" / "world" / "base"

@@ -7,14 +7,9 @@ from typing import Any
 
 import pytest
 
-from sft_lab.data.formats import (
-    FORMATS,
-    Conversation,
-    RowError,
-    clean,
-    detect,
-    sample_digest,
-)
+from sft_lab.data.cleaning import clean
+from sft_lab.data.conversation import Conversation, RowError, sample_digest
+from sft_lab.data.formats import FORMATS, detect
 
 USER = {"role": "user", "content": "q"}
 ASSISTANT = {"role": "assistant", "content": "a"}

@@ -9,7 +9,7 @@ import pytest
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from sft_lab.data.formats import Conversation, RowError
+from sft_lab.data.conversation import Conversation, RowError
 from sft_lab.data.rendering import IGNORED, Renderer
 
 WORLD = Path(__file__).parents[2] / "sft_lab" / "world" / "base"

@@ -6,8 +6,8 @@ import pytest
 from conftest import chat
 
 from sft_lab.data import render_pool
+from sft_lab.data.conversation import Conversation
 from sft_lab.data.corpus import load_tokenizer
-from sft_lab.data.formats import Conversation
 from sft_lab.data.intake import Sample
 from sft_lab.data.render_pool import render
 from sft_lab.data.rendering import Renderer

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sft_lab.data import rendering
-from sft_lab.data.formats import FORMATS, Conversation, RowError, clean
+from sft_lab.data.cleaning import clean
+from sft_lab.data.conversation import Conversation, RowError
+from sft_lab.data.formats import FORMATS
 from sft_lab.data.rendering import IGNORED, Renderer, RowTooLongError, TokenizedRow
 from sft_lab.data.templates import TEMPLATES
 from sft_lab.errors import RequestError

@@ -34,7 +34,7 @@ from sft_lab.model.unquantized import EvaluationWeights, evaluation_weights
 from sft_lab.paths import resolve
 from sft_lab.terminal import format_table
 from sft_lab.training.batches import collate, target_tokens
-from sft_lab.training.plan import RowRef
+from sft_lab.training.order import RowRef
 
 CONFIG = Path(__file__).parents[2] / "configs" / "world" / "evaluation.yaml"
 BASE = "world://base"

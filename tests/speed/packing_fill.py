@@ -20,8 +20,9 @@ from sft_lab.data.corpus import Corpus
 from sft_lab.data.sources import Source
 from sft_lab.evaluation.generation import batches_longest_first
 from sft_lab.terminal import format_table, percent
+from sft_lab.training.order import RowRef
 from sft_lab.training.packing import look_ahead_for
-from sft_lab.training.plan import RowRef, StagePlan, plan_stage
+from sft_lab.training.plan import StagePlan, plan_stage
 
 ROOT = Path(__file__).parents[2]
 SHARED = ROOT.parent / "shared"

@@ -18,7 +18,8 @@ from sft_lab.training.batches import (
     collate,
     eval_loader,
 )
-from sft_lab.training.plan import RowRef, Window
+from sft_lab.training.order import RowRef
+from sft_lab.training.plan import Window
 
 
 @pytest.fixture

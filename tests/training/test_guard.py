@@ -10,7 +10,7 @@ from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmarks.world import WorldMath
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.training.guard import Guard, Rung, Standing, check_guard, look, next_rung
-from sft_lab.training.plan import Order
+from sft_lab.training.order import OrderName
 from sft_lab.training.stage import Stage
 
 TOP = 4
@@ -123,7 +123,7 @@ def check() -> Check:
     def checked(
         guard: dict[str, Any] | None = None,
         stage: dict[str, Any] | None = None,
-        order: Order = "even",
+        order: OrderName = "even",
         source: str | None = "math",
         every_n_steps: int | None = 4,
     ) -> None:

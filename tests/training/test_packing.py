@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sft_lab.training.order import seeded
 from sft_lab.training.packing import best_subset, look_ahead_for, pack
-from sft_lab.training.plan import seeded
 
 LENGTHS = st.lists(st.integers(1, 40), max_size=60)
 

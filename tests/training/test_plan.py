@@ -1,10 +1,26 @@
 from collections import Counter
+from collections.abc import Mapping, Sequence
 
 import pytest
 
-from sft_lab.training.plan import Order, RowRef, StagePlan, plan_stage, seeded, spread_evenly
+from sft_lab.errors import RequestError
+from sft_lab.training.order import (
+    DataOrder,
+    EvenOrder,
+    MixturePass,
+    OrderName,
+    RowRef,
+    seeded,
+)
+from sft_lab.training.plan import StagePlan, plan_stage
 
 LENGTHS = {"a": [3] * 5}
+
+
+def spread_evenly(
+    rows: Mapping[str, Sequence[int]], seed: int, stage_name: str, pass_index: int
+) -> list[RowRef]:
+    return EvenOrder().refs(MixturePass(rows, seed, stage_name, pass_index, {}, batch_size=8))
 
 
 def window_sizes(plan: StagePlan) -> list[list[int]]:
@@ -170,7 +186,7 @@ def test_a_stage_without_end_or_rows_is_refused() -> None:
 
 
 @pytest.mark.parametrize("order", ["even", "random", "length"])
-def test_every_order_trains_every_row_once(order: Order) -> None:
+def test_every_order_trains_every_row_once(order: OrderName) -> None:
     num_tokens = {"math": [3] * 10, "code": [9] * 7}
     rows = {"math": range(10), "code": range(7)}
     plan = plan_stage("s", rows, num_tokens, batch_size=4, seed=0, order=order, epochs=2)
@@ -181,9 +197,18 @@ def test_every_order_trains_every_row_once(order: Order) -> None:
     assert plan.passes[0] != plan.passes[1]
 
 
-def test_batches_of_like_length_gather_the_rows_of_a_source() -> None:
+def test_batches_of_similar_length_gather_the_rows_of_a_source() -> None:
     num_tokens = {"math": [3] * 8, "code": [9] * 8}
     rows = {"math": range(8), "code": range(8)}
     plan = plan_stage("s", rows, num_tokens, batch_size=4, seed=0, order="length", epochs=1)
     for window in plan.windows:
         assert len({ref.source for refs in window for ref in refs}) == 1
+
+
+def test_an_order_that_loses_rows_is_refused() -> None:
+    class Half(DataOrder):
+        def refs(self, one_pass: MixturePass) -> list[RowRef]:
+            return EvenOrder().refs(one_pass)[::2]
+
+    with pytest.raises(RequestError, match=r"data.order: Half must return each of the 5 rows"):
+        plan_stage("s", {"a": range(5)}, LENGTHS, batch_size=2, seed=0, order=Half(), epochs=1)

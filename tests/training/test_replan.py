@@ -3,8 +3,9 @@ from typing import Any
 
 import pytest
 
-from sft_lab.training.plan import RowRef, StagePlan, plan_stage
-from sft_lab.training.replan import cut, replan
+from sft_lab.training.order import RowRef
+from sft_lab.training.plan import StagePlan, plan_stage
+from sft_lab.training.replan import replan, split_passes
 
 LENGTHS = {"general": [3] * 40, "math": [5] * 16}
 
@@ -150,6 +151,6 @@ def test_packed_rows_stay_packed() -> None:
 )
 def test_passes_are_cut_behind_steps(cuts: range, sizes: list[int]) -> None:
     passes = [[[[RowRef("a", n)]] for n in range(3)], [[[RowRef("a", n)]] for n in range(2)]]
-    parts = cut(passes, cuts)
+    parts = split_passes(passes, cuts)
     assert [len(part) for part in parts] == sizes
     assert [w for part in parts for w in part] == [w for windows in passes for w in windows]

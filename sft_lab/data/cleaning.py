@@ -1,0 +1,122 @@
+"""Cleaning: the part of a conversation that can be trained on, with every repair named."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from sft_lab.data.conversation import Conversation, Message, RowError
+
+
+@dataclass(frozen=True)
+class Cleaned:
+    """A conversation that can be trained on.
+
+    Attributes:
+        conversation: An optional system message, then turns from a user's to an assistant's.
+        repairs: The repairs that were made, each named once.
+    """
+
+    conversation: Conversation
+    repairs: tuple[str, ...]
+
+
+def clean(conversation: Conversation) -> Cleaned:
+    """Return the part of a conversation that can be trained on, or raise with the reason it cannot.
+
+    Real chats are logs: many begin or break off in the middle. What is repaired is named.
+
+    Raises:
+        RowError: With the reason: no answered question, an empty message in the first exchange, a
+            system or tool message out of place, or text that no tokenizer can read.
+    """
+    kept = list(conversation.messages)
+    repairs = []
+    for name, repair in _REPAIRS.items():
+        repaired = repair(kept)
+        if len(repaired) < len(kept):
+            repairs.append(name)
+        kept = repaired
+    if not kept:
+        raise RowError("no user turn followed by an assistant turn")
+    _check_order(kept)
+    cleaned = Conversation(tuple(kept), conversation.tools)
+    try:
+        json.dumps([cleaned.messages, cleaned.tools], ensure_ascii=False).encode()
+    except UnicodeEncodeError as fault:
+        raise RowError("half of a surrogate pair, which is no text") from fault
+    return Cleaned(cleaned, tuple(repairs))
+
+
+def _check_order(kept: list[Message]) -> None:
+    if kept[0]["role"] == "tool":
+        raise RowError("a tool message that answers no call")
+    for before, message in pairwise(kept):
+        if message["role"] == "system":
+            raise RowError("a system message in the middle")
+        if message["role"] == "tool" and not (before["role"] == "tool" or before.get("tool_calls")):
+            raise RowError("a tool message that answers no call")
+
+
+def _without_empty_system(kept: list[Message]) -> list[Message]:
+    return [
+        message for message in kept if message["role"] != "system" or message["content"].strip()
+    ]
+
+
+def _from_first_question(kept: list[Message]) -> list[Message]:
+    """Nobody sees what a leading assistant turn answers."""
+    roles = [message["role"] for message in kept]
+    start = next((n for n, role in enumerate(roles) if role != "system"), len(roles))
+    end = start
+    while end < len(roles) and (
+        roles[end] == "assistant" or (end > start and roles[end] == "tool")
+    ):
+        end += 1
+    if end > start and "system" in roles[end : end + 1]:
+        raise RowError("a system message in the middle")
+    return kept[:start] + kept[end:]
+
+
+def _to_last_answer(kept: list[Message]) -> list[Message]:
+    roles = [message["role"] for message in kept]
+    return kept[: len(roles) - roles[::-1].index("assistant")] if "assistant" in roles else []
+
+
+def _before_first_empty(kept: list[Message]) -> list[Message]:
+    for index, message in enumerate(kept):
+        # A tool may have nothing to say, and its silence is an answer.
+        if not (
+            message["content"].strip() or message.get("tool_calls") or message["role"] == "tool"
+        ):
+            exchanges = _to_last_answer(kept[:index])
+            if not exchanges:
+                raise RowError("empty message")
+            return exchanges
+    return kept
+
+
+def _merged(kept: list[Message]) -> list[Message]:
+    merged: list[Message] = []
+    for message in kept:
+        last: Message = merged[-1] if merged else {}
+        if message["role"] != last.get("role") or message["role"] not in ("user", "assistant"):
+            merged.append(message)
+            continue
+        if last.get("tool_calls"):
+            raise RowError("a tool call that nothing answers")
+        contents = [turn["content"] for turn in (last, message) if turn["content"].strip()]
+        merged[-1] = {**message, **last, "content": "\n\n".join(contents)}
+        if message.get("name") != last.get("name"):
+            del merged[-1]["name"]
+    return merged
+
+
+_REPAIRS: dict[str, Callable[[list[Message]], list[Message]]] = {
+    "empty system message removed": _without_empty_system,
+    "answers before the first question removed": _from_first_question,
+    "unanswered last turn removed": _to_last_answer,
+    "cut at an empty message": _before_first_empty,
+    "turns of the same role merged": _merged,
+}
+"""In the order they are made; each leaves fewer messages where it was needed."""
