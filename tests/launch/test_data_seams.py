@@ -37,14 +37,14 @@ class OneByOne(DataOrder):
         names = sorted(one_pass.rows, reverse=self.reverse)
         return [RowRef(name, index) for name in names for index in one_pass.rows[name]]
 '''
-FORMAT = "--corpus.sources.talk.format={class_path: seams.Dialogue, init_args: {key: said}}"
+FORMAT = "--corpus.sources.talk.format={class_path: data_seams.Dialogue, init_args: {key: said}}"
 TALK = ("--corpus.sources.talk.path=talk.jsonl", "--data.stages.second.mixture.talk=1")
 INSPECT = ("inspect", "--config=tiny.yaml", "--json", "-n0")
 
 
 @pytest.fixture
 def seams(lab: Lab) -> Lab:
-    lab.write("seams.py", SEAMS)
+    lab.write("data_seams.py", SEAMS)
     write_jsonl(lab.folder / "talk.jsonl", [{"said": f"Say {n}|{n}"} for n in range(12)])
     return lab
 
@@ -66,10 +66,10 @@ def test_a_source_format_is_a_class(seams: Lab) -> None:
 def test_a_changed_source_format_is_read_anew(seams: Lab) -> None:
     assert seams(*INSPECT, *TALK, FORMAT).code == 0
     seams.write("other.py", SEAMS.replace('split("|")', 'split("|")[:1]'))
-    refused = seams(*INSPECT, *TALK, FORMAT.replace("seams.", "other."))
+    refused = seams(*INSPECT, *TALK, FORMAT.replace("data_seams.", "other."))
     assert "talk.jsonl, line 1: no user turn followed by an assistant turn" in refused.err
     seams.write("third.py", SEAMS.replace("row[self.key]", "row[self.key][0][1]"))
-    refused = seams(*INSPECT, *TALK, FORMAT.replace("seams.", "third."))
+    refused = seams(*INSPECT, *TALK, FORMAT.replace("data_seams.", "third."))
     assert refused.code == 2
     assert "talk.jsonl, line 1: format Dialogue failed on this row: IndexError" in refused.err
 
@@ -78,11 +78,11 @@ def test_an_unknown_format_is_named(seams: Lab) -> None:
     refused = seams(*INSPECT, *TALK, "--corpus.sources.talk.format=dialog")
     assert refused.code == 2
     assert "corpus.sources" in refused.err
-    assert "'dialog'" in refused.err
+    assert "Got value: dialog" in refused.err
 
 
 def test_a_data_order_is_a_class(seams: Lab) -> None:
-    order = "--data.order={class_path: seams.OneByOne, init_args: {reverse: true}}"
+    order = "--data.order={class_path: data_seams.OneByOne, init_args: {reverse: true}}"
     outcome = seams.fit(order, "--data.stages.second.max_steps=3", "--trainer.log_every_n_steps=1")
     assert outcome.code == 0, outcome.err
     table = seams.artifact("windows/second.tsv").read_text().splitlines()[1:]

@@ -71,13 +71,13 @@ STAGES = """
     second: {mixture: {general: 1, math: 1/4}, max_steps: 4, lr: 1e-2%s}
     third: {mixture: {general: 1}, max_steps: 4, lr: 1e-2%s}
 """
-SHRINK = ", hand_over: {class_path: seams.Shrink, init_args: {factor: 0.5}}"
+SHRINK = ", hand_over: {class_path: training_seams.Shrink, init_args: {factor: 0.5}}"
 NEW = ", hand_over: {class_path: sft_lab.training.hand_over.NewAdapter}"
 AVERAGE = ", hand_over: {class_path: sft_lab.training.hand_over.AverageStages}"
 KEEP = (
     ", hand_over: {class_path: sft_lab.training.hand_over.Continue, init_args: {optimizer: keep}}"
 )
-LOSS = ", loss: [{class_path: seams.NearBase, init_args: {kl: 0.5, source: math, weight: 2.0}}]"
+LOSS = ", loss: [{class_path: training_seams.NearBase, init_args: {kl: 0.5, source: math, weight: 2.0}}]"
 CONFIGS = {
     "plain": ("", ""),
     "loss": (LOSS, ""),
@@ -85,12 +85,12 @@ CONFIGS = {
     "new": (NEW + LOSS, NEW),
     "average": ("", AVERAGE),
 }
-WATCH = "--trainer.callbacks+=seams.Watch"
+WATCH = "--trainer.callbacks+=training_seams.Watch"
 
 
 def prepare(lab: Lab) -> Lab:
     head = (lab.folder / "tiny.yaml").read_text().split("  stages:\n")[0]
-    lab.write("seams.py", SEAMS)
+    lab.write("training_seams.py", SEAMS)
     for name, settings in CONFIGS.items():
         lab.write(f"{name}.yaml", f"{head}  stages:{STAGES % settings}")
     return lab
