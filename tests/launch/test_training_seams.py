@@ -77,7 +77,10 @@ AVERAGE = ", hand_over: {class_path: sft_lab.training.hand_over.AverageStages}"
 KEEP = (
     ", hand_over: {class_path: sft_lab.training.hand_over.Continue, init_args: {optimizer: keep}}"
 )
-LOSS = ", loss: [{class_path: training_seams.NearBase, init_args: {kl: 0.5, source: math, weight: 2.0}}]"
+LOSS = (
+    ", loss: [{class_path: training_seams.NearBase, "
+    "init_args: {kl: 0.5, source: math, weight: 2.0}}]"
+)
 CONFIGS = {
     "plain": ("", ""),
     "loss": (LOSS, ""),
