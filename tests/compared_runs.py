@@ -1,14 +1,15 @@
 """Runs that never ran: what a finished run says, from a few marks."""
 
 from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
-from sft_lab.analysis.arms import Arm, MeasuredRun
-from sft_lab.analysis.outcomes import Outcomes
-from sft_lab.metrics.score import Score
+from sft_lab.analysis.comparison import RunComparison, comparison
+from sft_lab.analysis.groups import RunGroup
+from sft_lab.analysis.measurements import Measurements
+from sft_lab.analysis.protocols import Mismatch
+from sft_lab.metrics.score import accuracy, mean_score
 from sft_lab.runs.record import BenchmarkRecord, RunRecord, StageRecord
-from sft_lab.runs.results import Point, RunResult
+from sft_lab.runs.results import ItemAnswer, Point, RunResult
 
 ENTRY = BenchmarkRecord(
     digest="aa",
@@ -19,39 +20,43 @@ ENTRY = BenchmarkRecord(
     items=4,
     turns=1,
     scale=(0, 1),
-    source=None,
+    source="math",
     conditions={},
 )
+Boundaries = Sequence[Sequence[float | None]]
+_ANSWERS: dict[tuple[str, int], list[ItemAnswer]] = {}
 
 
-def items_of(marks: Sequence[float | None], prompt: str = "q") -> Outcomes:
-    """Items i0, i1, ... with these marks, None where one could not be graded."""
-    names = [f"i{n}" for n in range(len(marks))]
-    return Outcomes(
-        {name: float(mark) for name, mark in zip(names, marks, strict=True) if mark is not None},
-        {name: (f"{name} is {mark}",) for name, mark in zip(names, marks, strict=True)},
-        {name: (f"{prompt} {name}",) for name in names},
-    )
-
-
-def measured(
+def run(
     name: str,
-    boundaries: Sequence[Sequence[float | None]],
+    boundaries: Boundaries,
     seed: int = 0,
     stages: int | None = None,
     prompt: str = "q",
     entry: BenchmarkRecord = ENTRY,
-) -> MeasuredRun:
-    """A run of one benchmark, ``gsm8k``, with its marks at step 0, 10, 20, ..."""
-    named = {f"s{n}": StageRecord(10, 1, {}, {}, "") for n in range(1, stages or len(boundaries))}
-    outcomes = {10 * n: items_of(marks, prompt) for n, marks in enumerate(boundaries)}
+) -> RunResult:
+    """A run of one benchmark, ``gsm8k``, with its marks at step 0, 10, 20, ...
+
+    Items are i0, i1, ...; None where one could not be graded. Each stage trains math.
+    """
+    named = {
+        f"s{n}": StageRecord(10, 1, {"math": "1"}, {}, "")
+        for n in range(1, stages or len(boundaries))
+    }
+    run_id = f"id of {name} {seed} {boundaries} {prompt}"
     points = []
-    for step, found in outcomes.items():
-        score = Score(fmean(found.marks.values()), 0.0, 1.0, len(found.marks))
-        after = f"s{step // 10}" if step else None
-        points.append(Point(step, after, {"gsm8k/strict": score}))
-    result = RunResult(
-        run_id=f"id of {name} {seed}",
+    for number, marks in enumerate(boundaries):
+        _ANSWERS[run_id, 10 * number] = [
+            ItemAnswer(f"i{n}", {"strict": mark}, f"i{n} is {mark}", f"{prompt} i{n}")
+            for n, mark in enumerate(marks)
+        ]
+        graded = [mark for mark in marks if mark is not None]
+        is_right = {*graded} <= {0, 1}
+        score = accuracy([bool(mark) for mark in graded]) if is_right else mean_score(graded)
+        after = f"s{number}" if number else None
+        points.append(Point(10 * number, after, {"gsm8k/strict": score}))
+    return RunResult(
+        run_id=run_id,
         name=name,
         strategy="tiny",
         status="FINISHED",
@@ -59,11 +64,27 @@ def measured(
         base="world://base",
         record=RunRecord(sources={}, stages=named, benchmarks={"gsm8k": entry}),
         points=tuple(points),
-        final={"retention/gsm8k/strict": 0.5},
+        final={},
     )
-    return MeasuredRun(result, {"gsm8k": outcomes})
 
 
-def arm(name: str, boundaries: Sequence[Sequence[float | None]], **changes: Any) -> Arm:
-    """One run as a row of a comparison."""
-    return Arm(name, (measured(name, boundaries, **changes),))
+def group(name: str, *boundaries: Boundaries, **changes: Any) -> RunGroup:
+    """Runs of a name, one for each seed, as a row of a comparison."""
+    runs = {seed: run(name, marks, seed, **changes) for seed, marks in enumerate(boundaries)}
+    return RunGroup(name, runs)
+
+
+def compared(
+    groups: Sequence[RunGroup], reference: int = 0, mismatches: Sequence[Mismatch] = ()
+) -> RunComparison:
+    """The comparison of such runs."""
+    return comparison(groups, reference, mismatches, answers)
+
+
+def measurements() -> Measurements:
+    """The marks of such runs."""
+    return Measurements(answers)
+
+
+def answers(run: RunResult, benchmark: str, step: int) -> list[ItemAnswer]:
+    return _ANSWERS[run.run_id, step]

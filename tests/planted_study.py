@@ -28,6 +28,7 @@ LLAMA_ABILITIES = {
     "general": "mt_bench/mean",
 }
 SOURCES = {source: source for source in ABILITIES}
+ALL = dict.fromkeys(SOURCES, "1")
 Levels = Mapping[str, float]
 """Ability by source, in [0, 1]."""
 
@@ -86,18 +87,19 @@ class PlantedStudy:
             base=self.base,
             record=RunRecord(
                 sources={},
-                stages={stage: StageRecord(steps, 1, {}, {}, "") for stage in stages},
+                stages={stage: StageRecord(steps, 1, ALL, {}, "") for stage in stages},
                 benchmarks={
-                    key.split("/")[0]: self._benchmark(key) for key in self.abilities.values()
+                    key.split("/")[0]: self._benchmark(name, key)
+                    for name, key in self.abilities.items()
                 },
             ),
             points=tuple(points),
-            final=self._final(points),
+            final={},
         )
         self.runs[run_id] = result
         return result
 
-    def _benchmark(self, key: str) -> BenchmarkRecord:
+    def _benchmark(self, name: str, key: str) -> BenchmarkRecord:
         benchmark, score = key.split("/")
         return BenchmarkRecord(
             digest=f"digest of {benchmark}",
@@ -108,7 +110,7 @@ class PlantedStudy:
             items=self.items,
             turns=1,
             scale=(1, 10) if benchmark == "mt_bench" else (0, 1),
-            source=None,
+            source=self.sources.get(name, name),
             conditions={},
         )
 
@@ -135,16 +137,6 @@ class PlantedStudy:
             ]
             scores[key] = mean_score(ratings) if rated else accuracy(right)
         return Point(step, after, scores)
-
-    def _final(self, points: list[Point]) -> dict[str, float]:
-        *past, last = points
-        found = {}
-        for key in self.abilities.values():
-            best = max(point.scores[key].value for point in past)
-            found[f"forgetting/{key}"] = best - last.scores[key].value
-            if best > 0:
-                found[f"retention/{key}"] = last.scores[key].value / best
-        return found
 
 
 def levels(math: float, code: float, general: float) -> Levels:

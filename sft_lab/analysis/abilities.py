@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sft_lab.analysis.study_results import Cell, StudyResults
+from sft_lab.runs.results import RunResult
 
 SMALL = 0.05
 """What a report calls a small difference: this part of a scale, 5 points of 100 or 0.45 of 1 to 10.
@@ -102,6 +103,14 @@ def abilities_of(results: StudyResults) -> list[Ability]:
     return [
         Ability(name, key, _scale(cells, key), results.sources.get(name))
         for name, key in results.abilities.items()
+    ]
+
+
+def abilities_in(run: RunResult) -> list[Ability]:
+    """Return what a run measures by the first score of each benchmark, named after benchmarks."""
+    return [
+        Ability(name, key, run.benchmarks[name].scale, run.benchmarks[name].source)
+        for name, key in run.first_keys.items()
     ]
 
 

@@ -1,174 +1,160 @@
-"""Arms compared with a reference, and each with its own best: differences with their tests."""
+"""The comparison of runs: each against a reference, and each against its own best boundary."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from sft_lab.analysis.arms import Arm
-from sft_lab.analysis.outcomes import Outcomes, graded_in_all, same_items
-from sft_lab.analysis.protocols import Mismatch
-from sft_lab.metrics.paired import Difference, holm, paired_over_seeds
+from sft_lab.analysis.abilities import Ability
+from sft_lab.analysis.forgetting import Drop, drop_of
+from sft_lab.analysis.groups import RunGroup
+from sft_lab.analysis.measurements import (
+    Comparison,
+    MarksReader,
+    Measurements,
+    boundary_of,
+    corrected,
+    end_of,
+)
+from sft_lab.analysis.protocols import Mismatch, mismatches, refuse
+from sft_lab.analysis.run_groups import over_seeds, single_runs
 from sft_lab.metrics.score import Score
-from sft_lab.metrics.seeds import mean_over_seeds_and_items
-
-LEVEL = 0.05
-Verdict = Literal["higher", "lower", "no difference shown"]
+from sft_lab.runs.results import ItemAnswer, RunResult, read_answers
+from sft_lab.runs.store import RunStore
 
 
 @dataclass(frozen=True)
-class Change:
-    """One ability, before and after.
+class RunComparison:
+    """Groups of runs compared; a single run is a group of one.
 
     Attributes:
-        arm: Index of the arm that is after.
-        benchmark: The benchmark.
-        key: The metric key of its first score.
-        before: Where it is compared with: the reference's name, or a boundary of the arm itself.
-        difference: After minus before on the items that both graded; None where there is no test.
-        p_holm: Corrected for all tests of the comparison.
-        left_out: Why there is no test; empty where there is one.
-        gained: Ids of items right only after, in every seed; none where marks are ratings.
-        lost: Ids of items right only before, in every seed.
+        groups: In the order asked for.
+        reference: Index of the group that the others are compared with.
+        differences: By index, every other group against the reference, both at their end.
+        forgetting: By index, every group at its end against its best earlier boundary.
+        mismatches: Where runs were measured otherwise than the reference's first run.
+        measured: Means and items of the runs.
     """
 
-    arm: int
-    benchmark: str
-    key: str
-    before: str
-    difference: Difference | None = None
-    p_holm: float | None = None
-    left_out: str = ""
-    gained: tuple[str, ...] = ()
-    lost: tuple[str, ...] = ()
+    groups: tuple[RunGroup, ...]
+    reference: int
+    differences: tuple[tuple[int, Comparison], ...]
+    forgetting: tuple[tuple[int, Drop], ...]
+    mismatches: tuple[Mismatch, ...]
+    measured: Measurements
 
     @property
-    def verdict(self) -> Verdict | None:
-        """What the corrected test shows at 5 %; None where there is none."""
-        if self.difference is None or self.p_holm is None:
-            return None
-        if self.p_holm >= LEVEL:
-            return "no difference shown"
-        return "higher" if self.difference.value > 0 else "lower"
+    def runs(self) -> dict[str, RunResult]:
+        """All runs by id, in the order of their groups."""
+        return {run.run_id: run for group in self.groups for run in group.runs.values()}
+
+    @property
+    def comparisons(self) -> list[Comparison]:
+        """All comparisons; p values are corrected over them together."""
+        within = [drop.comparison for _, drop in self.forgetting]
+        return [*(comparison for _, comparison in self.differences), *within]
+
+    def score(self, group: RunGroup, ability: Ability, boundary: int) -> Score | None:
+        """Return a group's score at a boundary: of one run as recorded, else the mean."""
+        return self.measured.mean(ability, boundary_of(group, boundary))
+
+    def is_flagged(self, group: RunGroup, ability: Ability) -> bool:
+        """Return whether a group measured an ability under another protocol than the reference."""
+        return any(
+            found.is_protocol
+            and found.benchmark == ability.benchmark
+            and found.run_id in group.run_ids
+            for found in self.mismatches
+        )
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Everything that ``compare`` tells.
+def compare(
+    store: RunStore,
+    names: Sequence[str],
+    reference: str | None = None,
+    group_seeds: bool = False,
+    allow_different_protocols: bool = False,
+) -> RunComparison:
+    """Return the comparison of the runs of the given names.
 
-    Attributes:
-        arms: In the order asked for.
-        reference: Index of the arm that the others are compared with.
-        differences: Every other arm against the reference, at the end of both.
-        forgetting: Every arm at its end against its best earlier boundary.
-        mismatches: Where runs measured otherwise than the reference's first run.
+    Args:
+        store: The store that holds them.
+        names: Ids, unique beginnings of ids, or names.
+        reference: What the others are compared with, one of them or one more; else the first.
+        group_seeds: Take runs of one name without ``seed N`` together.
+        allow_different_protocols: Compare also what was measured under different protocols.
+
+    Raises:
+        RequestError: If a name fits no run, more than one, or one that has not trained; if a seed
+            is there twice; or if protocols differ and may not.
     """
+    find = over_seeds if group_seeds else single_runs
+    groups = find(store, names)
+    index = 0
+    if reference is not None:
+        (wanted,) = find(store, [reference])
+        holding = [n for n, group in enumerate(groups) if wanted.run_ids <= group.run_ids]
+        if holding:
+            index = holding[0]
+        else:
+            groups = [wanted, *groups]
+    first = next(iter(groups[index].runs.values()))
+    others = [run for group in groups for run in group.runs.values() if run is not first]
+    found = mismatches(first, others)
+    if not allow_different_protocols:
+        refuse(found, {run.run_id: run.name for run in others}, first.name)
 
-    arms: tuple[Arm, ...]
-    reference: int
-    differences: tuple[Change, ...]
-    forgetting: tuple[Change, ...]
-    mismatches: tuple[Mismatch, ...]
+    def read(run: RunResult, benchmark: str, step: int) -> list[ItemAnswer]:
+        return read_answers(store, run.run_id, benchmark, step)
+
+    return comparison(groups, index, found, read)
 
 
-def comparison(arms: Sequence[Arm], reference: int, mismatches: Sequence[Mismatch]) -> Comparison:
-    """Compare arms with a reference, and each with its own best; p values are Holm's over all.
-
-    A best boundary is chosen by its score, so that by chance alone the end is lower: its p is
-    multiplied by the number of boundaries it was chosen from (Bonferroni).
-    """
+def comparison(
+    groups: Sequence[RunGroup],
+    reference: int,
+    mismatches: Sequence[Mismatch],
+    reader: MarksReader,
+) -> RunComparison:
+    """Compare groups with a reference, and each with its own best; p values are Holm's over all."""
+    measured = Measurements(reader, across_protocols=True)  # refused before, or asked for
+    keys = {ability.key for ability in groups[reference].abilities}
     against = [
-        _against_reference(arms, index, reference, benchmark, key)
-        for index, arm in enumerate(arms)
+        (index, _against(groups[reference], group, ability, measured))
+        for index, group in enumerate(groups)
         if index != reference
-        for benchmark, key in arm.keys.items()
-        if arms[reference].keys.get(benchmark) == key
+        for ability in group.abilities
+        if ability.key in keys
     ]
-    within = [
-        _against_best(arm, index, benchmark, key)
-        for index, arm in enumerate(arms)
-        for benchmark, key in arm.keys.items()
+    drops = [
+        (index, drop)
+        for index, group in enumerate(groups)
+        if group.is_finished
+        for ability in group.abilities
+        if (drop := drop_of("", group, ability, measured)) is not None
     ]
-    changes = [*against, *within]
-    corrected = holm({n: c.difference.p for n, c in enumerate(changes) if c.difference is not None})
-    changes = [replace(change, p_holm=corrected.get(n)) for n, change in enumerate(changes)]
-    return Comparison(
-        tuple(arms),
-        reference,
-        tuple(changes[: len(against)]),
-        tuple(changes[len(against) :]),
-        tuple(mismatches),
+    tests = corrected([*(c for _, c in against), *(drop.comparison for _, drop in drops)])
+    within = tests[len(against) :]
+    return RunComparison(
+        groups=tuple(groups),
+        reference=reference,
+        differences=tuple((n, test) for (n, _), test in zip(against, tests, strict=False)),
+        forgetting=tuple(
+            (n, replace(drop, comparison=test))
+            for (n, drop), test in zip(drops, within, strict=True)
+        ),
+        mismatches=tuple(mismatches),
+        measured=measured,
     )
 
 
-def score_at(arm: Arm, benchmark: str, boundary: int) -> Score | None:
-    """Return an arm's first score at a boundary: of one run as it has it, else over seeds."""
-    if len(arm.runs) == 1:
-        result = arm.runs[0].result
-        return result.boundaries[boundary].scores.get(result.first_keys[benchmark])
-    found = arm.at(benchmark, boundary)
-    if found is None or not same_items(found):
-        return None
-    items = graded_in_all(found)
-    return mean_over_seeds_and_items(_matrix(found, items)) if items else None
-
-
-def _against_reference(
-    arms: Sequence[Arm], index: int, reference: int, benchmark: str, key: str
-) -> Change:
-    before, after = arms[reference], arms[index]
-    change = Change(index, benchmark, key, before.name)
-    unfinished = next((arm.name for arm in (before, after) if not arm.is_finished), None)
-    if unfinished is not None:
-        return replace(change, left_out=f"{unfinished!r} has not come to its end")
-    if min(len(before.runs), len(after.runs)) == 1 != max(len(before.runs), len(after.runs)):
-        return replace(change, left_out="one side has a single seed")
-    return _tested(change, before.at(benchmark, -1), after.at(benchmark, -1), same_runs=False)
-
-
-def _against_best(arm: Arm, index: int, benchmark: str, key: str) -> Change:
-    change = Change(index, benchmark, key, "")
-    if not arm.is_finished:
-        return replace(change, left_out=f"{arm.name!r} has not come to its end")
-    earlier = [score_at(arm, benchmark, n) for n in range(arm.num_boundaries - 1)]
-    values = {n: score.value for n, score in enumerate(earlier) if score is not None}
-    if not values:
-        return replace(change, left_out="no earlier score")
-    best = max(values, key=lambda n: values[n])
-    change = replace(change, before=boundary_name(arm, best))
-    change = _tested(change, arm.at(benchmark, best), arm.at(benchmark, -1), same_runs=True)
-    if change.difference is None:
-        return change
-    p = min(change.difference.p * len(values), 1.0)
-    return replace(change, difference=replace(change.difference, p=p))
-
-
-def _tested(
-    change: Change,
-    before: list[Outcomes] | None,
-    after: list[Outcomes] | None,
-    same_runs: bool,
-) -> Change:
-    if before is None or after is None:
-        return replace(change, left_out="the score is no mean over items")
-    if not same_items([*before, *after]):
-        return replace(change, left_out="items differ")
-    items = graded_in_all([*before, *after])
-    if not items:
-        return replace(change, left_out="no item was graded on both sides")
-    old, new = _matrix(before, items), _matrix(after, items)
-    was, now = ([set(side) for side in zip(*marks, strict=True)] for marks in (old, new))
-    return replace(
-        change,
-        difference=paired_over_seeds(old, new, same_runs=same_runs),
-        gained=tuple(i for i, a, b in zip(items, was, now, strict=True) if (a, b) == ({0}, {1})),
-        lost=tuple(i for i, a, b in zip(items, was, now, strict=True) if (a, b) == ({1}, {0})),
-    )
-
-
-def boundary_name(arm: Arm, boundary: int) -> str:
-    """Return the name of the stage that a boundary ends."""
-    return arm.runs[0].result.boundaries[boundary].after or "(base)"
-
-
-def _matrix(found: Sequence[Outcomes], items: Sequence[str]) -> list[list[float]]:
-    return [[run.marks[item] for item in items] for run in found]
+def _against(
+    before: RunGroup, after: RunGroup, ability: Ability, measured: Measurements
+) -> Comparison:
+    why_not = ""
+    unfinished = [group.label for group in (before, after) if not group.is_finished]
+    if unfinished:
+        why_not = f"{unfinished[0]!r} has not reached its end"
+    elif min(len(before.runs), len(after.runs)) == 1 != max(len(before.runs), len(after.runs)):
+        why_not = "one side has a single seed"
+    if why_not:
+        return Comparison("", ability, before.label, after.label, None, why_not)
+    return measured.compare("", ability, end_of(before), end_of(after))

@@ -1,41 +1,33 @@
-"""Groups: the seeds of one arm at one point of its grid; what tables and curves show a mean of."""
+"""Groups: runs that differ by their seed only; what tables and curves show a mean of."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from itertools import pairwise
 from math import log2
 
 import yaml
 
-from sft_lab.analysis.study_results import Cell, Question
+from sft_lab.analysis.abilities import Ability, abilities_in
+from sft_lab.analysis.study_results import Question
 from sft_lab.runs.results import RunResult
 
 
 @dataclass(frozen=True)
-class Group:
-    """The cells that differ by their seeds only.
+class RunGroup:
+    """Runs that differ by their seed only.
 
     Attributes:
-        question: The question's name.
-        arm: The arm's name.
-        axis: The grid's values by axis name.
-        cells: Its cells, also those without a finished run.
+        arm: Name of their arm in a study; outside one, the name of the run or of its seeds.
+        runs: By seed; in a study, only those that have finished.
+        axis: The values of the arm's grid by axis name; empty without a grid.
+        question: Name of the study's question; empty outside a study.
     """
 
-    question: str
     arm: str
-    axis: Mapping[str, str]
-    cells: tuple[Cell, ...]
-
-    @property
-    def runs(self) -> dict[int, RunResult]:
-        """The runs that came to their end, by seed."""
-        return {
-            cell.seed: cell.result
-            for cell in self.cells
-            if cell.result is not None and cell.result.last is not None
-        }
+    runs: Mapping[int, RunResult]
+    axis: Mapping[str, str] = field(default_factory=dict)
+    question: str = ""
 
     @property
     def run_ids(self) -> frozenset[str]:
@@ -43,50 +35,67 @@ class Group:
         return frozenset(run.run_id for run in self.runs.values())
 
     @property
+    def is_finished(self) -> bool:
+        """Whether every run was evaluated at the end of its last stage."""
+        return all(run.last is not None for run in self.runs.values())
+
+    @property
+    def num_boundaries(self) -> int:
+        """Boundaries that every run has reached; the first is before training."""
+        return min((len(run.boundaries) for run in self.runs.values()), default=0)
+
+    @property
+    def abilities(self) -> list[Ability]:
+        """The abilities that every run measures by the same score."""
+        first, *others = (abilities_in(run) for run in self.runs.values())
+        keys = [{ability.key for ability in other} for other in others]
+        return [ability for ability in first if all(ability.key in found for found in keys)]
+
+    @property
     def level(self) -> str:
         """The value of the first axis; empty without one."""
         return next(iter(self.axis.values()), "")
+
+    @property
+    def label(self) -> str:
+        """Its name in tables, such as ``dmt (k = 1/16)``."""
+        axis = ", ".join(f"{name} = {value}" for name, value in self.axis.items())
+        return f"{self.arm} ({axis})" if axis else self.arm
 
     def named(self, name: str) -> str:
         """Return a name with the values of all axes but the first, such as ``math (lr = 1e-3)``."""
         others = ", ".join(f"{axis} = {value}" for axis, value in list(self.axis.items())[1:])
         return f"{name} ({others})" if others else name
 
-    @property
-    def label(self) -> str:
-        """How tables name it, such as ``dmt (k = 1/16)``."""
-        axis = ", ".join(f"{name} = {value}" for name, value in self.axis.items())
-        return f"{self.arm} ({axis})" if axis else self.arm
 
-
-def groups_of(question: Question) -> list[Group]:
-    """Return a question's groups, in the order of its cells."""
-    found: dict[tuple[str, tuple[tuple[str, str], ...]], list[Cell]] = {}
+def groups_of(question: Question) -> list[RunGroup]:
+    """Return a question's groups, in the order of its cells, with the runs that have finished."""
+    found: dict[tuple[str, tuple[tuple[str, str], ...]], dict[int, RunResult]] = {}
     for cell in question.cells:
-        found.setdefault((cell.arm, tuple(cell.axis.items())), []).append(cell)
-    return [
-        Group(question.name, arm, dict(axis), tuple(cells)) for (arm, axis), cells in found.items()
-    ]
+        runs = found.setdefault((cell.arm, tuple(cell.axis.items())), {})
+        if cell.result is not None and cell.result.last is not None:
+            runs[cell.seed] = cell.result
+    return [RunGroup(arm, runs, dict(axis), question.name) for (arm, axis), runs in found.items()]
 
 
-def series_of(question: Question) -> dict[str, list[Group]]:
+def series_of(question: Question) -> dict[str, list[RunGroup]]:
     """Return the groups that differ by their first axis only, from the least amount up, by name."""
-    found: dict[str, list[Group]] = {}
+    found: dict[str, list[RunGroup]] = {}
     for group in groups_of(question):
         found.setdefault(group.named(group.arm), []).append(group)
     return {name: by_amount(groups) for name, groups in found.items()}
 
 
-def distinct(groups: Sequence[Group]) -> list[Group]:
+def distinct(groups: Sequence[RunGroup]) -> list[RunGroup]:
     """Return groups without those whose runs are all those of an earlier one, such as k = 0."""
-    found: dict[frozenset[str], Group] = {}
+    found: dict[frozenset[str], RunGroup] = {}
     for group in groups:
         found.setdefault(group.run_ids or frozenset([group.label]), group)
     return list(found.values())
 
 
 def amount(level: str) -> float | None:
-    """Return a share or an amount as a number; None where it is no number.
+    """Return a share or an amount as a number, or None if it is not one.
 
     >>> amount("1/64"), amount("{rows: 500}"), amount("code first")
     (0.015625, 500.0, None)
@@ -105,7 +114,7 @@ def amount(level: str) -> float | None:
     return float(numbers[0]) if isinstance(numbers[0], int | float) else None
 
 
-def by_amount(groups: Sequence[Group]) -> list[Group]:
+def by_amount(groups: Sequence[RunGroup]) -> list[RunGroup]:
     """Return groups from the least amount to the greatest; in their own order without amounts."""
     amounts = {group.level: amount(group.level) for group in groups}
     if any(value is None for value in amounts.values()):
@@ -114,9 +123,9 @@ def by_amount(groups: Sequence[Group]) -> list[Group]:
 
 
 def positions(levels: Sequence[str]) -> dict[str, float]:
-    """Return where each level stands on a logarithmic axis, 0 one step left of the least amount.
+    """Return the place of each level on a logarithmic axis, 0 one step left of the least amount.
 
-    Levels that are no amounts stand side by side in their own order.
+    Levels that are not amounts are placed one after the other in their own order.
 
     >>> positions(["1", "1/4", "0"])
     {'1': 0.0, '1/4': -2.0, '0': -4.0}

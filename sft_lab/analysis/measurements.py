@@ -1,11 +1,12 @@
-"""Means and paired tests of the cells of a study, only of what was measured alike."""
+"""Means and paired tests of groups of runs, only of what was measured alike."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from sft_lab.analysis.abilities import Ability
-from sft_lab.analysis.groups import Group
-from sft_lab.analysis.outcomes import outcomes
+from sft_lab.analysis.groups import RunGroup
+from sft_lab.analysis.outcomes import Outcomes, graded_in_all, outcomes, same_items
 from sft_lab.analysis.protocols import protocol_id
 from sft_lab.errors import RequestError
 from sft_lab.metrics.paired import Difference, holm, paired_over_seeds
@@ -14,15 +15,17 @@ from sft_lab.metrics.seeds import mean_over_seeds_and_items, over_seeds
 from sft_lab.runs.results import ItemAnswer, Point, RunResult
 
 MarksReader = Callable[[RunResult, str, int], list[ItemAnswer]]
-"""Returns the answers of a run to a benchmark at a step; a RequestError where there are none."""
+"""Returns a run's answers to a benchmark at a step; raises a RequestError if there are none."""
 
 LEVEL = 0.05
-"""Adjusted p below which a difference is said to be shown."""
+"""Significance level: a difference is shown if its p, corrected for its family, is below it."""
+
+Conclusion = Literal["higher", "lower", "no difference shown"]
 
 
 @dataclass(frozen=True)
 class Side:
-    """What stands on one side of a comparison: one evaluation of a run for each seed.
+    """One side of a comparison: one evaluation of a run for each seed.
 
     Attributes:
         label: Its name in tables.
@@ -32,11 +35,15 @@ class Side:
     label: str
     points: Mapping[int, tuple[RunResult, Point]]
 
+    @property
+    def stage(self) -> str:
+        """The stage that ended there, ``base`` before training; of several names, all of them."""
+        return " or ".join(sorted({point.after or "base" for _, point in self.points.values()}))
+
     def having(self, ability: Ability) -> "Side":
         """Return the seeds that measured an ability."""
-        return replace(
-            self,
-            points={s: (run, p) for s, (run, p) in self.points.items() if ability.key in p.scores},
+        return self.only(
+            [s for s, (_, point) in self.points.items() if ability.key in point.scores]
         )
 
     def only(self, seeds: Collection[int]) -> "Side":
@@ -46,17 +53,19 @@ class Side:
 
 @dataclass(frozen=True)
 class Comparison:
-    """An ability on two sides.
+    """An ability on two sides: the one kind of comparison, of every command.
 
     Attributes:
         family: The comparisons that are corrected together.
         ability: What is compared.
         before: Name of the first side.
         after: Name of the second side.
-        difference: After minus before; None where they cannot be compared.
-        why_not: Why they cannot.
-        p_holm: p corrected for the family; 1 where there is no difference.
+        difference: After minus before, on the items that both sides graded; None without a test.
+        why_not: Why there is no test; empty if there is one.
+        p_holm: p corrected for the family; 1 without a test.
         seeds: Seeds on each side.
+        gained: Ids of the items right only after, in every seed; none where marks are ratings.
+        lost: Ids of the items right only before, in every seed.
     """
 
     family: str
@@ -67,11 +76,22 @@ class Comparison:
     why_not: str = ""
     p_holm: float = 1.0
     seeds: tuple[int, int] = (0, 0)
+    gained: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
     @property
     def shown(self) -> bool:
         """Whether a difference is shown, corrected for many comparisons."""
         return self.difference is not None and self.p_holm < LEVEL
+
+    @property
+    def conclusion(self) -> Conclusion | None:
+        """What the corrected test shows; None without a test."""
+        if self.difference is None:
+            return None
+        if not self.shown:
+            return "no difference shown"
+        return "higher" if self.difference.value > 0 else "lower"
 
     def chosen_from(self, choices: int) -> "Comparison":
         """Return it with its p corrected by Bonferroni for a side chosen by its score."""
@@ -82,70 +102,65 @@ class Comparison:
 
     @property
     def span(self) -> str:
-        """Both sides in a few words: what they share is said once."""
-        arms, axes = zip(
-            *(side.rstrip(")").partition(" (")[::2] for side in self.sides), strict=True
-        )
+        """Both sides in a few words: what they share is written once."""
+        sides = (self.before, self.after)
+        arms, axes = zip(*(side.rstrip(")").partition(" (")[::2] for side in sides), strict=True)
         names, values = zip(*(axis.partition(" = ")[::2] for axis in axes), strict=True)
         if arms[0] == arms[1] and names[0] == names[1] and all(values):
             return f"{arms[0]}, {names[0]} {values[0]} \N{RIGHTWARDS ARROW} {values[1]}"
         return f"{self.before} \N{RIGHTWARDS ARROW} {self.after}"
 
-    @property
-    def sides(self) -> tuple[str, str]:
-        """Names of both sides."""
-        return self.before, self.after
 
-
-def end_of(group: Group) -> Side:
+def end_of(group: RunGroup) -> Side:
     """Return a group's evaluations at the end of training."""
     points = {seed: (run, run.last) for seed, run in group.runs.items()}
     return Side(group.label, {s: (run, last) for s, (run, last) in points.items() if last})
 
 
-def boundary_of(group: Group, index: int) -> Side:
+def boundary_of(group: RunGroup, index: int) -> Side:
     """Return a group's evaluations at its n-th boundary; 0 is before training."""
     found = {
         seed: (run, run.boundaries[index])
         for seed, run in group.runs.items()
         if index < len(run.boundaries)
     }
-    names = {point.after or "base" for _, point in found.values()}
-    return Side(f"{group.label} after {' or '.join(sorted(names))}", found)
+    return Side(f"{group.label} after {Side('', found).stage}", found)
 
 
 class Measurements:
-    """Reads marks once and makes means and comparisons of them.
+    """Reads marks once and computes means and comparisons from them.
 
     Args:
         reader: Where marks come from.
+        across_protocols: Whether to compare also what was measured under different protocols, as
+            far as it is the same items.
     """
 
-    def __init__(self, reader: MarksReader) -> None:
+    def __init__(self, reader: MarksReader, across_protocols: bool = False) -> None:
         self._reader = reader
-        self._marks: dict[tuple[str, str, int], dict[str, float] | None] = {}
+        self._across_protocols = across_protocols
+        self._outcomes: dict[tuple[str, str, int], Outcomes | None] = {}
 
     def mean(self, ability: Ability, side: Side) -> Score | None:
         """Return the mean over a side's seeds and items.
 
-        Where items cannot be read, it is the mean of the seeds' scores. None where no seed
-        measured the ability, or seeds did so under different protocols.
+        If items cannot be read, it is the mean of the seeds' scores. None if no seed measured the
+        ability, or seeds did so under different protocols.
         """
         side = side.having(ability)
-        if not side.points or len(_protocols(ability, side)) > 1:
+        if not side.points or self._protocols_differ(ability, side):
             return None
         if len(side.points) == 1:
             [(_, point)] = side.points.values()
             return point.scores[ability.key]
-        tables = self._tables(ability, side)
-        if tables is not None:
-            return mean_over_seeds_and_items(_aligned(tables, _common(tables)))
+        found = self._items(ability, side)
+        if found is not None and same_items(found) and (items := graded_in_all(found)):
+            return mean_over_seeds_and_items(_marks(found, items))
         values = [point.scores[ability.key].value for _, point in side.points.values()]
-        found = over_seeds(values)
-        low, high = found.low, found.high
-        assert low is not None
-        assert high is not None
-        return Score(found.value, low, high, found.n)
+        mean = over_seeds(values)
+        assert mean.low is not None
+        assert mean.high is not None
+        return Score(mean.value, mean.low, mean.high, mean.n)
 
     def compare(
         self,
@@ -171,53 +186,58 @@ class Measurements:
         else:
             before, after = _matched(before, after)
         seeds = len(before.points), len(after.points)
-
-        def result(difference: Difference | None, why_not: str = "") -> Comparison:
-            return Comparison(
-                family, ability, before.label, after.label, difference, why_not, seeds=seeds
-            )
-
+        result = Comparison(family, ability, before.label, after.label, None, seeds=seeds)
         for side in (before, after):
             if not side.points:
-                return result(None, f"no finished run of {side.label} measured it")
-        if len(_protocols(ability, before) | _protocols(ability, after)) > 1:
-            return result(None, "the runs were measured under different protocols")
-        old, new = self._tables(ability, before), self._tables(ability, after)
+                return replace(result, why_not=f"no finished run of {side.label} measured it")
+        if self._protocols_differ(ability, before, after):
+            return replace(result, why_not="the runs were measured under different protocols")
+        old, new = self._items(ability, before), self._items(ability, after)
         if old is None or new is None:
-            return result(None, "the answers item by item are not there")
-        items = _common([*old, *new])
+            return replace(result, why_not="there are no marks of single items for this score")
+        if not same_items([*old, *new]):
+            return replace(result, why_not="the items differ")
+        items = graded_in_all([*old, *new])
         if not items:
-            return result(None, "the runs have no graded item in common")
-        old_marks, new_marks = _aligned(old, items), _aligned(new, items)
-        return result(paired_over_seeds(old_marks, new_marks, same_runs=same_runs))
+            return replace(result, why_not="the runs have no graded item in common")
+        marks = _marks(old, items), _marks(new, items)
+        was, now = ([set(of_item) for of_item in zip(*side, strict=True)] for side in marks)
+        changes = list(zip(items, was, now, strict=True))
+        return replace(
+            result,
+            difference=paired_over_seeds(*marks, same_runs=same_runs),
+            gained=tuple(item for item, a, b in changes if (a, b) == ({0}, {1})),
+            lost=tuple(item for item, a, b in changes if (a, b) == ({1}, {0})),
+        )
 
-    def marks(self, run: RunResult, ability: Ability, step: int) -> dict[str, float] | None:
-        """Return a run's marks at a step by item; None where they do not make up its score."""
+    def outcomes(self, run: RunResult, ability: Ability, step: int) -> Outcomes | None:
+        """Return a run's items at a step; None if their marks do not make up its score."""
         key = run.run_id, ability.key, step
-        if key not in self._marks:
-            self._marks[key] = self._read(run, ability, step)
-        return self._marks[key]
+        if key not in self._outcomes:
+            self._outcomes[key] = self._read(run, ability, step)
+        return self._outcomes[key]
 
-    def answers(self, run: RunResult, ability: Ability, step: int) -> list[ItemAnswer]:
-        """Return a run's answers at a step; empty where there are none."""
-        try:
-            return self._reader(run, ability.benchmark, step)
-        except RequestError:
-            return []
-
-    def _read(self, run: RunResult, ability: Ability, step: int) -> dict[str, float] | None:
+    def _read(self, run: RunResult, ability: Ability, step: int) -> Outcomes | None:
         point = next((p for p in run.points if p.step == step), None)
         if point is None or ability.key not in point.scores:
             return None
-        recorded = point.scores[ability.key].value
-        found = outcomes(self.answers(run, ability, step), ability.score_name, recorded)
-        # A score that is no mean of marks, such as a corpus-level one, has no paired test.
-        return dict(found.marks) if found is not None and found.marks else None
+        try:
+            answers = self._reader(run, ability.benchmark, step)
+        except RequestError:
+            return None
+        found = outcomes(answers, ability.score_name, point.scores[ability.key].value)
+        # A score that is not a mean of marks, such as a corpus-level one, has no paired test.
+        return found if found is not None and found.marks else None
 
-    def _tables(self, ability: Ability, side: Side) -> list[dict[str, float]] | None:
-        found = [self.marks(run, ability, point.step) for run, point in side.points.values()]
-        tables = [table for table in found if table]
-        return tables if len(tables) == len(found) and _common(tables) else None
+    def _items(self, ability: Ability, side: Side) -> list[Outcomes] | None:
+        found = [self.outcomes(run, ability, point.step) for run, point in side.points.values()]
+        known = [items for items in found if items is not None]
+        return known if len(known) == len(found) else None
+
+    def _protocols_differ(self, ability: Ability, *sides: Side) -> bool:
+        runs = [run for side in sides for run, _ in side.points.values()]
+        ids = {protocol_id(run, ability.benchmark) for run in runs}
+        return len(ids) > 1 and not self._across_protocols
 
 
 def corrected(comparisons: Iterable[Comparison]) -> list[Comparison]:
@@ -226,10 +246,6 @@ def corrected(comparisons: Iterable[Comparison]) -> list[Comparison]:
     p_values = {n: c.difference.p for n, c in enumerate(found) if c.difference is not None}
     adjusted = holm(p_values)
     return [replace(c, p_holm=adjusted.get(n, 1.0)) for n, c in enumerate(found)]
-
-
-def _protocols(ability: Ability, side: Side) -> set[str]:
-    return {protocol_id(run, ability.benchmark) for run, _ in side.points.values()}
 
 
 def _matched(before: Side, after: Side) -> tuple[Side, Side]:
@@ -243,9 +259,5 @@ def _matched(before: Side, after: Side) -> tuple[Side, Side]:
     return (alone, chosen) if sizes[0] == 1 else (chosen, alone)
 
 
-def _common(tables: Sequence[Mapping[str, float]]) -> list[str]:
-    return [item for item in tables[0] if all(item in table for table in tables)]
-
-
-def _aligned(tables: Sequence[Mapping[str, float]], items: Sequence[str]) -> list[list[float]]:
-    return [[table[item] for item in items] for table in tables]
+def _marks(found: Sequence[Outcomes], items: Sequence[str]) -> list[list[float]]:
+    return [[run.marks[item] for item in items] for run in found]

@@ -1,4 +1,4 @@
-"""What became of every item of a benchmark in one evaluation, by one of its scores."""
+"""The items of a benchmark in one evaluation: marks by one of its scores, answers, prompts."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +15,9 @@ class Outcomes:
     """The items of one evaluation.
 
     Attributes:
-        marks: By item, the mean mark of its answers; items that could not be graded are not in it.
+        marks: By item, the mean mark of its answers; without items that could not be graded.
         answers: By item, its answers.
-        prompts: By item, what was asked.
+        prompts: By item, the question of each answer.
     """
 
     marks: Mapping[str, float]
@@ -33,7 +33,7 @@ class Outcomes:
 def outcomes(
     answers: Sequence[ItemAnswer], score_name: str, score: float | None
 ) -> Outcomes | None:
-    """Return what became of the items, by the mark that a score of the benchmark is a mean of.
+    """Return the items of an evaluation, by the mark that a score of the benchmark is a mean of.
 
     That is the mark of its name or of its name's end, ``loose`` of ``prompt_loose``, else the first
     one; an item of several parts is right where all of them are. Both turns of an MT-Bench question
@@ -45,7 +45,7 @@ def outcomes(
         score: What the run has recorded as that score.
 
     Returns:
-        The items; None where that score is no mean of marks, as a perplexity.
+        The items; None if that score is not a mean of marks, as a perplexity.
     """
     of_item: defaultdict[str, list[ItemAnswer]] = defaultdict(list)
     for answer in answers:
@@ -69,7 +69,7 @@ def outcomes(
 
 
 def same_items(found: Iterable[Outcomes]) -> bool:
-    """Say whether evaluations asked the same: ids and prompts agree."""
+    """Return whether evaluations asked the same items: ids and prompts agree."""
     first, *others = found
     return all(other.items == first.items for other in others)
 

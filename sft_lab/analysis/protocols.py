@@ -1,4 +1,4 @@
-"""Do scores of several runs compare? Only where they were measured under one protocol."""
+"""Protocols: scores of several runs compare only if they were measured alike."""
 
 import hashlib
 import json
@@ -12,9 +12,12 @@ from sft_lab.errors import RequestError
 from sft_lab.runs.results import RunResult
 
 PROTOCOL = ("protocol", "decoding", "items", "scale", "prompts", "digest")
-"""What decides a score; the other keys are conditions, which change no verdict but by accident:
-``weights`` (the same function up to rounding) and ``conditions``, such as ``conditions.sandbox``
-(both levels grade alike) and versions."""
+"""Keys of a benchmark's record that decide its scores: protocols are equal if these are.
+
+The other keys are conditions, which change no verdict but by accident: ``weights`` (the same
+function up to rounding) and ``conditions``, such as ``conditions.sandbox`` (both levels grade
+alike) and versions.
+"""
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,10 @@ class Mismatch:
     Attributes:
         run_id: The run that differs.
         benchmark: The benchmark.
-        key: Where in its entry of ``record.json``, dotted.
-        reference: The reference's value; None where it has no such key.
+        key: The key in its entry of ``record.json``, dotted.
+        reference: The reference's value; None if it has no such key.
         value: The run's.
-        is_protocol: Whether scores stop comparing by it; a condition is only told.
+        is_protocol: Whether scores do not compare for it; a condition is only reported.
     """
 
     run_id: str
@@ -39,9 +42,9 @@ class Mismatch:
 
 
 def mismatches(reference: RunResult, runs: Sequence[RunResult]) -> list[Mismatch]:
-    """Return where runs measured otherwise than the reference; benchmarks of one side are left out.
+    """Return the keys by which runs and reference differ, of the benchmarks that both measured.
 
-    Digests say that something differs and not what: they are told only where nothing else does.
+    A digest only says that something differs: it is left out if another key says what.
     """
     found = []
     for run in runs:
@@ -83,7 +86,7 @@ def refuse(found: Sequence[Mismatch], names: Mapping[str, str], reference: str) 
 
 
 def mismatch_line(mismatch: Mismatch, names: Mapping[str, str], reference: str) -> str:
-    """Return a mismatch for people."""
+    """Return a mismatch as a line for people."""
     return (
         f"{mismatch.benchmark}: {mismatch.key} is {_short(mismatch.reference)} in {reference!r}, "
         f"{_short(mismatch.value)} in {names[mismatch.run_id]!r}"
@@ -106,21 +109,17 @@ def _short(value: Any) -> str:
 
 
 def protocol_id(run: RunResult, benchmark: str) -> str:
-    """Return a short digest of all that a run's score depends on beside the model.
-
-    That is the benchmark's own digest (items, extractor, its settings), the rendered prompts and
-    the decoding. Empty where the run has no such benchmark.
-    """
+    """Return a short digest of a benchmark's protocol; empty if the run has no such benchmark."""
     measured = run.benchmarks.get(benchmark)
     if measured is None:
         return ""
-    parts = {name: getattr(measured, name) for name in ("digest", "prompts", "decoding")}
+    parts = {name: getattr(measured, name) for name in PROTOCOL}
     text = json.dumps(parts, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def finished_runs(results: StudyResults) -> dict[str, RunResult]:
-    """Return the runs of a study that came to their end, each once, by id."""
+    """Return the finished runs of a study, each once, by id."""
     return {
         cell.result.run_id: cell.result
         for question in results.questions
@@ -130,7 +129,7 @@ def finished_runs(results: StudyResults) -> dict[str, RunResult]:
 
 
 def protocol_warnings(results: StudyResults, abilities: list[Ability]) -> list[str]:
-    """Return a sentence for every benchmark that was not measured alike in all runs."""
+    """Return a sentence for each benchmark that was measured under several protocols."""
     sentences = []
     for ability in abilities:
         by: dict[str, list[str]] = {}

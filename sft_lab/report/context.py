@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sft_lab.analysis.abilities import Ability
-from sft_lab.analysis.groups import Group, groups_of
+from sft_lab.analysis.groups import RunGroup, groups_of
 from sft_lab.analysis.measurements import Comparison, Measurements, end_of
 from sft_lab.analysis.study_results import Question, StudyResults
 from sft_lab.report.curves import Level, Line, curve, top_of
@@ -37,7 +37,7 @@ class Context:
         self,
         label: str,
         ability: Ability,
-        groups: Sequence[Group],
+        groups: Sequence[RunGroup],
         levels: Sequence[str] | None = None,
     ) -> Line:
         """Return the line of groups that have been measured, at their levels or at those given."""

@@ -1,13 +1,15 @@
 """Everything that a report shows as plain data, for CSV files; scores in their own unit."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 
 from sft_lab.analysis.abilities import Ability
+from sft_lab.analysis.forgetting import changes_of
 from sft_lab.analysis.groups import groups_of
 from sft_lab.analysis.measurements import Comparison, Measurements, end_of
 from sft_lab.analysis.protocols import protocol_id
 from sft_lab.analysis.study_results import Cell, StudyResults
-from sft_lab.report.changed_items import ChangedItem
+from sft_lab.report.changed_items import Changed
 from sft_lab.report.page import Claim, PlainTable
 
 Row = Mapping[str, object]
@@ -22,7 +24,7 @@ def cells_csv(results: StudyResults, abilities: Sequence[Ability]) -> PlainTable
     return PlainTable(columns, list(_cells(results, abilities)))
 
 
-_DERIVED = ["forgetting", "retention", "backward_transfer"]
+_DERIVED = ["forgetting", "retention", "backward_transfer", "change_from_base"]
 
 
 def _cells(results: StudyResults, abilities: Sequence[Ability]) -> Iterator[Row]:
@@ -38,7 +40,7 @@ def _cells(results: StudyResults, abilities: Sequence[Ability]) -> Iterator[Row]
             row = {**about, "ability": ability.name, "metric": ability.key}
             if score is not None:
                 row |= {"score": score.value, "low": score.low, "high": score.high, "n": score.n}
-                row |= {n: run.final.get(f"{n}/{ability.key}", "") for n in _DERIVED}
+                row |= changes_of(run, ability)
             yield {**row, "protocol": protocol_id(run, ability.benchmark)}
 
 
@@ -111,23 +113,15 @@ def findings_csv(claims: Sequence[Claim]) -> PlainTable:
     )
 
 
-def items_csv(changed: Sequence[ChangedItem]) -> PlainTable:
-    """Return every forgotten and regained item, with the whole answers."""
+def items_csv(changed: Changed) -> PlainTable:
+    """Return every forgotten and gained item, with the whole answers."""
+    columns = ["kind", "id", "stage", "step", "prompt", "before", "after"]
     return PlainTable(
-        ["ability", "run_id", "run", "kind", "item", "stage", "prompt", "before", "after"],
+        ["ability", "run_id", "run", *columns],
         [
-            {
-                "ability": item.ability.name,
-                "run_id": item.run.run_id,
-                "run": item.run.name,
-                "kind": item.kind,
-                "item": item.id,
-                "stage": item.stage,
-                "prompt": item.prompt,
-                "before": item.before,
-                "after": item.after,
-            }
-            for item in changed
+            {"ability": ability.name, "run_id": run.run_id, "run": run.name, **asdict(item)}
+            for ability, (run, items) in changed.items()
+            for item in items
         ],
     )
 

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sft_lab.analysis.abilities import Ability
+from sft_lab.analysis.forgetting import Drop
 from sft_lab.analysis.groups import positions
 from sft_lab.metrics.score import Score
 from sft_lab.report.drawing import DASHES, INK, MARKERS, MUTED, PAPER, SERIES, Drawing
 from sft_lab.report.page import Panel
-from sft_lab.report.paper.strategies import Drop
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from sft_lab.analysis.groups import groups_of
 from sft_lab.analysis.measurements import MarksReader, Measurements
 from sft_lab.analysis.protocols import finished_runs, protocol_warnings
 from sft_lab.analysis.study_results import Cell, Question, StudyResults
-from sft_lab.report.changed_items import changed_items, changed_table
+from sft_lab.report.changed_items import changed_tables, most_forgotten
 from sft_lab.report.csv_tables import (
     boundaries_csv,
     cells_csv,
@@ -40,7 +40,7 @@ def build_report(
     measured = Measurements(marks)
     context = Context(results, abilities, measured, published_for(bases))
     questions = [question_section(question, context) for question in results.questions]
-    changed = changed_items(list(finished_runs(results).values()), abilities, measured)
+    changed = most_forgotten(list(finished_runs(results).values()), abilities, measured)
     claims = [claim for section in questions for claim in section.claims]
     sections = [_summary(questions), *questions]
     if results.searches:
@@ -49,9 +49,9 @@ def build_report(
         sections.append(
             Section(
                 "items",
-                "Forgotten and regained items",
+                "Forgotten and gained items",
                 ["All of them, in full, are in items.csv."],
-                tables=changed_table(changed),
+                tables=changed_tables(changed),
             )
         )
     if extra_figures:

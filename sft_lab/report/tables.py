@@ -5,24 +5,23 @@ from dataclasses import replace
 from typing import Any
 
 from sft_lab.analysis.abilities import Ability
-from sft_lab.analysis.groups import Group
+from sft_lab.analysis.forgetting import Drop, retention_of
+from sft_lab.analysis.groups import RunGroup
 from sft_lab.analysis.measurements import Comparison, Measurements, end_of
 from sft_lab.analysis.protocols import finished_runs, protocol_id
 from sft_lab.analysis.study_results import StudyResults
-from sft_lab.metrics.seeds import over_seeds
 from sft_lab.report.judging import interval_text, p_text
 from sft_lab.report.page import Mark, Table, TableCell
 from sft_lab.report.paper.published import SOURCE, Published
-from sft_lab.report.paper.strategies import Drop
 
 
 def score_table(
     caption: str,
-    rows: Sequence[Group],
+    rows: Sequence[RunGroup],
     abilities: Sequence[Ability],
     measured: Measurements,
     comparisons: Sequence[Comparison] = (),
-    best: Mapping[Ability, Group] | None = None,
+    best: Mapping[Ability, RunGroup] | None = None,
     published: Published | None = None,
 ) -> Table:
     """Return the scores of groups, marked where they differ from a reference.
@@ -57,7 +56,7 @@ def score_table(
 
 
 def _score_cell(
-    group: Group,
+    group: RunGroup,
     ability: Ability,
     measured: Measurements,
     comparison: Comparison | None,
@@ -127,9 +126,8 @@ def forgetting_table(drops: Sequence[Drop], abilities: Sequence[Ability]) -> Tab
         "training, run by run, with its 95 % interval. That stage end is chosen after the fact, "
         "which makes the change look a little worse than it is; its p is therefore multiplied by "
         "the number of stage ends it was chosen from, the base among them, before Holm's "
-        "correction. Retention is the score at the end over the "
-        "best one at any earlier evaluation, as the runs logged it: its mean over seeds with "
-        "Student's interval.",
+        "correction. Retention is each run's score at the end over its own best at an earlier "
+        "stage end: the mean over seeds with Student's interval.",
         header,
         rows,
     )
@@ -137,16 +135,13 @@ def forgetting_table(drops: Sequence[Drop], abilities: Sequence[Ability]) -> Tab
 
 def _drop_cell(drop: Drop) -> TableCell:
     cell = _change_cell(drop.comparison)
-    stages = sorted({point.after or "base" for _, point in drop.best.points.values()})
-    return replace(cell, note=f"{cell.note}\nafter {' or '.join(stages)}")
+    return replace(cell, note=f"{cell.note}\nafter {drop.best.stage}")
 
 
-def _retention(group: Group, ability: Ability) -> TableCell:
-    key = f"retention/{ability.key}"
-    values = [run.final[key] for run in group.runs.values() if key in run.final]
-    if not values:
+def _retention(group: RunGroup, ability: Ability) -> TableCell:
+    found = retention_of(group, ability)
+    if found is None:
         return TableCell("\N{EN DASH}")
-    found = over_seeds(values)
     if found.low is None or found.high is None:
         return TableCell(f"{found.value:.2f}", "one seed")
     interval = f"{found.low:z.2f} to {found.high:z.2f}".replace("-", "\N{MINUS SIGN}")

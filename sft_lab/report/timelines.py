@@ -6,7 +6,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
 from sft_lab.analysis.abilities import Ability
-from sft_lab.analysis.groups import Group
+from sft_lab.analysis.groups import RunGroup
 from sft_lab.analysis.measurements import Measurements, boundary_of
 from sft_lab.report.curves import finish
 from sft_lab.report.drawing import DASHES, GRID, HEAT, INK, MARKERS, MUTED, PAPER, SERIES, Drawing
@@ -14,7 +14,7 @@ from sft_lab.report.page import Panel
 
 
 def timeline(
-    name: str, group: Group, abilities: Sequence[Ability], scale: tuple[float, float]
+    name: str, group: RunGroup, abilities: Sequence[Ability], scale: tuple[float, float]
 ) -> Panel | None:
     """Draw all abilities of one scale over the optimizer steps of a group's runs.
 
@@ -72,7 +72,7 @@ def timeline(
     return drawing.panel(name, alt)
 
 
-def _mark_stages(drawing: Drawing, group: Group) -> None:
+def _mark_stages(drawing: Drawing, group: RunGroup) -> None:
     axes = drawing.axes
     run = next(iter(group.runs.values()))
     total = sum(run.stages.values())
@@ -99,7 +99,7 @@ def _mark_stages(drawing: Drawing, group: Group) -> None:
 
 
 def heat_map(
-    name: str, group: Group, abilities: Sequence[Ability], measured: Measurements
+    name: str, group: RunGroup, abilities: Sequence[Ability], measured: Measurements
 ) -> Panel | None:
     """Draw the mean score of every ability at every stage boundary of a group's runs.
 

@@ -4,11 +4,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from sft_lab.analysis.forgetting import history_of
 from sft_lab.analysis.outcomes import Outcomes, graded_in_all, outcomes
 from sft_lab.analysis.study_results import SearchResult
 from sft_lab.errors import RequestError, nearest
 from sft_lab.launch.build import build_data
 from sft_lab.launch.parser import parse
+from sft_lab.metrics.forgetting import best_boundary
 from sft_lab.runs.results import Point, RunResult, read_answers, read_result
 from sft_lab.runs.store import RunStore
 from sft_lab.study.design import Arm, CellSpec, Search, StudyDesign, arm_cells
@@ -121,8 +123,9 @@ def retained_marks(
 
 
 def best_before(result: RunResult, key: str) -> Point:
-    """Return the boundary, before the last one, at which an ability stood best."""
-    return max(result.boundaries[:-1], key=lambda point: point.scores[key].value)
+    """Return the best boundary before the last one, the reference of forgetting."""
+    best = best_boundary(history_of(result, key), result.boundaries[-1].step)
+    return next(point for point in result.boundaries if best and point.step == best.step)
 
 
 def _outcomes(store: RunStore, result: RunResult, point: Point, key: str) -> Outcomes:

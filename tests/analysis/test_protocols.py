@@ -2,7 +2,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from compared_runs import ENTRY, measured
+from compared_runs import ENTRY
+from compared_runs import run as made
 
 from sft_lab.analysis.protocols import mismatch_line, mismatches, refuse
 from sft_lab.errors import RequestError
@@ -10,7 +11,7 @@ from sft_lab.runs.results import RunResult
 
 
 def run(name: str, **changes: Any) -> RunResult:
-    return measured(name, [[1, 0], [1, 1]], entry=replace(ENTRY, **changes)).result
+    return made(name, [[1, 0], [1, 1]], entry=replace(ENTRY, **changes))
 
 
 def test_equal_protocols_have_no_mismatch() -> None:
@@ -25,14 +26,14 @@ def test_another_protocol_is_refused_with_the_key_and_both_values() -> None:
     with pytest.raises(
         RequestError, match=r"benchmarks\.gsm8k\.protocol\.max_new_tokens is 8 in 'a' and 16 in 'b'"
     ):
-        refuse(found, {"id of b 0": "b"}, "a")
+        refuse(found, {made("b", [[1, 0], [1, 1]]).run_id: "b"}, "a")
 
 
 @pytest.mark.parametrize("key", ["digest", "prompts"])
 def test_a_digest_is_told_where_nothing_else_differs(key: str) -> None:
     found = mismatches(run("a"), [run("b", **{key: "cc"})])
     with pytest.raises(RequestError, match=f"{key} is \"[ab]+\" in 'a' and \"cc\" in 'b'"):
-        refuse(found, {"id of b 0": "b"}, "a")
+        refuse(found, {made("b", [[1, 0], [1, 1]]).run_id: "b"}, "a")
 
 
 @pytest.mark.parametrize(
@@ -44,15 +45,15 @@ def test_a_digest_is_told_where_nothing_else_differs(key: str) -> None:
 )
 def test_conditions_are_shown_and_not_refused(key: str, change: dict[str, Any]) -> None:
     found = mismatches(run("a"), [run("b", **change)])
-    refuse(found, {"id of b 0": "b"}, "a")
+    refuse(found, {made("b", [[1, 0], [1, 1]]).run_id: "b"}, "a")
     (mismatch,) = found
     assert not mismatch.is_protocol
-    line = mismatch_line(mismatch, {"id of b 0": "b"}, "a")
+    line = mismatch_line(mismatch, {made("b", [[1, 0], [1, 1]]).run_id: "b"}, "a")
     assert line.startswith(f"gsm8k: {key} is ")
     assert line.endswith("\"merged\" in 'b'")
 
 
 def test_a_benchmark_of_one_side_is_no_mismatch() -> None:
-    other = measured("b", [[1]]).result
+    other = made("b", [[1]])
     other = replace(other, record=replace(other.record, benchmarks={"mbpp": ENTRY}))
     assert mismatches(run("a"), [other]) == []

@@ -16,7 +16,7 @@ def test_runs_stand_side_by_side_at_every_boundary(finished: FinishedRun) -> Non
     assert points == [(None, 0), ("first", 5), ("second", 12)]
     scores = [point["scores"]["scripted/accuracy"]["value"] for point in by_id["boundaries"]]
     assert scores == [0, 0.75, 0.5]
-    assert by_id["final"]["average/score"] == 0.25
+    assert by_id["average"] == 0.25
 
 
 def test_the_table_shows_intervals_and_retention(finished: FinishedRun) -> None:
@@ -67,18 +67,17 @@ def three_runs(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> L
 def test_a_run_does_not_differ_from_itself(finished: FinishedRun) -> None:
     name = finished.lab.run.info.run_name
     compared = json.loads(finished.lab("compare", name, name, "--json").out)
-    assert [change["verdict"] for change in compared["differences"]] == ["no difference shown"] * 2
+    assert [change["conclusion"] for change in compared["differences"]] == [
+        "no difference shown"
+    ] * 2
     assert [change["difference"]["value"] for change in compared["differences"]] == [0, 0]
     assert [change["p_holm"] for change in compared["differences"]] == [1, 1]
     (forgotten,) = compared["runs"][0]["changed_items"]["scripted"]
     # 3 of 4 items after the first stage, 2 at the end.
-    assert (forgotten["id"], forgotten["kind"], forgotten["before_step"]) == (
-        "math/2",
-        "forgotten",
-        5,
-    )
+    found = (forgotten["id"], forgotten["kind"], forgotten["stage"], forgotten["step"])
+    assert found == ("math/2", "forgotten", "first", 5)
     text = finished.lab("compare", name, "--items", "1").out
-    assert "scripted: 1 items forgotten, 0 regained" in text
+    assert "scripted: 1 items forgotten, 0 gained since first" in text
 
 
 def test_other_protocols_are_refused_unless_allowed(three_runs: Lab) -> None:
@@ -103,8 +102,8 @@ def test_other_protocols_are_refused_unless_allowed(three_runs: Lab) -> None:
 
 def test_runs_that_differ_in_their_seed_are_grouped_by_name(three_runs: Lab) -> None:
     compared = json.loads(three_runs("compare", "--over_seeds", "tiny k=1/4", "--json").out)
-    (arm,) = compared["arms"]
-    assert (arm["name"], len(arm["runs"])) == ("tiny k=1/4", 2)
+    (group,) = compared["groups"]
+    assert (group["name"], len(group["runs"])) == ("tiny k=1/4", 2)
     assert [run["seed"] for run in compared["runs"]] == [0, 1]
     named = three_runs("compare", "--over_seeds", "tiny k=1/4 seed 1", "tiny k=1/4 seed 0")
     assert "tiny k=1/4 (2 seeds)" in named.out

@@ -1,10 +1,8 @@
 import json
 from dataclasses import replace
 
-from compared_runs import ENTRY, arm, measured
+from compared_runs import ENTRY, compared, group
 
-from sft_lab.analysis.arms import Arm
-from sft_lab.analysis.comparison import comparison
 from sft_lab.analysis.protocols import mismatches
 from sft_lab.commands.compare import as_json
 from sft_lab.commands.compare_text import report
@@ -13,8 +11,8 @@ NONE, ALL = [0] * 10, [1] * 10
 
 
 def test_what_is_shown_stands_out_from_what_may_be_chance() -> None:
-    arms = [arm("a", [NONE, ALL]), arm("b", [NONE, NONE]), arm("c", [NONE, [0, *ALL[1:]]])]
-    lines = report(comparison(arms, 0, []), num_items=0, color=True).splitlines()
+    groups = [group("a", [NONE, ALL]), group("b", [NONE, NONE]), group("c", [NONE, [0, *ALL[1:]]])]
+    lines = report(compared(groups), num_items=0, color=True).splitlines()
     at = lines.index("Against 'a', both at their end, on the same items:")
     assert lines[at + 2].startswith("\x1b[1mb")
     assert " -100.0 [-100.0, -60.8] " in lines[at + 2]
@@ -23,25 +21,25 @@ def test_what_is_shown_stands_out_from_what_may_be_chance() -> None:
     assert " (-10.0 [" in lines[at + 3]
     assert lines[at + 3].endswith("no difference shown")
     assert any("for the 5 tests" in line for line in lines)
-    assert "\x1b" not in report(comparison(arms, 0, []), num_items=0, color=False)
+    assert "\x1b" not in report(compared(groups), num_items=0, color=False)
 
 
 def test_forgotten_items_are_shown_up_to_a_number() -> None:
-    compared = comparison([arm("a", [[1, 1, 1, 0], [0, 0, 0, 0]])], 0, [])
-    text = report(compared, num_items=2, color=False)
-    assert "a, gsm8k: 3 items forgotten, 0 regained" in text
+    found = compared([group("a", [[1, 1, 1, 0], [0, 0, 0, 0]])])
+    text = report(found, num_items=2, color=False)
+    assert "a, gsm8k: 3 items forgotten, 0 gained since base" in text
     assert [line.split()[0] for line in text.splitlines() if "  forgotten  " in line] == [
         "i0",
         "i1",
     ]
-    assert "items forgotten" not in report(compared, num_items=0, color=False)
+    assert "items forgotten" not in report(found, num_items=0, color=False)
 
 
 def test_other_protocols_are_flagged_in_every_cell() -> None:
     entry = replace(ENTRY, protocol={**ENTRY.protocol, "max_new_tokens": 16}, weights="merged")
-    arms = [arm("a", [NONE, ALL]), arm("b", [NONE, ALL], entry=entry)]
-    results = [found.runs[0].result for found in arms]
-    text = report(comparison(arms, 0, mismatches(results[0], results[1:])), 0, color=False)
+    groups = [group("a", [NONE, ALL]), group("b", [NONE, ALL], entry=entry)]
+    results = [found.runs[0] for found in groups]
+    text = report(compared(groups, 0, mismatches(results[0], results[1:])), 0, color=False)
     flagged = [line.split()[0] for line in text.splitlines() if line.rstrip().endswith("] !")]
     assert flagged == ["b", "b"]
     assert "! other protocol: gsm8k: protocol.max_new_tokens is 8 in 'a', 16 in 'b'" in text
@@ -49,19 +47,19 @@ def test_other_protocols_are_flagged_in_every_cell() -> None:
 
 
 def test_seeds_are_counted_and_their_retention_averaged() -> None:
-    seeds = tuple(measured("a", [NONE, ALL, [1] * (7 + n) + [0] * (3 - n)], n) for n in range(2))
-    text = report(comparison([Arm("a", seeds)], 0, []), 0, color=False)
-    assert text.splitlines()[1].split()[:4] == ["a", "(2", "seeds)", "(base)"]
-    assert "0.50 [0.50, 0.50]" in text
+    seeds = [[NONE, ALL, [1] * (7 + n) + [0] * (3 - n)] for n in range(2)]
+    text = report(compared([group("a", *seeds)]), 0, color=False)
+    assert text.splitlines()[1].split()[:4] == ["a", "(2", "seeds)", "base"]
+    assert "0.75 [0.11, 1.39]" in text
 
 
 def test_few_ratings_have_no_interval_and_the_json_no_infinity() -> None:
     entry = replace(ENTRY, scale=(1, 10))
-    a, b = (arm(n, [[2, 3], [v, v]], entry=entry) for n, v in (("a", 5), ("b", 6)))
-    compared = comparison([a, b], 0, [])
-    assert "(+1.00 [-, -])" in report(compared, 0, color=False)
-    found = json.loads(json.dumps(as_json(compared), allow_nan=False))
+    a, b = (group(n, [[2, 3], [v, v]], entry=entry) for n, v in (("a", 5), ("b", 6)))
+    both = compared([a, b])
+    assert "(+1.00 [-, -])" in report(both, 0, color=False)
+    found = json.loads(json.dumps(as_json(both), allow_nan=False))
     assert found["differences"][0]["difference"]["low"] is None
-    assert found["differences"][0]["verdict"] == "no difference shown"
+    assert found["differences"][0]["conclusion"] == "no difference shown"
     assert found["reference"] == 0
-    assert [entry["name"] for entry in found["arms"]] == ["a", "b"]
+    assert [entry["name"] for entry in found["groups"]] == ["a", "b"]

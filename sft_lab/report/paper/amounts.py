@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 from sft_lab.analysis.abilities import Ability, taught
-from sft_lab.analysis.groups import Group, amount, series_of
+from sft_lab.analysis.groups import RunGroup, amount, series_of
 from sft_lab.analysis.measurements import Comparison, Measurements, boundary_of, corrected, end_of
 from sft_lab.analysis.study_results import Question, StudyResults
 from sft_lab.report.judging import judge_direction
@@ -27,7 +27,7 @@ def is_alone(arm: str, source: str | None) -> bool:
     return source is not None and (arm == source or arm.startswith(f"{source}_only"))
 
 
-def own_series(question: Question | None, ability: Ability) -> list[list[Group]]:
+def own_series(question: Question | None, ability: Ability) -> list[list[RunGroup]]:
     """Return the groups that train the source of an ability alone, from the least amount up.
 
     Those that differ by a further axis are series of their own. Empty where there are none.
@@ -95,7 +95,7 @@ def mixed_claims(
         for _, ability, alone, mixed in pairs
     )
 
-    def learnt(ability: Ability, groups: Iterable[Group]) -> bool:
+    def learnt(ability: Ability, groups: Iterable[RunGroup]) -> bool:
         ends = [(measured.mean(ability, end_of(g)), g) for g in groups]
         bases = [(end, measured.mean(ability, boundary_of(g, 0))) for end, g in ends]
         return any(end and base and end.low > base.high for end, base in bases)
@@ -138,7 +138,9 @@ def mixed_claims(
     return claims, comparisons
 
 
-def _equal_amounts(alone: Sequence[Group], mixed: Sequence[Group]) -> list[tuple[Group, Group]]:
+def _equal_amounts(
+    alone: Sequence[RunGroup], mixed: Sequence[RunGroup]
+) -> list[tuple[RunGroup, RunGroup]]:
     """Return the groups of equal amounts, and equal further axes, of which both have runs."""
     return [
         (a, b)
@@ -149,7 +151,7 @@ def _equal_amounts(alone: Sequence[Group], mixed: Sequence[Group]) -> list[tuple
     ]
 
 
-def _with_runs(groups: Sequence[Group]) -> list[Group]:
+def _with_runs(groups: Sequence[RunGroup]) -> list[RunGroup]:
     return [group for group in groups if group.runs]
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 
 from sft_lab.analysis.abilities import GENERAL, Ability, taught
-from sft_lab.analysis.groups import Group, amount, series_of
+from sft_lab.analysis.groups import RunGroup, amount, series_of
 from sft_lab.analysis.measurements import Comparison, Measurements, corrected, end_of
 from sft_lab.analysis.study_results import Question
 from sft_lab.report.judging import judge_direction, judge_no_effect
@@ -20,7 +20,7 @@ _OTHERS = (
 )
 
 
-def varied(group: Group, abilities: Sequence[Ability]) -> frozenset[str]:
+def varied(group: RunGroup, abilities: Sequence[Ability]) -> frozenset[str]:
     """Return the sources whose amount a group's arm varies, read from its names.
 
     The axis may be named after a source, ``general`` or ``special`` (all but the general one);
@@ -41,7 +41,7 @@ def ratio_claims(
 ) -> tuple[list[Claim], list[Comparison]]:
     """Return what the data say of an ability's own data and of the amount of the others."""
     abilities = taught(abilities)
-    compared: list[tuple[str, Group, Ability, Comparison]] = []
+    compared: list[tuple[str, RunGroup, Ability, Comparison]] = []
     series = series_of(question)
     for arm, groups in series.items():
         finished = [group for group in groups if group.runs]
@@ -55,7 +55,7 @@ def ratio_claims(
                 found = measured.compare(question.name, ability, before, after)
                 compared.append((arm, group, ability, found))
     comparisons = corrected(comparison for *_, comparison in compared)
-    by: dict[tuple[str, Ability], list[tuple[Group, Comparison]]] = {}
+    by: dict[tuple[str, Ability], list[tuple[RunGroup, Comparison]]] = {}
     for (arm, group, ability, _), comparison in zip(compared, comparisons, strict=True):
         by.setdefault((arm, ability), []).append((group, comparison))
     own, others = [], []

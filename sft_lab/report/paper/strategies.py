@@ -1,47 +1,26 @@
 """RQ4: the rows of the strategies' table, their specialists, and what each strategy lost."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 
 from sft_lab.analysis.abilities import Ability
-from sft_lab.analysis.groups import Group, by_amount, distinct, groups_of
-from sft_lab.analysis.measurements import (
-    Comparison,
-    Measurements,
-    Side,
-    boundary_of,
-    corrected,
-    end_of,
-)
+from sft_lab.analysis.forgetting import Drop, drop_of
+from sft_lab.analysis.groups import RunGroup, by_amount, distinct, groups_of
+from sft_lab.analysis.measurements import Comparison, Measurements, corrected, end_of
 from sft_lab.analysis.study_results import Question, StudyResults
 from sft_lab.report.paper.amounts import is_alone, own_series, single_question
 
 
-@dataclass(frozen=True)
-class Drop:
-    """What a group has lost of an ability since the stage end at which it stood highest.
-
-    Attributes:
-        group: The group.
-        best: The evaluation where the mean stood highest, before the end.
-        comparison: From there to the end.
-    """
-
-    group: Group
-    best: Side
-    comparison: Comparison
-
-
 def table_groups(
     question: Question, results: StudyResults, abilities: Sequence[Ability]
-) -> list[Group]:
+) -> list[RunGroup]:
     """Return the rows of the strategies' table: specialists first, then strategies.
 
     Specialists are the question's own arms of one source, or else those of the single-source
     question at their greatest amount.
     """
     single = single_question(results)
-    specialists: list[Group] = []
+    specialists: list[RunGroup] = []
     for ability in abilities:
         series = own_series(question, ability) or own_series(single, ability)
         specialists += [groups[-1] for groups in series if groups[-1] not in specialists]
@@ -50,13 +29,13 @@ def table_groups(
 
 
 def references(
-    rows: Sequence[Group], abilities: Sequence[Ability], measured: Measurements
-) -> dict[Ability, Group]:
+    rows: Sequence[RunGroup], abilities: Sequence[Ability], measured: Measurements
+) -> dict[Ability, RunGroup]:
     """Return the specialist of each ability that has one: what trains its own source alone.
 
     Another source's specialist is none, however well it does. Of several the best is taken.
     """
-    found: dict[Ability, Group] = {}
+    found: dict[Ability, RunGroup] = {}
     for ability in abilities:
         scores = [
             (score.value, row)
@@ -71,8 +50,8 @@ def references(
 
 def against_references(
     family: str,
-    rows: Sequence[Group],
-    best: dict[Ability, Group],
+    rows: Sequence[RunGroup],
+    best: dict[Ability, RunGroup],
     measured: Measurements,
 ) -> list[Comparison]:
     """Compare every row with the specialist of each column."""
@@ -85,35 +64,21 @@ def against_references(
 
 
 def drops(
-    family: str, groups: Iterable[Group], abilities: Sequence[Ability], measured: Measurements
+    family: str, groups: Iterable[RunGroup], abilities: Sequence[Ability], measured: Measurements
 ) -> list[Drop]:
-    """Return what each group of several stages has lost of each ability.
-
-    The earlier evaluation is the stage end, or the base, at which the mean over seeds stood
-    highest. Chosen by its score, it is higher by chance alone: p is corrected for the choice.
-    """
-    found: list[tuple[Group, Side, Comparison]] = []
-    for group in groups:
-        if not group.runs or min(len(run.stages) for run in group.runs.values()) < 2:
-            continue
-        stages = min(len(run.stages) for run in group.runs.values())
-        for ability in abilities:
-            sides = [boundary_of(group, index) for index in range(stages)]
-            means = [(measured.mean(ability, side), side) for side in sides]
-            told = [(score.value, side) for score, side in means if score is not None]
-            if told:
-                _, best = max(told, key=lambda pair: pair[0])
-                end = end_of(group)
-                comparison = measured.compare(family, ability, best, end, same_runs=True)
-                found.append((group, best, comparison.chosen_from(len(told))))
-    comparisons = corrected(comparison for *_, comparison in found)
-    return [
-        Drop(group, best, comparison)
-        for (group, best, _), comparison in zip(found, comparisons, strict=True)
+    """Return what each group of several stages has lost of each ability since its best."""
+    found = [
+        drop
+        for group in groups
+        if group.runs and min(len(run.stages) for run in group.runs.values()) > 1
+        for ability in abilities
+        if (drop := drop_of(family, group, ability, measured)) is not None
     ]
+    comparisons = corrected(drop.comparison for drop in found)
+    return [replace(drop, comparison=c) for drop, c in zip(found, comparisons, strict=True)]
 
 
-def _ordered(groups: Sequence[Group]) -> list[Group]:
+def _ordered(groups: Sequence[RunGroup]) -> list[RunGroup]:
     """Return groups in the order of their arms, each arm from its least amount on."""
     arms = dict.fromkeys(group.arm for group in groups)
     return [g for arm in arms for g in by_amount([g for g in groups if g.arm == arm])]

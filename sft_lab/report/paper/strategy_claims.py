@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from sft_lab.analysis.abilities import Ability, general_of, special_of
-from sft_lab.analysis.groups import Group, amount, groups_of
+from sft_lab.analysis.forgetting import Drop
+from sft_lab.analysis.groups import RunGroup, amount, groups_of
 from sft_lab.analysis.measurements import Comparison, Measurements, Side, corrected, end_of
 from sft_lab.analysis.study_results import Question
 from sft_lab.report.judging import judge_direction, judge_no_loss
 from sft_lab.report.page import Claim, Finding
-from sft_lab.report.paper.strategies import Drop
 
 _Judge = Callable[[Comparison], Finding]
 _NO_RUN = "there is no finished run of {}"
@@ -145,7 +145,7 @@ def strategy_claims(
     return [claim for claim in claims if claim.findings], replay.all
 
 
-def _why_no_replay(groups: Sequence[Group]) -> tuple[str, str]:
+def _why_no_replay(groups: Sequence[RunGroup]) -> tuple[str, str]:
     """Say why the least share may not be compared with none, and the greatest with the least.
 
     Empty where the study does not ask for that.
@@ -173,13 +173,13 @@ class Sweep:
     """
 
     name: str
-    groups: Mapping[str, Group]
+    groups: Mapping[str, RunGroup]
 
 
 def replay_sweeps(question: Question) -> list[Sweep]:
     """Return the sweeps of ``dmt`` over its axis ``k``; mixed sequential stands for k = 0."""
     groups = groups_of(question)
-    series: dict[tuple[tuple[str, str], ...], dict[str, Group]] = {}
+    series: dict[tuple[tuple[str, str], ...], dict[str, RunGroup]] = {}
     for group in groups:
         k = group.axis.get("k", "")
         if group.arm == "dmt" and amount(k) is not None:
@@ -222,7 +222,7 @@ def _replay_comparisons(
         for ability, (a, b) in tests
     )
 
-    def of(pairs: Sequence[tuple[Group, Group]]) -> list[Comparison]:
+    def of(pairs: Sequence[tuple[RunGroup, RunGroup]]) -> list[Comparison]:
         told = zip(tests, comparisons, strict=True)
         return [comparison for (_, pair), comparison in told if pair in pairs]
 
@@ -234,5 +234,4 @@ def _untold(ability: Ability, why: str) -> Finding:
 
 
 def _after(side: Side) -> str:
-    names = {point.after for _, point in side.points.values()}
-    return "the base" if names == {None} else f"the end of {' or '.join(sorted(map(str, names)))}"
+    return "the base" if side.stage == "base" else f"the end of {side.stage}"

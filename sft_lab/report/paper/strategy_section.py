@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from sft_lab.analysis.abilities import Ability
-from sft_lab.analysis.groups import Group, distinct, groups_of
+from sft_lab.analysis.forgetting import Drop
+from sft_lab.analysis.groups import RunGroup, distinct, groups_of
 from sft_lab.analysis.measurements import end_of
 from sft_lab.analysis.study_results import Question
 from sft_lab.report.context import Context, ability_curves, figure_of, section_of
@@ -11,7 +12,6 @@ from sft_lab.report.curves import Level, Line, drop_panel
 from sft_lab.report.page import Figure, Section
 from sft_lab.report.paper.amounts import is_alone
 from sft_lab.report.paper.strategies import (
-    Drop,
     against_references,
     drops,
     references,
@@ -59,7 +59,7 @@ def strategies_section(question: Question, context: Context) -> Section:
     return section_of(question, claims=claims, tables=tables, figures=figures)
 
 
-def _sweep(question: Question, context: Context, best: dict[Ability, Group]) -> list[Figure]:
+def _sweep(question: Question, context: Context, best: dict[Ability, RunGroup]) -> list[Figure]:
     sweeps = [sweep for sweep in replay_sweeps(question) if len(sweep.groups) > 1]
     if not sweeps:
         return []
