@@ -1,0 +1,104 @@
+"""A run as pandas data frames, one row per observation, for notebooks."""
+
+from typing import Any
+
+import pandas as pd
+
+from sft_lab.runs.results import RunResult, read_answers
+from sft_lab.runs.store import RunStore
+
+
+def scores_frame(result: RunResult) -> pd.DataFrame:
+    """Return every score of every evaluation of a run.
+
+    Columns:
+        step: Optimizer steps taken at the evaluation.
+        after: The stage that ended there; ``base`` before training, None within a stage.
+        benchmark: The benchmark.
+        score: Name of the score within its benchmark; ``benchmark/score`` is its metric key.
+        value: The score, in [0, 1]; a rating in its own scale, 1 to 10 for MT-Bench.
+        low: Lower end of its 95 % interval, in the same unit.
+        high: Upper end.
+        n: Values that it is the mean of.
+
+    Args:
+        result: The run, as ``read_result`` returns it.
+    """
+    rows = [
+        {
+            "step": point.step,
+            "after": "base" if point.step == 0 else point.after,
+            "benchmark": key.partition("/")[0],
+            "score": key.partition("/")[2],
+            "value": score.value,
+            "low": score.low,
+            "high": score.high,
+            "n": score.n,
+        }
+        for point in result.points
+        for key, score in point.scores.items()
+    ]
+    return pd.DataFrame(
+        rows, columns=["step", "after", "benchmark", "score", "value", "low", "high", "n"]
+    )
+
+
+def answers_frame(store: RunStore, result: RunResult, step: int | None = None) -> pd.DataFrame:
+    """Return every answer of a run's evaluations.
+
+    Columns:
+        step: Optimizer steps taken at the evaluation.
+        benchmark: The benchmark.
+        item: Id of the item.
+        sample: Number of the answer among those to its item, from 0.
+        prompt: The question.
+        completion: The answer.
+        Further columns are the marks of the benchmarks, by name: True or False, or a number;
+        missing if the benchmark has no such mark or the answer could not be graded.
+
+    Args:
+        store: The store that holds the run.
+        result: The run, as ``read_result`` returns it.
+        step: The evaluation to read; all of them by default.
+
+    Raises:
+        RequestError: If the answers of an evaluation are unavailable.
+    """
+    rows: list[dict[str, Any]] = []
+    for point in result.points:
+        if step not in (None, point.step):
+            continue
+        for benchmark in dict.fromkeys(key.partition("/")[0] for key in point.scores):
+            seen: dict[str, int] = {}
+            for answer in read_answers(store, result.run_id, benchmark, point.step):
+                sample = seen.get(answer.id, 0)
+                seen[answer.id] = sample + 1
+                place = {"step": point.step, "benchmark": benchmark, "item": answer.id}
+                texts = {"prompt": answer.prompt, "completion": answer.completion}
+                rows.append({**place, "sample": sample, **texts, **answer.marks})
+    columns = ["step", "benchmark", "item", "sample", "prompt", "completion"]
+    marks = dict.fromkeys(name for row in rows for name in row if name not in columns)
+    return pd.DataFrame(rows, columns=[*columns, *marks])
+
+
+def curves_frame(store: RunStore, result: RunResult) -> pd.DataFrame:
+    """Return every point of every metric that a run logged, ordered by metric and step.
+
+    Columns:
+        metric: Metric key, such as ``train_loss/math`` (nats per target token), ``lr`` or
+            ``forgetting/math``.
+        step: Optimizer steps taken.
+        value: The metric's value, in its own unit.
+
+    Args:
+        store: The store that holds the run.
+        result: The run, as ``read_result`` returns it.
+    """
+    metrics = store.client.get_run(result.run_id).data.metrics
+    rows = [
+        {"metric": name, "step": point.step, "value": point.value}
+        for name in sorted(metrics)
+        for point in store.client.get_metric_history(result.run_id, name)
+    ]
+    frame = pd.DataFrame(rows, columns=["metric", "step", "value"])
+    return frame.sort_values(["metric", "step"], ignore_index=True)
