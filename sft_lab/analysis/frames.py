@@ -13,7 +13,7 @@ def scores_frame(result: RunResult) -> pd.DataFrame:
 
     Columns:
         step: Optimizer steps taken at the evaluation.
-        after: The stage that ended there; ``base`` before training, None within a stage.
+        after: The stage that ended there; ``base`` before training, missing within a stage.
         benchmark: The benchmark.
         score: Name of the score within its benchmark; ``benchmark/score`` is its metric key.
         value: The score, in [0, 1]; a rating in its own scale, 1 to 10 for MT-Bench.
