@@ -1,1 +1,1 @@
-"""Steps, bytes and minutes of a run, before anything is trained."""
+"""Estimate the steps, bytes and minutes of a run before training."""

@@ -1,38 +1,30 @@
-"""How long a run will take, by how fast an earlier run on the same base and device was."""
+"""Estimate how long a run will take from the speed of an earlier run on the same device."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import pairwise
+from statistics import harmonic_mean
 from typing import Any
 
 from sft_lab.evaluation.budget import Pace, items_between
-from sft_lab.runs.record import read_record
+from sft_lab.runs.results import read_result
 from sft_lab.runs.store import RunStore
 
-_SAME = ("model.base", "model.quantization", "precision", "device")
-"""Parameters of a run without which its speed says nothing of another's."""
-_LIKE = (
-    "model.gradient_checkpointing",
-    "model.lora.r",
-    "data.micro_batch_size",
-    "data.packing",
-    "evaluation.weights",
-    "evaluation.batch_size",
-    "evaluation.drafts",
-)
-"""Parameters that change a run's speed; of earlier runs the one that shares most is taken."""
+_REQUIRED = ("model.base", "model.quantization", "precision", "device")
+"""Parameters that must be equal for one run's speed to predict another's."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How fast training and evaluation are.
+    """Hold how fast training and evaluation are.
 
     Attributes:
-        tokens_per_s: Tokens trained in a second, prompts included, evaluations not counted.
-        evaluation_s: Seconds that a full evaluation takes; None where none has been timed.
-        generated_tokens: Most tokens that such an evaluation generates, by which another's seconds
-            are reckoned; 0 where it generates nothing.
-        source: Where this is known from.
+        tokens_per_s: Tokens trained per second, prompts included, evaluations excluded.
+        evaluation_s: Seconds of a full evaluation; None if none has been timed.
+        generated_tokens: Most tokens that this evaluation generates, used to scale timings to
+            another workload; 0 if nothing is generated.
+        source: Origin of the timings.
     """
 
     tokens_per_s: float
@@ -49,12 +41,12 @@ class Speed:
 
 @dataclass(frozen=True)
 class Minutes:
-    """How long a run will take.
+    """Hold how long a run will take.
 
     Attributes:
         training: Minutes of its optimizer steps.
-        evaluation: Minutes of its evaluations; None where nothing tells.
-        source: Where the speed is known from.
+        evaluation: Minutes of its evaluations; None if unknown.
+        source: Origin of the timings.
     """
 
     training: float
@@ -63,19 +55,19 @@ class Minutes:
 
     @property
     def total(self) -> float:
-        """Minutes of what is known."""
+        """Return the minutes of the known parts."""
         return self.training + (self.evaluation or 0.0)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a run will do, as far as its time depends on it.
+    """Hold what a run's time depends on.
 
     Attributes:
         steps: Optimizer steps.
-        tokens: Tokens trained, prompts included, every pass counted.
+        tokens: Trained tokens of all passes, prompts included.
         full: Evaluations on all items.
-        between: All others.
+        between: All other evaluations.
         items: Items by benchmark.
         generated_tokens: Most tokens that a full evaluation generates, by benchmark.
         budget: Share of the run's time that evaluations may take, or None.
@@ -114,7 +106,7 @@ def minutes(work: Work, speed: Speed) -> Minutes:
 
 
 class KnownSpeeds:
-    """How fast the finished runs of a store were; each is read once.
+    """Look up how fast the finished runs of a store were, reading each once.
 
     Args:
         store: The runs.
@@ -135,38 +127,29 @@ class KnownSpeeds:
         ]
 
     def speed(self, parameters: Mapping[str, Any]) -> Speed | None:
-        """Return how fast a run will be, or None where no earlier run tells.
+        """Return how fast a run will be, or None if no earlier run is comparable.
 
-        Base, quantisation, precision and device must be the same; of such runs it is the one that
-        shares most of what else decides the speed, and of those the newest.
+        Of the runs with the same base, quantisation, precision and device, it is the newest of
+        those that share most of the other parameters.
 
         Args:
-            parameters: Those of the run that is planned, by the names that MLflow shows.
+            parameters: As ``run_parameters`` returns them.
         """
 
-        def same(run: Any, names: tuple[str, ...]) -> list[bool]:
-            found = run.data.params
-            return [str(found.get(name)) == str(parameters[name]) for name in names]
+        def different(run: Any) -> list[str]:
+            params = run.data.params
+            return [name for name in parameters if str(params.get(name)) != str(parameters[name])]
 
-        candidates = [run for run in self._runs if all(same(run, _SAME))]
+        candidates = [run for run in self._runs if not set(_REQUIRED) & set(different(run))]
         if not candidates:
             return None
-        run = max(candidates, key=lambda run: sum(same(run, _LIKE)))  # of equal ones the first
-        speed = self._speed_of(run)
-        different = [
-            f"{name} {run.data.params.get(name)}"
-            for name, equal in zip(_LIKE, same(run, _LIKE), strict=True)
-            if not equal
-        ]
-        if not different:
-            return speed
-        return replace(speed, source=f"{speed.source}, which had {', '.join(different)}")
-
-    def _speed_of(self, run: Any) -> Speed:
+        run = min(candidates, key=lambda run: len(different(run)))  # of equal ones the first
         run_id = run.info.run_id
         if run_id not in self._speeds:
             self._speeds[run_id] = _speed_of(self.store, run)
-        return self._speeds[run_id]
+        speed = self._speeds[run_id]
+        others = ", ".join(f"{name} {run.data.params.get(name)}" for name in different(run))
+        return replace(speed, source=f"{speed.source}, which had {others}") if others else speed
 
 
 def _speed_of(store: RunStore, run: Any) -> Speed:
@@ -177,34 +160,32 @@ def _speed_of(store: RunStore, run: Any) -> Speed:
         return {point.step: point.value for point in sorted(history, key=lambda p: p.step)}
 
     trained, speeds = points("progress/tokens"), points("speed/tokens_per_s")
-    before, training_s = 0.0, 0.0
-    for step, tokens_per_s in speeds.items():
-        training_s += (trained[step] - before) / tokens_per_s
-        before = trained[step]
     last = max(speeds)
+    steps = [0, *speeds]
+    tokens = [trained[step] - trained.get(before, 0) for before, step in pairwise(steps)]
+    tokens_per_s = harmonic_mean(list(speeds.values()), tokens)
     evaluation_share = points("time/eval_share")[last]
-    evaluating_s = training_s * evaluation_share / (1 - evaluation_share)
-    benchmarks = read_record(store, run_id).benchmarks
-    full = {
+    evaluating_s = trained[last] / tokens_per_s * evaluation_share / (1 - evaluation_share)
+    result = read_result(store, run)
+    generated = {
         name: found.items
         * found.protocol["max_new_tokens"]
         * found.decoding["num_samples"]
         * found.turns
-        for name, found in benchmarks.items()
+        for name, found in result.benchmarks.items()
     }
-    # What was measured by step: a budget takes a part of the items, and is paid for by that part.
-    measured: dict[int, float] = {}
-    for name, found in benchmarks.items():
-        counts = points(f"{name}/{found.score_names[0]}_n")
-        for step, count in counts.items():
-            measured[step] = measured.get(step, 0.0) + full[name] * count / counts[0]
-    # The last evaluation comes behind the last point of the share.
-    timed = [generated for step, generated in measured.items() if step < last]
-    most = sum(full.values())
-    evaluations = sum(timed) / most if most else 0.0
+    # A budget evaluates some of the items, which counts as that part of a full evaluation. The
+    # last evaluation is logged after the last value of the share.
+    timed = sum(
+        generated[name] * point.scores[key].n / result.points[0].scores[key].n
+        for point in result.points
+        if point.step < last
+        for name, key in result.first_keys.items()
+        if key in point.scores
+    )
     return Speed(
-        tokens_per_s=before / training_s,
-        evaluation_s=evaluating_s / evaluations if evaluations else None,
-        generated_tokens=most,
+        tokens_per_s=tokens_per_s,
+        evaluation_s=evaluating_s * sum(generated.values()) / timed if timed else None,
+        generated_tokens=sum(generated.values()),
         source=f"run {run_id[:8]} ({run.info.run_name})",
     )

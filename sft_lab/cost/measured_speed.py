@@ -1,4 +1,4 @@
-"""How long a run will take, by a few of its own steps and answers, timed on this device."""
+"""Estimate how long a run will take by timing a few of its steps and answers on this device."""
 
 import time
 from collections.abc import Sequence
@@ -24,12 +24,12 @@ def measured_speed(
 ) -> Speed:
     """Load a run's model, and time three of its steps and one batch of short answers.
 
-    Answers are not let end, so that a full evaluation's time is one that it stays below.
+    Answers run to their limit, so the time of a full evaluation is an upper bound.
 
     Args:
-        module: The run's module, whose model has not been loaded; it is afterwards, and spoilt.
+        module: The run's module, not loaded yet; unusable for training afterwards.
         data: Its data module, with every stage planned.
-        precision: The Trainer's.
+        precision: Precision of the Trainer.
         generated_tokens: Most tokens that a full evaluation generates.
     """
     module.load(precision, packing=data.packing)
@@ -37,7 +37,7 @@ def measured_speed(
         module.to("cuda")
     module.schedule = data.schedule
     windows = [window for stage in data.stage_modules for window in stage.plan.windows]
-    # Spread over the run, whose stages differ in the length of their rows; the first one warms up.
+    # Spread over the run, since row lengths differ between stages; the first window warms up.
     places = [len(windows) * (2 * i + 1) // (2 * _TIMED_STEPS) for i in range(_TIMED_STEPS)]
     optimizer = cast(dict[str, Any], module.configure_optimizers())["optimizer"]
     dtype = torch.float16 if precision.startswith("16") else torch.bfloat16
@@ -53,14 +53,14 @@ def measured_speed(
         evaluation_s=evaluation_s,
         generated_tokens=generated_tokens,
         source=f"{_TIMED_STEPS} steps and a batch of {_NEW_TOKENS}-token answers timed here; "
-        "evaluation is shorter where answers end before their limit",
+        "evaluation takes less if answers end before their limit",
     )
 
 
 def _train(
     module: SFTModule, data: StagedDataModule, optimizer: Any, windows: Sequence[Window]
 ) -> float:
-    """Take a step on each window, and return the seconds."""
+    """Take a step on each window, and return the duration in seconds."""
     start = _now()
     for window in windows:
         batches = MicroBatches(data.corpus, [window], data.micro_batch_size)

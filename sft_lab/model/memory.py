@@ -1,4 +1,4 @@
-"""What a run needs of a device's memory, as arithmetic on the sizes of its model."""
+"""Compute a run's device memory from the sizes of its model."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -7,14 +7,14 @@ from typing import Any
 
 NF4_BLOCK = 64  # weights that share a scale, which is a byte
 _SCALES_BLOCK = 256  # scales that share a float32, by double quantisation
-_NF4_TABLES = 4 * (16 + 256 + 1)  # the codes of weights and of scales, and the scales' mean
-_LOSS_BYTES = 12  # float32 log-probabilities, and two gradients of them, for a logit
+_NF4_TABLES = 4 * (16 + 256 + 1)  # codes of weights and scales, and the scales' mean
+_LOSS_BYTES = 12  # per logit: float32 log-probabilities, and two of their gradients
 
 
 def nf4_bytes(numel: int) -> int:
     """Return the bytes of one layer's weight in NF4 with double quantisation.
 
-    Source: Dettmers et al. 2023, "QLoRA", section 3; blocks as bitsandbytes has them.
+    Source: Dettmers et al. 2023, "QLoRA", section 3; with bitsandbytes' block sizes.
 
     >>> nf4_bytes(64 * 256)  # 8192 packed, 256 scales, one scale of scales
     9544
@@ -38,7 +38,7 @@ def optimizer_bytes(tensors: Sequence[tuple[int, int]], optimizer: str) -> int:
     Args:
         tensors: Number of elements and bytes of each, of every trained tensor.
         optimizer: ``adamw`` keeps moments of the tensor's type and a step; ``paged_adamw_8bit``
-            keeps bytes with a float32 scale for 256 of them, and float32 for small tensors.
+            keeps bytes with a float32 scale per 256, and float32 for small tensors.
 
     >>> optimizer_bytes([(1000, 4)], "adamw")
     8004
@@ -54,23 +54,23 @@ def optimizer_bytes(tensors: Sequence[tuple[int, int]], optimizer: str) -> int:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """The sizes of a model under training that decide what it takes; bytes where nothing is said.
+    """Hold the sizes of a model under training, in bytes unless stated otherwise.
 
     Attributes:
-        weights: The base as it is loaded.
-        parameters: How many parameters the base has.
+        weights: The loaded base.
+        parameters: Number of the base's parameters.
         trained: Number of elements and bytes of each, of every trained tensor.
-        is_adapted: Whether these are adapters beside the base, or the base itself.
-        num_layers: How many layers the decoder has.
-        saved_per_token: What a forward pass keeps for the backward pass, for each token.
-        saved_always: What it keeps however few the tokens.
-        hidden_per_token: A layer's output, for each token.
-        widest_per_token: The widest activation inside a layer, for each token.
-        dequantized: All layers in 4 bits, in the type that they compute in.
-        largest_dequantized: The largest of them; made anew for every product.
-        merged: The base in the type that it computes in.
+        is_adapted: Whether adapters are trained, or else the base itself.
+        num_layers: Number of the decoder's layers.
+        saved_per_token: Saved by a forward pass for the backward pass, per token.
+        saved_always: Saved by it for any number of tokens.
+        hidden_per_token: A layer's output, per token.
+        widest_per_token: The widest activation inside a layer, per token.
+        dequantized: All 4-bit layers in the type of matrix products.
+        largest_dequantized: The largest of them, dequantised for every product.
+        merged: The base in the type of matrix products.
         logit: One logit.
-        vocab_size: Logits of a token.
+        vocab_size: Number of logits per token.
         kv_per_token: Keys and values of one token in all layers.
     """
 
@@ -92,64 +92,61 @@ class ModelSize:
 
     @property
     def trained_parameters(self) -> int:
-        """How many parameters are trained."""
+        """Return the number of trained parameters."""
         return sum(numel for numel, _ in self.trained)
 
     @property
     def trained_bytes(self) -> int:
-        """Bytes of what is trained, and of its gradients."""
+        """Return the bytes of the trained tensors, which equal those of their gradients."""
         return sum(numel * size for numel, size in self.trained)
 
     def kept(self, tokens: int, *, checkpointing: bool) -> int:
-        """Return what a forward pass keeps for the backward pass.
+        """Return the bytes that a forward pass keeps for the backward pass.
 
         Args:
-            tokens: Tokens of the micro-batch, padding counted.
-            checkpointing: Keep the inputs of layers only, and one layer's insides at a time.
+            tokens: Tokens of the micro-batch, padding included.
+            checkpointing: Keep only the layers' inputs, and one layer's activations at a time.
         """
         kept = self.saved_always + self.saved_per_token * tokens
         if checkpointing:
             kept = kept / self.num_layers + self.num_layers * self.hidden_per_token * tokens
         return ceil(kept)
 
-    def backward(self, tokens: int) -> int:
-        """Return what the backward pass of one layer has in hand: values and their gradients."""
-        return (
-            3 * self.widest_per_token + 2 * self.hidden_per_token
-        ) * tokens + self.largest_dequantized
+    def backward(self, tokens: int, target_tokens: int) -> int:
+        """Return the peak bytes of a backward pass besides the kept ones: of a layer or the loss.
+
+        A layer needs its values and their gradients, the loss the logits of target tokens.
+        """
+        layer = (3 * self.widest_per_token + 2 * self.hidden_per_token) * tokens
+        loss = target_tokens * self.vocab_size * _LOSS_BYTES
+        return max(layer + self.largest_dequantized, loss)
 
     def forward(self, tokens: int) -> int:
-        """Return what a forward pass has in hand where nothing is kept: one layer's values."""
-        return (
-            4 * self.widest_per_token + 4 * self.hidden_per_token
-        ) * tokens + self.largest_dequantized
-
-    def loss(self, target_tokens: int) -> int:
-        """Return what the loss takes at its height, where its own backward pass begins."""
-        return target_tokens * self.vocab_size * _LOSS_BYTES
+        """Return the bytes of a forward pass that keeps nothing: one layer's values."""
+        layer = 4 * (self.widest_per_token + self.hidden_per_token) * tokens
+        return layer + self.largest_dequantized
 
     def validation_loss(self, target_tokens: int) -> int:
-        """Return what the loss takes without a backward pass: logits, in float32, and their log."""
+        """Return the bytes of a loss without backward pass: logits, in float32, and their log."""
         widened = 0 if self.logit == 4 else 4
         return target_tokens * self.vocab_size * (self.logit + widened + 4)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a run on its device at its height, by part, without the program itself.
+    """Hold the peak bytes of a run on its device, by part, without the program itself.
 
-    Training and evaluation take turns, and the weights stand beside both.
+    Training and evaluation alternate, and the weights are resident during both.
 
     Attributes:
-        weights: The base, as it was quantised.
+        weights: The base, quantised.
         adapters: The LoRA adapters.
-        gradients: Of what is trained.
+        gradients: The gradients of the trained tensors.
         optimizer: The optimizer's state.
-        activations: What the largest micro-batch keeps for its backward pass.
-        backward: The most that this takes beside them: for the logits at target tokens and what
-            the loss makes of them, or for one layer, whichever is more.
-        evaluation_weights: The copy that an evaluation generates with.
-        kv_cache: Keys and values of the most tokens that are answered at a time.
+        activations: Activations kept for the backward pass of the largest micro-batch.
+        backward: Peak of that backward pass besides the activations.
+        evaluation_weights: The copy of the weights that an evaluation generates with.
+        kv_cache: Keys and values of the largest batch of answers.
         evaluation_work: Activations and logits of an evaluation.
     """
 
@@ -164,24 +161,24 @@ class Memory:
     evaluation_work: int
 
     @property
-    def standing(self) -> int:
-        """What is there all the time."""
+    def resident(self) -> int:
+        """Return the bytes held for the whole run."""
         return self.weights + self.adapters + self.gradients + self.optimizer
 
     @property
     def training(self) -> int:
-        """What a training step takes beside that."""
+        """Return the bytes of a training step besides the resident ones."""
         return self.activations + self.backward
 
     @property
     def evaluating(self) -> int:
-        """What an evaluation takes beside what is there all the time."""
+        """Return the bytes of an evaluation besides the resident ones."""
         return self.evaluation_weights + self.kv_cache + self.evaluation_work
 
     @property
     def total(self) -> int:
-        """The most at any moment."""
-        return self.standing + max(self.training, self.evaluating)
+        """Return the peak of the run."""
+        return self.resident + max(self.training, self.evaluating)
 
     def to_json(self) -> dict[str, Any]:
         """Return parts and sums by name."""
