@@ -12,6 +12,7 @@ from sft_lab.model.qlora import compute_dtype
 from sft_lab.model.unquantized import evaluation_weights
 from sft_lab.training.batches import Batch, MicroBatches, bin_length
 from sft_lab.training.data_modules import StagedDataModule
+from sft_lab.training.loss import LossTerm, read_targets, token_losses
 from sft_lab.training.module import SFTModule
 from sft_lab.training.plan import Window
 
@@ -36,7 +37,11 @@ def measured_speed(
     if torch.cuda.is_available():
         module.to("cuda")
     module.schedule = data.schedule
-    windows = [window for stage in data.stage_modules for window in stage.plan.windows]
+    windows = [
+        (stage.loss, window)
+        for stage, stage_module in zip(data.stages.values(), data.stage_modules, strict=True)
+        for window in stage_module.plan.windows
+    ]
     # Spread over the run, since row lengths differ between stages; the first window warms up.
     places = [len(windows) * (2 * i + 1) // (2 * _TIMED_STEPS) for i in range(_TIMED_STEPS)]
     optimizer = cast(dict[str, Any], module.configure_optimizers())["optimizer"]
@@ -47,7 +52,7 @@ def measured_speed(
         timed = [windows[place] for place in places]
         training_s = _train(module, data, optimizer, timed)
         evaluation_s = _evaluation_s(module, data, generated_tokens, compute_dtype(precision))
-    tokens = sum(bin_length(data.corpus, refs) for window in timed for refs in window)
+    tokens = sum(bin_length(data.corpus, refs) for _, window in timed for refs in window)
     return Speed(
         tokens_per_s=tokens / training_s,
         evaluation_s=evaluation_s,
@@ -58,16 +63,23 @@ def measured_speed(
 
 
 def _train(
-    module: SFTModule, data: StagedDataModule, optimizer: Any, windows: Sequence[Window]
+    module: SFTModule,
+    data: StagedDataModule,
+    optimizer: Any,
+    windows: Sequence[tuple[Sequence[LossTerm], Window]],
 ) -> float:
-    """Take a step on each window, and return the duration in seconds."""
+    """Take a step on each window by its stage's loss, and return the duration in seconds."""
     start = _now()
-    for window in windows:
+    sources = list(data.corpus.sources)
+    for terms, window in windows:
+        with_base_logits = any(term.needs_base_logits for term in terms)
         batches = MicroBatches(data.corpus, [window], data.micro_batch_size)
         for index in range(len(batches)):
             moved = {key: value.to(module.device) for key, value in batches[index].items()}  # type: ignore[attr-defined]
-            nll, _ = module.token_nll(cast(Batch, moved))
-            (nll.sum() / moved["window_target_tokens"]).backward()
+            batch = cast(Batch, moved)
+            tokens = read_targets(module.model, batch, sources, with_base_logits=with_base_logits)
+            loss = token_losses(tokens, terms).sum() / batch["window_target_tokens"]
+            loss.backward()
         optimizer.step()
         optimizer.zero_grad()
     return _now() - start
