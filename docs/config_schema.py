@@ -18,7 +18,7 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from lightning import Trainer
 
-from sft_lab.launch.parser import GROUPS
+from sft_lab.launch.parser import GROUPS, MANAGED_TRAINER_ARGS
 from sft_lab.runs.logger import RunLogger
 from sft_lab.study.design import QuestionDesign, StudyDesign
 
@@ -113,7 +113,8 @@ def own_classes(definition: Schema) -> Schema:
         },
         "additionalProperties": False,
     }
-    return {"anyOf": [*known, foreign, {"type": "string"}]}
+    path = {"type": "string", "pattern": "^[\\w.]+\\.\\w+$", "description": "A class path alone"}
+    return {"anyOf": [*known, foreign, path]}
 
 
 def is_class_choice(definition: Schema) -> bool:
@@ -123,8 +124,6 @@ def is_class_choice(definition: Schema) -> bool:
 
 def trainer_schema() -> tuple[Schema, Schema]:
     """Return the schema of the Trainer's group, and of the definitions it uses."""
-    from sft_lab.launch import parser
-
     hints = typing.get_type_hints(Trainer.__init__)
     names = set(inspect.signature(Trainer).parameters)
     others = {name for name in names if not is_plain(hints.get(name))}
@@ -133,12 +132,7 @@ def trainer_schema() -> tuple[Schema, Schema]:
     logger = adapted(emitted_["properties"]["logger"])
     group["properties"] |= {name: {} for name in sorted(others)}
     group["properties"]["logger"] = {"$ref": "#/$defs/RunLogger"}
-    managed = next(
-        found
-        for name, found in vars(parser).items()
-        if name in ("_MANAGED_TRAINER_ARGS", "_DECIDED_ELSEWHERE")
-    )
-    for name in managed:
+    for name in MANAGED_TRAINER_ARGS:
         del group["properties"][name]
     run_logger = {
         "type": "object",

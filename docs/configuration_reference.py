@@ -17,8 +17,7 @@ from typing import Any
 
 import docstring_parser
 
-from sft_lab.launch import parser
-from sft_lab.launch.parser import GROUPS
+from sft_lab.launch.parser import GROUPS, MANAGED_TRAINER_ARGS
 from sft_lab.runs.logger import RunLogger
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -113,7 +112,8 @@ def section(heading: str, owner: type) -> tuple[str, list[type]]:
         lines += ["", documented.short_description]
     if documented.long_description:
         lines += ["", documented.long_description]
-    lines += ["", "| key | type | default | meaning |", "|---|---|---|---|"]
+    header = ["", "| key | type | default | meaning |", "|---|---|---|---|"]
+    rows: list[str] = []
     mentioned: list[type] = []
     for name, parameter in inspect.signature(owner).parameters.items():
         hint = hints.get(name, Any)
@@ -122,15 +122,12 @@ def section(heading: str, owner: type) -> tuple[str, list[type]]:
         mentioned += classes_in(hint)
         meaning = " ".join(texts.get(name, "").split())
         cells = (f"`{name}`", shown_type(hint), shown_default(parameter, owner), meaning)
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n", mentioned
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines + (header + rows if rows else [])) + "\n", mentioned
 
 
 def trainer_section() -> str:
     """Return the section of Lightning's Trainer, whose arguments are not ours to describe."""
-    managed = next(
-        value for name, value in vars(parser).items() if name.lower().strip("_") in MANAGED
-    )
     lines = [
         "## trainer",
         "",
@@ -138,12 +135,9 @@ def trainer_section() -> str:
         "",
         "| key | set instead |",
         "|---|---|",
-        *(f"| `{key}` | `{instead}` |" for key, instead in sorted(managed.items())),
+        *(f"| `{key}` | `{instead}` |" for key, instead in sorted(MANAGED_TRAINER_ARGS.items())),
     ]
     return "\n".join(lines) + "\n"
-
-
-MANAGED = ("managed_trainer_args", "decided_elsewhere")
 
 
 def page() -> str:

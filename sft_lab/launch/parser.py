@@ -48,7 +48,7 @@ _TRAINER_DEFAULTS = {
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
-_MANAGED_TRAINER_ARGS = {
+MANAGED_TRAINER_ARGS = {
     "max_epochs": "data.stages.*.epochs",
     "max_steps": "data.stages.*.max_steps",
     "max_time": "data.stages.*.max_steps",
@@ -207,7 +207,7 @@ def _check(plain: Mapping[str, Any], values: Namespace, written: Composed) -> No
 def _check_trainer(values: Namespace, written: Composed) -> None:
     given = written.resolved().get("trainer", {})
     signature = inspect.signature(Trainer).parameters
-    for name, instead in _MANAGED_TRAINER_ARGS.items():
+    for name, instead in MANAGED_TRAINER_ARGS.items():
         # The parser has replaced the value of a linked key by its own.
         is_linked = name == "accumulate_grad_batches"
         decided = (

@@ -55,6 +55,19 @@ def test_a_benchmark_is_a_class(lab: Lab) -> None:
     assert "retention/rhymes/accuracy" in lab.run.data.metrics
 
 
+def test_formats_orders_losses_and_hand_overs_are_classes(lab: Lab) -> None:
+    for name in ("my_formats", "my_orders", "my_losses", "my_policies"):
+        lab.write(f"{name}.py", code_block(f"# {name}.py"))
+    lab.write("extended.yaml", code_block("# extended.yaml"))
+    rows = [{"lines": f"Say {n}|{n}|And {n + 1}|{n + 1}"} for n in range(12)]
+    write_jsonl(lab.folder / "talk.jsonl", rows)
+    outcome = lab.fit("--config=extended.yaml")
+    assert outcome.code == 0, outcome.err
+    table = lab.artifact("windows/second.tsv").read_text().splitlines()[1:]
+    sources = [line.split("\t")[1] for line in table]
+    assert sources == sorted(sources, key=["general", "math", "talk"].index)
+
+
 def test_a_strategy_is_a_config(lab: Lab) -> None:
     content = (lab.folder / "tiny.yaml").read_text()
     stages = "  stages:\n    all: {mixture: {math: 1, general: 1/2}, max_steps: 3, lr: 1e-2}\n"
