@@ -1,6 +1,6 @@
 """Configs: files and overrides merged key by key into one, each value's origin kept for errors."""
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -182,6 +182,50 @@ def _origins(node: Any, file: Path, prefix: str = "") -> Iterator[tuple[str, str
             yield from _origins(value, file, f"{name}.")
 
 
+def compose_files(files: Iterable[str], overrides: Mapping[str, Any]) -> Composed:
+    """Merge config files in order, and then values by dotted key.
+
+    Args:
+        files: Paths; one that is not there is looked for among the packaged configs.
+        overrides: Plain values, or text as a command line holds it.
+
+    Raises:
+        RequestError: If a file or value cannot be read.
+    """
+    composed = Composed()
+    for file in files:
+        composed.merge_file(file)
+    for key, value in overrides.items():
+        composed.override(key, as_yaml(value))
+    return composed
+
+
+def as_yaml(value: Any) -> str:
+    """Return a value as a command line takes it; text stays as it is.
+
+    >>> as_yaml("1/16"), as_yaml({"rows": 500}), as_yaml(None)
+    ('1/16', '{rows: 500}', 'null')
+    """
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("\n...")
+
+
+def dump(config: Mapping[str, Any]) -> str:
+    """Return a resolved config as the text of a file that is read back as just these values."""
+    # By OmegaConf, which quotes the text that it would read as a number, such as 12e345.
+    return OmegaConf.to_yaml(OmegaConf.create(_escaped(config)))
+
+
+def _escaped(value: Any) -> Any:
+    """Return a value whose text is not taken for an interpolation."""
+    if isinstance(value, Mapping):
+        return {key: _escaped(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_escaped(inner) for inner in value]
+    return value.replace("${", "\\${") if isinstance(value, str) else value
+
+
 def compose(arguments: list[str], keys: Collection[str]) -> tuple[Composed, list[str], list[str]]:
     """Merge config files and dotted overrides, which win; leave other arguments to LightningCLI.
 
@@ -221,9 +265,4 @@ def compose(arguments: list[str], keys: Collection[str]) -> tuple[Composed, list
             files.append(value)
         else:
             overrides.append((key, value))
-    composed = Composed()
-    for file in files:
-        composed.merge_file(file)
-    for key, value in overrides:
-        composed.override(key, value)
-    return composed, files, rest
+    return compose_files(files, dict(overrides)), files, rest

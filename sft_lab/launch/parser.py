@@ -15,7 +15,7 @@ from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from sft_lab.callbacks.run_checkpoint import RunCheckpoint
-from sft_lab.config.compose import Composed, compose
+from sft_lab.config.compose import Composed, compose, compose_files
 from sft_lab.config.keys import check_keys
 from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError
@@ -85,6 +85,13 @@ def parse(arguments: Sequence[str], command: str = "fit") -> RunConfig:
             "name a checkpoint by --ckpt_path."
         )
     return parse_written(written, command, rest, Path(files[0]).stem if files else "custom")
+
+
+def parse_files(
+    files: Sequence[str], overrides: Mapping[str, Any], flags: Sequence[str] = ()
+) -> RunConfig:
+    """Parse the config of ``fit`` from files and values by dotted key, as in ``parse``."""
+    return parse_written(compose_files(files, overrides), "fit", flags, Path(files[0]).stem)
 
 
 def parse_recorded(config: Mapping[str, Any]) -> RunConfig:

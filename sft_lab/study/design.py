@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import yaml
-
 from sft_lab.paths import find_config
 
 Scalar = int | float | str
@@ -128,27 +126,29 @@ STUDY_KEYS = tuple(StudyDesign.__dataclass_fields__)
 
 @dataclass(frozen=True)
 class CellSpec:
-    """One run of a study: where it stands in the grid, and the arguments of its ``fit``.
+    """One run of a study: its place in the grid, and its config.
 
     Attributes:
         question: The question's name.
         arm: The arm's name.
         axis: Its values by axis name, as text.
         seed: ``seed_everything``.
-        arguments: What stands behind ``fit``.
+        files: Its config files, in the order of merging.
+        overrides: Values by dotted key, which win.
     """
 
     question: str
     arm: str
     axis: Mapping[str, str]
     seed: int
-    arguments: tuple[str, ...]
+    files: tuple[str, ...]
+    overrides: Mapping[str, Any]
 
     @property
     def name(self) -> str:
         """Its name, and that of the run in MLflow that it is the first to need.
 
-        >>> CellSpec("rq4", "dmt", {"k": "1/64"}, 0, ()).name
+        >>> CellSpec("rq4", "dmt", {"k": "1/64"}, 0, (), {}).name
         'rq4 dmt k=1/64 seed 0'
         """
         axis = [f"{name}={value}" for name, value in self.axis.items()]
@@ -190,9 +190,7 @@ def arm_cells(
         }
         for seed in arm.seeds or seeds or design.seeds:
             overrides = {**fixed, **gridded, "seed_everything": seed}
-            arguments = [f"--config={file}" for file in files]
-            arguments += [f"--{key}={written(value)}" for key, value in overrides.items()]
-            found.append(CellSpec(question, arm_name, axis, seed, tuple(arguments)))
+            found.append(CellSpec(question, arm_name, axis, seed, tuple(files), overrides))
     return found
 
 
@@ -200,10 +198,3 @@ def _file(design: StudyDesign, name: str) -> str:
     path = name if "/" in name else f"{design.strategies}/{name}"
     find_config(path)
     return path
-
-
-def written(value: Any) -> str:
-    """Return a value as the command line takes it."""
-    if isinstance(value, str):
-        return value
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("\n...")

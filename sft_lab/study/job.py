@@ -1,7 +1,6 @@
 """One run of a study on whatever machine it falls to: begun, gone on with, or found finished."""
 
 import ctypes
-import json
 import os
 import shlex
 import signal
@@ -18,7 +17,6 @@ from sft_lab.runs.checkpoint import last_checkpoint
 from sft_lab.runs.lock import run_lock
 from sft_lab.runs.store import RunStore
 from sft_lab.study.digests import code_digest
-from sft_lab.study.machine_values import as_override
 
 CELL_TAG = "sft_lab.cell"
 PARENT_TAG = "mlflow.parentRunId"
@@ -39,9 +37,8 @@ class Job:
         digest: The run's digest, by which runs are found in the store.
         code: Digest of the code that it was planned with, the only one that may run it.
         name: The run's name.
-        arguments: What stands behind ``fit``.
+        config: Its resolved config, with the name and tags that the run gets.
         fork: ``RUN_ID@STAGE`` to start from, or None.
-        parent: The study's run in MLflow.
         tracking_uri: The store.
         dirpath: Folder of checkpoints.
         log: File for what ``fit`` prints; it is added to.
@@ -52,9 +49,8 @@ class Job:
     digest: str
     code: str
     name: str
-    arguments: tuple[str, ...]
+    config: Path
     fork: str | None
-    parent: str
     tracking_uri: str
     dirpath: Path
     log: Path
@@ -148,18 +144,11 @@ def fit_arguments(job: Job, runs: list[Any]) -> list[str]:
         job: What is asked for.
         runs: Runs of it that have not finished, newest first: the newest is gone on with.
     """
-    tags = {CELL_TAG: job.digest, PARENT_TAG: job.parent}
-    arguments = [*job.arguments, *run_arguments(job.name, tags)]
+    arguments = [f"--config={job.config}"]
     if runs:
         checkpoint = last_checkpoint(job.dirpath, runs[0].info.run_id)
         return [*arguments, f"--ckpt_path={checkpoint if checkpoint.exists() else 'last'}"]
     return [*arguments, f"--from={job.fork}"] if job.fork else arguments
-
-
-def run_arguments(name: str, tags: Mapping[str, str]) -> list[str]:
-    """Return the arguments that give a run its name and tags."""
-    logger = "--trainer.logger.init_args"
-    return [f"{logger}.run_name={as_override(name)}", f"{logger}.tags={json.dumps(dict(tags))}"]
 
 
 def _stop_with(parent: int) -> Any:

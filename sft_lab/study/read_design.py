@@ -9,11 +9,11 @@ from typing import Any, get_type_hints
 
 from jsonargparse import ArgumentError, ArgumentParser
 
-from sft_lab.config.compose import Composed
+from sft_lab.config.compose import Composed, as_yaml
 from sft_lab.config.keys import check_keys
 from sft_lab.errors import RequestError
 from sft_lab.launch.parser import GROUPS, explain
-from sft_lab.study.design import STUDY_KEYS, Arm, Scalar, StudyDesign, written
+from sft_lab.study.design import STUDY_KEYS, Arm, Scalar, StudyDesign
 
 _NAME = r"[A-Za-z0-9_.-]+"
 
@@ -53,7 +53,7 @@ def _with_sets_as_text(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     return {
-        key: {name: written(set_) for name, set_ in inner.items()}
+        key: {name: as_yaml(set_) for name, set_ in inner.items()}
         if key == "set" and isinstance(inner, dict)
         else _with_sets_as_text(inner)
         for key, inner in value.items()

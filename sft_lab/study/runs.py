@@ -12,11 +12,10 @@ from sft_lab.cost.run_cost import RunCost
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.launch.build import plan_data
-from sft_lab.launch.parser import parse
+from sft_lab.launch.parser import parse_files
 from sft_lab.launch.run_config import RunConfig
 from sft_lab.study.design import CellSpec
 from sft_lab.study.digests import base_digest, class_digests, code_digest
-from sft_lab.study.machine_values import decided_here
 from sft_lab.training.data_modules import StagedDataModule
 from sft_lab.training.shares import parse_share
 
@@ -24,8 +23,8 @@ CostOf = Callable[[StagedDataModule, RunConfig], RunCost]
 
 
 @dataclass(frozen=True)
-class Fork:
-    """Where a run starts: at the end of a stage of another run."""
+class SharedStages:
+    """The run, and the last of its stages, from whose end another run can start."""
 
     run: str  # the other run's digest
     stage: str
@@ -43,12 +42,11 @@ class StudyRun:
         tokens: Tokens trained on, prompts included.
         stages: The stages as they are compared, by name.
         base: Digest of all else that decides its numbers.
-        config: The resolved config, with its defaults.
+        config: Its config; what it leaves to the machine is resolved where the study is planned.
         abilities: Metric key of each benchmark's first score, by the source that teaches it; a
             source's second benchmark, and one without a source, go by the benchmark's own name.
         sources: The source that teaches each ability, by the ability's name, where there is one.
         scores: Metric keys of all scores of which more is better.
-        decided: What of the config was decided on this machine, as overrides.
         cost: What it will cost without a fork, where it was asked for.
         fork: What it can be forked from.
     """
@@ -60,29 +58,17 @@ class StudyRun:
     tokens: int
     stages: Mapping[str, str]
     base: str
-    config: Mapping[str, Any]
+    config: RunConfig
     abilities: Mapping[str, str]
     sources: Mapping[str, str] = field(default_factory=dict)
     scores: tuple[str, ...] = ()
-    decided: tuple[str, ...] = ()
     cost: RunCost | None = None
-    fork: Fork | None = None
+    fork: SharedStages | None = None
 
     @property
     def name(self) -> str:
         """The run's name."""
         return self.cells[0].name
-
-    @property
-    def arguments(self) -> tuple[str, ...]:
-        """What stands behind ``fit``."""
-        return (*self.cells[0].arguments, *self.decided)
-
-    @property
-    def logger(self) -> Mapping[str, Any]:
-        """The settings of its logger."""
-        settings: Mapping[str, Any] = self.config["trainer"]["logger"]["init_args"]
-        return settings
 
     @property
     def steps_to_train(self) -> int:
@@ -125,12 +111,21 @@ def plan_run(cell: CellSpec, cost: CostOf | None = None) -> StudyRun:
         RequestError: If its config is wrong, naming the cell.
     """
     try:
-        config = parse(cell.arguments)
+        config = cell_config(cell)
         data = plan_data(config)
         run = describe(cell, config, data)
         return replace(run, cost=cost(data, config)) if cost is not None else run
     except RequestError as fault:
         raise RequestError(f"cell '{cell.name}': {fault}") from fault
+
+
+def cell_config(cell: CellSpec) -> RunConfig:
+    """Parse the config of a cell.
+
+    Raises:
+        RequestError: If ``fit`` would refuse it.
+    """
+    return parse_files(cell.files, cell.overrides)
 
 
 def describe(cell: CellSpec, config: RunConfig, data: StagedDataModule) -> StudyRun:
@@ -167,7 +162,7 @@ def describe(cell: CellSpec, config: RunConfig, data: StagedDataModule) -> Study
         tokens=seen.tokens,
         stages=compared,
         base=base,
-        config=plain,
+        config=config,
         abilities=_abilities(data.evaluation),
         sources=_sources(data.evaluation),
         scores=tuple(
@@ -176,7 +171,6 @@ def describe(cell: CellSpec, config: RunConfig, data: StagedDataModule) -> Study
             for score in benchmark.score_names
             if benchmark.is_ability(score)
         ),
-        decided=decided_here(config.written),
     )
 
 
@@ -224,7 +218,7 @@ def with_forks(runs: Sequence[StudyRun]) -> list[StudyRun]:
             shared = _shared_stages(run, other)
             if shared and (best is None or shared > best[0]):
                 best = shared, other
-        fork = Fork(best[1].digest, names[best[0] - 1]) if best else None
+        fork = SharedStages(best[1].digest, names[best[0] - 1]) if best else None
         placed.append(replace(run, fork=fork))
     return placed
 

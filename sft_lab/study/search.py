@@ -9,12 +9,12 @@ from sft_lab.analysis.outcomes import Outcomes, graded_in_all, outcomes
 from sft_lab.analysis.study_results import SearchResult
 from sft_lab.errors import RequestError, nearest
 from sft_lab.launch.build import build_data
-from sft_lab.launch.parser import parse
 from sft_lab.metrics.forgetting import best_boundary
 from sft_lab.runs.results import Point, RunResult, read_answers, read_result
 from sft_lab.runs.store import RunStore
 from sft_lab.study.design import Arm, CellSpec, Search, StudyDesign, arm_cells
 from sft_lab.study.halving import Found, Trial, Verdict, judge, search
+from sft_lab.study.runs import cell_config
 
 
 class SearchKey(NamedTuple):
@@ -92,7 +92,7 @@ def check_search(one: ArmSearch, scores: Sequence[str]) -> None:
                 f"{where}: no run measures {key!r}{nearest(key, scores)}; there are "
                 f"{', '.join(scores)}."
             )
-    suite = build_data(parse(one.cells[0].arguments)).evaluation
+    suite = build_data(cell_config(one.cells[0])).evaluation
     for key in one.search.retention:
         if not suite.is_mean_of_items(key):
             means = [score for score in scores if suite.is_mean_of_items(score)]

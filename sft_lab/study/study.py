@@ -1,5 +1,6 @@
 """The commands of a study: its plan, its run, the commands that would run it elsewhere."""
 
+import copy
 import os
 import shlex
 import sys
@@ -8,11 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sft_lab.config.compose import compose
+from sft_lab.config.compose import compose, dump
 from sft_lab.cost.known_speed import KnownSpeeds
 from sft_lab.cost.run_cost import RunCost, run_cost, run_parameters
 from sft_lab.errors import Interrupted, RequestError
-from sft_lab.launch.run_config import RunConfig
+from sft_lab.launch.run_config import RunConfig, find_run_logger
+from sft_lab.paths import make_folder
 from sft_lab.runs.checkpoint import stage_checkpoint
 from sft_lab.runs.lock import run_lock
 from sft_lab.runs.store import RunStore
@@ -20,8 +22,7 @@ from sft_lab.runs.store_uri import prepare_store
 from sft_lab.study.design import STUDY_KEYS, CellSpec, StudyDesign, cells
 from sft_lab.study.executors import Executor, RayExecutor
 from sft_lab.study.halving import Found
-from sft_lab.study.job import CELL_TAG, Job, run_arguments
-from sft_lab.study.machine_values import forwarded
+from sft_lab.study.job import CELL_TAG, PARENT_TAG, Job
 from sft_lab.study.outcome import Outcome
 from sft_lab.study.progress_table import ProgressTable
 from sft_lab.study.read_design import read_design
@@ -60,7 +61,7 @@ class Study(NamedTuple):
     @property
     def logger(self) -> Mapping[str, Any]:
         """The settings of the logger that all runs share."""
-        return self.example.logger
+        return self.example.config.logger
 
     @property
     def store(self) -> RunStore:
@@ -104,7 +105,7 @@ def lay_out(arguments: list[str], *, with_cost: bool = False) -> Study:
     if not runs and first is None:
         raise RequestError("questions: the study has no run.")
     known = [*runs, *([plan_run(first)] if first is not None else [])]
-    stores = {str(run.logger["tracking_uri"]) for run in known}
+    stores = {run.config.tracking_uri for run in known}
     if len(stores) > 1:
         raise RequestError(
             f"the runs of a study share one store, got {', '.join(sorted(stores))}; "
@@ -167,23 +168,29 @@ def finished_runs(study: Study) -> dict[str, str]:
 def print_commands(study: Study) -> str:
     """Return a command for every run that is missing, to be run in any order, anywhere.
 
-    What they train is found by the same study afterwards.
+    Writes each run's config, which the command names. The same study finds the results afterwards.
     """
-    there = finished_runs(study)
+    finished = finished_runs(study)
     return "\n".join(
-        shlex.join(
-            [
-                "python",
-                "-m",
-                "sft_lab",
-                "fit",
-                *run.arguments,
-                *run_arguments(run.name, {CELL_TAG: run.digest}),
-            ]
-        )
+        shlex.join(["sft-lab", "fit", f"--config={write_config(study, run, {})}"])
         for run in study.runs
-        if run.digest not in there
+        if run.digest not in finished
     )
+
+
+def write_config(study: Study, run: StudyRun, tags: Mapping[str, str]) -> Path:
+    """Write the resolved config of a run, named and tagged so that the study finds it.
+
+    The file is named after the strategy, of which a run takes its tag.
+    """
+    config = copy.deepcopy(dict(run.config.plain))
+    logger = find_run_logger(config["trainer"]["logger"])["init_args"]
+    logger["run_name"] = run.name
+    logger["tags"] = {**(logger["tags"] or {}), CELL_TAG: run.digest, **tags}
+    file = _folder(study) / "cells" / run.digest[:12] / f"{run.config.strategy}.yaml"
+    make_folder("mlruns/studies", file.parent)
+    file.write_text(dump(config), encoding="utf-8")
+    return file
 
 
 def searches_left_out(study: Study) -> str:
@@ -274,7 +281,7 @@ def _fill(study: Study, parent: ParentRun, executor: Executor) -> Outcome:
 def make_job(study: Study, parent: ParentRun, run: StudyRun, fork: str | None) -> Job:
     """Return the job of a run, from nothing where the checkpoint to fork from is gone."""
     folder = Path.cwd()
-    dirpath = Path(run.config["checkpoint"]["dirpath"])
+    dirpath = Path(run.config.plain["checkpoint"]["dirpath"])
     if fork is not None and not stage_checkpoint(dirpath, *fork.split("@")).is_file():
         fork = None
     threads = str(study.design.resources.cpus)
@@ -282,17 +289,22 @@ def make_job(study: Study, parent: ParentRun, run: StudyRun, fork: str | None) -
         digest=run.digest,
         code=planned_code(),
         name=run.name,
-        arguments=run.arguments,
+        config=write_config(study, run, {PARENT_TAG: parent.run_id}),
         fork=fork,
-        parent=parent.run_id,
         tracking_uri=str(study.logger["tracking_uri"]),
         dirpath=dirpath,
         log=folder / _folder(study) / f"{run.digest[:12]}.log",
         folder=folder,
         environment={
-            **forwarded(os.environ),
+            **_forwarded(os.environ),
             "OMP_NUM_THREADS": threads,
             "MKL_NUM_THREADS": threads,
             "COLUMNS": os.environ.get("COLUMNS", "100"),
         },
     )
+
+
+def _forwarded(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that runs read: folders, the world, access to servers."""
+    prefixes = ("SFT_LAB_", "MLFLOW_", "HF_")
+    return {name: value for name, value in environment.items() if name.startswith(prefixes)}

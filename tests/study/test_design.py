@@ -7,8 +7,8 @@ import pytest
 import yaml
 
 from sft_lab.errors import RequestError
-from sft_lab.launch.parser import parse
 from sft_lab.study.design import cells
+from sft_lab.study.runs import cell_config
 from sft_lab.study.study import read_study_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -55,12 +55,12 @@ def test_a_grid_is_every_value_under_every_seed(write: Any) -> None:
         "q dmt k=1/4 seed 1",
         "q other seed 7",
     ]
-    assert found[2].arguments == (
-        "--config=configs/world/dmt.yaml",
-        "--evaluation.every_n_steps=null",
-        "--data.k=1/4",
-        "--seed_everything=0",
-    )
+    assert found[2].files == ("configs/world/dmt.yaml",)
+    assert found[2].overrides == {
+        "evaluation.every_n_steps": "null",
+        "data.k": "1/4",
+        "seed_everything": 0,
+    }
 
 
 def test_one_key_can_be_changed_on_the_command_line(write: Any) -> None:
@@ -166,5 +166,5 @@ def test_search_and_guard_of_a_study_are_asked_for_the_same(
     search = design.questions["replay"].arms["k_finder"].search
     assert search is not None
     guarded = next(cell for cell in cells(design) if cell.arm == "guarded")
-    assert parse(guarded.arguments).plain["data"]["guard"]["min_retention"] == search.retention
+    assert cell_config(guarded).plain["data"]["guard"]["min_retention"] == search.retention
     assert set(search.retention.values()) == {0.9}  # as the file's first line says

@@ -15,12 +15,12 @@ from lock_holder import held
 from study_runs import STUDY
 from tiny_lab import Lab
 
-from sft_lab.config.compose import compose
-from sft_lab.launch.parser import RUN_KEYS
+from sft_lab.config.compose import compose_files, dump
+from sft_lab.launch.parser import parse
 from sft_lab.runs.lock import this_process
 from sft_lab.runs.store import DIGEST_TAG, PROCESS_TAG, RunStore
 from sft_lab.study.digests import code_digest
-from sft_lab.study.job import CELL_TAG, Job, find_runs, run_arguments, run_job
+from sft_lab.study.job import CELL_TAG, Job, find_runs, run_job
 from sft_lab.study.record import ParentRun
 from sft_lab.study.study import lay_out, make_job
 
@@ -38,8 +38,9 @@ def job(study_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Job:
 
 def test_a_job_brings_along_what_its_study_was_planned_with(study_lab: Lab, job: Job) -> None:
     assert job.tracking_uri == "sqlite:///mlruns/other.db"
-    assert '--trainer.logger.init_args.tracking_uri="sqlite:///mlruns/other.db"' in job.arguments
-    assert any(argument.startswith("--trainer.precision=") for argument in job.arguments)
+    config = yaml.safe_load(job.config.read_text())
+    assert config["trainer"]["logger"]["init_args"]["tracking_uri"] == "sqlite:///mlruns/other.db"
+    assert config["trainer"]["precision"] in ("bf16-mixed", "32-true")
     assert job.environment["SFT_LAB_WORLD"] == str(study_lab.world)
     assert job.environment["HF_HOME"] == "/models"
     assert job.code == code_digest()
@@ -80,7 +81,8 @@ def test_a_run_that_is_recorded_elsewhere_is_not_trained_again(
     # What was run can be run again from the log.
     command = shlex.split(job.log.read_text().splitlines()[0])
     assert command[:5] == ["$", "/bin/true", "-m", "sft_lab", "fit"]
-    assert '--trainer.logger.init_args.run_name="q math seed 0"' in command
+    config = parse(command[5:])
+    assert (config.run_name, config.strategy) == ("q math seed 0", "math")
 
 
 WORKER = """
@@ -116,10 +118,10 @@ def test_what_a_killed_worker_began_is_left_to_end_and_then_gone_on_with(
 
 
 @pytest.mark.parametrize("name", ["rq1: math", "[x]", "dmt #2", "a=${oc.env:HOME}", "1", "'x'"])
-def test_a_run_has_the_very_name_that_its_cell_has(name: str) -> None:
-    composed, _, _ = compose(run_arguments(name, {"sft_lab.cell": "12e345"}), RUN_KEYS)
-    given = composed.resolved()["trainer"]["logger"]["init_args"]
-    assert given == {"run_name": name, "tags": {"sft_lab.cell": "12e345"}}
+def test_a_dumped_config_is_read_back_as_it_was(name: str, tmp_path: Path) -> None:
+    config = {"trainer": {"logger": {"init_args": {"run_name": name, "tags": {"cell": "12e345"}}}}}
+    (tmp_path / "cell.yaml").write_text(dump(config), encoding="utf-8")
+    assert compose_files([str(tmp_path / "cell.yaml")], {}).resolved() == config
 
 
 def test_printed_commands_hold_what_a_machine_would_decide_for_itself(study_lab: Lab) -> None:
@@ -127,5 +129,12 @@ def test_printed_commands_hold_what_a_machine_would_decide_for_itself(study_lab:
     study = {**STUDY, "questions": {"q": {"title": "?", "arms": arms}}}
     study_lab.write("study.yaml", yaml.safe_dump(study, sort_keys=False))
     (command,) = study_lab("study", "--config=study.yaml", "--print").out.splitlines()
-    decided = [a.partition("=")[0] for a in shlex.split(command) if "${" not in a]
-    assert {"--trainer.precision", "--model.optimizer"} <= set(decided)
+    name, fit, config = shlex.split(command)
+    assert (name, fit) == ("sft-lab", "fit")
+    written = (study_lab.folder / config.removeprefix("--config=")).read_text()
+    assert "${" not in written
+    assert yaml.safe_load(written)["model"]["optimizer"] in ("adamw", "paged_adamw_8bit")
+    printed = study_lab("fit", config, "--print_config")
+    assert printed.code == 0, printed.err
+    planned = yaml.safe_load(written)
+    assert yaml.safe_load(printed.out)["data"]["stages"] == planned["data"]["stages"]

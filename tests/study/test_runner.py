@@ -5,14 +5,16 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from sft_lab.errors import RequestError
+from sft_lab.launch.run_config import RunConfig
 from sft_lab.study.design import CellSpec
 from sft_lab.study.job import Ended, Job
 from sft_lab.study.runner import Runner
-from sft_lab.study.runs import Fork, StudyRun, with_forks
+from sft_lab.study.runs import SharedStages, StudyRun, with_forks
 
 CODE, LOST, BUSY, OTHER_CODE = 1, None, os.EX_TEMPFAIL, os.EX_CONFIG
 
@@ -20,13 +22,13 @@ CODE, LOST, BUSY, OTHER_CODE = 1, None, os.EX_TEMPFAIL, os.EX_CONFIG
 def study_run(name: str, *stages: str, base: str = "b") -> StudyRun:
     return StudyRun(
         digest=name,
-        cells=(CellSpec("q", name, {}, 0, (f"--config={name}",)),),
+        cells=(CellSpec("q", name, {}, 0, (name,), {}),),
         steps=dict.fromkeys(stages, 10),
         samples=0,
         tokens=0,
         stages={stage: stage for stage in stages},
         base=base,
-        config={},
+        config=cast(RunConfig, None),  # a runner does not read it
         abilities={},
     )
 
@@ -57,7 +59,7 @@ class Scripted:
 
 def make_job(run: StudyRun, fork: str | None) -> Job:
     here = Path()
-    return Job(run.digest, "", run.name, run.arguments, fork, "p", "", here, here, here, {})
+    return Job(run.digest, "", run.name, here, fork, "", here, here, here, {})
 
 
 def states(runner: Runner) -> dict[str, str]:
@@ -75,8 +77,8 @@ def test_runs_that_share_stages_start_from_the_first_of_them() -> None:
     )
     assert [run.fork for run in runs] == [
         None,
-        Fork("code_only", "code"),
-        Fork("sequential", "math"),
+        SharedStages("code_only", "code"),
+        SharedStages("sequential", "math"),
         None,
     ]
     assert [run.steps_to_train for run in runs] == [10, 20, 10, 20]

@@ -116,8 +116,7 @@ def test_a_source_may_have_a_second_benchmark(
     untaught["init_args"]["source"] = None
     benchmarks = {"again": again, "untaught": untaught}
     study_lab.write("more.yaml", yaml.safe_dump({"evaluation": {"benchmarks": benchmarks}}))
-    arguments = ("--config=./math.yaml", "--config=./more.yaml")
-    run = plan_run(CellSpec("q", "math", {}, 0, arguments))
+    run = plan_run(CellSpec("q", "math", {}, 0, ("./math.yaml", "./more.yaml"), {}))
     assert run.abilities == {
         "math": "world_math/accuracy",
         "again": "again/accuracy",
