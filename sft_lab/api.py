@@ -1,10 +1,10 @@
 """The Python API for notebooks: train, load, compare and evaluate.
 
-    import sft_lab
+import sft_lab
 
-    run = sft_lab.fit("configs/world/dmt.yaml", {"data.k": "1/64"})
-    run.scores[["step", "benchmark", "value"]]
-    sft_lab.compare([run, "sequential seed 0"])
+run = sft_lab.fit("configs/world/dmt.yaml", {"data.k": "1/64"})
+run.scores[["step", "benchmark", "value"]]
+sft_lab.compare([run, "sequential seed 0"])
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sft_lab.analysis.comparison import Comparison
+    from sft_lab.analysis.comparison import RunComparison
     from sft_lab.evaluation.benchmark import Benchmark
     from sft_lab.evaluation.evaluator import Evaluation
     from sft_lab.runs.results import RunResult
@@ -127,7 +127,7 @@ def compare(
     *,
     over_seeds: bool = False,
     tracking_uri: str | None = None,
-) -> "Comparison":
+) -> "RunComparison":
     """Compare runs at their ends with a reference, and each with its own best boundary.
 
     Args:
@@ -142,7 +142,7 @@ def compare(
     Raises:
         RequestError: If there is no such run, or the runs were measured under other protocols.
     """
-    from sft_lab.analysis.compare import compare_runs
+    from sft_lab.analysis.comparison import compare as compare_runs
     from sft_lab.runs.store import RunStore
 
     loaded = [run for run in runs if isinstance(run, LoadedRun)]

@@ -1,0 +1,88 @@
+"""The Python API as a notebook uses it."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import write_jsonl
+from tiny_lab import EVALUATED_STEPS, FinishedRun, Lab
+
+import sft_lab
+from sft_lab.errors import RequestError
+
+
+@pytest.fixture
+def notebook(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+    """A notebook whose working folder is the lab's."""
+    monkeypatch.chdir(lab.folder)
+    monkeypatch.setenv("SFT_LAB_WORLD", str(lab.world))
+    yield lab
+
+
+def test_importing_the_package_loads_no_torch() -> None:
+    code = "import sft_lab, sys; print('torch' in sys.modules, sorted(sft_lab.__all__))"
+    shown = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    assert shown.strip() == "False ['LoadedRun', 'compare', 'evaluate', 'fit', 'load_run']"
+
+
+def test_fit_returns_the_run_with_scores_answers_and_curves(notebook: Lab) -> None:
+    run = sft_lab.fit("tiny.yaml", {"data.k": "1/2", "evaluation.every_n_steps": None})
+    assert run.name == "tiny k=1/2 seed 0"
+    assert notebook.run.info.run_id == run.run_id
+    scores = run.scores
+    assert set(scores["benchmark"]) == {"world_math"}
+    boundaries = scores[["step", "after"]].drop_duplicates().to_numpy().tolist()
+    assert boundaries == [[0, "base"], [5, "first"], [run.result.last.step, "second"]]
+    answers = run.answers(step=0)
+    assert len(answers) == 4
+    assert {"item", "prompt", "completion", "accuracy"} <= set(answers.columns)
+    assert not run.curves.empty
+    again = sft_lab.load_run(run.name)
+    assert again.result == run.result
+
+
+def test_a_wrong_request_is_refused_before_anything_is_written(notebook: Lab) -> None:
+    with pytest.raises(RequestError, match=r"data\.stages\.first\.lrr"):
+        sft_lab.fit("tiny.yaml", {"data.stages.first.lrr": 1.0})
+    with pytest.raises(RequestError, match="no unfinished run of this config"):
+        sft_lab.fit("tiny.yaml", ckpt_path="last")
+    assert notebook.runs == []
+
+
+def test_compare_takes_runs_and_names(finished: FinishedRun) -> None:
+    uri = finished.lab.store.tracking_uri
+    run = sft_lab.load_run(finished.lab.run.info.run_id[:8], uri)
+    compared = sft_lab.compare([run])
+    assert list(compared.runs) == [run.run_id]
+    ((_, drop),) = compared.forgetting
+    assert drop.comparison.difference is not None
+    assert sorted({point.step for point in run.result.points}) == EVALUATED_STEPS
+    with pytest.raises(RequestError, match="gone"):
+        sft_lab.compare(["gone"], tracking_uri=uri)
+
+
+def test_evaluate_scores_any_model_and_leaves_it_as_it_was(tiny_base: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from sft_lab.evaluation.benchmarks.gsm8k import GSM8K
+
+    rows = [{"question": f"{n} + {n}?", "answer": f"#### {2 * n}"} for n in range(3)]
+    items = write_jsonl(tmp_path / "gsm8k.jsonl", rows)
+    model = AutoModelForCausalLM.from_pretrained(tiny_base).train()
+    evaluation = sft_lab.evaluate(
+        model,
+        AutoTokenizer.from_pretrained(tiny_base),
+        {"gsm8k": GSM8K(str(items), max_new_tokens=4)},
+    )
+    assert set(evaluation.scores) == {"gsm8k/strict", "gsm8k/flexible"}
+    assert evaluation.scores["gsm8k/strict"].n == 3
+    assert [answer.item.id for answer in evaluation.answers["gsm8k"]] == [
+        json.loads(line).get("id", f"gsm8k/{n}")
+        for n, line in enumerate(items.read_text().splitlines())
+    ]
+    assert model.training
