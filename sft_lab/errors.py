@@ -1,4 +1,4 @@
-"""What ends a command early, with an exit code of its own: a wrong request, a signal."""
+"""Errors that end a command with an exit code of their own: a wrong request, a signal."""
 
 import difflib
 import signal
@@ -13,11 +13,11 @@ class RequestError(ValueError):
 
 
 class BusyError(RequestError):
-    """What is asked for goes on in another process; the same request may do later: exit code 75."""
+    """Another process holds what is asked for; the same request may work later: exit code 75."""
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM, once the run can be gone on with; like KeyboardInterrupt no Exception.
+    """Ctrl-C or SIGTERM, raised once the run can be resumed; a BaseException as KeyboardInterrupt.
 
     Args:
         number: The signal.

@@ -1,4 +1,4 @@
-"""Where a path in a config points to: the user's disk, or what is shipped inside the package."""
+"""Resolve the paths of a config: on the user's disk, or shipped inside the package."""
 
 import functools
 import os
@@ -54,7 +54,7 @@ def find_config(path: str) -> Path:
     """Return a config file: as given, or of that name inside the package, so that any folder works.
 
     Raises:
-        RequestError: If there is no such file in either place.
+        RequestError: If the file is in neither place.
     """
     given = Path(path)
     if given.is_file():
@@ -68,7 +68,7 @@ def find_config(path: str) -> Path:
 
 
 def is_hub_name(name: str) -> bool:
-    """Say whether a name that is no local path could be one on the hub.
+    """Return whether a name that is not a local path could be one on the hub.
 
     >>> is_hub_name("openai/gsm8k"), is_hub_name("../data/math.jsonl")
     (True, False)
@@ -78,7 +78,7 @@ def is_hub_name(name: str) -> bool:
 
 @functools.cache
 def settle_offline() -> None:
-    """Where the hub does not answer, switch its libraries to their caches for this process.
+    """Switch the hub's libraries to their caches for this process if the hub does not answer.
 
     Each of them would find out by itself, file by file and with five retries each.
     """

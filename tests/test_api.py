@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,11 +14,11 @@ from sft_lab.errors import RequestError
 
 
 @pytest.fixture
-def notebook(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lab]:
+def notebook(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Lab:
     """A notebook whose working folder is the lab's."""
     monkeypatch.chdir(lab.folder)
     monkeypatch.setenv("SFT_LAB_WORLD", str(lab.world))
-    yield lab
+    return lab
 
 
 def test_importing_the_package_loads_no_torch() -> None:

@@ -64,7 +64,7 @@ def inspection(data: StagedDataModule, stage: str | None, num_samples: int) -> d
 
     Args:
         data: A planned data module.
-        stage: The stage to tell of; all by default.
+        stage: The stage to inspect; all by default.
         num_samples: Samples to render of every source of every stage.
 
     Returns:
@@ -175,7 +175,7 @@ def inspection_text(found: Mapping[str, Any], *, color: bool) -> str:
     Args:
         found: What ``inspection`` returns.
         color: Show trained tokens in green and special ones dim, by ANSI codes; otherwise trained
-            text stands between ⟦ and ⟧.
+            text is between ⟦ and ⟧.
     """
     blocks = [_stage_table(found["stages"]), _source_table(found["sources"])]
     blocks += [_histogram(name, source["lengths"]) for name, source in found["sources"].items()]
@@ -261,7 +261,7 @@ def _source_table(sources: Mapping[str, Any]) -> str:
 
 
 def _account(source: Mapping[str, Any]) -> list[str]:
-    """Return what became of a source's rows, a line each reason, with an example of where."""
+    """Return a line for every reason a row was left out or repaired, with an example."""
     file = Path(source["path"]).name
 
     def example(place: str) -> str:

@@ -35,7 +35,7 @@ def plan_fit(arguments: list[str]) -> str:
     config = parse(rest)
     for option, value in (("ckpt_path", config.ckpt_path), ("from", config.fork_from)):
         if value is not None:
-            raise RequestError(f"--plan looks at a whole run; leave out --{option}.")
+            raise RequestError(f"--plan describes a whole run; leave out --{option}.")
     cost = planned_cost(config, measure=options.measure)
     machine = this_machine()
     if options.json:

@@ -53,8 +53,8 @@ class Composed:
     def merge_file(self, path: str) -> None:
         """Merge a config file over what is there.
 
-        A group that is a file name, ``trainer: ../trainer.yaml``, stands for that file's content;
-        the name is relative to the file that says it. A key may be dotted, ``data.k: 1/4``.
+        A group that is a file name, ``trainer: ../trainer.yaml``, is replaced by that file;
+        its name is relative to the referring file. A key may be dotted, ``data.k: 1/4``.
 
         Raises:
             RequestError: If a file is missing or is not YAML.
@@ -66,10 +66,10 @@ class Composed:
         self.origins |= origins
 
     def override(self, key: str, value: str) -> None:
-        """Set one dotted key, as the command line does; what stands beside it stays.
+        """Set one dotted key, as the command line does; its neighbours stay.
 
         Raises:
-            RequestError: If the value is not YAML, or the key points behind the end of a list.
+            RequestError: If the value is not YAML, or the key points past the end of a list.
         """
         where = f"--{key}"
         self.origins = {k: v for k, v in self.origins.items() if not k.startswith(f"{key}.")}
@@ -85,7 +85,7 @@ class Composed:
             shared = folder / value
             if not shared.is_file():
                 raise RequestError(
-                    f"{where}: {key} refers to {value}, and there is no file {shared}."
+                    f"{where}: {key} refers to {value}, but {shared} does not exist."
                 )
             value, origins = _read(shared)
             self.origins |= {f"{key}.{inner}": origin for inner, origin in origins.items()}
@@ -227,10 +227,10 @@ def _escaped(value: Any) -> Any:
 
 
 def compose(arguments: list[str], keys: Collection[str]) -> tuple[Composed, list[str], list[str]]:
-    """Merge config files and dotted overrides, which win; leave other arguments to LightningCLI.
+    """Merge config files and dotted overrides, which win; leave other arguments to the parser.
 
     Args:
-        arguments: What stands behind the command.
+        arguments: The arguments of the command.
         keys: First parts of the keys that can be overridden.
 
     Returns:
@@ -259,7 +259,7 @@ def compose(arguments: list[str], keys: Collection[str]) -> tuple[Composed, list
             continue
         if not equals:
             if not waiting:
-                raise RequestError(f"{argument} needs a value behind it.")
+                raise RequestError(f"{argument} needs a value.")
             value = waiting.pop(0)
         if is_config:
             files.append(value)

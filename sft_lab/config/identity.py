@@ -1,4 +1,4 @@
-"""What makes two configs the same run."""
+"""Decide whether two configs describe the same run."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ TRAINED_KEYS = ("seed_everything", "model", "corpus", "data", "evaluation")
 
 
 TRAINED_TRAINER_KEYS = ("precision", "gradient_clip_val", "gradient_clip_algorithm")
-"""What decides a run's numbers; logger, checkpoints and progress may change under a resumed run."""
+"""Keys that decide a run's numbers; logger, checkpoints and progress may change on resume."""
 
 
 def identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def contradiction(
     Args:
         old: Identity of the config that the run was trained with.
         new: Identity of the config that is asked for.
-        num_stages: How many stages of the run count; those behind them may differ.
+        num_stages: Stages of the run that count; later ones may differ.
 
     Returns:
         The dotted key with both values; for other stages than the run's, ``data.stages`` and their
@@ -75,12 +75,12 @@ def contradiction(
 
 
 def check_resumable(old: Mapping[str, Any], new: Mapping[str, Any], *, started_stages: int) -> None:
-    """Refuse to go on with a run under a config that contradicts what it has trained.
+    """Refuse to resume a run under a config that contradicts what it has trained.
 
     Args:
         old: Identity of the config that the run was trained with.
         new: Identity of the config that is asked for.
-        started_stages: How many stages have trained a step; those behind them may still be edited.
+        started_stages: Stages that have trained a step; later ones may still be edited.
 
     Raises:
         RequestError: Naming the first key that changed.
@@ -91,12 +91,12 @@ def check_resumable(old: Mapping[str, Any], new: Mapping[str, Any], *, started_s
     key, before, after = found
     if key == "data.stages":
         raise RequestError(
-            f"data.stages: the run has trained {before} in this order; stages behind "
-            "these may change, these may not. Put them back, or start anew without --ckpt_path."
+            f"data.stages: the run has trained {before} in this order; only later stages may "
+            "change. Restore these, or start a new run without --ckpt_path."
         )
     stage = key.split(".")[2] if key.startswith("data.stages.") else None
     what = f"stage '{stage}' has been trained with" if stage else "the run was started with"
     raise RequestError(
         f"{key}: {what} {before}, the config now says {after}. "
-        "Put it back, or start anew without --ckpt_path."
+        "Restore it, or start a new run without --ckpt_path."
     )

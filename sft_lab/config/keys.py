@@ -18,8 +18,8 @@ def check_keys(composed: Composed, groups: Mapping[str, Any], others: list[str])
 
     Args:
         composed: The config.
-        groups: The class whose arguments each group holds, or the type of a group that is no class.
-        others: Keys at the top that are no group.
+        groups: The class whose arguments a group holds, or the type of a group without a class.
+        others: Top-level keys that are not groups.
 
     Raises:
         RequestError: Naming file, line, key and the nearest right one.
@@ -90,4 +90,4 @@ def _class_at(path: Any) -> Any:
     try:
         return getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
-        return None  # the parser says that there is no such class
+        return None  # the parser reports the unknown class

@@ -98,7 +98,7 @@ def plan_data(config: RunConfig, stage: str | None = None) -> StagedDataModule:
         stage: A stage that must be among the config's, or None.
 
     Raises:
-        RequestError: If the data are wrong, or there is no such stage.
+        RequestError: If the data are wrong, or the stage is unknown.
     """
     data = build_data(config)
     if stage is not None and stage not in data.stages:

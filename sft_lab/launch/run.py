@@ -30,7 +30,7 @@ def fit(config: RunConfig) -> str:
     """Train through all stages; the run's status in MLflow records how it ended.
 
     Args:
-        config: The parsed config, with ``ckpt_path`` or ``fork_from`` where it does not start anew.
+        config: The parsed config; ``ckpt_path`` resumes a run, ``fork_from`` starts from another.
 
     Returns:
         The run's id.

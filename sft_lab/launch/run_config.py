@@ -72,7 +72,7 @@ class RunConfig:
 
     @property
     def model_settings(self) -> ModelSettings:
-        """What decides the size and speed of the run's model."""
+        """The settings that decide the size and speed of the run's model."""
         model = self.plain["model"]
         precision = self.plain["trainer"]["precision"]
         return ModelSettings(

@@ -15,7 +15,7 @@ from sft_lab.runs.store import RunStore
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts.
+    """The point that a run starts from.
 
     Attributes:
         resume: The run to resume, or None.
@@ -39,7 +39,7 @@ def choose_start(config: RunConfig, held: ExitStack) -> Start:
         held: Receives the lock of a run that is resumed.
 
     Raises:
-        RequestError: If there is no such run, stage or checkpoint, or the config contradicts it.
+        RequestError: If the run, stage or checkpoint is unknown, or the config contradicts it.
     """
     dirpath = Path(config.plain["checkpoint"]["dirpath"])
     origin = config.fork_from

@@ -105,7 +105,7 @@ def test_an_error_names_file_and_line(lab: Lab) -> None:
     ("arguments", "message"),
     [
         (["fit"], "fit needs --config FILE"),
-        (["fit", "--config"], "--config needs a value behind it"),
+        (["fit", "--config"], "--config needs a value"),
         (["fit", "--config=gone.yaml"], "--config gone.yaml: does not exist"),
         (["fit", "--config=tiny.yaml", "--modle.base=x"], "--modle.base"),
         (["validate", "--config=tiny.yaml", "--ckpt_path=gone.ckpt"], "there is no such file"),

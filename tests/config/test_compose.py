@@ -278,7 +278,7 @@ def resumable(new: dict[str, Any], started_stages: int) -> None:
             "data.stages.specialize.lr",
             1.0,
             r"data\.stages\.specialize\.lr: stage 'specialize' has been trained with 0\.002, the "
-            r"config now says 1\.0\. Put it back",
+            r"config now says 1\.0\. Restore it",
         ),
         ("data.stages.specialize.mixture.math", 0, r"specialize\.mixture\.math: stage 'special"),
         ("data.guard", {"stage": "specialize"}, r"^data\.guard: the run was started with None"),

@@ -29,7 +29,7 @@ def test_commands_for_elsewhere_and_the_plan(study_lab: Lab) -> None:
     assert printed.code == 0, printed.err
     commands = printed.out.splitlines()
     assert len(commands) == 2
-    assert commands[0].startswith("python -m sft_lab fit --config=./math.yaml ")
+    assert commands[0].startswith("sft-lab fit --config=mlruns/studies/tiny/cells/")
     plan = json.loads(study_lab("study", "--config=study.yaml", "--plan", "--json").out)
     assert (plan["cells"], plan["finished"], plan["minutes"]) == (3, 0, None)
     assert (plan["steps_to_train"], plan["steps_without_forks"]) == (5 + 5, 5 + 5 + 5)
