@@ -109,7 +109,7 @@ def test_an_error_names_file_and_line(lab: Lab) -> None:
         (["fit", "--config=gone.yaml"], "--config gone.yaml: does not exist"),
         (["fit", "--config=tiny.yaml", "--modle.base=x"], "--modle.base"),
         (["validate", "--config=tiny.yaml", "--ckpt_path=gone.ckpt"], "there is no such file"),
-        (["compare", "gone"], "RUN 'gone' is no run"),
+        (["compare", "gone"], "no run 'gone'"),
         (["export", "--ckpt_path=gone.ckpt", "--out=out"], "there is no such file"),
         (["trane"], "unknown command 'trane'; the commands are fit, validate"),
         ([], "sft-lab needs a command"),

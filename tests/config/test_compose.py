@@ -164,7 +164,7 @@ def test_files_of_other_editors_are_read(compose: Compose) -> None:
         ("a: !!python/name:os.system ''", r"line 1: not YAML: could not determine a constructor"),
         ("- a", r"0\.yaml: a config holds keys and values, got '- a'"),
         ("just text", r"0\.yaml: a config holds keys and values, got 'just text'"),
-        ("a: 1\ntrainer: no.yaml", r"0\.yaml, line 2: trainer refers to no\.yaml, and there is no"),
+        ("a: 1\ntrainer: no.yaml", r"0\.yaml, line 2: trainer refers to no\.yaml, but "),
     ],
 )
 def test_a_file_that_is_no_config_names_file_and_line(
