@@ -15,8 +15,9 @@ from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.runs.logger import RunLogger
 from sft_lab.training.data_modules import StagedDataModule
-from sft_lab.training.guard import Guard, Rung, decisions, look, next_rung
+from sft_lab.training.guard import Guard, Rung, assess, next_rung
 from sft_lab.training.module import SFTModule
+from sft_lab.training.replan import PLAN_CHANGES, PlanChange
 from sft_lab.training.schedule import ScheduledStage
 
 
@@ -52,6 +53,7 @@ class ForgettingGuard(Callback):
         self.scheduler = scheduler
         self.sources = guard.sources(suite)
         self.records: list[dict[str, Any]] = []
+        self.changes: list[PlanChange] = []
         self.rungs: dict[str, Rung] = {}
         self._data: StagedDataModule | None = None
 
@@ -104,8 +106,8 @@ class ForgettingGuard(Callback):
     def _decide(self, trainer: Trainer, scheduled: ScheduledStage, evaluation: Evaluation) -> None:
         assert self._data is not None  # there is no schedule without it
         step = trainer.global_step
-        looked = {key: self._look(key, evaluation) for key in self.guard.min_retention}
-        abilities = {key: found for key, found in looked.items() if found is not None}
+        assessed = {key: self._assess(key, evaluation) for key in self.guard.min_retention}
+        abilities = {key: found for key, found in assessed.items() if found is not None}
         before, top = self.rungs, len(self.guard.shares) - 1
         self.rungs = {
             source: next_rung(
@@ -117,7 +119,9 @@ class ForgettingGuard(Callback):
         }
         places = {s: rung.index for s, rung in self.rungs.items() if rung.index != before[s].index}
         if places:
-            self._data.replan(step + 1, places)
+            change = self.guard.change(step + 1, places, self.suite)
+            self._data.replan(change)
+            self.changes.append(change)
             self.scheduler.follow_plan()
         self.records.append(
             {
@@ -138,14 +142,14 @@ class ForgettingGuard(Callback):
         )
         self._log(trainer, {f"guard/limit/{key}": a["limit"] for key, a in abilities.items()})
 
-    def _look(self, key: str, evaluation: Evaluation) -> dict[str, Any] | None:
-        """Return how an ability stands; None where it has no score, or none above 0 before."""
+    def _assess(self, key: str, evaluation: Evaluation) -> dict[str, Any] | None:
+        """Return the assessment of an ability; None if it has no score, or none above 0 before."""
         best = self.history.best_marks.get(key)
         now = item_marks(evaluation, key) if key in evaluation.scores else None
         if best is None or now is None:
             return None
         kept = self.guard.min_retention[key]
-        found = look(best, now, kept, self.guard.room)
+        found = assess(best, now, kept, self.guard.room)
         if found is None:
             return None
         return {
@@ -230,6 +234,7 @@ class ForgettingGuard(Callback):
     def state_dict(self) -> dict[str, Any]:
         return {
             "records": self.records,
+            PLAN_CHANGES: [asdict(change) for change in self.changes],
             "rungs": {source: asdict(rung) for source, rung in self.rungs.items()},
         }
 
@@ -240,5 +245,6 @@ class ForgettingGuard(Callback):
             return
         self.records = state_dict["records"]
         self.rungs = {source: Rung(**rung) for source, rung in state_dict["rungs"].items()}
-        self._data.restore_plans(decisions(state_dict))
+        self.changes = [PlanChange(**change) for change in state_dict[PLAN_CHANGES]]
+        self._data.restore_plans(self.changes)
         self.scheduler.follow_plan()

@@ -17,12 +17,11 @@ class TrainingLog(Callback):
     """Logs every ``trainer.log_every_n_steps`` optimizer steps, and at the last step of a stage.
 
     ``train_loss/all`` and ``train_loss/<source>`` are means over the target tokens since the point
-    before, in nats, and so over steps of one stage; a source that had none since then gets no
-    point.
+    before, in nats, all of one stage; a source without any since then gets no point.
 
     Args:
         sources: Names of the sources, in the order of their ids.
-        evaluation: Tells how long evaluation has taken.
+        evaluation: Knows how long evaluation has taken.
     """
 
     def __init__(self, sources: list[str], evaluation: InLoopEvaluation) -> None:

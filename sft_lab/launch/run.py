@@ -23,7 +23,7 @@ from sft_lab.runs.record import read_record
 from sft_lab.runs.resume import check_model
 from sft_lab.runs.store import RunStore
 from sft_lab.runs.store_uri import prepare_store
-from sft_lab.training.guard import decisions
+from sft_lab.training.replan import saved_plan_changes
 
 
 def fit(config: RunConfig) -> str:
@@ -97,8 +97,7 @@ def _prepare(config: RunConfig) -> None:
 def _check_fork(run: Run, fork: Fork, store: RunStore) -> None:
     """Restore the parent's plan changes, and check that its files are still the same."""
     states = read_checkpoint(fork.checkpoint, option="--from:")["callbacks"]
-    if run.data.guard is not None and "ForgettingGuard" in states:
-        run.data.restore_plans(decisions(states["ForgettingGuard"]))
+    run.data.restore_plans(saved_plan_changes(states))
     record = run_record(run.data, run.module.generates_with)
     check_records(fork, read_record(store, fork.run_id), record)
     check_end(fork, store, run.data.schedule)

@@ -146,7 +146,7 @@ class PassSampler(Sampler[int]):
 
 
 class ResumableLoader(DataLoader[Batch]):
-    """A loader over a planned pass that goes on behind the last batch handed out.
+    """A loader over a planned pass that resumes after the last batch handed out.
 
     Lightning keeps its ``state_dict`` in the checkpoint and gives it back before the first batch.
     """
@@ -175,7 +175,7 @@ class ResumableLoader(DataLoader[Batch]):
         return {"position": self.position}
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Go on behind the batches that had been handed out."""
+        """Resume after the batches that had been handed out."""
         self.position = self.pass_sampler.start = state_dict["position"]
 
 

@@ -1,7 +1,6 @@
-"""The Lightning data modules: one per stage, and the container that hands on the active one's."""
+"""The Lightning data modules: one per stage, and the container that delegates to the active one."""
 
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lightning import LightningDataModule
@@ -22,9 +21,9 @@ from sft_lab.training.batches import (
 from sft_lab.training.guard import Guard, check_guard
 from sft_lab.training.order import DataOrder, OrderName
 from sft_lab.training.plan import StagePlan, Window
-from sft_lab.training.replan import replan, split_passes
+from sft_lab.training.replan import PlanChange, replan, split_passes
 from sft_lab.training.schedule import Schedule, StepSize
-from sft_lab.training.shares import ShareValue, parse_share, take
+from sft_lab.training.shares import Share, ShareValue, parse_share, take
 from sft_lab.training.stage import Stage, check_stages, plan, trains
 
 HELD_OUT_FACTOR = 4
@@ -36,10 +35,10 @@ class StageDataModule(LightningDataModule):
 
     Args:
         corpus: The tokenised sources.
-        plan: The stage's rows in order; may be replaced by one that begins alike.
+        plan: The stage's rows in order; a new plan may replace its rest.
         micro_batch_size: Training sequences per forward pass.
         num_workers: Loader processes.
-        cuts: Optimizer steps of the stage behind which a pass is cut, so that another plan can
+        cuts: Optimizer steps of the stage after which a pass is cut, so that a changed plan can
             take effect there: Lightning asks for batches at the start of a pass only.
     """
 
@@ -73,7 +72,7 @@ class StageDataModule(LightningDataModule):
 
 
 class StagedDataModule(LightningDataModule):
-    """All stages of a run; the Trainer asks it for batches and gets those of the active stage.
+    """All stages of a run; the Trainer gets the batches of the active stage.
 
     Args:
         corpus: The sources; its own config group.
@@ -90,7 +89,7 @@ class StagedDataModule(LightningDataModule):
         k: The replay share of DMT, for stages to refer to as ``${data.k}``.
         seed: Seed of the order within stages.
         num_workers: Loader processes.
-        guard: Steers the replay of a stage by what is measured in it.
+        guard: Adjusts the replay of a stage to the evaluations during it.
 
     Raises:
         RequestError: If the schedule cannot be right, whatever the data hold.
@@ -170,70 +169,45 @@ class StagedDataModule(LightningDataModule):
                 for name, settings in self.stages.items()
             ]
             if self.guard is not None:
-                self._prepare_guard(self.guard)
+                self.guard.prepare(self)
 
-    def _prepare_guard(self, guard: Guard) -> None:
-        """Cut the guarded stage one step behind each evaluation, where what it decided can begin.
+    def first_step(self, stage: str) -> int:
+        """Return the optimizer steps of the run before a stage, as planned now."""
+        index = list(self.stages).index(stage)
+        return sum(module.plan.num_steps for module in self.stage_modules[:index])
 
-        Raises:
-            RequestError: If nothing can be decided in the stage, or a share is no row.
-        """
-        every = self.evaluation.every_n_steps
-        assert every is not None  # check_guard has looked
-        index = list(self.stages).index(guard.stage)
-        module = self.stage_modules[index]
-        first_step = sum(before.plan.num_steps for before in self.stage_modules[:index])
-        first_cut = every - first_step % every + 1
-        if first_cut >= module.plan.num_steps:
-            raise RequestError(
-                f"data.guard: no evaluation lies far enough inside stage '{guard.stage}' to decide "
-                f"anything: it is trained from step {first_step} to "
-                f"{first_step + module.plan.num_steps}, and evaluation.every_n_steps is {every}; "
-                "set it lower."
-            )
-        module.cuts = range(first_cut, sys.maxsize, every)
-        for source in guard.sources(self.evaluation):
-            for place, share in enumerate(guard.ladder):
-                if share.amount and not self._replayed(guard, source, place):
-                    raise RequestError(
-                        f"data.guard.shares: {guard.shares[place]} of '{source}' is no row at all; "
-                        "leave it out of the ladder."
-                    )
+    def module_of(self, stage: str) -> StageDataModule:
+        """Return the data module of a stage."""
+        return self.stage_modules[list(self.stages).index(stage)]
 
-    def _replayed(self, guard: Guard, source: str, place: int) -> list[int]:
-        """Return the rows that a share of the ladder gives for a whole pass, in rank order."""
+    def rows_of_share(self, source: str, share: Share) -> list[int]:
+        """Return the rows that a share of a source gives for a whole pass, in rank order."""
         loaded = self.corpus.loaded[source]
-        return take(guard.ladder[place], loaded.trainable, loaded.num_tokens)
+        return take(share, loaded.trainable, loaded.num_tokens)
 
-    def restore_plans(self, decisions: Sequence[tuple[int, Mapping[str, int]]]) -> None:
-        """Plan the guarded stage as it stands behind decisions, whatever it has been until now.
+    def restore_plans(self, changes: Sequence[PlanChange]) -> None:
+        """Apply changes to the first plans, whatever the plans have been until now.
 
         Args:
-            decisions: Step and places of each, as for ``replan``, in order.
+            changes: All changes of a run so far, in order.
         """
         for module in self.stage_modules:
             module.plan = module.first_plan
-        for step, places in decisions:
-            self.replan(step, places)
+        for change in changes:
+            self.replan(change)
 
-    def replan(self, step: int, places: Mapping[str, int]) -> None:
-        """Plan the guarded stage anew with other replay shares.
-
-        Args:
-            step: Optimizer steps of the run from which on it is so; a pass must be cut there.
-            places: By source with a new share, the share's place on the ladder.
-        """
-        guard = self.guard
-        if guard is None:
-            raise RuntimeError("Only a guarded stage is planned anew.")
-        index = list(self.stages).index(guard.stage)
-        module = self.stage_modules[index]
-        first_step = sum(before.plan.num_steps for before in self.stage_modules[:index])
+    def replan(self, change: PlanChange) -> None:
+        """Give the rest of a stage other shares of some sources; a pass must be cut there."""
+        module = self.module_of(change.stage)
+        key = f"data.stages.{change.stage}.mixture"
         module.plan = replan(
             module.plan,
-            step - first_step,
-            {source: self._replayed(guard, source, place) for source, place in places.items()},
-            steered=list(guard.sources(self.evaluation)),
+            change.step - self.first_step(change.stage),
+            {
+                source: self.rows_of_share(source, parse_share(f"{key}.{source}", share))
+                for source, share in change.shares.items()
+            },
+            steered=change.steered,
             num_tokens={name: loaded.num_tokens for name, loaded in self.corpus.loaded.items()},
             batch_size=self.batch_size,
             seed=self.seed,
@@ -251,7 +225,7 @@ class StagedDataModule(LightningDataModule):
 
     @property
     def schedule(self) -> Schedule:
-        """The course of the whole run, known once ``setup("fit")`` has laid out the stages."""
+        """The schedule of the whole run, known after ``setup("fit")``."""
         return Schedule(
             [
                 (

@@ -1,31 +1,36 @@
-"""A guard against forgetting: what it promises, and by which rule it steers a stage's replay."""
+"""A guard against forgetting: its limits, and the rule by which it adjusts a stage's replay."""
 
 import math
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from sft_lab.errors import RequestError, nearest
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.paired import Difference, paired_over_seeds
 from sft_lab.training.order import DataOrder, EvenOrder, OrderName, find_order
+from sft_lab.training.replan import PlanChange
 from sft_lab.training.shares import Share, ShareValue, parse_share
 from sft_lab.training.stage import Stage, trains
+
+if TYPE_CHECKING:
+    from sft_lab.training.data_modules import StagedDataModule
 
 
 @dataclass(frozen=True)
 class Guard:
-    """How the replay of a stage is steered by what is measured in it.
+    """Settings of a guard, which adjusts the replay of a stage to the evaluations during it.
 
     A guarded source is one that teaches an ability with a limit. The stage starts with the shares
     of its mixture; at each evaluation inside it a guarded source's share goes a step up the ladder
-    where an ability is below its limit, and a step down where there is room. See ``look``.
+    where an ability is below its limit, and a step down where there is room. See ``assess``.
 
     Args:
-        stage: The stage whose replay is steered.
-        min_retention: By score, ``world_math/accuracy``, how much of its best earlier value is to
-            be kept, in (0, 1].
+        stage: The stage whose replay is adjusted.
+        min_retention: By score, ``world_math/accuracy``, the part of its best earlier value
+            to retain, in (0, 1].
         shares: The ladder of shares, ascending.
         room: How far above its limit an ability must be shown to be before a share is lowered, as
             a share of the best earlier score.
@@ -43,7 +48,7 @@ class Guard:
         found: dict[str, list[str]] = {}
         for key in self.min_retention:
             source = suite.benchmarks[key.partition("/")[0]].source
-            assert source is not None  # check_guard has looked
+            assert source is not None  # checked by check_guard
             found.setdefault(source, []).append(key)
         return found
 
@@ -70,11 +75,42 @@ class Guard:
             )
         return self.ladder.index(share)
 
+    def prepare(self, data: "StagedDataModule") -> None:
+        """Cut the stage one step after each evaluation, where a decision can take effect.
+
+        Raises:
+            RequestError: If nothing can be decided in the stage, or a share has no row.
+        """
+        every = data.evaluation.every_n_steps
+        assert every is not None  # checked by check_guard
+        module, first_step = data.module_of(self.stage), data.first_step(self.stage)
+        first_cut = every - first_step % every + 1
+        if first_cut >= module.plan.num_steps:
+            raise RequestError(
+                f"data.guard: no evaluation lies far enough inside stage '{self.stage}' to decide "
+                f"anything: it is trained from step {first_step} to "
+                f"{first_step + module.plan.num_steps}, and evaluation.every_n_steps is {every}; "
+                "set it lower."
+            )
+        module.cuts = range(first_cut, sys.maxsize, every)
+        for source in self.sources(data.evaluation):
+            for index, share in enumerate(self.ladder):
+                if share.amount and not data.rows_of_share(source, share):
+                    raise RequestError(
+                        f"data.guard.shares: {self.shares[index]} of '{source}' is no row at all; "
+                        "leave it out of the ladder."
+                    )
+
+    def change(self, step: int, places: Mapping[str, int], suite: EvaluationSuite) -> PlanChange:
+        """Return the plan change for new places on the ladder by source, after ``step`` steps."""
+        shares = {source: self.shares[index] for source, index in places.items()}
+        return PlanChange(self.stage, step, shares, list(self.sources(suite)))
+
 
 def check_guard(
     guard: Guard, stages: Mapping[str, Stage], suite: EvaluationSuite, order: OrderName | DataOrder
 ) -> None:
-    """Check everything that can be known of a guard without reading any data.
+    """Check everything about a guard that does not depend on the data.
 
     Raises:
         RequestError: Naming the key, its value and the fix.
@@ -183,8 +219,8 @@ Standing = Literal["below", "above", "room"]
 
 
 @dataclass(frozen=True)
-class Look:
-    """How an ability stands to its limit, on the items of both evaluations.
+class Assessment:
+    """The comparison of an ability with its limit, on the items of both evaluations.
 
     Attributes:
         standing: ``below`` its limit, ``above`` it, or above it with ``room`` for less replay.
@@ -197,10 +233,10 @@ class Look:
     margin: Difference
 
 
-def look(
+def assess(
     best: Mapping[str, float], now: Mapping[str, float], min_retention: float, room: float
-) -> Look | None:
-    """Say how an ability stands to its limit, item by item against the best evaluation so far.
+) -> Assessment | None:
+    """Compare an ability with its retention limit, item by item.
 
     It is below where its score is below the limit, shown or not. It has room where the interval
     of what is left above limit and room is above 0. In between, a share stays. What differs of the
@@ -215,14 +251,14 @@ def look(
 
     Args:
         best: Marks by item at the best evaluation.
-        now: Marks by item now; only items of both are looked at.
-        min_retention: How much of the best is to be kept.
+        now: Marks by item now; only items of both count.
+        min_retention: The part of the best to retain.
         room: See ``Guard``.
 
     Returns:
-        The look; None where no item is in both, or none of them was right at best.
+        The assessment; None if no item is in both, or none of them was right at best.
 
-    >>> look({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 0.0}, min_retention=0.9, room=0.05).standing
+    >>> assess({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 0.0}, min_retention=0.9, room=0.05).standing
     'below'
     """
     items = [item for item in best if item in now]
@@ -239,17 +275,17 @@ def look(
         standing = "below"
     elif above(min_retention + room).low >= -1e-9:
         standing = "room"
-    return Look(standing, sum(best[item] for item in items) / len(items), margin)
+    return Assessment(standing, sum(best[item] for item in items) / len(items), margin)
 
 
 @dataclass(frozen=True)
 class Rung:
-    """Where the share of a source stands.
+    """The place of a source's share on the ladder.
 
     Attributes:
-        index: Its place on the ladder.
-        floor: The lowest place it may go to: those beneath have proved too little.
-        below: Whether an ability of the source was below its limit at the evaluation before.
+        index: The place.
+        floor: The lowest place allowed: lower shares have failed.
+        below: Whether an ability of the source was below its limit at the previous evaluation.
     """
 
     index: int
@@ -258,7 +294,7 @@ class Rung:
 
 
 def next_rung(rung: Rung, standings: Collection[Standing], top: int) -> Rung:
-    """Return where the share of a source goes.
+    """Return the next place of a source's share.
 
     Up where one of its abilities is below its limit, down where all have room, one place at a time.
     A share under which an ability has fallen below its limit, having been above it, is not gone
@@ -266,8 +302,8 @@ def next_rung(rung: Rung, standings: Collection[Standing], top: int) -> Rung:
     on its way up from below under has not failed.
 
     Args:
-        rung: Where it stands.
-        standings: Of the source's abilities; of those that could not be measured there are none.
+        rung: Its place now.
+        standings: Of the source's abilities, as far as they were measured.
         top: The ladder's last place.
     """
     if not standings:
@@ -278,8 +314,3 @@ def next_rung(rung: Rung, standings: Collection[Standing], top: int) -> Rung:
     has_room = all(found == "room" for found in standings)
     down = has_room and rung.index > rung.floor
     return replace(rung, index=rung.index - down, below=False)
-
-
-def decisions(state_dict: Mapping[str, Any]) -> list[tuple[int, dict[str, int]]]:
-    """Return what a guard's state says of the plan: from which step on which places are new."""
-    return [(r["step"] + 1, r["places"]) for r in state_dict["records"] if r["places"]]

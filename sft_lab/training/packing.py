@@ -1,4 +1,4 @@
-"""Packing: several rows end to end in one training sequence, so that little of it is padding."""
+"""Packing: several rows end to end in one training sequence, to save padding."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ _MOST_LOOK_AHEAD = 64
 
 
 def look_ahead_for(num_tokens: Sequence[int], max_length: int) -> int:
-    """Return how far rows may be moved from their places: far enough to fill, no further.
+    """Return how far packing may move rows: far enough to fill sequences, no further.
 
     Four sequences' worth of rows fill sequences of many short rows: half an optimizer step of 8.
     Sequences of one or two long rows need more to choose from, which a large pass can spare: where

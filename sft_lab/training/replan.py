@@ -3,11 +3,46 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
+from typing import Any
 
 from sft_lab.training.order import RowCounts, RowRef, seeded, shuffled, spread
 from sft_lab.training.plan import StagePlan, Window, into_bins
+from sft_lab.training.shares import ShareValue
+
+
+@dataclass(frozen=True)
+class PlanChange:
+    """New shares of some sources of a stage, from a step on.
+
+    Attributes:
+        stage: The stage.
+        step: Optimizer steps of the run after which it takes effect.
+        shares: The new shares by source.
+        steered: All sources of the stage whose share may change; the others measure how much of
+            the stage is left.
+    """
+
+    stage: str
+    step: int
+    shares: dict[str, ShareValue]
+    steered: list[str]
+
+
+PLAN_CHANGES = "plan_changes"
+"""Key of a callback's state under which it keeps its plan changes, as plain values."""
+
+
+def saved_plan_changes(states: Mapping[str, Mapping[str, Any]]) -> list[PlanChange]:
+    """Return the plan changes that the callbacks of a checkpoint made, in order.
+
+    Args:
+        states: States of callbacks by name, ``checkpoint["callbacks"]``.
+    """
+    saved = chain.from_iterable(state.get(PLAN_CHANGES, ()) for state in states.values())
+    return sorted((PlanChange(**change) for change in saved), key=lambda change: change.step)
 
 
 def replan(
@@ -21,18 +56,17 @@ def replan(
     seed: int,
     packed_length: int | None = None,
 ) -> StagePlan:
-    """Give the rest of a stage another replay share of some of its sources.
+    """Give the rest of a stage new shares of some of its sources.
 
-    The rows of all other sources stay as they were left, each pass's in their order, so that none
-    is lost and none comes twice. Of a source with a new share, what was left makes room for rows of
-    the share, as many as are due on what is left of each pass: a share that gives n rows a pass
-    gives ``ceil(n * left / whole)`` of them, counted in rows of the sources that are not steered.
-    They are the first ones that the pass has not had yet; only where these are too few does one
-    come again. Both are spread evenly over the rest.
+    The remaining rows of all other sources stay, in their order within each pass, so that none is
+    lost or repeated. The remaining rows of a source with a new share are replaced: a share of n
+    rows per pass contributes ``ceil(n * left / whole)`` of them to the rest of each pass, where
+    left and whole count rows of the sources that are not steered. Rows that the pass has not used
+    yet come first, and are repeated only if they are too few. All are spread evenly over the rest.
 
     Args:
         plan: The stage as planned so far.
-        step: How many of its optimizer steps stay as they are.
+        step: Optimizer steps of the stage that stay as they are.
         replay: By source with a new share, the row indices that it gives for a whole pass, in rank
             order.
         steered: All sources whose share may change; the others measure how much is left.

@@ -1,4 +1,4 @@
-"""The schedule of a run as pure functions of optimizer step and pass: which stage, which rate."""
+"""The schedule of a run as pure functions of step and pass: the stage, the learning rate."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from sft_lab.training.stage import Stage
 
 
 class StepSize(NamedTuple):
-    """What one optimizer step trains on; tokens with prompts, without padding."""
+    """Rows and tokens of one optimizer step; prompts count, padding does not."""
 
     samples: int
     tokens: int
@@ -20,7 +20,7 @@ class StepSize(NamedTuple):
 
 @dataclass(frozen=True)
 class ScheduledStage:
-    """One stage and where it lies in the run.
+    """One stage and its place in the run.
 
     Attributes:
         name: The stage's name.
@@ -29,7 +29,7 @@ class ScheduledStage:
             passes are cut.
         first_step: Optimizer steps of the run before it.
         first_pass: Passes of the run before it; Lightning calls them epochs.
-        lengths: Empty where the stage goes by its first plan.
+        lengths: Empty while the stage follows its first plan.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Schedule:
 
     Args:
         stages: Name and settings of each stage, and the size of every step of every pass.
-        lengths: By name, of stages that have been planned anew.
+        lengths: By name, of stages that have been replanned.
     """
 
     def __init__(
@@ -85,18 +85,18 @@ class Schedule:
         self._tokens = list(accumulate((size.tokens for size in sizes), initial=0))
 
     def seen(self, step: int) -> StepSize:
-        """Return what a run has been trained on after ``step`` optimizer steps."""
+        """Return the rows and tokens trained on after ``step`` optimizer steps."""
         return StepSize(self._samples[step], self._tokens[step])
 
     def stage_of_pass(self, pass_index: int) -> tuple[int, int]:
-        """Return the stage that a pass of the run belongs to, and the pass's index in it."""
+        """Return the stage of a pass of the run, and the index of the pass within it."""
         for index, scheduled in enumerate(self.stages):
             if pass_index < scheduled.first_pass + len(scheduled.steps_per_pass):
                 return index, pass_index - scheduled.first_pass
-        raise IndexError(f"pass {pass_index} lies behind the last one, {self.num_passes - 1}")
+        raise IndexError(f"pass {pass_index} comes after the last one, {self.num_passes - 1}")
 
     def stage_of_step(self, step: int) -> int:
-        """Return the stage that trains step ``step``, from 0; the run's end counts to the last."""
+        """Return the stage that trains step ``step``, from 0; the run's end belongs to the last."""
         for index, scheduled in enumerate(self.stages):
             if step < scheduled.end_step:
                 return index
@@ -111,15 +111,15 @@ class Schedule:
         """Return the learning rate of optimizer step ``step``, from 0 over the whole run."""
         scheduled = self.stages[self.stage_of_step(step)]
         lengths = scheduled.lengths or ((0, scheduled.num_steps),)
-        place = schedule_position(lengths, step - scheduled.first_step)
-        return stage_lr(scheduled.stage, place, lengths[0][1])
+        position = schedule_position(lengths, step - scheduled.first_step)
+        return stage_lr(scheduled.stage, position, lengths[0][1])
 
 
 def schedule_position(lengths: PlanLengths, step: int) -> float:
-    """Return where a stage's step lies in the course of the rate that was planned at its start.
+    """Map a step to its position in the stage's original LR schedule.
 
-    A new plan stretches or shortens what is left of the course to the steps that are left of the
-    stage: the rate goes on from where it is, and ends where it was to end.
+    A new plan stretches or compresses the rest of the schedule to the steps that are left: the rate
+    continues from its current value, and ends at its planned value.
 
     >>> [schedule_position(((0, 10), (4, 16)), step) for step in (3, 4, 6, 16)]
     [3.0, 4.0, 5.0, 10.0]
@@ -129,25 +129,25 @@ def schedule_position(lengths: PlanLengths, step: int) -> float:
         step: Optimizer step of the stage, from 0.
 
     Returns:
-        A place from 0 to the steps of the first plan; of a stage with one plan, the step itself.
+        A position from 0 to the steps of the first plan; with one plan, the step itself.
     """
-    course = lengths[0][1]
-    start, length = 0, course
-    place = Fraction(0)
+    total = lengths[0][1]
+    start, length = 0, total
+    position = Fraction(0)
     for since, new_length in lengths:
         if since > step:
             break
-        place += (course - place) * Fraction(since - start, max(1, length - start))
+        position += (total - position) * Fraction(since - start, max(1, length - start))
         start, length = since, new_length
-    return float(place + (course - place) * Fraction(step - start, max(1, length - start)))
+    return float(position + (total - position) * Fraction(step - start, max(1, length - start)))
 
 
 def stage_lr(stage: Stage, step: float, num_steps: int) -> float:
-    """Return the rate of a stage's step: a linear rise over the warm-up, then the stage's course.
+    """Return the rate of a stage's step: a linear warm-up, then the stage's schedule.
 
     Args:
         stage: Its settings.
-        step: Optimizer step of the stage, from 0, or a place between two.
+        step: Optimizer step of the stage, from 0, or a position between two.
         num_steps: Optimizer steps of the stage.
     """
     # Through str: as a float, 0.07 of 100 steps is a little more than 7 and would round up to 8.
@@ -163,7 +163,7 @@ def stage_lr(stage: Stage, step: float, num_steps: int) -> float:
 
 
 def progress(schedule: Schedule, step: int) -> dict[str, float]:
-    """Return the axes on which runs are laid over each other, after ``step`` optimizer steps."""
+    """Return the axes on which runs are compared, after ``step`` optimizer steps."""
     seen = schedule.seen(step)
     return {
         "progress/samples": float(seen.samples),

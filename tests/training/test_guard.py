@@ -9,7 +9,7 @@ import pytest
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmarks.world import WorldMath
 from sft_lab.evaluation.suite import EvaluationSuite
-from sft_lab.training.guard import Guard, Rung, Standing, check_guard, look, next_rung
+from sft_lab.training.guard import Guard, Rung, Standing, assess, check_guard, next_rung
 from sft_lab.training.order import OrderName
 from sft_lab.training.stage import Stage
 
@@ -22,7 +22,7 @@ def of_items(right: range, count: int) -> dict[str, float]:
 
 
 def standing(best: range, now: range, count: int, min_retention: float = 0.9) -> str:
-    found = look(of_items(best, count), of_items(now, count), min_retention, room=0.05)
+    found = assess(of_items(best, count), of_items(now, count), min_retention, room=0.05)
     assert found is not None
     return found.standing
 
@@ -56,12 +56,12 @@ def test_more_items_show_room_that_few_do_not() -> None:
 
 def test_only_items_of_both_evaluations_count() -> None:
     best, now = of_items(range(20), 20), of_items(range(10), 10)  # the second of half the items
-    found = look(best, now, min_retention=0.9, room=0.05)
+    found = assess(best, now, min_retention=0.9, room=0.05)
     assert found is not None
     assert (found.standing, found.best, found.margin.n) == ("room", 1.0, 10)
     assert found.margin.value == pytest.approx(0.1)
-    assert look(best, {"other": 1.0}, 0.9, 0.05) is None
-    assert look(of_items(range(0), 9), now, 0.9, 0.05) is None  # nothing that could be kept
+    assert assess(best, {"other": 1.0}, 0.9, 0.05) is None
+    assert assess(of_items(range(0), 9), now, 0.9, 0.05) is None  # nothing that could be kept
 
 
 def places(rung: Rung, *evaluations: list[Standing]) -> list[int]:

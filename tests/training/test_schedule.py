@@ -33,7 +33,7 @@ def test_stages_lie_end_to_end(schedule: Schedule) -> None:
 
 def test_passes_and_steps_belong_to_their_stage(schedule: Schedule) -> None:
     assert [schedule.stage_of_pass(index) for index in range(3)] == [(0, 0), (0, 1), (1, 0)]
-    with pytest.raises(IndexError, match="pass 3 lies behind the last one, 2"):
+    with pytest.raises(IndexError, match="pass 3 comes after the last one, 2"):
         schedule.stage_of_pass(3)
     assert [schedule.stage_of_step(step) for step in (0, 9, 10, 13, 14)] == [0, 0, 1, 1, 1]
 
