@@ -1,5 +1,7 @@
-"""Check what the documents say about the repository: paths, YAML, commands."""
+"""Check what the documents say about the repository: paths, snippets, commands."""
 
+import ast
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -18,6 +20,8 @@ COMMANDS = (
 PATH = re.compile(
     r"(?<![\w/.{<])((?:sft_lab|callbacks|configs|tests|docs|\.ci)/[\w./{},-]*[\w/}])(?![\w<*])"
 )
+
+DOTTED = re.compile(r"(?<![\w./-])(sft_lab(?:\.[A-Za-z_]\w*)+)(?![\w*/])")
 
 
 def blocks(page: Path, *languages: str) -> list[str]:
@@ -42,6 +46,16 @@ def test_yaml_blocks_parse(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_blocks_parse_and_import_what_is_there(page: Path) -> None:
+    for block in blocks(page, "python"):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sft_lab"):
+                module = importlib.import_module(str(node.module))
+                missing = [name.name for name in node.names if not hasattr(module, name.name)]
+                assert missing == [], node.module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_shown_exists(page: Path) -> None:
     for block in blocks(page, "bash"):
         for line in block.replace("\\\n", " ").splitlines():
@@ -53,6 +67,28 @@ def test_every_command_shown_exists(page: Path) -> None:
             elif words[:1] == ["make"]:
                 makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
                 assert re.search(rf"^{words[1]}:", makefile, re.M), line
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_dotted_name_exists(page: Path) -> None:
+    if page.name == "CHANGELOG.md":
+        return
+    for name in sorted(set(DOTTED.findall(page.read_text(encoding="utf-8")))):
+        parts = name.split(".")
+        assert any(found(parts, cut) for cut in range(len(parts), 0, -1)), name
+
+
+def found(parts: list[str], cut: int) -> bool:
+    """Say whether the first parts name a module, and the others what it holds."""
+    try:
+        owner = importlib.import_module(".".join(parts[:cut]))
+    except ImportError:
+        return False
+    for part in parts[cut:]:
+        if not hasattr(owner, part):
+            return False
+        owner = getattr(owner, part)
+    return True
 
 
 def test_the_readme_is_short() -> None:
