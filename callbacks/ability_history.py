@@ -6,11 +6,9 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from sft_lab.analysis.outcomes import outcomes
 from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.forgetting import derived
-from sft_lab.runs.results import ItemAnswer
 from sft_lab.training.module import SFTModule
 from sft_lab.training.schedule import Schedule, progress
 from sft_lab.training.stage import trains
@@ -42,20 +40,24 @@ class AbilityHistory(Callback):
         self.history: list[Measurement] = []
         self.best_marks: dict[str, dict[str, float]] = {}
 
-    @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if (
-            trainer.sanity_checking
-            or not isinstance(pl_module, SFTModule)
-            or pl_module.last_evaluation is None
-        ):
+    def on_evaluation_end(
+        self, trainer: Trainer, pl_module: LightningModule, evaluation: Evaluation
+    ) -> None:
+        """Log an evaluation, and what it means beside those before it."""
+        if not isinstance(pl_module, SFTModule):
             return
-        evaluation = pl_module.last_evaluation
-        metrics = dict(evaluation.metrics)
-        step = trainer.global_step
+        metrics = dict(evaluation.losses)
+        for key, score in evaluation.scores.items():
+            metrics |= {key: score.value, f"{key}_low": score.low, f"{key}_high": score.high}
+            metrics[f"{key}_n"] = float(score.n)
+        step = evaluation.step
         if pl_module.schedule is not None and not any(m.step == step for m in self.history):
             schedule = pl_module.schedule
-            scores = {key: score.value for key, score in evaluation.scores.items()}
+            scores = {
+                key: score.value
+                for key, score in evaluation.scores.items()
+                if key in evaluation.abilities
+            }
             self._keep_best(evaluation)
             ended = [scheduled.name for scheduled in schedule.stages if scheduled.end_step == step]
             self.history.append(Measurement(step, scores, ended[0] if ended else None))
@@ -68,14 +70,13 @@ class AbilityHistory(Callback):
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=step)
 
-    on_test_end = on_validation_end
-
     def _keep_best(self, evaluation: Evaluation) -> None:
-        for key, score in evaluation.scores.items():
-            if all(score.value > m.scores[key] for m in self.history if key in m.scores):
+        for key in evaluation.abilities:
+            value = evaluation.scores[key].value
+            if all(value > m.scores[key] for m in self.history if key in m.scores):
                 self.best_marks.pop(key, None)
-                if (marks := item_marks(evaluation, key)) is not None:
-                    self.best_marks[key] = marks
+                if key in evaluation.marks:
+                    self.best_marks[key] = dict(evaluation.marks[key])
 
     def _trained_at(self, schedule: Schedule) -> dict[str, int]:
         """Return by score key where in the history the stage ended that first trained it."""
@@ -100,15 +101,3 @@ class AbilityHistory(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.history = [Measurement(**measurement) for measurement in state_dict["history"]]
         self.best_marks = state_dict.get("best_marks", {})  # an earlier version kept none
-
-
-def item_marks(evaluation: Evaluation, key: str) -> dict[str, float] | None:
-    """Return the mark of each item that a score is the mean of; None where it is no such mean."""
-    benchmark, _, name = key.partition("/")
-    answers = []
-    for answer in evaluation.answers[benchmark]:
-        marks = (answer.verdict.marks or {}).items()
-        whole = {name: all(mark) if isinstance(mark, tuple) else mark for name, mark in marks}
-        answers.append(ItemAnswer(answer.item.id, whole, completion="", prompt=""))
-    found = outcomes(answers, name, evaluation.scores[key].value)
-    return None if found is None else dict(found.marks)

@@ -8,7 +8,7 @@ from typing import Any
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from sft_lab.callbacks.ability_history import AbilityHistory, item_marks
+from sft_lab.callbacks.ability_history import AbilityHistory
 from sft_lab.callbacks.stage_scheduler import StageScheduler
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.evaluator import Evaluation
@@ -73,19 +73,15 @@ class ForgettingGuard(Callback):
                 self._check_marks(key, self.history.best_marks.get(key))
         self._file(trainer)  # also of a run that starts behind the decisions of another one
 
-    @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if (
-            trainer.sanity_checking
-            or not isinstance(pl_module, SFTModule)
-            or pl_module.schedule is None
-            or pl_module.last_evaluation is None
-        ):
+    def on_evaluation_end(
+        self, trainer: Trainer, pl_module: LightningModule, evaluation: Evaluation
+    ) -> None:
+        """Decide on the shares from the next step on."""
+        if not isinstance(pl_module, SFTModule) or pl_module.schedule is None:
             return
-        evaluation = pl_module.last_evaluation
         for key in self.guard.min_retention:
             if key in evaluation.scores:  # so that it fails before the first step, not in its stage
-                self._check_marks(key, item_marks(evaluation, key))
+                self._check_marks(key, evaluation.marks.get(key))
         step = trainer.global_step
         stages = pl_module.schedule.stages
         scheduled = next(found for found in stages if found.name == self.guard.stage)
@@ -145,7 +141,7 @@ class ForgettingGuard(Callback):
     def _assess(self, key: str, evaluation: Evaluation) -> dict[str, Any] | None:
         """Return the assessment of an ability; None if it has no score, or none above 0 before."""
         best = self.history.best_marks.get(key)
-        now = item_marks(evaluation, key) if key in evaluation.scores else None
+        now = evaluation.marks.get(key)
         if best is None or now is None:
             return None
         kept = self.guard.min_retention[key]

@@ -1,6 +1,7 @@
-"""Runs Lightning's validation loop when an evaluation is due, counted in optimizer steps."""
+"""Evaluates when an evaluation is due, counted in optimizer steps."""
 
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -8,8 +9,9 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
 from sft_lab.evaluation.budget import Pace, items_between
-from sft_lab.evaluation.prompts import Prompts
+from sft_lab.evaluation.evaluator import Evaluation, Evaluator
 from sft_lab.evaluation.suite import EvaluationSuite
+from sft_lab.model.qlora import compute_dtype
 from sft_lab.training.module import SFTModule
 from sft_lab.training.schedule import Schedule
 
@@ -17,15 +19,15 @@ from sft_lab.training.schedule import Schedule
 class InLoopEvaluation(Callback):
     """Evaluates before the first step, every n steps, at every stage boundary and at the end.
 
-    Lightning counts ``val_check_interval`` in micro-batches, keeps no score of its sanity check,
-    and skips an evaluation that was cut off by a kill. Here an evaluation at step s happens before
-    step s is trained, and what has been measured is part of the checkpoint.
+    Lightning's validation counts ``val_check_interval`` in micro-batches, logs no score of its
+    sanity check, and skips an evaluation that was interrupted by a kill. Here an evaluation at step
+    s happens before step s is trained, and the last evaluated step is part of the checkpoint.
 
-    With a budget, the items of evaluations between boundaries are counted once, when the first of
-    them is due; the counts are kept, so that a run that goes on measures the same items.
+    With a budget, the number of items between boundaries is chosen once, when the first such
+    evaluation is due; it is kept, so that a resumed run measures the same items.
 
     Args:
-        suite: Says when an evaluation is due, and what share of the time it may take.
+        suite: The benchmarks, when an evaluation is due, and what share of the time it may take.
     """
 
     def __init__(self, suite: EvaluationSuite) -> None:
@@ -34,7 +36,8 @@ class InLoopEvaluation(Callback):
         self.seconds = 0.0
         self.full_s = 0.0  # of the last evaluation on all items
         self.items_between: dict[str, int] | None = None
-        # The step of the last evaluation and when it ended; not kept, for time goes on without us.
+        # The step of the last evaluation and when it ended; not in the checkpoint, because time
+        # passes while a run is stopped.
         self._trained_from: tuple[int, float] | None = None
 
     @override
@@ -46,7 +49,8 @@ class InLoopEvaluation(Callback):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Boundaries wait for the next stage's first batch; behind the last stage there is none.
+        # A boundary is evaluated before the next stage's first batch; after the last stage there is
+        # none.
         if (
             isinstance(pl_module, SFTModule)
             and pl_module.schedule
@@ -66,28 +70,48 @@ class InLoopEvaluation(Callback):
         full = step == 0 or step in pl_module.schedule.boundaries or self.suite.budget is None
         if not full and self.items_between is None and self._trained_from is not None:
             self.items_between = self._count_items(trainer, pl_module.schedule, *self._trained_from)
-        for eval_set in trainer.datamodule.eval_sets:  # type: ignore[attr-defined]
-            if isinstance(eval_set, Prompts):
-                counts = {} if full or self.items_between is None else self.items_between
-                eval_set.use(counts.get(eval_set.name))
-        # What Lightning's own training loop does around a validation between two batches; it has no
-        # public call for that. The validation loop itself sets and restores eval mode.
-        connector = trainer._logger_connector
-        first_loop_iter = connector._first_loop_iter
-        with isolate_rng():
-            trainer.validating = True
-            try:
-                trainer.fit_loop.epoch_loop.val_loop.run()
-            finally:
-                pl_module.release_generator()
-                trainer.training = True
-                connector._first_loop_iter = first_loop_iter
+        num_items = None if full else self.items_between
+        self.evaluate(trainer, pl_module, step, num_items)
         took_s = time.perf_counter() - start
         self.seconds += took_s
         if full:
             self.full_s = took_s
         self.evaluated_step = step
         self._trained_from = (step, time.perf_counter())
+
+    def evaluate(
+        self,
+        trainer: Trainer,
+        pl_module: SFTModule,
+        step: int,
+        num_items: Mapping[str, int] | None = None,
+    ) -> Evaluation:
+        """Evaluate a model and hand the evaluation to every callback that listens.
+
+        Listeners have ``on_evaluation_start(trainer, pl_module)``, ``on_evaluation_part(trainer,
+        pl_module, line)``, called with a line for people as each part begins, and
+        ``on_evaluation_end(trainer, pl_module, evaluation)``.
+
+        Args:
+            trainer: Its callbacks listen, its precision is that of forward passes.
+            pl_module: Holds the model.
+            step: Optimizer steps taken.
+            num_items: How many items to use, by benchmark; all by default.
+        """
+        evaluator = Evaluator(
+            self.suite,
+            trainer.datamodule.corpus.renderer,  # type: ignore[attr-defined]
+            dtype=compute_dtype(str(trainer.precision)),
+            forward_context=trainer.precision_plugin.val_step_context,
+            report=lambda line: _call(trainer, "on_evaluation_part", pl_module, line),
+        )
+        with isolate_rng():
+            _call(trainer, "on_evaluation_start", pl_module)
+            evaluation = evaluator.evaluate(
+                pl_module.model, step, num_items=num_items, losses=pl_module.held_out_losses
+            )
+            _call(trainer, "on_evaluation_end", pl_module, evaluation)
+        return evaluation
 
     def _count_items(
         self, trainer: Trainer, schedule: Schedule, since: int, began: float
@@ -119,6 +143,7 @@ class InLoopEvaluation(Callback):
             "seconds": self.seconds,
             "full_s": self.full_s,
             "items_between": self.items_between,
+            "engine": self.suite.engine.state_dict(),
         }
 
     @override
@@ -127,3 +152,10 @@ class InLoopEvaluation(Callback):
         self.seconds = state_dict["seconds"]
         self.full_s = state_dict["full_s"]
         self.items_between = state_dict["items_between"]
+        self.suite.engine.load_state_dict(state_dict["engine"])
+
+
+def _call(trainer: Trainer, hook: str, *arguments: Any) -> None:
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if (listener := getattr(callback, hook, None)) is not None:
+            listener(trainer, *arguments)

@@ -12,6 +12,7 @@ from typing_extensions import override
 from sft_lab.callbacks.ability_history import AbilityHistory, Measurement
 from sft_lab.callbacks.forgetting_guard import ForgettingGuard
 from sft_lab.callbacks.training_log import TrainingLog
+from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.terminal import format_table
 from sft_lab.training.module import SFTModule
@@ -117,52 +118,34 @@ class ProgressLine(Callback):
             if key in scores
         ]
 
-    @override
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_evaluation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock."""
         self._evaluation_started = time.perf_counter()
 
-    @override
-    def on_validation_batch_start(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_evaluation_part(self, trainer: Trainer, pl_module: LightningModule, line: str) -> None:
+        """Show what is being evaluated."""
         if self._is_terminal:
-            what = "held-out loss"
-            if "benchmark" in batch:
-                what = f"{batch['benchmark']}: {len(batch['indices']):,} items"
-            self._write_over(f"evaluating {what}")
+            self._write_over(f"evaluating {line}")
 
-    @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if (
-            trainer.sanity_checking
-            or not isinstance(pl_module, SFTModule)
-            or pl_module.last_evaluation is None
-        ):
-            return
+    def on_evaluation_end(
+        self, trainer: Trainer, pl_module: LightningModule, evaluation: Evaluation
+    ) -> None:
+        """Print a row of scores."""
         seconds = time.perf_counter() - self._evaluation_started
         shown = self.suite.shown
-        found = pl_module.last_evaluation.scores
+        found = evaluation.scores
         scores = "  ".join(
             f"{name} {shown(key, found[key].value)} "
             f"[{shown(key, found[key].low)}, {shown(key, found[key].high)}]"
             for name, key in self.suite.score_keys.items()
             if key in found
         )
-        step = trainer.global_step
+        step = evaluation.step
         ended = [m.boundary for m in self.history.history if m.step == step and m.boundary]
         after = f" (end of {ended[0]})" if ended else ""
         self._write_line(f"evaluation at step {step}{after}: {scores}  in {seconds:.1f} s")
         for line in self.guard.lines(step) if self.guard else ():
             self._write_line(line)
-
-    on_test_start = on_validation_start
-    on_test_batch_start = on_validation_batch_start
-    on_test_end = on_validation_end
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
 from sft_lab.errors import Interrupted, RequestError
+from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.runs.checkpoint import RunStamp, last_checkpoint, link_or_copy, stage_checkpoint
 from sft_lab.runs.logger import RunLogger
 from sft_lab.training.module import SFTModule
@@ -69,14 +70,16 @@ class RunCheckpoint(Checkpoint):
             raise Interrupted(number)
         self._signal = number
 
-    @override
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_evaluation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let a signal interrupt from here on; end the run if one has come before."""
         self._evaluating = True
         if self._signal is not None:
             raise Interrupted(self._signal)
 
-    @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_evaluation_end(
+        self, trainer: Trainer, pl_module: LightningModule, evaluation: Evaluation
+    ) -> None:
+        """Let a signal wait for the end of a window again."""
         self._evaluating = False
 
     @override

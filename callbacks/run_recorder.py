@@ -13,6 +13,7 @@ import yaml
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.model.qlora import save_trained
 from sft_lab.runs.contents import answers_table, manifest, run_record, window_table
 from sft_lab.runs.logger import RunLogger
@@ -77,7 +78,8 @@ class RunRecorder(Callback):
         if len(plans) == len(self._recorded) and all(map(operator.is_, plans, self._recorded)):
             return
         client, run_id = logger.experiment, logger.run_id
-        client.log_text(run_id, run_record(data, pl_module.generates_with).to_json(), RECORD)
+        record = run_record(data, data.evaluation.engine.weights_name(pl_module.base))
+        client.log_text(run_id, record.to_json(), RECORD)
         for name in data.stages:
             client.log_text(run_id, manifest(data, name), f"samples/{name}.tsv")
             client.log_text(run_id, window_table(data, name), f"windows/{name}.tsv")
@@ -88,22 +90,18 @@ class RunRecorder(Callback):
         # Of a run that goes on, what its checkpoint has planned anew.
         self._record_plans(trainer, pl_module)
 
-    @override
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_evaluation_end(
+        self, trainer: Trainer, pl_module: LightningModule, evaluation: Evaluation
+    ) -> None:
+        """File the answers of an evaluation."""
         logger = trainer.logger
-        if (
-            trainer.sanity_checking
-            or not isinstance(logger, RunLogger)
-            or not isinstance(pl_module, SFTModule)
-        ):
-            return
-        if pl_module.last_evaluation is None:
+        if not isinstance(logger, RunLogger):
             return
         self._record_plans(trainer, pl_module)  # a guard may have planned anew by now
         client, run_id = logger.experiment, logger.run_id
-        folder = f"answers/step_{trainer.global_step:06d}"
-        paths = [f"{folder}/{name}.json" for name in pl_module.last_evaluation.answers]
-        for path, answers in zip(paths, pl_module.last_evaluation.answers.values(), strict=True):
+        folder = f"answers/step_{evaluation.step:06d}"
+        paths = [f"{folder}/{name}.json" for name in evaluation.answers]
+        for path, answers in zip(paths, evaluation.answers.values(), strict=True):
             # One file an evaluation, written whole: MLflow's own log_table appends, and after a
             # kill it would append the same items again. The tag makes the page show a table.
             client.log_text(run_id, json.dumps(answers_table(answers)), path)
@@ -111,8 +109,6 @@ class RunRecorder(Callback):
         tables += [{"path": path, "type": "table"} for path in paths]
         unique = {table["path"]: table for table in tables}
         client.set_tag(run_id, TABLES_TAG, json.dumps(list(unique.values())))
-
-    on_test_end = on_validation_end
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

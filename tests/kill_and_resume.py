@@ -95,20 +95,23 @@ def _kill_half_way_through_writing(call: int) -> Callable[[], None]:
 
 def points_of_no_return() -> dict[str, Callable[[], None]]:
     """Return the named moments at which a run is killed, each with what arms it."""
+    from sft_lab.callbacks.in_loop_evaluation import InLoopEvaluation
     from sft_lab.callbacks.run_checkpoint import RunCheckpoint
     from sft_lab.callbacks.stage_scheduler import StageScheduler
+    from sft_lab.evaluation.evaluator import Evaluator
+    from sft_lab.evaluation.generation import NativeEngine
     from sft_lab.runs.logger import RunLogger
     from sft_lab.training.module import SFTModule
 
     return {
-        "before the first evaluation": _kill_at_call(SFTModule, "on_validation_start", 1),
-        "during the first evaluation": _kill_at_call(SFTModule, "validation_step", 4),
+        "before the first evaluation": _kill_at_call(InLoopEvaluation, "evaluate", 1),
+        "during the first evaluation": _kill_at_call(SFTModule, "held_out_losses", 1, after=True),
         "half-way through the first checkpoint": _kill_half_way_through_writing(1),
         "half-way through the fourth checkpoint": _kill_half_way_through_writing(4),
         "before a checkpoint is moved into place": _kill_at_call(os, "replace", 3),
         "between two micro-batches of a window": _kill_at_call(SFTModule, "training_step", 14),
-        "during an evaluation": _kill_at_call(SFTModule, "_answer", 8),
-        "behind an evaluation": _kill_at_call(SFTModule, "on_validation_end", 3, after=True),
+        "during an evaluation": _kill_at_call(NativeEngine, "complete", 8),
+        "behind an evaluation": _kill_at_call(InLoopEvaluation, "evaluate", 3, after=True),
         "while points are logged": _kill_at_call(RunLogger, "log_metrics", 9, after=True),
         "at the end of a pass": _kill_at_call(StageScheduler, "on_train_epoch_end", 1, after=True),
         "at the boundary": _kill_at_call(StageScheduler, "on_train_epoch_end", 2, after=True),
@@ -116,7 +119,7 @@ def points_of_no_return() -> dict[str, Callable[[], None]]:
         "before the next stage's first batch": _kill_at_call(
             StageScheduler, "on_train_epoch_start", 3
         ),
-        "during the last evaluation": _kill_at_call(SFTModule, "on_validation_epoch_end", 7),
+        "during the last evaluation": _kill_at_call(Evaluator, "_evaluation", 7),
         "behind the last step": _kill_at_call(StageScheduler, "on_train_epoch_end", 3),
     }
 

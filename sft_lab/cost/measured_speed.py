@@ -7,9 +7,7 @@ from typing import Any, cast
 import torch
 
 from sft_lab.cost.known_speed import Speed
-from sft_lab.evaluation.prompts import Prompts
 from sft_lab.model.qlora import compute_dtype
-from sft_lab.model.unquantized import evaluation_weights
 from sft_lab.training.batches import Batch, MicroBatches, bin_length
 from sft_lab.training.data_modules import StagedDataModule
 from sft_lab.training.loss import LossTerm, read_targets, token_losses
@@ -88,17 +86,16 @@ def _train(
 def _evaluation_s(
     module: SFTModule, data: StagedDataModule, generated_tokens: int, dtype: torch.dtype
 ) -> float | None:
-    found = [prompts for prompts in data.eval_sets if isinstance(prompts, Prompts)]
-    suite = data.evaluation
-    if not found or suite.engine == "vllm":  # whose server need not be there yet
+    suite, renderer = data.evaluation, data.corpus.renderer
+    found = suite.prompts(renderer)
+    if not found or not suite.engine.is_local:  # a server need not be up yet
         return None
-    most = max(found, key=lambda p: len(p.prompts) * suite.benchmarks[p.name].max_new_tokens)
-    prompts = most.prompts[: suite.batch_size]
-    renderer = data.corpus.renderer
+    most = max(found, key=lambda name: len(found[name]) * suite.benchmarks[name].max_new_tokens)
+    prompts = found[most].token_ids[: suite.batch_size]
     start = _now()
-    with evaluation_weights(module.model, suite.weights, dtype) as weights:
+    with suite.engine.serving(module.model, 0, dtype) as weights:
         ready = _now()
-        module.engine.complete(
+        suite.engine.complete(
             weights,
             prompts,
             max_new_tokens=_NEW_TOKENS,

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from sft_lab.evaluation.generation import NativeEngine
 from sft_lab.evaluation.generation.kv_cache import CACHE_ROOM
 from sft_lab.evaluation.generation.native import PASS_TOKENS
-from sft_lab.evaluation.prompts import Prompts
 from sft_lab.model.memory import Memory, ModelSize, optimizer_bytes
 from sft_lab.model.size import ModelSettings
 from sft_lab.training.batches import HeldOutBatches, bin_length, target_tokens
@@ -94,20 +94,18 @@ class _Answered(NamedTuple):
 def _answered(data: StagedDataModule) -> _Answered:
     suite = data.evaluation
     found = [_Answered()]
-    for prompts in data.eval_sets:
-        if not isinstance(prompts, Prompts) or suite.engine == "vllm":  # a server's own memory
-            continue
-        benchmark = suite.benchmarks[prompts.name]
-        longest = max(map(len, prompts.prompts))
+    # A server has memory of its own.
+    prompts = suite.prompts(data.corpus.renderer) if suite.engine.is_local else {}
+    for name, asked in prompts.items():
+        benchmark = suite.benchmarks[name]
+        longest = max(map(len, asked.token_ids))
         end = longest + benchmark.max_new_tokens
-        rows = min(
-            suite.batch_size, len(prompts.prompts) * suite.decoding(prompts.name).num_samples
-        )
+        rows = min(suite.batch_size, len(asked) * suite.decoding(name).num_samples)
         if suite.batch_tokens is not None:
             rows = min(rows, max(1, suite.batch_tokens // end))
-        greedy = suite.decoding(prompts.name).temperature == 0
+        greedy = suite.decoding(name).temperature == 0
         drafted, pass_tokens = 0, rows * longest
-        if suite.engine == "native":
+        if isinstance(suite.engine, NativeEngine):
             drafted = benchmark.max_new_tokens - 1 if suite.drafts and greedy else 0
             one = longest + drafted
             pass_tokens = min(rows * one, max(PASS_TOKENS, one))

@@ -7,46 +7,18 @@ import reprlib
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import IO, Any, ClassVar, cast
 
 from sft_lab.errors import RequestError
+from sft_lab.evaluation.evaluated_model import EvaluatedModel
+from sft_lab.evaluation.generation import Decoding
+from sft_lab.evaluation.item import Answer, Item, Mark, Verdict
+from sft_lab.evaluation.prompts import prompt_ids
 from sft_lab.metrics.score import Score, accuracy, mean_score
 from sft_lab.paths import resolve
 
-
-@dataclass(frozen=True)
-class Item:
-    """One problem.
-
-    Attributes:
-        id: Its name, different from that of every other item.
-        messages: A conversation that ends with the user's turn.
-        row: The row it came from.
-        text: What is to be continued as it is, without a chat template, in place of messages.
-    """
-
-    id: str
-    messages: tuple[dict[str, str], ...]
-    row: Mapping[str, Any]
-    text: str | None = None
-
-
-Mark = bool | float | tuple[bool, ...]
-"""What a grader says of a completion under one name; a tuple where an item has several parts."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One graded completion.
-
-    Attributes:
-        marks: What the grader says, by name; None where it could not tell.
-        reason: What was read from the completion, or why it failed.
-    """
-
-    marks: Mapping[str, Mark] | None
-    reason: str
+__all__ = ["Answer", "Benchmark", "Item", "Mark", "Verdict", "json_lines"]
 
 
 class Benchmark(ABC):
@@ -76,6 +48,15 @@ class Benchmark(ABC):
     turns: ClassVar[int] = 1
     """Most answers to an item, those to ``follow_up`` counted."""
 
+    chance: float = 0.0
+    """The score of guessing; there is nothing to forget before a score lies above it."""
+
+    needs_likelihoods: ClassVar[bool] = False
+    """Whether ``measure`` asks the engine for likelihoods."""
+
+    decides_decoding: ClassVar[bool] = False
+    """Whether ``decoding`` is the benchmark's own, so that a config cannot set it."""
+
     row_fields: ClassVar[Mapping[str, type]] = {}
 
     def __init__(
@@ -101,6 +82,40 @@ class Benchmark(ABC):
         self.num_examples = num_examples
         self._all_items: list[Item] | None = None
         self._items: list[Item] | None = None
+
+    def measure(
+        self, items: Sequence[Item], prompts: Sequence[Sequence[int]], model: EvaluatedModel
+    ) -> list[list[Answer]]:
+        """Return the graded answers to each item: by default completions, follow-ups after them.
+
+        A benchmark that asks otherwise, for instance for likelihoods, overrides this.
+
+        Args:
+            items: The items.
+            prompts: Token ids of each item's prompt.
+            model: The model under evaluation.
+        """
+        answers: list[list[Answer]] = [[] for _ in items]
+        asked = list(enumerate(items))
+        samples: list[int] | None = None  # of every prompt; then of each conversation its own
+        while asked:
+            completions = model.complete(prompts, self.max_new_tokens, samples=samples)
+            if samples is None:
+                num_samples = model.decoding.num_samples
+                samples = list(range(num_samples)) * len(asked)
+                asked = [each for each in asked for _ in range(num_samples)]
+            verdicts = self.grade([item for _, item in asked], completions)
+            following: list[tuple[int, Item, int]] = []
+            for (place, item), sample, completion, verdict in zip(
+                asked, samples, completions, verdicts, strict=True
+            ):
+                answers[place].append(Answer(item, completion, verdict))
+                if (turn := self.follow_up(item, completion)) is not None:
+                    following.append((place, replace(turn, group=item.group_id), sample))
+            asked = [(place, turn) for place, turn, _ in following]
+            samples = [sample for _, _, sample in following]
+            prompts = [prompt_ids(model.renderer, turn) for _, turn in asked]
+        return answers
 
     @abstractmethod
     def grade(self, items: Sequence[Item], completions: Sequence[str]) -> list[Verdict]:
@@ -144,9 +159,17 @@ class Benchmark(ABC):
         """
         return True
 
-    def is_mean_of_items(self, score_name: str) -> bool:
-        """Say whether a score is the mean of a mark of every item, which paired tests need."""
-        return True
+    def mark_of(self, score_name: str) -> str | None:
+        """Return the name of the mark that a score is the mean of over items, as paired tests need.
+
+        By default it is the score's own name. None says that the score is no such mean.
+        """
+        return score_name
+
+    @property
+    def decoding(self) -> Decoding:
+        """How completions are made, if ``decides_decoding``."""
+        raise NotImplementedError(f"{type(self).__name__} has no decoding of its own.")
 
     def conditions(self) -> dict[str, str]:
         """Return what grading ran under, which is recorded and changes no verdict."""

@@ -1,19 +1,20 @@
-"""Answers and evaluations."""
+"""The evaluator: a model, a suite and a step give scores and answers; it knows no Lightning."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
 
-from sft_lab.evaluation.benchmark import Item, Verdict
+import torch
+
+from sft_lab.data.rendering import Renderer
+from sft_lab.evaluation.evaluated_model import EvaluatedModel
+from sft_lab.evaluation.generation import evaluating
+from sft_lab.evaluation.item import Answer
+from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.score import Score
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One item of an evaluation: what was asked, what came, and the verdict."""
-
-    item: Item
-    completion: str
-    verdict: Verdict
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,129 @@ class Evaluation:
     """One evaluation.
 
     Attributes:
-        metrics: Everything measured, by metric key: scores with intervals and counts, losses.
-        scores: The scores of which more is better, by metric key.
-        answers: Every item by benchmark, in the order of its file; samples of an item follow each
-            other.
+        step: Optimizer steps taken.
+        scores: All scores by metric key.
+        abilities: Keys of the scores of which more is better.
+        marks: By score, the mark of each item that the score is the mean of; without the scores
+            that are no such mean, as a perplexity.
+        answers: All answers by benchmark, in the order of its file; the answers to an item follow
+            each other.
+        losses: Held-out losses by metric key, ``val_loss/<source>``.
+        num_items: How many items were used, by benchmark, where not all were.
     """
 
-    metrics: Mapping[str, float]
+    step: int
     scores: Mapping[str, Score]
-    answers: Mapping[str, list[Answer]]
+    abilities: frozenset[str]
+    marks: Mapping[str, Mapping[str, float]]
+    answers: Mapping[str, Sequence[Answer]]
+    losses: Mapping[str, float] = field(default_factory=dict)
+    num_items: Mapping[str, int] = field(default_factory=dict)
+
+
+class Evaluator:
+    """Measures a model on the benchmarks of a suite, and leaves the model as it was.
+
+    Args:
+        suite: The benchmarks and the engine.
+        renderer: The run's tokenizer and chat template.
+        dtype: The type that training computes in; merged weights take it.
+        forward_context: Returns the context of forward passes, such as autocast.
+        report: Called with a line for people as each part begins.
+    """
+
+    def __init__(
+        self,
+        suite: EvaluationSuite,
+        renderer: Renderer,
+        *,
+        dtype: torch.dtype = torch.float32,
+        forward_context: Callable[[], AbstractContextManager[Any]] = nullcontext,
+        report: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        self.suite = suite
+        self.renderer = renderer
+        self.dtype = dtype
+        self.forward_context = forward_context
+        self.report = report
+
+    def evaluate(
+        self,
+        model: Any,
+        step: int,
+        *,
+        num_items: Mapping[str, int] | None = None,
+        losses: Callable[[], Mapping[str, float]] | None = None,
+    ) -> Evaluation:
+        """Return the scores and answers of a model.
+
+        Args:
+            model: A causal language model of transformers, or PEFT's wrapper around one.
+            step: Optimizer steps taken.
+            num_items: How many items to use, by benchmark; all by default.
+            losses: Returns held-out losses; called while the weights are held for the evaluation.
+        """
+        found: Mapping[str, float] = {}
+        answers: dict[str, list[Answer]] = {}
+        prompts = self.suite.prompts(self.renderer)
+        partial = {
+            name: count for name, count in (num_items or {}).items() if count < len(prompts[name])
+        }
+        engine = self.suite.engine
+        with (
+            torch.no_grad(),
+            evaluating(model),
+            engine.serving(model, step, self.dtype) as weights,
+        ):
+            if losses is not None:
+                self.report("held-out loss")
+                with self.forward_context():
+                    found = losses()
+            for name, benchmark in self.suite.benchmarks.items():
+                indices = prompts[name].indices(partial.get(name))
+                self.report(f"{name}: {len(indices):,} items")
+                items = benchmark.items()
+                with self.forward_context():
+                    measured = benchmark.measure(
+                        [items[index] for index in indices],
+                        [prompts[name].token_ids[index] for index in indices],
+                        EvaluatedModel(weights, engine, self.renderer, self.suite.decoding(name)),
+                    )
+                answers[name] = [answer for found_here in measured for answer in found_here]
+        return self._evaluation(step, answers, found, partial)
+
+    def _evaluation(
+        self,
+        step: int,
+        answers: Mapping[str, list[Answer]],
+        losses: Mapping[str, float],
+        num_items: Mapping[str, int],
+    ) -> Evaluation:
+        scores: dict[str, Score] = {}
+        marks: dict[str, dict[str, float]] = {}
+        abilities: set[str] = set()
+        for name, benchmark in self.suite.benchmarks.items():
+            found = answers[name]
+            items, verdicts = [a.item for a in found], [a.verdict for a in found]
+            for score_name, score in benchmark.scores(items, verdicts).items():
+                key = f"{name}/{score_name}"
+                scores[key] = score
+                if benchmark.is_ability(score_name):
+                    abilities.add(key)
+                if (mark := benchmark.mark_of(score_name)) is not None:
+                    marks[key] = item_marks(found, mark)
+        return Evaluation(step, scores, frozenset(abilities), marks, answers, losses, num_items)
+
+
+def item_marks(answers: Sequence[Answer], mark: str) -> dict[str, float]:
+    """Return the mean mark of each item's answers; items that could not be graded are left out.
+
+    Args:
+        answers: Of one benchmark.
+        mark: Name of the mark.
+    """
+    values: defaultdict[str, list[float]] = defaultdict(list)
+    for answer in answers:
+        if (value := answer.verdict.mark(mark)) is not None:
+            values[answer.item.group_id].append(value)
+    return {group: fmean(found) for group, found in values.items()}

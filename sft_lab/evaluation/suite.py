@@ -2,11 +2,19 @@
 
 from collections.abc import Mapping
 
+from sft_lab.data.rendering import Renderer
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Benchmark
-from sft_lab.evaluation.benchmarks.harness.task import HarnessTask
 from sft_lab.evaluation.budget import budget_share
-from sft_lab.evaluation.generation import GREEDY, Decoding, EngineName, VllmServer
+from sft_lab.evaluation.generation import (
+    GREEDY,
+    Decoding,
+    Engine,
+    EngineName,
+    VllmServer,
+    make_engine,
+)
+from sft_lab.evaluation.prompts import Prompts
 from sft_lab.model.unquantized import EvaluationWeights
 from sft_lab.terminal import percent
 
@@ -48,7 +56,7 @@ class EvaluationSuite:
         batch_size: int = 64,
         batch_tokens: int | None = None,
         weights: EvaluationWeights = "live",
-        engine: EngineName = "native",
+        engine: EngineName | Engine = "native",
         vllm: VllmServer | None = None,
         decoding: dict[str, Decoding] | None = None,
         drafts: bool = True,
@@ -66,45 +74,57 @@ class EvaluationSuite:
             raise RequestError(f"evaluation.batch_size must be 1 or more, got {batch_size}.")
         if batch_tokens is not None and batch_tokens < 1:
             raise RequestError(f"evaluation.batch_tokens must be 1 or more, got {batch_tokens}.")
-        if engine == "vllm" and weights != "live":
+        self.engine = (
+            engine
+            if isinstance(engine, Engine)
+            else make_engine(engine, batch_size, batch_tokens, vllm, weights=weights, drafts=drafts)
+        )
+        if not self.engine.is_local and weights != "live":
             raise RequestError(
                 f"evaluation.weights {weights} says how this process generates, and with "
-                "evaluation.engine vllm a server does, from the base it has loaded; set it to live."
+                f"evaluation.engine {self.engine.name} a server does, from the base it has loaded; "
+                "set it to live."
             )
         for name, benchmark in benchmarks.items():
-            if engine == "vllm" and isinstance(benchmark, HarnessTask):
+            if benchmark.needs_likelihoods and not self.engine.gives_likelihoods:
                 raise RequestError(
-                    f"evaluation.benchmarks.{name}: tasks of lm-evaluation-harness need "
-                    "likelihoods, which evaluation.engine vllm does not give; set it to native."
+                    f"evaluation.benchmarks.{name}: {type(benchmark).__name__} needs likelihoods, "
+                    f"which evaluation.engine {self.engine.name} does not give; set it to native."
                 )
         for name in decoding or {}:
             if name not in benchmarks:
                 raise RequestError(
-                    f"evaluation.decoding: {name!r} is no benchmark; there are "
+                    f"evaluation.decoding: there is no benchmark {name!r}; there are "
                     f"{', '.join(benchmarks) or 'none'}."
                 )
-            if isinstance(benchmarks[name], HarnessTask):
+            if benchmarks[name].decides_decoding:
                 raise RequestError(
-                    f"evaluation.decoding: {name!r} is a task of lm-evaluation-harness, which says "
-                    "itself how answers are made; leave it out."
+                    f"evaluation.decoding: {name!r} decides itself how answers are made; "
+                    "leave it out."
                 )
         self.benchmarks: Mapping[str, Benchmark] = benchmarks
         self.every_n_steps = every_n_steps
         self.batch_size = batch_size
         self.batch_tokens = batch_tokens
         self.weights: EvaluationWeights = weights
-        self.engine: EngineName = engine
-        self.vllm = vllm
         self._decoding = decoding or {}
         self.drafts = drafts
         self.budget = budget_share(budget)
+        self._rendered: tuple[Renderer, dict[str, Prompts]] | None = None
 
     def decoding(self, name: str) -> Decoding:
         """Return how a benchmark's answers are made."""
         benchmark = self.benchmarks[name]
-        if isinstance(benchmark, HarnessTask):
+        if benchmark.decides_decoding:
             return benchmark.decoding
         return self._decoding.get(name, GREEDY)
+
+    def prompts(self, renderer: Renderer) -> dict[str, Prompts]:
+        """Return the prompts of every benchmark; made once for each renderer."""
+        if self._rendered is None or self._rendered[0] is not renderer:
+            prompts = {name: Prompts(b.items(), renderer) for name, b in self.benchmarks.items()}
+            self._rendered = (renderer, prompts)
+        return self._rendered[1]
 
     @property
     def score_keys(self) -> dict[str, str]:
@@ -122,7 +142,7 @@ class EvaluationSuite:
     def is_mean_of_items(self, key: str) -> bool:
         """Say whether a score is the mean of a mark of every item."""
         name, _, score_name = key.partition("/")
-        return self.benchmarks[name].is_mean_of_items(score_name)
+        return self.benchmarks[name].mark_of(score_name) is not None
 
     def shown(self, key: str, value: float) -> str:
         """Return a score for people: percent of [0, 1], a rating as it is."""

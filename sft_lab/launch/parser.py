@@ -3,7 +3,6 @@
 import inspect
 import json
 import re
-import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -40,10 +39,6 @@ RUN_KEYS = (*GROUPS, "seed_everything")
 _TOP_KEYS = ["seed_everything", "ckpt_path", "from"]
 _TRAINER_DEFAULTS = {
     "reload_dataloaders_every_n_epochs": 1,
-    "num_sanity_val_steps": 0,
-    # InLoopEvaluation decides when: Lightning would count micro-batches and skip step 0.
-    "check_val_every_n_epoch": None,
-    "val_check_interval": sys.maxsize,
     "max_epochs": -1,  # StageScheduler sets it: the passes of all stages
     "enable_progress_bar": False,
     "enable_model_summary": False,

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from sft_lab.config.identity import identity
 from sft_lab.errors import Interrupted, RequestError
-from sft_lab.evaluation.generation import VllmEngine
-from sft_lab.evaluation.prompts import Prompts
 from sft_lab.launch.build import Run, artifact_folder, build
+from sft_lab.launch.evaluate import evaluate_checkpoint
 from sft_lab.launch.run_config import RunConfig
 from sft_lab.launch.start import choose_start
 from sft_lab.model.qlora import check_base
@@ -79,11 +78,11 @@ def score(config: RunConfig) -> str:
     run.data.setup(config.command)
     check_base(run.module.base)
     _check_evaluation(run)
-    if config.ckpt_path:
-        check_model(Path(config.ckpt_path), config.plain)
+    path = Path(config.ckpt_path) if config.ckpt_path else None
+    if path is not None:
+        check_model(path, config.plain)
     with recorded(run.logger):
-        run_loop = getattr(run.trainer, config.command)
-        run_loop(run.module, datamodule=run.data, ckpt_path=config.ckpt_path)
+        evaluate_checkpoint(run, read_checkpoint(path) if path else None)
     return str(run.logger.run_id)
 
 
@@ -98,7 +97,7 @@ def _check_fork(run: Run, fork: Fork, store: RunStore) -> None:
     """Restore the parent's plan changes, and check that its files are still the same."""
     states = read_checkpoint(fork.checkpoint, option="--from:")["callbacks"]
     run.data.restore_plans(saved_plan_changes(states))
-    record = run_record(run.data, run.module.generates_with)
+    record = run_record(run.data, run.module.evaluation.engine.weights_name(run.module.base))
     check_records(fork, read_record(store, fork.run_id), record)
     check_end(fork, store, run.data.schedule)
 
@@ -109,19 +108,14 @@ def _check_evaluation(run: Run) -> None:
             benchmark.check()
         except RequestError as fault:
             raise RequestError(f"evaluation.benchmarks.{name}: {fault}") from fault
-    _check_server(run)
-
-
-def _check_server(run: Run) -> None:
-    model = run.module
-    if not isinstance(model.engine, VllmEngine) or model.lora is None:
-        return
+    suite, lora = run.module.evaluation, run.module.lora
     lengths = [
-        max(map(len, found.prompts)) + model.evaluation.benchmarks[found.name].max_new_tokens
-        for found in run.data.eval_sets
-        if isinstance(found, Prompts)
+        max(map(len, prompts.token_ids)) + suite.benchmarks[name].max_new_tokens
+        for name, prompts in suite.prompts(run.data.corpus.renderer).items()
     ]
-    model.engine.check(model.base, rank=model.lora.r, num_tokens=max(lengths, default=0))
+    suite.engine.check(
+        run.module.base, rank=lora.r if lora else None, num_tokens=max(lengths, default=0)
+    )
 
 
 @contextlib.contextmanager

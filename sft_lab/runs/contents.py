@@ -2,11 +2,11 @@
 
 import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sft_lab.evaluation.evaluator import Answer
-from sft_lab.evaluation.prompts import Prompts
+from sft_lab.evaluation.item import Answer
 from sft_lab.runs.record import BenchmarkRecord, RunRecord, SourceRecord, StageRecord
 from sft_lab.training.data_modules import StagedDataModule
 
@@ -22,7 +22,7 @@ def run_record(data: StagedDataModule, weights: str) -> RunRecord:
     num_target_tokens = {
         source: loaded.num_target_tokens for source, loaded in data.corpus.loaded.items()
     }
-    prompts = {found.name: found for found in data.eval_sets if isinstance(found, Prompts)}
+    prompts = data.evaluation.prompts(data.corpus.renderer)
     return RunRecord(
         sources={
             source: SourceRecord(
@@ -56,6 +56,8 @@ def run_record(data: StagedDataModule, weights: str) -> RunRecord:
                 items=len(benchmark.items()),
                 turns=benchmark.turns,
                 scale=benchmark.scale,
+                chance=benchmark.chance,
+                marks={score: benchmark.mark_of(score) for score in benchmark.score_names},
                 source=benchmark.source,
                 conditions=benchmark.conditions(),
             )
@@ -64,12 +66,13 @@ def run_record(data: StagedDataModule, weights: str) -> RunRecord:
     )
 
 
-def answers_table(answers: list[Answer]) -> dict[str, list[Any]]:
+def answers_table(answers: Sequence[Answer]) -> dict[str, list[Any]]:
     """Return an evaluation's items in the form MLflow shows as a table."""
     marks = list(dict.fromkeys(name for a in answers for name in a.verdict.marks or ()))
     rows = [
         [
             a.item.id,
+            a.item.group_id,
             *((a.verdict.marks or {}).get(name) for name in marks),
             a.verdict.reason,
             a.completion,
@@ -77,7 +80,7 @@ def answers_table(answers: list[Answer]) -> dict[str, list[Any]]:
         ]
         for a in answers
     ]
-    return {"columns": ["id", *marks, "reason", "completion", "prompt"], "data": rows}
+    return {"columns": ["id", "item", *marks, "reason", "completion", "prompt"], "data": rows}
 
 
 def window_table(data: StagedDataModule, stage_name: str) -> str:

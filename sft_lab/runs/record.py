@@ -74,6 +74,9 @@ class BenchmarkRecord:
         items: Number of items.
         turns: Most answers to an item.
         scale: Least and greatest value of the scores.
+        chance: The score of guessing.
+        marks: By score name, the mark in the answers that the score is the mean of over items; None
+            of a score that is no such mean.
         source: The source that teaches the ability, or None.
         conditions: What grading ran under, which changes no verdict.
     """
@@ -86,6 +89,8 @@ class BenchmarkRecord:
     items: int
     turns: int
     scale: tuple[float, float]
+    chance: float
+    marks: Mapping[str, str | None]
     source: str | None
     conditions: Mapping[str, str]
 

@@ -110,6 +110,7 @@ class HeldOutBatches(Dataset[Batch]):
 
     def __init__(self, corpus: Corpus, source: str, batch_size: int) -> None:
         self.corpus = corpus
+        self.source = source
         loaded = corpus.loaded[source]
         held_out = [RowRef(source, index) for index in loaded.ranked[: loaded.val_rows]]
         lengths = [bin_length(corpus, [ref]) for ref in held_out]
@@ -177,8 +178,3 @@ class ResumableLoader(DataLoader[Batch]):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Resume after the batches that had been handed out."""
         self.position = self.pass_sampler.start = state_dict["position"]
-
-
-def eval_loader(dataset: Dataset[Any]) -> DataLoader[Any]:
-    """Return a loader over batches in order that leaves the random state of the training alone."""
-    return DataLoader(dataset, batch_size=None, generator=torch.Generator())

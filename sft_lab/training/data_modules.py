@@ -1,22 +1,18 @@
 """The Lightning data modules: one per stage, and the container that delegates to the active one."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Dataset
 from typing_extensions import override
 
 from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError
-from sft_lab.evaluation.prompts import Prompts
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.training.batches import (
     HeldOutBatches,
     MicroBatches,
     ResumableLoader,
     bin_length,
-    eval_loader,
 )
 from sft_lab.training.guard import Guard, check_guard
 from sft_lab.training.order import DataOrder, OrderName
@@ -76,8 +72,7 @@ class StagedDataModule(LightningDataModule):
 
     Args:
         corpus: The sources; its own config group.
-        evaluation: The benchmarks whose prompts the validation loop asks for; its own config
-            group.
+        evaluation: The benchmarks, whose items no training row may hold; its own config group.
         stages: Stages by name, in order.
         batch_size: Training sequences per optimizer step.
         micro_batch_size: Training sequences per forward pass; the gradient does not depend on it.
@@ -130,7 +125,7 @@ class StagedDataModule(LightningDataModule):
         self.guard = guard
         self.evaluation = evaluation
         self.stage_modules: list[StageDataModule] = []
-        self.eval_sets: list[Dataset[Any]] = []
+        self.held_out: list[HeldOutBatches] = []
         self.active_index = 0
 
     @override
@@ -148,8 +143,10 @@ class StagedDataModule(LightningDataModule):
         }
         names = [name for name in self.corpus.sources if name in mixed or self.corpus.val_rows]
         self.corpus.load(names, items)
-        if not self.eval_sets:
-            self.eval_sets = self._eval_sets()
+        self.evaluation.prompts(self.corpus.renderer)  # before anything is loaded
+        if self.corpus.val_rows and not self.held_out:
+            rows = HELD_OUT_FACTOR * self.micro_batch_size
+            self.held_out = [HeldOutBatches(self.corpus, name, rows) for name in self.corpus.loaded]
         if stage == "fit" and not self.stage_modules:
             self.stage_modules = [
                 StageDataModule(
@@ -214,15 +211,6 @@ class StagedDataModule(LightningDataModule):
             packed_length=self.corpus.max_length if self.packing else None,
         )
 
-    def _eval_sets(self) -> list[Dataset[Any]]:
-        rows = HELD_OUT_FACTOR * self.micro_batch_size
-        held_out = [HeldOutBatches(self.corpus, source, rows) for source in self.corpus.loaded]
-        prompts = [
-            Prompts(name, benchmark, self.corpus)
-            for name, benchmark in self.evaluation.benchmarks.items()
-        ]
-        return [*(held_out if self.corpus.val_rows else []), *prompts]
-
     @property
     def schedule(self) -> Schedule:
         """The schedule of the whole run, known after ``setup("fit")``."""
@@ -264,15 +252,6 @@ class StagedDataModule(LightningDataModule):
     @override
     def train_dataloader(self) -> ResumableLoader:
         return self.active.train_dataloader()
-
-    @override
-    def val_dataloader(self) -> list[DataLoader[Any]]:
-        """Held-out rows of every source, then the prompts of every benchmark."""
-        return [eval_loader(eval_set) for eval_set in self.eval_sets]
-
-    @override
-    def test_dataloader(self) -> list[DataLoader[Any]]:
-        return self.val_dataloader()
 
 
 def micro_batches_per_step(batch_size: int, micro_batch_size: int) -> int:

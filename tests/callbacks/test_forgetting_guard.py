@@ -85,7 +85,7 @@ class Watch(Callback):
         if hook == self.hook and trainer.global_step == self.step:
             raise RuntimeError("stopped by the test")
 
-    def on_validation_start(self, trainer, pl_module):
+    def on_evaluation_start(self, trainer, pl_module):
         Told.step = trainer.global_step
         self._stop("evaluation", trainer)
 

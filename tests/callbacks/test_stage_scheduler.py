@@ -21,7 +21,7 @@ class Watch(Callback):
     def __init__(self) -> None:
         self.events, self.sources = [], []
 
-    def on_validation_start(self, trainer, pl_module):
+    def on_evaluation_start(self, trainer, pl_module):
         self.events.append(["evaluate", trainer.global_step])
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):

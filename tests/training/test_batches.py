@@ -9,14 +9,11 @@ import torch
 from sft_lab.data.corpus import Corpus
 from sft_lab.data.rendering import IGNORED, TokenizedRow
 from sft_lab.data.sources import Source
-from sft_lab.evaluation.benchmarks.world import WorldMath
-from sft_lab.evaluation.prompts import Prompts
 from sft_lab.training.batches import (
     HeldOutBatches,
     MicroBatches,
     ResumableLoader,
     collate,
-    eval_loader,
 )
 from sft_lab.training.order import RowRef
 from sft_lab.training.plan import Window
@@ -137,7 +134,6 @@ def test_loaders_leave_the_random_state_alone(corpus: Corpus, tiny_base: Path) -
     torch.manual_seed(0)
     before = torch.get_rng_state()
     list(ResumableLoader(dataset, 0))
-    list(eval_loader(dataset))
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -145,7 +141,7 @@ def test_held_out_batches_hold_only_held_out_rows(tiny_base: Path, four_rows: Pa
     source = Source(str(four_rows))
     corpus = Corpus({"code": source, "math": source}, str(tiny_base), val_rows=3)
     corpus.load(["math"])
-    batches = list(eval_loader(HeldOutBatches(corpus, "math", batch_size=2)))
+    batches = list(HeldOutBatches(corpus, "math", batch_size=2))
     held_out = sorted(corpus.loaded["math"].held_out, key=lambda row: -len(row.input_ids))
     ids = [ids for batch in batches for ids in batch["input_ids"].tolist()]
     pad = corpus.renderer.pad_token_id
@@ -155,23 +151,3 @@ def test_held_out_batches_hold_only_held_out_rows(tiny_base: Path, four_rows: Pa
     assert ids[2] == list(held_out[2].input_ids)
     assert {int(source) for batch in batches for source in batch["source_ids"].flatten()} == {1}
     assert [int(batch["window_target_tokens"]) for batch in batches] == [6, 3]
-
-
-def test_a_benchmark_s_prompts_come_together(corpus: Corpus, tiny_world: Path) -> None:
-    benchmark = WorldMath(str(tiny_world / "data" / "world_math.jsonl"), max_new_tokens=4)
-    [batch] = list(eval_loader(Prompts("world_math", benchmark, corpus)))
-    assert (batch["benchmark"], batch["indices"]) == ("world_math", [0, 1, 2, 3])
-    item = benchmark.items()[2]
-    assert batch["prompts"][2] == corpus.renderer.prompt_ids(item.messages)
-
-
-def test_prompts_of_fewer_items_lie_within_those_of_more(corpus: Corpus, tiny_world: Path) -> None:
-    benchmark = WorldMath(str(tiny_world / "data" / "world_math.jsonl"), max_new_tokens=4)
-    prompts = Prompts("world_math", benchmark, corpus)
-    used = []
-    for count in (1, 2, 3, None):
-        prompts.use(count)
-        [batch] = list(eval_loader(prompts))
-        used.append(set(batch["indices"]))
-    assert list(map(len, used)) == [1, 2, 3, 4]
-    assert used[0] < used[1] < used[2] < used[3]

@@ -190,8 +190,8 @@ def test_a_wrong_guard_is_refused(check: Check, changed: dict[str, Any], message
 
 def test_a_score_that_is_no_mean_over_items_is_refused() -> None:
     class Corpuswide(WorldMath):
-        def is_mean_of_items(self, score_name: str) -> bool:
-            return False
+        def mark_of(self, score_name: str) -> str | None:
+            return None
 
     suite = EvaluationSuite(
         {"told": Corpuswide("none.jsonl", max_new_tokens=4, source="math")}, every_n_steps=4

@@ -86,8 +86,6 @@ def train_window(tiny_base: Path, corpus: Corpus) -> TrainWindow:
             accumulate_grad_batches=8 // micro_batch_size,
             reload_dataloaders_every_n_epochs=1,
             max_epochs=-1,
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -184,7 +182,8 @@ def test_a_checkpoint_holds_adapters_and_no_base(finished: FinishedRun) -> None:
     assert len(checkpoint["optimizer_states"][0]["state"]) == 2 * 7 * 2
     assert checkpoint["global_step"] == 12
     assert "fit_loop" in checkpoint["loops"]
-    drafts = checkpoint["earlier_answers"]["drafts"]  # token ids of the last answer to each prompt
+    state = checkpoint["callbacks"]["InLoopEvaluation"]["engine"]
+    drafts = state["earlier"]["drafts"]  # token ids of the last answer to each prompt
     assert sum(drafts["lengths"]) == len(drafts["token_ids"]) > 0
     adapters = sum(value.numel() for value in checkpoint["state_dict"].values())
     # Values and two moments in float32, and 100 kB for everything else.

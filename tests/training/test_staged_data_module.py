@@ -130,17 +130,15 @@ def test_two_runs_of_a_seed_are_the_same(staged: Callable[..., StagedDataModule]
     assert passes(0) != passes(1)
 
 
-def test_validation_reads_held_out_rows_and_prompts(
+def test_held_out_rows_are_read_for_evaluations(
     staged: Callable[..., StagedDataModule],
 ) -> None:
     data = staged()
     data.setup("validate")
-    math, general, prompts = (list(loader) for loader in data.val_dataloader())
-    assert [sources_of(batches) for batches in (math, general)] == [{0: 4}, {1: 4}]
-    assert sum(len(batch["prompts"]) for batch in prompts) == 4
+    assert [sources_of(list(batches)) for batches in data.held_out] == [{0: 4}, {1: 4}]
     bare = staged(val_rows=0)
     bare.setup("validate")
-    assert len(bare.val_dataloader()) == 1
+    assert bare.held_out == []
 
 
 @pytest.mark.parametrize(

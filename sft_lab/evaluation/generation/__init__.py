@@ -2,14 +2,14 @@
 
 from sft_lab.data.batching import batches_longest_first
 from sft_lab.evaluation.generation.decoding import GREEDY, Decoding
+from sft_lab.evaluation.generation.engine import Engine, TokenPair
 from sft_lab.evaluation.generation.engines import (
-    Engine,
     EngineName,
     NativeEngine,
     TransformersContinuous,
     make_engine,
 )
-from sft_lab.evaluation.generation.native import generate
+from sft_lab.evaluation.generation.native import evaluating, generate
 from sft_lab.evaluation.generation.vllm.engine import VllmEngine
 from sft_lab.evaluation.generation.vllm.server import VllmServer
 
@@ -19,10 +19,12 @@ __all__ = [
     "Engine",
     "EngineName",
     "NativeEngine",
+    "TokenPair",
     "TransformersContinuous",
     "VllmEngine",
     "VllmServer",
     "batches_longest_first",
+    "evaluating",
     "generate",
     "make_engine",
 ]

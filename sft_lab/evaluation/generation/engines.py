@@ -1,50 +1,24 @@
-"""What generates: this project's loop, transformers' continuous batching, or a vLLM server."""
+"""The shipped engines: this project's loop, transformers' continuous batching, a vLLM server."""
 
-from collections.abc import Collection, Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal
 
 import torch
+from typing_extensions import override
 
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.generation.decoding import GREEDY, Decoding
 from sft_lab.evaluation.generation.drafts import EarlierAnswers
+from sft_lab.evaluation.generation.engine import Engine, TokenPair
+from sft_lab.evaluation.generation.likelihoods import log_likelihoods
 from sft_lab.evaluation.generation.native import evaluating, generate
 from sft_lab.evaluation.generation.stop_strings import Decode, before_stop
 from sft_lab.evaluation.generation.vllm.engine import VllmEngine
 from sft_lab.evaluation.generation.vllm.server import VllmServer
+from sft_lab.model.unquantized import EvaluationWeights, evaluation_weights
 
 EngineName = Literal["native", "transformers_continuous", "vllm"]
-
-
-class Engine(Protocol):
-    """Answers prompts with a model as it is now, and leaves the model as it was."""
-
-    def complete(
-        self,
-        model: Any,
-        prompts: Sequence[Sequence[int]],
-        *,
-        max_new_tokens: int,
-        eos_token_ids: Collection[int],
-        pad_token_id: int,
-        decode: Decode,
-        decoding: Decoding = GREEDY,
-        samples: Sequence[int] | None = None,
-    ) -> list[str]:
-        """Return the completions of prompts, as text, those of a prompt behind each other.
-
-        Args:
-            model: A causal language model of transformers, or PEFT's wrapper around one; for
-                ``vllm`` the name under which the server holds the adapters.
-            prompts: Token ids of each prompt, not padded.
-            max_new_tokens: Longest completion, in tokens.
-            eos_token_ids: Tokens that end a completion, and are no part of it.
-            pad_token_id: Token that fills short prompts.
-            decode: The text of token ids.
-            decoding: How tokens are chosen, and the strings before which a completion ends.
-            samples: Number of the one sample that is wanted of each prompt, as where a conversation
-                goes on; all ``decoding.num_samples`` of them where not given.
-        """
 
 
 def make_engine(
@@ -53,32 +27,70 @@ def make_engine(
     batch_tokens: int | None = None,
     vllm: VllmServer | None = None,
     *,
+    weights: EvaluationWeights = "live",
     drafts: bool = True,
 ) -> Engine:
-    """Return an engine by its name in a config.
+    """Return an engine by its short name in a config.
 
     Args:
         name: ``native``, ``transformers_continuous`` or ``vllm``.
-        batch_size: Most answers that are generated at a time.
+        batch_size: Most answers generated at a time.
         batch_tokens: Most tokens in a batch of ``native``, padding and room for answers counted.
-        vllm: The server of ``vllm``; the one on this machine's port 8000 where not given.
+        vllm: The server of ``vllm``; the one on this machine's port 8000 if not given.
+        weights: The weights that an engine in this process answers with.
         drafts: Whether ``native`` tries a prompt's last answer as a draft of the next one.
-
-    Raises:
-        RequestError: If the machine has not what the engine needs.
     """
     if name == "native":
-        return NativeEngine(batch_size, batch_tokens, drafts=drafts)
+        return NativeEngine(batch_size, batch_tokens, weights=weights, drafts=drafts)
     if name == "vllm":
         return VllmEngine(vllm or VllmServer(), batch_size)
-    if not torch.cuda.is_available():
-        raise RequestError(
-            "evaluation.engine transformers_continuous needs CUDA, found none; set it to native."
+    return TransformersContinuous(batch_size, batch_tokens, weights=weights)
+
+
+class LocalEngine(Engine):
+    """An engine in this process: weights as trained, dequantised or merged; likelihoods.
+
+    Args:
+        batch_size: Most answers generated at a time.
+        batch_tokens: Most tokens in a batch, padding and room for answers counted.
+        weights: The weights to answer with; see ``EvaluationSuite``.
+    """
+
+    gives_likelihoods = True
+
+    def __init__(
+        self,
+        batch_size: int,
+        batch_tokens: int | None = None,
+        *,
+        weights: EvaluationWeights = "live",
+    ) -> None:
+        self.batch_size = batch_size
+        self.batch_tokens = batch_tokens
+        self.weights: EvaluationWeights = weights
+
+    @override
+    def serving(self, model: Any, step: int, dtype: torch.dtype) -> AbstractContextManager[Any]:
+        return evaluation_weights(model, self.weights, dtype)
+
+    @override
+    def log_likelihoods(
+        self, model: Any, pairs: Sequence[TokenPair], *, pad_token_id: int
+    ) -> list[tuple[float, bool]]:
+        return log_likelihoods(
+            model,
+            pairs,
+            pad_token_id=pad_token_id,
+            batch_size=self.batch_size,
+            batch_tokens=self.batch_tokens,
         )
-    return TransformersContinuous(batch_size)
+
+    @override
+    def weights_name(self, base: str) -> str:
+        return self.weights
 
 
-class NativeEngine:
+class NativeEngine(LocalEngine):
     """One batch, longest rows first; rows leave it as they end, and others take their places.
 
     A prompt that is answered again, greedily, gets its last answer as a draft. Samples are not kept
@@ -86,22 +98,44 @@ class NativeEngine:
     conversation, whose prompts hold what was answered before.
 
     Args:
-        batch_size: Most answers that are generated at a time.
-        batch_tokens: Most tokens in a batch, padding and room for answers counted.
+        batch_size: See ``LocalEngine``.
+        batch_tokens: See ``LocalEngine``.
+        weights: See ``LocalEngine``.
         drafts: Whether last answers are kept and tried.
 
     Attributes:
-        earlier: What was answered last; part of a checkpoint. None where it is not kept. Whoever
-            evaluates tells it when an evaluation begins.
+        earlier: The last answers, part of a checkpoint; None if they are not kept.
     """
 
+    name = "native"
+
     def __init__(
-        self, batch_size: int, batch_tokens: int | None = None, *, drafts: bool = True
+        self,
+        batch_size: int,
+        batch_tokens: int | None = None,
+        *,
+        weights: EvaluationWeights = "live",
+        drafts: bool = True,
     ) -> None:
-        self.batch_size = batch_size
-        self.batch_tokens = batch_tokens
+        super().__init__(batch_size, batch_tokens, weights=weights)
         self.earlier = EarlierAnswers() if drafts else None
 
+    @override
+    def serving(self, model: Any, step: int, dtype: torch.dtype) -> AbstractContextManager[Any]:
+        if self.earlier is not None:
+            self.earlier.begin(step)
+        return super().serving(model, step, dtype)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.earlier is None else {"earlier": self.earlier.state_dict()}
+
+    @override
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        if self.earlier is not None and "earlier" in state_dict:
+            self.earlier.load_state_dict(state_dict["earlier"])
+
+    @override
     def complete(
         self,
         model: Any,
@@ -114,7 +148,6 @@ class NativeEngine:
         decoding: Decoding = GREEDY,
         samples: Sequence[int] | None = None,
     ) -> list[str]:
-        """See ``Engine``."""
         rows = decoding.rows(prompts, samples)
         earlier = self.earlier if decoding.temperature == 0 and samples is None else None
         completions = generate(
@@ -136,20 +169,25 @@ class NativeEngine:
         return [before_stop(decode(token_ids), decoding.stop_strings) for token_ids in completions]
 
 
-class TransformersContinuous:
+class TransformersContinuous(LocalEngine):
     """transformers' continuous batching: a paged cache, and a new prompt as soon as a row ends.
 
     It has no stop strings: a completion goes on to its end token and is cut then. Its samples are
     drawn from one stream, not by their numbers, and depend on what they are batched with; from one
     evaluation to the next they are the same.
-
-    Args:
-        batch_size: Most answers that are generated at a time.
     """
 
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
+    name = "transformers_continuous"
 
+    @override
+    def check(self, base: str, *, rank: int | None, num_tokens: int) -> None:
+        if not torch.cuda.is_available():
+            raise RequestError(
+                "evaluation.engine transformers_continuous needs CUDA, found none; "
+                "set it to native."
+            )
+
+    @override
     def complete(
         self,
         model: Any,
@@ -162,11 +200,6 @@ class TransformersContinuous:
         decoding: Decoding = GREEDY,
         samples: Sequence[int] | None = None,
     ) -> list[str]:
-        """See ``Engine``.
-
-        Raises:
-            RuntimeError: If transformers gives a request up.
-        """
         from transformers import ContinuousBatchingConfig, GenerationConfig
 
         each = decoding.num_samples if samples is None else 1

@@ -17,7 +17,8 @@ from sft_lab.data.rendering import Renderer
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmarks.harness.requests import HarnessModel, decoding_of
 from sft_lab.evaluation.benchmarks.harness.task import HarnessTask
-from sft_lab.evaluation.generation import Decoding, NativeEngine
+from sft_lab.evaluation.evaluated_model import EvaluatedModel
+from sft_lab.evaluation.generation import GREEDY, Decoding, NativeEngine
 
 needs_harness = pytest.mark.skipif(
     find_spec("lm_eval") is None, reason="no lm-evaluation-harness; pip install 'sft_lab[harness]'"
@@ -112,8 +113,9 @@ def base(tiny_base: Path) -> Any:
 def make_model(base: Any, chat_tokenizer: Any) -> Callable[..., HarnessModel]:
     renderer = Renderer(chat_tokenizer, None)
 
-    def make(**settings: Any) -> HarnessModel:
-        return HarnessModel(base, renderer, NativeEngine(4), **{"batch_size": 4, **settings})
+    def make(batch_size: int = 4, batch_tokens: int | None = None, **settings: Any) -> HarnessModel:
+        engine = NativeEngine(batch_size, batch_tokens)
+        return HarnessModel(EvaluatedModel(base, engine, renderer, GREEDY), **settings)
 
     return make
 
@@ -167,11 +169,13 @@ def test_the_models_own_answer_is_greedy(
 
 
 def test_what_is_too_long_is_cut_on_the_left(
-    make_model: Callable[..., HarnessModel], base: Any, chat_tokenizer: Any
+    make_model: Callable[..., HarnessModel],
+    base: Any,
+    chat_tokenizer: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    model = make_model()
-    model.max_length = 5
-    [(value, _)] = model.loglikelihood([("a much longer text", "abc")])
+    monkeypatch.setattr(base.config, "max_position_embeddings", 5)
+    [(value, _)] = make_model().loglikelihood([("a much longer text", "abc")])
     expected, _ = log_likelihood(base, ids(chat_tokenizer, "ext"), ids(chat_tokenizer, "abc"))
     assert value == pytest.approx(expected, abs=1e-4)
 
@@ -248,7 +252,7 @@ def test_choices_are_graded_by_their_likelihoods(
 ) -> None:
     benchmark = HarnessTask("sums", ["acc", "acc_norm"], include_path=tasks)
     items = benchmark.items()
-    measured = benchmark.measure(items, make_model())
+    measured = benchmark.ask(items, make_model())
     acc = acc_norm = 0
     for question, (said, verdict) in zip(QUESTIONS, measured, strict=True):
         context = ids(chat_tokenizer, question["question"])
@@ -301,7 +305,7 @@ def test_a_perplexity_is_of_all_texts_together_and_no_ability(
     benchmark = HarnessTask("texts", ["byte_perplexity"], include_path=tasks, scale=(1, 1e6))
     items = benchmark.items()
     model = make_model()
-    verdicts = [verdict for _, verdict in benchmark.measure(items, model)]
+    verdicts = [answer.verdict for [answer] in benchmark.ask(items, model)]
     texts = [question["question"] for question in QUESTIONS]
     values = model.loglikelihood_rolling([(text,) for text in texts])
     score = benchmark.scores(items, verdicts)["byte_perplexity"]
@@ -341,7 +345,7 @@ def test_the_harnesss_own_model_gives_the_same(
             task, [metric], num_fewshot=2, include_path=tasks, scale=(0, 1e6), chat=chat
         )
         items = benchmark.items()
-        measured = benchmark.measure(items, make_model(chat=chat))
+        measured = benchmark.ask(items, make_model(chat=chat))
         [score] = benchmark.scores(items, [verdict for _, verdict in measured]).values()
         key = metric if "," in metric else f"{metric},none"
         assert score.value == pytest.approx(theirs["results"][task][key], rel=1e-4)

@@ -341,8 +341,9 @@ def test_samples_of_a_prompt_follow_each_other_and_come_again(engine_class: Any)
 def test_continuous_batching_is_refused_without_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(make_engine("native", 8), NativeEngine)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    engine = make_engine("transformers_continuous", 8)
     with pytest.raises(RequestError, match="transformers_continuous needs CUDA, found none"):
-        make_engine("transformers_continuous", 8)
+        engine.check("base", rank=8, num_tokens=1)
 
 
 @pytest.mark.gpu

@@ -60,7 +60,7 @@ def test_answers_are_those_of_the_native_engine(make_engine: MakeEngine, adapted
     with adapted.disable_adapter():
         assert complete(native, adapted) != expected
     engine = make_engine()
-    with engine.serving(adapted, "a") as name:
+    with engine.holding(adapted, "a") as name:
         assert complete(engine, name) == expected
         # An end token anywhere but at the end.
         ends = {ord(expected[0][3]) - 0x4E00}
@@ -88,7 +88,7 @@ def test_stop_strings_end_answers_on_the_server(
     expected = complete(native, adapted, **settings)
     assert expected != texts
     engine = make_engine()
-    with engine.serving(adapted, "a") as name:
+    with engine.holding(adapted, "a") as name:
         assert complete(engine, name, **settings) == expected
     assert vllm.bodies[COMPLETIONS][-1]["stop"] == stops
 
@@ -97,7 +97,7 @@ def test_requests_leave_nothing_to_the_server(
     vllm: VllmStandIn, make_engine: MakeEngine, adapted: Any
 ) -> None:
     engine = make_engine(concurrency=1)
-    with engine.serving(adapted, "a") as name:
+    with engine.holding(adapted, "a") as name:
         complete(engine, name, eos_token_ids={9, 4})
     assert vllm.bodies[COMPLETIONS][0] == {
         "model": "a",
@@ -122,7 +122,7 @@ def test_samples_have_seeds_of_their_own(
 ) -> None:
     engine = make_engine()
     decoding = Decoding(temperature=1.0, top_p=0.9, num_samples=3)
-    with engine.serving(adapted, "a") as name:
+    with engine.holding(adapted, "a") as name:
         texts = complete(engine, name, decoding=decoding)
         assert complete(engine, name, decoding=decoding) == texts
         assert complete(engine, name, decoding=decoding, samples=[2] * 4) == texts[2::3]
@@ -139,14 +139,14 @@ def test_adapters_are_served_for_the_time_of_an_evaluation(
 ) -> None:
     engine = make_engine(adapter_dir=tmp_path / "adapters")
     (tmp_path / "adapters").mkdir()
-    with engine.serving(adapted, "a"):
+    with engine.holding(adapted, "a"):
         (folder,) = (tmp_path / "adapters").iterdir()
         assert list(vllm.adapters) == ["a"]
         assert vllm.adapters["a"][0] == folder
         assert folder.stat().st_mode & 0o777 == 0o755  # a server of another user reads it
     assert vllm.adapters == {}
     assert list((tmp_path / "adapters").iterdir()) == []
-    with pytest.raises(KeyError), engine.serving(adapted, "b"):
+    with pytest.raises(KeyError), engine.holding(adapted, "b"):
         raise KeyError
     assert vllm.adapters == {}
 
@@ -156,7 +156,7 @@ def test_as_many_requests_are_open_as_answers_may_be_generated(
 ) -> None:
     engine = make_engine(concurrency=2)
     vllm.planned[COMPLETIONS] = [Reply(b"{}", 503, AT_ONCE, wait_s=0.1) for _ in range(4)]
-    with engine.serving(adapted, "a") as name:
+    with engine.holding(adapted, "a") as name:
         complete(engine, name)
     assert vllm.most_open == 2
 
@@ -181,7 +181,7 @@ def test_a_failure_that_passes_changes_no_answer(
     vllm: VllmStandIn, make_engine: MakeEngine, adapted: Any, failure: Reply
 ) -> None:
     engine = make_engine(timeout_s=1.0)
-    with engine.serving(adapted, "a") as name:
+    with engine.holding(adapted, "a") as name:
         expected = complete(engine, name)
         vllm.planned[COMPLETIONS] = [failure]
         assert complete(engine, name) == expected
@@ -200,7 +200,7 @@ def test_a_failure_that_stays_ends_the_evaluation(
     vllm: VllmStandIn, make_engine: MakeEngine, adapted: Any, failure: Reply, said: str
 ) -> None:
     engine = make_engine(timeout_s=0.3)
-    with engine.serving(adapted, "a") as name:
+    with engine.holding(adapted, "a") as name:
         vllm.planned[COMPLETIONS] = [failure] * 20
         with pytest.raises(VllmError, match=said):
             complete(engine, name)
@@ -220,7 +220,7 @@ def test_a_load_that_came_through_without_its_reply_is_no_failure(
 
     vllm.load = slow  # type: ignore[method-assign]
     engine = make_engine(timeout_s=0.5)
-    with engine.serving(adapted, "a") as name:
+    with engine.holding(adapted, "a") as name:
         assert len(complete(engine, name)) == 4
     assert len(vllm.bodies[LOAD]) >= 2
 
@@ -231,15 +231,15 @@ def test_adapters_that_do_not_fit_are_refused_with_the_fix(
     vllm.max_lora_rank = 2
     with (
         pytest.raises(RequestError, match=r"rank 4 is greater.*--max-lora-rank of 4 or more"),
-        make_engine().serving(adapted, "a"),
+        make_engine().holding(adapted, "a"),
     ):
         pass
     assert len(vllm.bodies[LOAD]) == 1
     vllm.max_lora_rank = 16
     vllm.planned[LOAD] = [ERROR_500, Reply(b"{}", 503, AT_ONCE)]
-    with pytest.raises(RequestError, match=r"out of memory"), make_engine().serving(adapted, "a"):
+    with pytest.raises(RequestError, match=r"out of memory"), make_engine().holding(adapted, "a"):
         pass
-    with make_engine().serving(adapted, "a"):  # busy, and then not
+    with make_engine().holding(adapted, "a"):  # busy, and then not
         pass
 
 
@@ -247,7 +247,7 @@ def test_an_adapter_that_stays_behind_is_told_and_nothing_else(
     vllm: VllmStandIn, make_engine: MakeEngine, adapted: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     vllm.planned[UNLOAD] = [ERROR_500]
-    with make_engine().serving(adapted, "a"):
+    with make_engine().holding(adapted, "a"):
         pass
     assert "still holds the adapter a: HTTP 500" in caplog.text
 
@@ -257,7 +257,7 @@ def test_ctrl_c_does_not_wait_for_the_server(
 ) -> None:
     engine = make_engine(timeout_s=60.0)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)
-    with engine.serving(adapted, "a") as name:
+    with engine.holding(adapted, "a") as name:
         vllm.planned[COMPLETIONS] = [Reply(b"{}", wait_s=60)] * 4
         timer = threading.Timer(0.4, os.kill, (os.getpid(), signal.SIGINT))
         started = time.monotonic()

@@ -1,21 +1,15 @@
 """What tasks of lm-evaluation-harness ask of a model: likelihoods and continuations of texts."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
-from sft_lab.data.rendering import Renderer
 from sft_lab.errors import RequestError
-from sft_lab.evaluation.generation import Decoding, Engine, batches_longest_first
-from sft_lab.model.qlora import plain_causal_lm
+from sft_lab.evaluation.evaluated_model import EvaluatedModel
+from sft_lab.evaluation.generation import Decoding
+from sft_lab.evaluation.generation.likelihoods import max_length
 
-_HEAD_TOKENS = 1024  # positions whose logits exist at a time; a text may have many, each of V
 _MAX_NEW_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
-_DEFAULT_LENGTH = 2048  # of a model whose config has no limit, as in lm-evaluation-harness
 
 Pair = tuple[list[int], list[int]]
 """Token ids of a context and of its continuation."""
@@ -58,36 +52,20 @@ class HarnessModel:
     at their border with the continuation, what is too long cut on the left.
 
     Args:
-        model: The model under evaluation, in eval mode.
-        renderer: Its tokenizer and chat template.
-        engine: Generates.
-        batch_size: Most texts at a time.
-        batch_tokens: Most tokens at a time; not limited where not given.
+        model: The model under evaluation.
         chat: Whether contexts are conversations in JSON, not texts.
         max_new_tokens: Longest answer where a request does not say.
     """
 
     def __init__(
-        self,
-        model: Any,
-        renderer: Renderer,
-        engine: Engine,
-        *,
-        batch_size: int,
-        batch_tokens: int | None = None,
-        chat: bool = False,
-        max_new_tokens: int = 256,
+        self, model: EvaluatedModel, *, chat: bool = False, max_new_tokens: int = 256
     ) -> None:
         self.model = model
-        self.renderer = renderer
-        self.engine = engine
-        self.batch_size = batch_size
-        self.batch_tokens = batch_tokens
+        self.renderer = model.renderer
         self.chat = chat
         self.max_new_tokens = max_new_tokens
-        config = plain_causal_lm(model).config.get_text_config()
-        self.max_length = int(getattr(config, "max_position_embeddings", 0) or _DEFAULT_LENGTH)
-        tokenizer = renderer.tokenizer
+        self.max_length = max_length(model.weights)
+        tokenizer = model.renderer.tokenizer
         first = tokenizer.bos_token_id
         self._prefix = int(tokenizer.eos_token_id if first is None else first)
 
@@ -97,7 +75,7 @@ class HarnessModel:
         Returns:
             Nats, and whether every token of it is the most probable one.
         """
-        return self._score([self._pair(*request) for request in requests])
+        return self.model.log_likelihoods([self._pair(*request) for request in requests])
 
     def loglikelihood_rolling(self, requests: Sequence[tuple[str]]) -> list[float]:
         """Return the log-likelihood of each whole text, in nats.
@@ -117,7 +95,7 @@ class HarnessModel:
             pairs += found
             owners += [owner] * len(found)
         sums = [0.0] * len(requests)
-        for owner, (value, _) in zip(owners, self._score(pairs), strict=True):
+        for owner, (value, _) in zip(owners, self.model.log_likelihoods(pairs), strict=True):
             sums[owner] += value
         return sums
 
@@ -134,13 +112,9 @@ class HarnessModel:
             decoding, max_new_tokens = decoding_of(settings, repeats, self.max_new_tokens)
             room = max(1, self.max_length - max_new_tokens)
             contexts = [self._encode(self._text(requests[index][0])) for index in indices]
-            texts = self.engine.complete(
-                self.model,
+            texts = self.model.complete(
                 [(context or [self._prefix])[-room:] for context in contexts],
-                max_new_tokens=max_new_tokens,
-                eos_token_ids=self.renderer.stop_token_ids,
-                pad_token_id=self.renderer.pad_token_id,
-                decode=self.renderer.decode,
+                max_new_tokens,
                 decoding=decoding,
             )
             drawn = decoding.num_samples
@@ -174,59 +148,3 @@ class HarnessModel:
         ids = self._encode(text)
         whole = self._encode(text + continuation)
         return whole[: len(ids)] or [self._prefix], whole[len(ids) :]
-
-    def _score(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-        found: dict[int, tuple[float, bool]] = {}
-        for indices in self._batches([len(context) + len(rest) for context, rest in pairs]):
-            batch = self._score_batch([pairs[index] for index in indices])
-            found |= dict(zip(indices, batch, strict=True))
-        return [found[index] for index in range(len(pairs))]
-
-    def _batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        for batch in batches_longest_first(lengths, self.batch_size):
-            longest = min(max(lengths[batch[0]], 1), self.max_length)
-            size = max(1, (self.batch_tokens or longest * len(batch)) // longest)
-            yield from (batch[start : start + size] for start in range(0, len(batch), size))
-
-    @torch.no_grad()
-    def _score_batch(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
-        causal_lm = plain_causal_lm(self.model)
-        device = next(causal_lm.parameters()).device
-        # The last token is only foretold, so that one more fits than the model can see.
-        rows = [(context + rest)[-self.max_length - 1 :] for context, rest in pairs]
-        width = max(1, max(map(len, rows)) - 1)
-        input_ids = torch.full((len(rows), width), self.renderer.pad_token_id)
-        owners: list[int] = []
-        places: list[int] = []
-        targets: list[int] = []
-        for owner, (row, (_, rest)) in enumerate(zip(rows, pairs, strict=True)):
-            input_ids[owner, : len(row) - 1] = torch.tensor(row[:-1])
-            count = min(len(rest), len(row) - 1)
-            owners += [owner] * count
-            places += range(len(row) - 1 - count, len(row) - 1)
-            targets += row[len(row) - count :]
-        # Padding stands on the right, where no token that counts sees it.
-        hidden = causal_lm.get_decoder()(
-            input_ids=input_ids.to(device), use_cache=False
-        ).last_hidden_state
-        values, greedy = _foretold(
-            causal_lm.get_output_embeddings(),
-            hidden[owners, places],
-            torch.tensor(targets, dtype=torch.long, device=device),
-        )
-        sums, all_greedy = [0.0] * len(rows), [True] * len(rows)
-        for owner, value, is_greedy in zip(owners, values, greedy, strict=True):
-            sums[owner] += value
-            all_greedy[owner] &= is_greedy
-        return list(zip(sums, all_greedy, strict=True))
-
-
-def _foretold(head: Any, hidden: Tensor, targets: Tensor) -> tuple[list[float], list[bool]]:
-    """Return the log-probability of every target, and whether it is the most probable token."""
-    values: list[float] = []
-    greedy: list[bool] = []
-    for states, target in zip(hidden.split(_HEAD_TOKENS), targets.split(_HEAD_TOKENS), strict=True):
-        logits = head(states).float()
-        values += (-functional.cross_entropy(logits, target, reduction="none")).tolist()
-        greedy += (logits.argmax(-1) == target).tolist()
-    return values, greedy

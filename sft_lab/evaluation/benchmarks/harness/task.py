@@ -12,10 +12,12 @@ import numpy as np
 from typing_extensions import override
 
 from sft_lab.errors import RequestError
-from sft_lab.evaluation.benchmark import Benchmark, Item, Mark, Verdict
+from sft_lab.evaluation.benchmark import Benchmark
 from sft_lab.evaluation.benchmarks.harness.find import find_task, quiet, seeded
 from sft_lab.evaluation.benchmarks.harness.requests import HarnessModel, decoding_of
+from sft_lab.evaluation.evaluated_model import EvaluatedModel
 from sft_lab.evaluation.generation import Decoding
+from sft_lab.evaluation.item import Answer, Item, Mark, Verdict
 from sft_lab.metrics.score import Score, accuracy, mean_score
 
 _FEWSHOT_SEED = 1234  # lm-evaluation-harness's own
@@ -44,6 +46,9 @@ class HarnessTask(Benchmark):
     Raises:
         RequestError: If an argument is out of range.
     """
+
+    needs_likelihoods = True
+    decides_decoding = True
 
     def __init__(
         self,
@@ -128,8 +133,8 @@ class HarnessTask(Benchmark):
         }
 
     @property
+    @override
     def decoding(self) -> Decoding:
-        """How the task has its answers made."""
         return self._answering[0]
 
     @property
@@ -142,10 +147,11 @@ class HarnessTask(Benchmark):
         return bool(self._loaded.higher_is_better().get(self._metric(score_name), True))
 
     @override
-    def is_mean_of_items(self, score_name: str) -> bool:
+    def mark_of(self, score_name: str) -> str | None:
         from lm_eval.api.metrics import mean
 
-        return self._loaded.aggregation()[self._metric(score_name)] is mean
+        is_mean = self._loaded.aggregation()[self._metric(score_name)] is mean
+        return score_name if is_mean else None
 
     def _metric(self, score_name: str) -> str:
         """Return the task's own name of a score's metric."""
@@ -204,8 +210,17 @@ class HarnessTask(Benchmark):
             messages.pop()
         return Item(item_id, tuple(messages), row)
 
-    def measure(self, items: Sequence[Item], model: HarnessModel) -> list[tuple[str, Verdict]]:
-        """Return for each item what the model said, and what the task says of it."""
+    @override
+    def measure(
+        self, items: Sequence[Item], prompts: Sequence[Sequence[int]], model: EvaluatedModel
+    ) -> list[list[Answer]]:
+        """Return the answer to each item, by the requests of the task and not its prompt."""
+        return self.ask(
+            items, HarnessModel(model, chat=self.chat, max_new_tokens=self.max_new_tokens)
+        )
+
+    def ask(self, items: Sequence[Item], model: HarnessModel) -> list[list[Answer]]:
+        """Return the graded answer to each item."""
         asked = [instance for item in items for instance in self._instances[item.id]]
         for kind in _KINDS:
             some = [instance for instance in asked if instance.request_type == kind]
@@ -220,7 +235,8 @@ class HarnessTask(Benchmark):
                 for instance, value in zip(some, values, strict=True):
                     instance.resps = [value] * (instance.repeats or 1)
         said = [_said(self._instances[item.id]) for item in items]
-        return list(zip(said, self._verdicts(items), strict=True))
+        verdicts = self._verdicts(items)
+        return [[Answer(*found)] for found in zip(items, said, verdicts, strict=True)]
 
     @override
     def grade(self, items: Sequence[Item], completions: Sequence[str]) -> list[Verdict]:

@@ -61,8 +61,9 @@ class IFEval(Benchmark):
         return {name: found[name] for name in self.score_names if name in found}
 
     @override
-    def is_mean_of_items(self, score_name: str) -> bool:
-        return score_name.startswith("prompt_")  # a prompt has several instructions
+    def mark_of(self, score_name: str) -> str | None:
+        # A prompt has several instructions, so the scores of those are no means over prompts.
+        return {"prompt_strict": "strict", "prompt_loose": "loose"}.get(score_name)
 
 
 def parts(verdict: Verdict, kind: str) -> tuple[bool, ...]:

@@ -88,7 +88,8 @@ class MTBench(Benchmark):
     @override
     def item(self, row: Mapping[str, Any], number: int) -> Item:
         asked = {"role": "user", "content": row["turns"][0]}
-        return Item(f"MT-Bench/{row['question_id']}/1", (asked,), row)
+        question = f"MT-Bench/{row['question_id']}"
+        return Item(f"{question}/1", (asked,), row, group=question)
 
     @override
     def follow_up(self, item: Item, completion: str) -> Item | None:
@@ -130,8 +131,8 @@ class MTBench(Benchmark):
         return scores(ratings, [_question(item.row) for item in items]).by_name
 
     @override
-    def is_mean_of_items(self, score_name: str) -> bool:
-        return score_name == "mean"  # both turns of a question are one item
+    def mark_of(self, score_name: str) -> str | None:
+        return "rating" if score_name == "mean" else None  # both turns of a question are one item
 
 
 def _question(row: Mapping[str, Any]) -> Question:

@@ -4,15 +4,19 @@ import logging
 import os
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import anyio
+import torch
 from anyio.from_thread import start_blocking_portal
+from typing_extensions import override
 
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.generation.decoding import GREEDY, Decoding
+from sft_lab.evaluation.generation.engine import Engine
 from sft_lab.evaluation.generation.stop_strings import Decode, before_stop
 from sft_lab.evaluation.generation.vllm.check import check_server
 from sft_lab.evaluation.generation.vllm.protocol import (
@@ -30,13 +34,14 @@ from sft_lab.evaluation.generation.vllm.server import (
     ask_server,
 )
 from sft_lab.model.qlora import save_trained
+from sft_lab.paths import make_folder
 
 log = logging.getLogger(__name__)
 
 _UNLOAD_S = 30.0  # seconds; nothing is lost where it takes longer
 
 
-class VllmEngine:
+class VllmEngine(Engine):
     """Sends every prompt as token ids to a vLLM server and reads token ids back.
 
     Their text, the end tokens and the stop strings are this project's, so that a completion is what
@@ -48,26 +53,35 @@ class VllmEngine:
         concurrency: Requests that are open at a time.
     """
 
+    name = "vllm"
+    is_local = False
+    needs_adapters = True
+
     def __init__(self, server: VllmServer, concurrency: int) -> None:
         self.server = server
         self.concurrency = concurrency
         self.served_base: str | None = None
         """What the server says it has loaded; known once it has been checked."""
 
-    def check(self, base: str, *, rank: int, num_tokens: int) -> None:
-        """Make sure, before training, that the server can be asked; see ``check_server``.
-
-        Raises:
-            RequestError: If not; says how to start the server.
-        """
+    @override
+    def check(self, base: str, *, rank: int | None, num_tokens: int) -> None:
+        if rank is None:  # refused where the model is configured
+            return
         if self.server.adapter_dir is not None:
-            from sft_lab.paths import make_folder
-
             make_folder("evaluation.vllm.adapter_dir", self.server.adapter_dir)
         self.served_base = check_server(self.server, base, rank=rank, num_tokens=num_tokens)
 
+    @override
+    def weights_name(self, base: str) -> str:
+        return f"vllm: adapters on {self.served_base or base}"
+
+    @override
+    def serving(self, model: Any, step: int, dtype: torch.dtype) -> AbstractContextManager[Any]:
+        # A resumed run may evaluate the same step again; other adapters were served then.
+        return self.holding(model, f"sft_lab-step-{step}-{uuid4().hex}")
+
     @contextmanager
-    def serving(self, model: Any, name: str) -> Iterator[str]:
+    def holding(self, model: Any, name: str) -> Iterator[str]:
         """Have the server hold a model's adapters as they are now, for the time of a ``with``.
 
         Args:
@@ -109,6 +123,7 @@ class VllmEngine:
                 except VllmError as fault:
                     log.warning("%s still holds the adapter %s: %s", self.server, name, fault)
 
+    @override
     def complete(
         self,
         model: str,
@@ -121,11 +136,6 @@ class VllmEngine:
         decoding: Decoding = GREEDY,
         samples: Sequence[int] | None = None,
     ) -> list[str]:
-        """See ``Engine``; the model is the name that ``serving`` yields.
-
-        Raises:
-            VllmError: If an answer is missing after all tries.
-        """
         bodies = [
             completion_request(
                 model,

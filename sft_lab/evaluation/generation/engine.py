@@ -1,0 +1,121 @@
+"""The interface of an engine: what answers prompts and scores continuations in an evaluation."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, ClassVar
+
+import torch
+
+from sft_lab.evaluation.generation.decoding import GREEDY, Decoding
+from sft_lab.evaluation.generation.stop_strings import Decode
+
+TokenPair = tuple[Sequence[int], Sequence[int]]
+"""Token ids of a context and of its continuation."""
+
+
+class Engine(ABC):
+    """Answers prompts with a model as it is now, and leaves the model as it was.
+
+    ``serving`` brackets every evaluation; ``complete`` and ``log_likelihoods`` are called inside it
+    with what it yields. An engine of one's own is a subclass, named in a config by
+    ``evaluation.engine: {class_path: ..., init_args: ...}``.
+    """
+
+    name: ClassVar[str]
+    """The name in messages and in the run's record."""
+
+    gives_likelihoods: ClassVar[bool] = False
+    """Whether ``log_likelihoods`` is implemented."""
+
+    is_local: ClassVar[bool] = True
+    """Whether it answers in this process, with ``evaluation.weights`` and this machine's memory."""
+
+    needs_adapters: ClassVar[bool] = False
+    """Whether it cannot answer for a model that is trained in full."""
+
+    def serving(self, model: Any, step: int, dtype: torch.dtype) -> AbstractContextManager[Any]:
+        """Return a context that holds the weights to answer with during one evaluation.
+
+        Args:
+            model: A causal language model of transformers, or PEFT's wrapper around one.
+            step: Optimizer steps taken; an evaluation repeated after a resume has the same step.
+            dtype: The type that training computes in.
+
+        Returns:
+            A context whose value ``complete`` and ``log_likelihoods`` take as their model.
+        """
+        return nullcontext(model)
+
+    @abstractmethod
+    def complete(
+        self,
+        model: Any,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        eos_token_ids: Collection[int],
+        pad_token_id: int,
+        decode: Decode,
+        decoding: Decoding = GREEDY,
+        samples: Sequence[int] | None = None,
+    ) -> list[str]:
+        """Return the completions of prompts as text; those of one prompt follow each other.
+
+        Args:
+            model: The value of ``serving``.
+            prompts: Token ids of each prompt, not padded.
+            max_new_tokens: Longest completion, in tokens.
+            eos_token_ids: Tokens that end a completion and are not part of it.
+            pad_token_id: Token that fills short prompts.
+            decode: Returns the text of token ids.
+            decoding: How tokens are chosen, and the strings before which a completion ends.
+            samples: Number of the one sample wanted of each prompt, as in a continued conversation;
+                all ``decoding.num_samples`` of them if not given.
+        """
+
+    def log_likelihoods(
+        self, model: Any, pairs: Sequence[TokenPair], *, pad_token_id: int
+    ) -> list[tuple[float, bool]]:
+        """Return the log-likelihood of each continuation given its context.
+
+        Args:
+            model: The value of ``serving``.
+            pairs: Contexts, none of them empty, and continuations. What is too long for the model
+                is cut on the left.
+            pad_token_id: Token that fills short rows.
+
+        Returns:
+            Nats, and whether every token is the most probable one.
+
+        Raises:
+            NotImplementedError: If the engine gives no likelihoods.
+        """
+        raise NotImplementedError(f"engine {self.name} gives no likelihoods.")
+
+    def check(  # noqa: B027 - most have nothing to check
+        self, base: str, *, rank: int | None, num_tokens: int
+    ) -> None:
+        """Check, before anything is loaded, that the engine can answer.
+
+        Args:
+            base: The base, as ``model.base`` names it.
+            rank: Rank of the adapters; None if the base is trained in full.
+            num_tokens: Longest prompt and completion together.
+
+        Raises:
+            RequestError: If it cannot.
+        """
+
+    def weights_name(self, base: str) -> str:
+        """Return for the run's record which weights answer."""
+        return self.name
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs to repeat an evaluation to the bit."""
+        return {}
+
+    def load_state_dict(  # noqa: B027 - most have no state
+        self, state_dict: Mapping[str, Any]
+    ) -> None:
+        """Restore what ``state_dict`` returned."""

@@ -1,0 +1,102 @@
+"""Log-likelihoods of continuations, in batches, with transformers' public interface."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from sft_lab.data.batching import batches_longest_first
+from sft_lab.evaluation.generation.engine import TokenPair
+from sft_lab.model.qlora import plain_causal_lm
+
+_HEAD_TOKENS = 1024  # positions whose logits exist at a time; a text may have many, each of V
+_DEFAULT_LENGTH = 2048  # of a model whose config has no limit, as in lm-evaluation-harness
+
+
+def max_length(model: Any) -> int:
+    """Return the longest input of a model, in tokens."""
+    config = plain_causal_lm(model).config.get_text_config()
+    return int(getattr(config, "max_position_embeddings", 0) or _DEFAULT_LENGTH)
+
+
+def log_likelihoods(
+    model: Any,
+    pairs: Sequence[TokenPair],
+    *,
+    pad_token_id: int,
+    batch_size: int,
+    batch_tokens: int | None = None,
+) -> list[tuple[float, bool]]:
+    """Return the log-likelihood of each continuation given its context; see ``Engine``.
+
+    Args:
+        model: A causal language model of transformers, or PEFT's wrapper around one, in eval mode.
+        pairs: Contexts and continuations.
+        pad_token_id: Token that fills the right of short rows; no token that counts sees it.
+        batch_size: Most rows at a time.
+        batch_tokens: Most tokens at a time; not limited if not given.
+    """
+    longest = max_length(model)
+    found: dict[int, tuple[float, bool]] = {}
+    lengths = [len(context) + len(continuation) for context, continuation in pairs]
+    for indices in _batches(lengths, longest, batch_size, batch_tokens):
+        batch = _score_batch(model, [pairs[index] for index in indices], longest, pad_token_id)
+        found |= dict(zip(indices, batch, strict=True))
+    return [found[index] for index in range(len(pairs))]
+
+
+def _batches(
+    lengths: Sequence[int], max_length: int, batch_size: int, batch_tokens: int | None
+) -> Iterator[list[int]]:
+    for batch in batches_longest_first(lengths, batch_size):
+        longest = min(max(lengths[batch[0]], 1), max_length)
+        size = max(1, (batch_tokens or longest * len(batch)) // longest)
+        yield from (batch[start : start + size] for start in range(0, len(batch), size))
+
+
+@torch.no_grad()
+def _score_batch(
+    model: Any, pairs: Sequence[TokenPair], max_length: int, pad_token_id: int
+) -> list[tuple[float, bool]]:
+    causal_lm = plain_causal_lm(model)
+    device = next(causal_lm.parameters()).device
+    # The last token is a target only, never an input, so a row may hold one more than the longest
+    # input.
+    rows = [[*context, *continuation][-max_length - 1 :] for context, continuation in pairs]
+    width = max(1, max(map(len, rows)) - 1)
+    input_ids = torch.full((len(rows), width), pad_token_id)
+    owners: list[int] = []
+    places: list[int] = []
+    targets: list[int] = []
+    for owner, (row, (_, continuation)) in enumerate(zip(rows, pairs, strict=True)):
+        input_ids[owner, : len(row) - 1] = torch.tensor(row[:-1])
+        count = min(len(continuation), len(row) - 1)
+        owners += [owner] * count
+        places += range(len(row) - 1 - count, len(row) - 1)
+        targets += row[len(row) - count :]
+    hidden = causal_lm.get_decoder()(
+        input_ids=input_ids.to(device), use_cache=False
+    ).last_hidden_state
+    values, greedy = _target_logprobs(
+        causal_lm.get_output_embeddings(),
+        hidden[owners, places],
+        torch.tensor(targets, dtype=torch.long, device=device),
+    )
+    sums, all_greedy = [0.0] * len(rows), [True] * len(rows)
+    for owner, value, is_greedy in zip(owners, values, greedy, strict=True):
+        sums[owner] += value
+        all_greedy[owner] &= is_greedy
+    return list(zip(sums, all_greedy, strict=True))
+
+
+def _target_logprobs(head: Any, hidden: Tensor, targets: Tensor) -> tuple[list[float], list[bool]]:
+    """Return the log-probability of every target, and whether it is the most probable token."""
+    values: list[float] = []
+    greedy: list[bool] = []
+    for states, target in zip(hidden.split(_HEAD_TOKENS), targets.split(_HEAD_TOKENS), strict=True):
+        logits = head(states).float()
+        values += (-functional.cross_entropy(logits, target, reduction="none")).tolist()
+        greedy += (logits.argmax(-1) == target).tolist()
+    return values, greedy

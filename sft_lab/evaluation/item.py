@@ -1,0 +1,67 @@
+"""Items, and answers to them with their verdicts."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Item:
+    """One problem, or one turn of a conversation.
+
+    Attributes:
+        id: Its name, unique within the benchmark.
+        messages: A conversation that ends with the user's turn.
+        row: The row it came from.
+        text: A text to continue as it is, without a chat template, in place of messages.
+        group: The problem that a turn belongs to; answers of one group count as one item in paired
+            tests. Empty if the item is a problem of its own.
+    """
+
+    id: str
+    messages: tuple[dict[str, str], ...]
+    row: Mapping[str, Any]
+    text: str | None = None
+    group: str = ""
+
+    @property
+    def group_id(self) -> str:
+        """The group, or the item's own id."""
+        return self.group or self.id
+
+
+Mark = bool | float | tuple[bool, ...]
+"""A grader's value for a completion, under one name; a tuple if an item has several parts."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One graded completion.
+
+    Attributes:
+        marks: The grader's values by name; None if it could not decide.
+        reason: What was read from the completion, or why it failed.
+    """
+
+    marks: Mapping[str, Mark] | None
+    reason: str
+
+    def mark(self, name: str) -> float | None:
+        """Return a mark as a number; an item of several parts is right if all of them are.
+
+        >>> Verdict({"strict": (True, False)}, "").mark("strict")
+        0.0
+        """
+        value = None if self.marks is None else self.marks.get(name)
+        if value is None:
+            return None
+        return float(all(value) if isinstance(value, tuple) else value)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One graded answer of an evaluation: the item, the completion and the verdict."""
+
+    item: Item
+    completion: str
+    verdict: Verdict

@@ -1,0 +1,58 @@
+"""Evaluate a checkpoint outside of training, as ``validate`` and ``test`` do."""
+
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from lightning import Callback
+
+from sft_lab.callbacks.in_loop_evaluation import InLoopEvaluation
+from sft_lab.errors import Interrupted
+from sft_lab.launch.build import Run
+
+
+def evaluate_checkpoint(run: Run, checkpoint: Mapping[str, Any] | None) -> None:
+    """Evaluate on all items; callbacks log and record the evaluation as they do in ``fit``.
+
+    Args:
+        run: A run whose data are set up, and whose model is not loaded yet.
+        checkpoint: The checkpoint; the bare base if None.
+    """
+    trainer, module, stage = run.trainer, run.module, run.config.command
+    trainer.datamodule = run.data  # type: ignore[attr-defined]
+    module.trainer = trainer
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    (evaluation,) = (found for found in callbacks if isinstance(found, InLoopEvaluation))
+    step = 0
+    try:
+        for callback in callbacks:
+            callback.setup(trainer, module, stage)
+        with trainer.init_module():
+            module.load(str(trainer.precision), packing=run.data.packing)
+        if checkpoint is not None:
+            module.load_state_dict(checkpoint["state_dict"], strict=False)
+            evaluation.load_state_dict(checkpoint["callbacks"][evaluation.state_key])
+            step = checkpoint["global_step"]
+        trainer.precision_plugin.convert_module(module).to(trainer.strategy.root_device)
+        with interruptible(), torch.inference_mode():
+            evaluation.evaluate(trainer, module, step)
+    finally:
+        for callback in callbacks:
+            callback.teardown(trainer, module, stage)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise ``Interrupted`` at Ctrl-C and SIGTERM, so that the run's status says how it ended."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise Interrupted(number)
+
+    handlers = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
