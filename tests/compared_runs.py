@@ -20,6 +20,8 @@ ENTRY = BenchmarkRecord(
     items=4,
     turns=1,
     scale=(0, 1),
+    chance=0.0,
+    marks={"strict": "strict", "flexible": "flexible"},
     source="math",
     conditions={},
 )

@@ -110,6 +110,8 @@ class PlantedStudy:
             items=self.items,
             turns=1,
             scale=(1, 10) if benchmark == "mt_bench" else (0, 1),
+            chance=0.0,
+            marks={score: score},
             source=self.sources.get(name, name),
             conditions={},
         )
