@@ -200,7 +200,7 @@ def _check(plain: Mapping[str, Any], values: Namespace, written: Composed) -> No
     if "trainer" in written.config:  # without it only the data are read
         _check_trainer(values, written)
     model = plain["model"]
-    check_trainable(model["quantization"], model["lora"], plain["evaluation"]["engine"])
+    check_trainable(model["quantization"], model["lora"])
     if model["lora"] is not None:
         Lora(**model["lora"])
     RunCheckpoint(**plain["checkpoint"])

@@ -10,7 +10,6 @@ from typing_extensions import override
 
 from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError
-from sft_lab.evaluation.generation import Engine
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.token_loss import TokenLoss
 from sft_lab.model.adapters import add_frozen_adapters, kept_weights
@@ -29,23 +28,16 @@ from sft_lab.training.loss import read_targets, token_losses
 from sft_lab.training.schedule import Schedule
 
 
-def check_trainable(quantization: Quantization, lora: Any, engine: Engine) -> None:
+def check_trainable(quantization: Quantization, lora: Any) -> None:
     """Check that the model is trainable: LoRA adapters, or an unquantized base.
 
     Raises:
-        RequestError: If there are no adapters, and the base or the engine needs them.
+        RequestError: If there are no adapters and the base is quantized.
     """
-    if lora is not None:
-        return
-    if quantization in ("nf4", "int8"):
+    if lora is None and quantization in ("nf4", "int8"):
         raise RequestError(
             f"model.lora is null, but a {quantization} base cannot be trained in full; "
             "set model.quantization to bf16 or fp32, or give model.lora."
-        )
-    if engine.needs_adapters:
-        raise RequestError(
-            f"model.lora is null, and evaluation.engine {engine.name} hands adapters to its "
-            "server, not whole models; set evaluation.engine to native, or give model.lora."
         )
 
 
@@ -79,7 +71,13 @@ class SFTModule(LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        check_trainable(quantization, lora, evaluation.engine)
+        check_trainable(quantization, lora)
+        if lora is None and evaluation.engine.needs_adapters:
+            raise RequestError(
+                f"model.lora is null, and evaluation.engine {evaluation.engine.name} hands "
+                "adapters to its server, not whole models; set evaluation.engine to native, or "
+                "give model.lora."
+            )
         if optimizer == "paged_adamw_8bit" and not torch.cuda.is_available():
             raise RequestError(
                 "model.optimizer paged_adamw_8bit needs CUDA, found none; set it to adamw."

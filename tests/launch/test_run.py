@@ -124,10 +124,10 @@ def test_the_rate_of_every_step_is_the_schedules(finished: FinishedRun) -> None:
 def test_every_answer_is_kept(finished: FinishedRun) -> None:
     for step in EVALUATED_STEPS:
         table = finished.lab.json(f"answers/step_{step:06d}/scripted.json")
-        assert table["columns"] == ["id", "accuracy", "reason", "completion", "prompt"]
+        assert table["columns"] == ["id", "item", "accuracy", "reason", "completion", "prompt"]
         assert len(table["data"]) == 4
-    assert [row[1] for row in table["data"]] == [True, True, False, False]
-    assert table["data"][0][4] == "math: what is 0 plus 1?"
+    assert [row[2] for row in table["data"]] == [True, True, False, False]
+    assert table["data"][0][5] == "math: what is 0 plus 1?"
 
 
 def test_peft_loads_the_adapter_of_every_stage(finished: FinishedRun, tiny_base: Path) -> None:

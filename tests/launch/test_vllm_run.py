@@ -109,5 +109,5 @@ def test_what_a_server_cannot_do_is_refused(lab: Lab, arguments: list[str], said
 
 def test_tasks_that_need_likelihoods_are_refused() -> None:
     tasks: dict[str, Benchmark] = {"sums": HarnessTask("sums", ["acc"])}
-    with pytest.raises(RequestError, match=r"evaluation.benchmarks.sums: .* need likelihoods"):
+    with pytest.raises(RequestError, match=r"evaluation.benchmarks.sums: .* needs likelihoods"):
         EvaluationSuite(tasks, engine="vllm")
