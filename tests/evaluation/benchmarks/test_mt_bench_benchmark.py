@@ -54,12 +54,13 @@ def test_both_turns_are_answered_and_rated_in_the_run(judged: Lab, server: Serve
     assert judged.points("mt_bench/mean") == {0: 7, 5: 7, 12: 7}
     assert judged.points("mt_bench/math_n")[12] == 2
     table = judged.json("answers/step_000012/mt_bench.json")
-    assert table["columns"] == ["id", "rating", "reason", "completion", "prompt"]
+    assert table["columns"] == ["id", "item", "rating", "reason", "completion", "prompt"]
     turns = {row[0]: row for row in table["data"]}
     assert list(turns) == [f"MT-Bench/{q}/{turn}" for q in (81, 101) for turn in (1, 2)]
-    assert [row[4] for row in turns.values()] == ["Write.", "Again.", "Add.", "More."]
+    assert [row[5] for row in turns.values()] == ["Write.", "Again.", "Add.", "More."]
+    assert [row[1] for row in turns.values()] == [f"MT-Bench/{q}" for q in (81, 81, 101, 101)]
     # The second judgement includes the model's own first answer.
-    first, second = turns["MT-Bench/81/1"][3], turns["MT-Bench/81/2"][3]
+    first, second = turns["MT-Bench/81/1"][4], turns["MT-Bench/81/2"][4]
     shown = [text for text in asked if "Again." in text and first in text]
     assert any(second in text for text in shown)
     # Ratings from 1 to 10 enter no average with other scores.
