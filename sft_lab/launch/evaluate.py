@@ -1,7 +1,7 @@
 """Evaluate a checkpoint outside of training, as ``validate`` and ``test`` do."""
 
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,7 @@ from sft_lab.errors import Interrupted
 from sft_lab.launch.build import Run
 
 
-def evaluate_checkpoint(run: Run, checkpoint: Mapping[str, Any] | None) -> None:
+def evaluate_checkpoint(run: Run, checkpoint: dict[str, Any] | None) -> None:
     """Evaluate on all items; callbacks log and record the evaluation as they do in ``fit``.
 
     Args:
@@ -32,6 +32,7 @@ def evaluate_checkpoint(run: Run, checkpoint: Mapping[str, Any] | None) -> None:
         with trainer.init_module():
             module.load(str(trainer.precision), packing=run.data.packing)
         if checkpoint is not None:
+            module.on_load_checkpoint(checkpoint)
             module.load_state_dict(checkpoint["state_dict"], strict=False)
             evaluation.load_state_dict(checkpoint["callbacks"][evaluation.state_key])
             step = checkpoint["global_step"]
