@@ -271,7 +271,7 @@ def test_only_fit_starts_from_a_stage(lab: Lab) -> None:
     for command in ("validate", "test"):
         refused = lab(command, "--config=tiny.yaml", "--from=two@first")
         assert refused.code == 2
-        assert f"goes with fit, not with {command}" in refused.err
+        assert f"belongs to fit, not to {command}" in refused.err
 
 
 def test_a_plan_is_of_a_whole_run(lab: Lab) -> None:
