@@ -2,12 +2,14 @@
 
 import ast
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
 
 import pytest
-import yaml
+from jsonschema import Draft202012Validator
+from omegaconf import OmegaConf
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,9 +42,16 @@ def test_every_path_named_exists(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_yaml_blocks_parse(page: Path) -> None:
+def test_yaml_blocks_hold_known_keys(page: Path) -> None:
     for block in blocks(page, "yaml"):
-        assert yaml.safe_load(block) is not None
+        values = OmegaConf.to_container(OmegaConf.create(block))
+        assert isinstance(values, dict)
+        if "axis" in str(values.get("search")):  # a part of an arm
+            continue
+        name = "study" if {"questions", "report"} & set(values) else "run"
+        schema = json.loads((ROOT / f"configs/schema/{name}.json").read_text(encoding="utf-8"))
+        faults = [e.message for e in Draft202012Validator(schema).iter_errors(values)]
+        assert faults == [], block
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
