@@ -58,6 +58,7 @@ def test_a_shipped_config_names_its_schema_and_validates(path: Path) -> None:
         ({"model": {"quantisation": "nf4"}}, "$.model"),
         ({"model": {"quantization": "nf5"}}, "$.model"),
         ({"trainer": {"max_steps": 10}}, "$.trainer"),
+        ({"evaluation": {"engine": "natve"}}, "$.evaluation"),
         ({"data": {"stages": {"one": {"mixture": {"math": 1}, "learning_rate": 1}}}}, "$.data"),
         ({"corpus": {"sources": {"math": {"path": "a", "filter": "b"}}}}, "$.corpus"),
     ],
