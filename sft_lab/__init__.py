@@ -3,9 +3,9 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sft_lab.api import LoadedRun, compare, fit, load_run
+    from sft_lab.api import LoadedRun, compare, evaluate, fit, load_run
 
-__all__ = ["LoadedRun", "compare", "fit", "load_run"]
+__all__ = ["LoadedRun", "compare", "evaluate", "fit", "load_run"]
 
 
 def __getattr__(name: str) -> Any:

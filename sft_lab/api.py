@@ -1,4 +1,4 @@
-"""The Python API for notebooks: train, load and compare.
+"""The Python API for notebooks: train, load, compare and evaluate.
 
 import sft_lab
 
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from sft_lab.analysis.comparison import RunComparison
+    from sft_lab.evaluation.benchmark import Benchmark
+    from sft_lab.evaluation.evaluator import Evaluation
     from sft_lab.runs.results import RunResult
     from sft_lab.runs.store import RunStore
 
@@ -147,3 +149,37 @@ def compare(
     uri = tracking_uri or (loaded[0].store.tracking_uri if loaded else TRACKING_URI)
     names = [run.run_id if isinstance(run, LoadedRun) else run for run in runs]
     return compare_runs(RunStore(uri), names, reference, over_seeds)
+
+
+def evaluate(
+    model: Any,
+    tokenizer: Any,
+    benchmarks: "Mapping[str, Benchmark]",
+    *,
+    template: str | None = None,
+    batch_size: int = 64,
+) -> "Evaluation":
+    """Score any causal language model of transformers on benchmarks; the model is left as it was.
+
+    Args:
+        model: A causal language model, or PEFT's wrapper around one.
+        tokenizer: Its tokenizer.
+        benchmarks: Benchmarks by name, such as ``{"gsm8k": GSM8K("test.jsonl", 256)}``.
+        template: Name of a chat template, for a tokenizer that has none.
+        batch_size: Answers generated at a time.
+
+    Returns:
+        Scores with intervals by metric key, and every answer with its verdict.
+
+    Raises:
+        RequestError: If a benchmark's file is unusable or its grading is unavailable here.
+    """
+    from sft_lab.data.rendering import Renderer
+    from sft_lab.evaluation.evaluator import Evaluator
+    from sft_lab.evaluation.suite import EvaluationSuite
+
+    suite = EvaluationSuite(dict(benchmarks), batch_size=batch_size)
+    for benchmark in benchmarks.values():
+        benchmark.check()
+    evaluator = Evaluator(suite, Renderer(tokenizer, template), dtype=model.dtype)
+    return evaluator.evaluate(model, step=0)

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from conftest import write_jsonl
 from tiny_lab import EVALUATED_STEPS, FinishedRun, Lab
 
 import sft_lab
@@ -23,7 +25,7 @@ def test_importing_the_package_loads_no_torch() -> None:
     shown = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout
-    assert shown.strip() == "False ['LoadedRun', 'compare', 'fit', 'load_run']"
+    assert shown.strip() == "False ['LoadedRun', 'compare', 'evaluate', 'fit', 'load_run']"
 
 
 def test_fit_returns_the_run_with_scores_answers_and_curves(notebook: Lab) -> None:
@@ -62,3 +64,23 @@ def test_compare_takes_runs_and_names(finished: FinishedRun) -> None:
     assert sorted({point.step for point in run.result.points}) == EVALUATED_STEPS
     with pytest.raises(RequestError, match="gone"):
         sft_lab.compare(["gone"], tracking_uri=uri)
+
+
+def test_evaluate_scores_any_model_and_leaves_it_as_it_was(tiny_base: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from sft_lab.evaluation.benchmarks.gsm8k import GSM8K
+
+    rows = [{"question": f"{n} + {n}?", "answer": f"#### {2 * n}"} for n in range(3)]
+    items = write_jsonl(tmp_path / "gsm8k.jsonl", rows)
+    model = AutoModelForCausalLM.from_pretrained(tiny_base).train()
+    evaluation = sft_lab.evaluate(
+        model,
+        AutoTokenizer.from_pretrained(tiny_base),
+        {"gsm8k": GSM8K(str(items), max_new_tokens=4)},
+    )
+    assert set(evaluation.scores) == {"gsm8k/strict", "gsm8k/flexible"}
+    assert evaluation.scores["gsm8k/strict"].n == 3
+    ids = [answer.item.id for answer in evaluation.answers["gsm8k"]]
+    assert ids == ["GSM8K/0", "GSM8K/1", "GSM8K/2"]
+    assert model.training
