@@ -1,8 +1,8 @@
-# make demo: sets up, trains two strategies on the embedded world and compares them.
-# make test: sets up and passes every test. Both need nothing but Python 3.11 or later.
+# make demo: set up, train two strategies on the embedded world, compare them.
+# make test: set up, run every check and test. Both need only Python 3.11 or later.
 PYTHON ?= python3
 BIN := .venv/bin
-# A process for each core, four at most: each holds torch. Tests of one file share what they made.
+# One process per core, at most four, since each loads torch. Tests of one file share fixtures.
 PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
@@ -35,12 +35,12 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# Strict: a link or an anchor that leads nowhere fails it, and so does a name that the API page misses.
+# Strict: a dead link, a dead anchor or a missing API name fails the build.
 docs: setup
 	$(BIN)/python docs/configuration_reference.py
 	$(BIN)/zensical build --clean --strict
 
-# What editors check configs by; after a change of a config's keys or their descriptions.
+# JSON schemas for editors: run this after changing a config key or its description.
 schema: setup
 	$(BIN)/python docs/config_schema.py
 
