@@ -1,23 +1,27 @@
-"""The report of a study: found by its config or its run, written, and filed with its run."""
+"""The command ``report``: a study found by its config or run, written and filed with its run."""
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import yaml
+
 from sft_lab.commands.arguments import add_tracking_uri, command_parser
 from sft_lab.errors import RequestError
 from sft_lab.paths import make_folder
 from sft_lab.report.report import build_report
+from sft_lab.report.section import ReportSection
 from sft_lab.report.writing import write_report
 from sft_lab.runs.results import ItemAnswer, RunResult, read_answers
 from sft_lab.runs.store import RunStore
+from sft_lab.study.read_design import read_sections
 from sft_lab.study.record import STUDY_TAG, find_parents, read_study
 from sft_lab.study.study import read_study_config
 
 
-def find_study(store: RunStore, study: str) -> str:
-    """Return the id of the MLflow run of a study.
+def find_study(store: RunStore, study: str) -> tuple[str, list[ReportSection]]:
+    """Return the id of the MLflow run of a study, and the sections that its config adds.
 
     Args:
         store: The store that holds it.
@@ -25,17 +29,17 @@ def find_study(store: RunStore, study: str) -> str:
             beginning of one, or its name.
 
     Raises:
-        RequestError: If there is none.
+        RequestError: If there is no such study.
     """
     if study.endswith((".yaml", ".yml")):
         design, _ = read_study_config([f"--config={study}"])
         parents = find_parents(store, design.name)
         if not parents:
             raise RequestError(
-                f"--study {study}: {store.tracking_uri} holds no run of the study {design.name}; "
+                f"--study {study}: no run of the study {design.name} in {store.tracking_uri}; "
                 f"run it first: python -m sft_lab study --config {study}"
             )
-        return str(parents[0].info.run_id)
+        return str(parents[0].info.run_id), design.report.sections
     parents = find_parents(store)
     by_id = [run.info.run_id for run in parents if run.info.run_id.startswith(study)]
     by_name = [run.info.run_id for run in parents if run.data.tags[STUDY_TAG] == study]
@@ -44,9 +48,10 @@ def find_study(store: RunStore, study: str) -> str:
     if not by_id and not by_name:
         known = ", ".join(f"{r.info.run_id[:8]} ({r.data.tags[STUDY_TAG]})" for r in parents[:5])
         raise RequestError(
-            f"--study {study} is no study in {store.tracking_uri}, which holds {known or 'none'}."
+            f"--study {study}: no such study in {store.tracking_uri}; it holds {known or 'none'}."
         )
-    return str((by_id or by_name)[0])
+    run_id = str((by_id or by_name)[0])
+    return run_id, read_sections(yaml.safe_load(store.artifact_text(run_id, "study.yaml")))
 
 
 def make_report(store: RunStore, study: str, out: Path, represented: Sequence[str] = ()) -> Path:
@@ -61,20 +66,20 @@ def make_report(store: RunStore, study: str, out: Path, represented: Sequence[st
     Returns:
         The page.
     """
-    run_id = find_study(store, study)
+    run_id, sections = find_study(store, study)
     make_folder("--out", out)
     figures = []
     for run in represented:
-        # Imported where it is needed: most reports load no model.
+        # Imported here since most reports load no model.
         from sft_lab.commands.represent import represent
         from sft_lab.report.representation_figure import extra_figure
 
         figures.append(extra_figure(represent(store, run)))
 
-    def marks(run: RunResult, benchmark: str, step: int) -> list[ItemAnswer]:
+    def read(run: RunResult, benchmark: str, step: int) -> list[ItemAnswer]:
         return read_answers(store, run.run_id, benchmark, step)
 
-    report = build_report(read_study(store, run_id), marks, figures)
+    report = build_report(read_study(store, run_id), read, figures, sections)
     write_report(report, out)
     with TemporaryDirectory() as alone:  # the folder may hold more than the report
         write_report(report, Path(alone))

@@ -1,30 +1,34 @@
-"""What the sections of a report are made from, and the parts that they share."""
+"""The context that sections of a report are built from, and the parts that they share."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from sft_lab.analysis.abilities import Ability
 from sft_lab.analysis.groups import RunGroup, groups_of
 from sft_lab.analysis.measurements import Comparison, Measurements, end_of
+from sft_lab.analysis.protocols import finished_runs
 from sft_lab.analysis.study_results import Question, StudyResults
+from sft_lab.report.changed_items import Changed, most_forgotten
 from sft_lab.report.curves import Level, Line, curve, top_of
 from sft_lab.report.drawing import slug
 from sft_lab.report.page import Claim, Figure, Panel, Section, Table
 from sft_lab.report.paper.published import SOURCE, Published
 
-BANDS = "Bands are 95 % intervals over seeds and items; the amounts stand on a logarithmic axis."
+BANDS = "Bands are 95 % intervals over seeds and items; the amounts are on a logarithmic axis."
 
 
 @dataclass
 class Context:
-    """What all sections are made from, and the comparisons that they have made.
+    """Everything that sections are built from, and what they have built so far.
 
     Attributes:
         results: The study.
         abilities: Its abilities.
-        measured: Means and comparisons.
+        measured: Means, comparisons and items.
         published: The paper's scores, or None.
-        comparisons: Every comparison so far.
+        comparisons: Every comparison so far, for ``comparisons.csv``.
+        sections: Every section so far.
     """
 
     results: StudyResults
@@ -32,6 +36,18 @@ class Context:
     measured: Measurements
     published: Published | None
     comparisons: list[Comparison] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
+
+    @property
+    def claims(self) -> list[Claim]:
+        """All claims of the sections so far, in order."""
+        return [claim for section in self.sections for claim in section.claims]
+
+    @cached_property
+    def changed(self) -> Changed:
+        """By ability, the items that changed in the run that forgot most of it."""
+        runs = list(finished_runs(self.results).values())
+        return most_forgotten(runs, self.abilities, self.measured)
 
     def line(
         self,
@@ -44,8 +60,8 @@ class Context:
         levels = [group.level for group in groups] if levels is None else levels
         means = [self.measured.mean(ability, end_of(group)) for group in groups]
         scores = list(zip(levels, means, strict=True))
-        told = [(level, score) for level, score in scores if score is not None]
-        return Line(label, [level for level, _ in told], [score for _, score in told])
+        known = [(level, score) for level, score in scores if score is not None]
+        return Line(label, [level for level, _ in known], [score for _, score in known])
 
     def paper(self, ability: Ability, *names: str) -> list[Line]:
         """Return the paper's line of a sweep, where it is shown and there is one."""

@@ -28,11 +28,11 @@ def judge_direction(comparison: Comparison, sign: int, lead: str = "") -> Findin
     if difference is None:
         return _untold(comparison, lead)
     if comparison.shown:
-        judgement: Judgement = "holds here" if difference.value * sign > 0 else "does not hold here"
+        judgement: Judgement = "supported" if difference.value * sign > 0 else "not supported"
     elif _within(comparison):
-        judgement = "does not hold here"
+        judgement = "not supported"
     else:
-        judgement = "cannot be told"
+        judgement = "inconclusive"
     return Finding(ability.name, judgement, f"{_lead(comparison, lead)} {describe(comparison)}")
 
 
@@ -42,13 +42,13 @@ def judge_no_loss(comparison: Comparison, lead: str = "") -> Finding:
     if difference is None:
         return _untold(comparison, lead)
     if difference.low > -ability.small:
-        judgement: Judgement = "holds here"
+        judgement: Judgement = "supported"
         verdict = f"a loss of {_size(ability, ability.small)} or more is ruled out."
     elif comparison.shown and difference.value <= -ability.small:
-        judgement = "does not hold here"
+        judgement = "not supported"
         verdict = ""
     else:
-        judgement = "cannot be told"
+        judgement = "inconclusive"
         verdict = f"a loss of {_size(ability, ability.small)} or more is not ruled out."
     text = f"{_lead(comparison, lead)} {describe(comparison)}"
     return Finding(ability.name, judgement, f"{text[:-1]}; {verdict}" if verdict else text)
@@ -81,15 +81,15 @@ def judge_no_effect(comparisons: Sequence[Comparison], planned: int, lead: str) 
     within = f"stay within {_size(ability, ability.small)} either way"
     missing = f"only {len(told)} of {planned} levels could be compared; "
     if bound < ability.small and len(told) == planned:
-        judgement: Judgement = "holds here"
+        judgement: Judgement = "supported"
         sentence = f"the intervals of all {planned} levels {within}; {extent}."
     elif any(abs(c.difference.value) >= ability.small for c in shown if c.difference):
-        judgement = "does not hold here"
+        judgement = "not supported"
         sentence = f"{count} from {told[0].before} by more than chance; {extent}."
     elif bound < ability.small:
-        judgement, sentence = "cannot be told", f"{missing}their intervals {within}; {extent}."
+        judgement, sentence = "inconclusive", f"{missing}their intervals {within}; {extent}."
     else:
-        judgement = "cannot be told"
+        judgement = "inconclusive"
         some = f"{count} by more than chance" if shown else "no difference is shown"
         few = missing if len(told) < planned else ""
         allowed = (
@@ -177,7 +177,7 @@ def _lead(comparison: Comparison, lead: str) -> str:
 def _untold(comparison: Comparison, lead: str) -> Finding:
     return Finding(
         comparison.ability.name,
-        "cannot be told",
+        "inconclusive",
         f"{_lead(comparison, lead)} not compared, because {comparison.why_not}.",
     )
 

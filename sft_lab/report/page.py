@@ -1,11 +1,11 @@
-"""What a report consists of, before it is written as HTML, Markdown and CSV."""
+"""The parts of a report, before it is written as HTML, Markdown and CSV."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-Judgement = Literal["holds here", "does not hold here", "cannot be told"]
-
+Judgement = Literal["supported", "not supported", "inconclusive"]
+JUDGEMENTS: tuple[Judgement, ...] = get_args(Judgement)
 
 Mark = Literal["", "less", "more", "unclear", "best"]
 _SIGNS = {
@@ -115,14 +115,6 @@ class Claim:
     text: str
     paper: str
     findings: Sequence[Finding]
-
-    @property
-    def summary(self) -> str:
-        """The judgements in a few words, such as ``holds here: math · cannot be told: code``."""
-        by: dict[str, list[str]] = {}
-        for finding in self.findings:
-            by.setdefault(finding.judgement, []).append(finding.ability)
-        return " · ".join(f"{judgement}: {', '.join(names)}" for judgement, names in by.items())
 
 
 @dataclass(frozen=True)

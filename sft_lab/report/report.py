@@ -7,7 +7,7 @@ from sft_lab.analysis.groups import groups_of
 from sft_lab.analysis.measurements import MarksReader, Measurements
 from sft_lab.analysis.protocols import finished_runs, protocol_warnings
 from sft_lab.analysis.study_results import Cell, Question, StudyResults
-from sft_lab.report.changed_items import changed_tables, most_forgotten
+from sft_lab.report.context import Context
 from sft_lab.report.csv_tables import (
     boundaries_csv,
     cells_csv,
@@ -16,59 +16,61 @@ from sft_lab.report.csv_tables import (
     items_csv,
     means_csv,
 )
-from sft_lab.report.judging import small_text
-from sft_lab.report.page import Figure, Panel, Report, Section, Table
+from sft_lab.report.page import Report
 from sft_lab.report.paper.published import published_for
-from sft_lab.report.sections import Context, question_section, searches_section
-from sft_lab.report.tables import protocol_table
+from sft_lab.report.section import ReportSection
+from sft_lab.report.sections import (
+    Findings,
+    ForgottenItems,
+    Method,
+    QuestionSection,
+    Representations,
+    Searches,
+)
 
 
 def build_report(
     results: StudyResults,
-    marks: MarksReader,
+    reader: MarksReader,
     extra_figures: Sequence[tuple[str, str, str]] = (),
+    sections: Sequence[ReportSection] = (),
 ) -> Report:
-    """Make a study's report.
+    """Build a study's report.
 
     Args:
-        results: The study; what it lacks is said in the report, and nothing fails for it.
-        marks: Returns the answers of a run to a benchmark at a step, or raises a RequestError.
+        results: The study; the report says what it lacks, and does not fail for it.
+        reader: Returns the answers of a run to a benchmark at a step, or raises a RequestError.
         extra_figures: Drawings of the representation view: title, an ``<svg>`` element, caption.
+        sections: Further sections, shown before the one on methods.
     """
     abilities = abilities_of(results)
     bases = sorted({run.base for run in finished_runs(results).values()})
-    measured = Measurements(marks)
+    measured = Measurements(reader)
     context = Context(results, abilities, measured, published_for(bases))
-    questions = [question_section(question, context) for question in results.questions]
-    changed = most_forgotten(list(finished_runs(results).values()), abilities, measured)
-    claims = [claim for section in questions for claim in section.claims]
-    sections = [_summary(questions), *questions]
-    if results.searches:
-        sections.append(searches_section(results.searches))
-    if changed:
-        sections.append(
-            Section(
-                "items",
-                "Forgotten and gained items",
-                ["All of them, in full, are in items.csv."],
-                tables=changed_tables(changed),
-            )
-        )
-    if extra_figures:
-        sections.append(_extra(extra_figures))
-    sections.append(_method(results, abilities))
+    parts = [
+        *map(QuestionSection, results.questions),
+        Searches(),
+        ForgottenItems(),
+        Representations(extra_figures),
+        *sections,
+        Method(),
+    ]
+    for part in parts:
+        section = part.build(context)
+        if section is not None:
+            context.sections.append(section)
     return Report(
         title=f"Study {results.name}",
         facts=_facts(results, abilities, bases),
         warnings=_warnings(results, abilities, bases),
-        sections=sections,
+        sections=[Findings().build(context), *context.sections],
         tables={
             "cells.csv": cells_csv(results, abilities),
             "means.csv": means_csv(results, abilities, measured),
             "boundaries.csv": boundaries_csv(results, abilities),
             "comparisons.csv": comparisons_csv(context.comparisons),
-            "findings.csv": findings_csv(claims),
-            "items.csv": items_csv(changed),
+            "findings.csv": findings_csv(context.claims),
+            "items.csv": items_csv(context.changed),
         },
     )
 
@@ -121,7 +123,7 @@ def _warnings(
             f"{'; '.join(names[:12])}{more}. cells.csv lists them all."
         )
     if not finished_runs(results):
-        found.append("No run has finished: there is nothing to be said yet.")
+        found.append("No run has finished: there are no results yet.")
     for ability in abilities:
         without = [
             run.name
@@ -161,57 +163,3 @@ def _of_one_seed(question: Question) -> str:
 def _cell_name(cell: Cell) -> str:
     axis = "".join(f" {name} = {value}" for name, value in cell.axis.items())
     return f"{cell.question} {cell.arm}{axis} seed {cell.seed}"
-
-
-def _summary(questions: Sequence[Section]) -> Section:
-    rows = [
-        [claim.question, claim.text, finding.ability, finding.judgement]
-        for section in questions
-        for claim in section.claims
-        for finding in claim.findings
-    ]
-    merged: dict[tuple[str, str], dict[str, list[str]]] = {}
-    for question, text, ability, judgement in rows:
-        merged.setdefault((question, text), {}).setdefault(judgement, []).append(ability)
-    columns = ("holds here", "does not hold here", "cannot be told")
-    table = Table(
-        "The paper's findings and whether they hold in this study, ability by ability; the "
-        "sentences with their figures stand under each question.",
-        ("finding of the paper", "question", *columns),
-        [
-            [text, question, *(", ".join(dict.fromkeys(by.get(name, []))) for name in columns)]
-            for (question, text), by in merged.items()
-        ],
-    )
-    return Section(
-        "findings",
-        "Which of the paper's findings hold here",
-        [small_text()],
-        tables=[table] if merged else [],
-    )
-
-
-def _extra(extra: Sequence[tuple[str, str, str]]) -> Section:
-    figures = [
-        Figure(title, caption, [Panel(f"representation-{number}", svg, title)])
-        for number, (title, svg, caption) in enumerate(extra)
-    ]
-    return Section("representations", "Hidden states before and after", figures=figures)
-
-
-def _method(results: StudyResults, abilities: Sequence[Ability]) -> Section:
-    text = [
-        "Scores are means over seeds and items. Their intervals take both as drawn at random; of "
-        "one seed they cover items only, by Wilson's method or a bootstrap.",
-        "Differences are tested on the same items: over several seeds by Student's t with crossed "
-        "random effects of seeds and items, seed by seed where both sides are the same runs at two "
-        "times; of one seed by McNemar's exact test, or a paired bootstrap of ratings. Intervals "
-        "of differences are at 95 % each; p values are corrected by Holm's method over all "
-        "comparisons of one table, and a difference is called shown where the corrected p is "
-        "below 0.05.",
-        "Ratings of MT-Bench stay on their scale of 1 to 10 and are never averaged with shares.",
-    ]
-    table = protocol_table(results, list(abilities))
-    return Section(
-        "method", "How it was measured and tested", text, tables=[table] if table.rows else []
-    )

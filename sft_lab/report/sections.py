@@ -1,183 +1,158 @@
-"""One section of a report for each question, by its design."""
+"""The sections that every report has."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from sft_lab.analysis.abilities import Ability
-from sft_lab.analysis.groups import groups_of, series_of
+from typing_extensions import override
+
+from sft_lab.analysis.measurements import LEVEL
 from sft_lab.analysis.study_results import Question, SearchResult
-from sft_lab.report.context import BANDS, Context, ability_curves, section_of
-from sft_lab.report.curves import Line
-from sft_lab.report.page import Figure, Section, Table
-from sft_lab.report.paper.amounts import mixed_claims, own_series, single_claims, single_question
-from sft_lab.report.paper.ratios import ratio_claims
-from sft_lab.report.paper.strategy_section import strategies_section
-from sft_lab.report.tables import comparison_table, score_table
+from sft_lab.report.changed_items import changed_tables
+from sft_lab.report.context import Context
+from sft_lab.report.judging import small_text
+from sft_lab.report.page import JUDGEMENTS, Figure, Panel, Section, Table
+from sft_lab.report.questions import question_section
+from sft_lab.report.section import ReportSection
+from sft_lab.report.tables import protocol_table
 
 
-def question_section(question: Question, context: Context) -> Section:
-    """Return the section of a question."""
-    makers: dict[str, Callable[[Question, Context], Section]] = {
-        "single": _single,
-        "mixed": _mixed,
-        "ratio": _ratio,
-        "strategies": strategies_section,
-    }
-    section = makers.get(question.design, _grid)(question, context)
-    if any(group.runs for group in groups_of(question)):
-        return section
-    return Section(section.name, section.title, ["None of its runs has finished."])
+class Findings(ReportSection):
+    """All claims in one table; built last and shown first."""
 
-
-def _single(question: Question, context: Context) -> Section:
-    claims, comparisons = single_claims(question, context.abilities, context.measured)
-    context.comparisons += comparisons
-    series = series_of(question).values()
-
-    def lines(ability: Ability) -> list[Line]:
-        found = [
-            context.line(groups[0].named(f"{groups[0].arm} alone"), ability, groups)
-            for groups in series
-        ]
-        return [*found, *context.paper(ability, "single")]
-
-    figure = ability_curves(
-        question,
-        context,
-        "Ability by amount, one source alone",
-        f"Each panel is an ability, each line a source trained alone. {BANDS}",
-        lines,
-    )
-    table = comparison_table(
-        "Least against most data, then step by step: paired on the same items, corrected over this "
-        "table by Holm's method.",
-        comparisons,
-    )
-    return section_of(question, claims=claims, tables=[table], figures=figure)
-
-
-def _mixed(question: Question, context: Context) -> Section:
-    single = single_question(context.results)
-    claims, comparisons = mixed_claims(question, single, context.abilities, context.measured)
-    context.comparisons += comparisons
-    # A later mix, such as one of filtered rows, is drawn beside the plain one.
-    before = context.results.questions[: context.results.questions.index(question)]
-    others = [earlier for earlier in before if earlier.design == "mixed"]
-
-    def lines(ability: Ability) -> list[Line]:
-        found = [
-            context.line(groups[0].named(f"{ability.source} alone"), ability, groups)
-            for groups in own_series(single, ability)
-        ]
-        for q in [question, *others]:
-            found += [context.line(arm, ability, groups) for arm, groups in series_of(q).items()]
-        return [*found, *context.paper(ability, "mixed")]
-
-    figure = ability_curves(
-        question,
-        context,
-        "Alone against mixed",
-        "Each panel is an ability: its own source alone, and all sources mixed, each at the same "
-        f"fraction. {BANDS}",
-        lines,
-    )
-    table = comparison_table(
-        "Mixed against alone at equal amounts of the ability's own source: paired on the same "
-        "items, corrected over this table by Holm's method.",
-        comparisons,
-    )
-    return section_of(question, claims=claims, tables=[table], figures=figure)
-
-
-def _ratio(question: Question, context: Context) -> Section:
-    claims, comparisons = ratio_claims(question, context.abilities, context.measured)
-    context.comparisons += comparisons
-    series = series_of(question)
-
-    def lines(ability: Ability) -> list[Line]:
-        found = [context.line(name, ability, groups) for name, groups in series.items()]
-        for arm in dict.fromkeys(groups[0].arm for groups in series.values()):
-            published = context.paper(ability, "ratio", arm.removeprefix("vary_"))
-            found += [
-                Line(f"{line.label}, {arm}", line.levels, line.scores, True) for line in published
-            ]
-        return found
-
-    figure = ability_curves(
-        question,
-        context,
-        "Ability by the varied fraction",
-        "Each panel is an ability, each line a design: which sources are varied while the others "
-        f"stay as they are. A flat line means that what is varied matters little. {BANDS}",
-        lines,
-    )
-    finished = [[g.level for g in groups if g.runs] for groups in series.values()]
-    greatest = ", ".join(dict.fromkeys(levels[-1] for levels in finished if levels))
-    table = comparison_table(
-        f"Each fraction against the greatest one with finished runs ({greatest}): paired on the "
-        "same items, corrected over this table by Holm's method.",
-        comparisons,
-    )
-    return section_of(question, claims=claims, tables=[table], figures=figure)
-
-
-def _grid(question: Question, context: Context) -> Section:
-    series = series_of(question)
-    rows = [group for groups in series.values() for group in groups]
-    table = score_table(
-        "Means over seeds, with 95 % intervals.", rows, context.abilities, context.measured
-    )
-    figures: list[Figure] = []
-    if any(group.axis for group in rows):
-
-        def lines(ability: Ability) -> list[Line]:
-            return [
-                context.line(name, ability, groups)
-                for name, groups in series.items()
-                if groups[0].axis
-            ]
-
-        figures = ability_curves(
-            question,
-            context,
-            "Ability by the first axis",
-            f"Each panel is an ability. {BANDS}",
-            lines,
+    @override
+    def build(self, context: Context) -> Section:
+        by_claim: dict[tuple[str, str], dict[str, list[str]]] = {}
+        for claim in context.claims:
+            found = by_claim.setdefault((claim.question, claim.text), {})
+            for finding in claim.findings:
+                found.setdefault(finding.judgement, []).append(finding.ability)
+        table = Table(
+            "The paper's findings and whether this study supports them, ability by ability; the "
+            "sentences with their figures are under each question.",
+            ("finding of the paper", "question", *JUDGEMENTS),
+            [
+                [text, question, *(", ".join(dict.fromkeys(by.get(j, []))) for j in JUDGEMENTS)]
+                for (question, text), by in by_claim.items()
+                if by
+            ],
         )
-    return section_of(question, tables=[table], figures=figures)
+        return Section(
+            "findings",
+            "Which of the paper's findings this study supports",
+            [small_text()],
+            tables=[table] if table.rows else [],
+        )
 
 
-def searches_section(searches: Sequence[SearchResult]) -> Section:
-    """Return the part of a report on its searches."""
-    rows = [
-        [
-            f"{found.question} {found.arm}",
-            f"{found.axis} = {found.value}" if found.value is not None else "none",
-            str(found.trials),
-            str(found.grid),
-            "; ".join(f"{value}: {verdict}" for value, verdict in found.verdicts.items()),
+class QuestionSection(ReportSection):
+    """A question of the study, shown by its design."""
+
+    def __init__(self, question: Question) -> None:
+        self.question = question
+
+    @override
+    def build(self, context: Context) -> Section:
+        return question_section(self.question, context)
+
+
+class Searches(ReportSection):
+    """What the study's searches found, and the runs they took."""
+
+    @override
+    def build(self, context: Context) -> Section | None:
+        searches = context.results.searches
+        if not searches:
+            return None
+        table = Table(
+            caption="Searches: the smallest value found, and the runs that finding it took.",
+            header=("search", "found", "runs needed", "runs of the whole grid", "trials in order"),
+            rows=[
+                [
+                    f"{found.question} {found.arm}",
+                    f"{found.axis} = {found.value}" if found.value is not None else "none",
+                    str(found.trials),
+                    str(found.grid),
+                    "; ".join(f"{value}: {trial}" for value, trial in found.verdicts.items()),
+                ]
+                for found in searches
+            ],
+        )
+        sentences = [_search_sentence(found) for found in searches]
+        return Section("searches", "Searches", sentences, tables=[table])
+
+
+class ForgottenItems(ReportSection):
+    """A few forgotten and gained items with their answers, of the run that forgot most."""
+
+    @override
+    def build(self, context: Context) -> Section | None:
+        if not context.changed:
+            return None
+        return Section(
+            "items",
+            "Forgotten and gained items",
+            ["All of them, in full, are in items.csv."],
+            tables=changed_tables(context.changed),
+        )
+
+
+class Representations(ReportSection):
+    """Drawings of hidden states.
+
+    Args:
+        figures: Title, ``<svg>`` element and caption of each.
+    """
+
+    def __init__(self, figures: Sequence[tuple[str, str, str]]) -> None:
+        self.figures = figures
+
+    @override
+    def build(self, context: Context) -> Section | None:
+        if not self.figures:
+            return None
+        figures = [
+            Figure(title, caption, [Panel(f"representation-{number}", svg, title)])
+            for number, (title, svg, caption) in enumerate(self.figures)
         ]
-        for found in searches
-    ]
-    table = Table(
-        caption="Searches: the smallest value found, and the runs that finding it took.",
-        header=("search", "found", "runs needed", "runs of the whole grid", "in order of trial"),
-        rows=rows,
-    )
-    return Section("searches", "Searches", [_sentence(found) for found in searches], tables=[table])
+        return Section("representations", "Hidden states before and after", figures=figures)
 
 
-def _sentence(found: SearchResult) -> str:
+class Method(ReportSection):
+    """How scores were measured and differences tested."""
+
+    @override
+    def build(self, context: Context) -> Section:
+        text = [
+            "Scores are means over seeds and items. Their intervals take both as drawn at random; "
+            "of one seed they cover items only, by Wilson's method or a bootstrap.",
+            "Differences are tested on the same items: over several seeds by Student's t with "
+            "crossed random effects of seeds and items, seed by seed if both sides are the same "
+            "runs at two times; of one seed by McNemar's exact test, or a paired bootstrap of "
+            "ratings. Intervals of differences are at 95 % each; p values are corrected by Holm's "
+            "method over all comparisons of one table, and a difference is shown if the corrected "
+            f"p is below {LEVEL:g}.",
+            "An item is forgotten if it was right at the best earlier stage end and is wrong at "
+            "the end of training, and gained if the reverse is true.",
+            "MT-Bench ratings stay on their scale of 1 to 10 and are never averaged with shares.",
+        ]
+        table = protocol_table(context.results, list(context.abilities))
+        title = "How it was measured and tested"
+        return Section("method", title, text, tables=[table] if table.rows else [])
+
+
+def _search_sentence(found: SearchResult) -> str:
     limits = " and ".join(f"{100 * limit:g} % of {key}" for key, limit in found.retention.items())
-    asked = f"{found.question} {found.arm} looks for the smallest {found.axis} that keeps {limits}"
+    asked = (
+        f"{found.question} {found.arm} searches for the smallest {found.axis} that keeps {limits}"
+    )
     cost = f"{found.trials} of the grid's {found.grid} runs"
     sure = f"at {100 * found.confidence:g} % confidence for each value and ability"
     if found.seeds == 1:
         sure += ", over items only: there is one seed, and another may differ"
     if found.value is None:
-        return f"{asked}: none was shown to, in {cost}, {sure}."
+        return f"{asked}: no value was shown to, in {cost}, {sure}."
     return (
-        f"{asked}: {found.axis} = {found.value} was shown to, in {cost}, {sure}. A search of "
-        "several values is somewhat less sure than each verdict. That smaller ones do not is as "
-        "sure as the verdicts below: a value of which nothing was shown counts as one that does "
-        "not keep."
+        f"{asked}: {found.axis} = {found.value} was shown to, in {cost}, {sure}. A search over "
+        "several values is somewhat less sure than each of its trials. That smaller values do not "
+        "keep them is as sure as the trials below: a value for which nothing was shown counts as "
+        "not keeping them."
     )

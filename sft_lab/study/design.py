@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from sft_lab.paths import find_config
+from sft_lab.report.section import ReportSection
 
 Scalar = int | float | str
 Kind = Literal["single", "mixed", "ratio", "strategies", "grid"]
@@ -93,6 +94,17 @@ class Resources:
 
 
 @dataclass(frozen=True)
+class ReportDesign:
+    """A study's report.
+
+    Args:
+        sections: Sections of the user's own, shown before the one on methods.
+    """
+
+    sections: list[ReportSection] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
 class StudyDesign:
     """A study.
 
@@ -107,6 +119,7 @@ class StudyDesign:
         set: Values by dotted key, of every run, as an arm's.
         resources: What one run takes.
         attempts: How often a run that crashes is begun or gone on with.
+        report: What its report shows besides the sections that every report has.
     """
 
     name: str
@@ -119,6 +132,7 @@ class StudyDesign:
     set: dict[str, str] = field(default_factory=dict)
     resources: Resources = Resources()
     attempts: int = 3
+    report: ReportDesign = field(default_factory=ReportDesign)
 
 
 STUDY_KEYS = tuple(StudyDesign.__dataclass_fields__)

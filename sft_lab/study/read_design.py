@@ -2,7 +2,7 @@
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any, get_type_hints
@@ -13,7 +13,8 @@ from sft_lab.config.compose import Composed, as_yaml
 from sft_lab.config.keys import check_keys
 from sft_lab.errors import RequestError
 from sft_lab.launch.parser import GROUPS, explain
-from sft_lab.study.design import STUDY_KEYS, Arm, Scalar, StudyDesign
+from sft_lab.report.section import ReportSection
+from sft_lab.study.design import STUDY_KEYS, Arm, ReportDesign, Scalar, StudyDesign
 
 _NAME = r"[A-Za-z0-9_.-]+"
 
@@ -25,7 +26,7 @@ def read_design(composed: Composed) -> StudyDesign:
         RequestError: Naming the key, where it was written, the value and the fix.
     """
     hints = get_type_hints(StudyDesign)
-    nested = {key: hints[key] for key in ("questions", "resources")}
+    nested = {key: hints[key] for key in ("questions", "resources", "report")}
     check_keys(composed, nested, list(STUDY_KEYS))
     whole = composed.resolved()
     for key in ("name", "strategies", "questions"):
@@ -43,6 +44,22 @@ def read_design(composed: Composed) -> StudyDesign:
     for key, why in _faults(design):
         raise RequestError(f"{composed.origin(key)}{key}{why}")
     return design
+
+
+def read_sections(config: Mapping[str, Any]) -> list[ReportSection]:
+    """Return the report's sections of a study's recorded config.
+
+    Raises:
+        RequestError: If a class is not found or does not take its arguments.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--report", type=ReportDesign, default=ReportDesign())
+    try:
+        parsed = parser.parse_object({"report": config.get("report") or {}})
+        report: ReportDesign = parser.instantiate(parsed).report
+    except ArgumentError as fault:
+        raise RequestError(f"the study's config: {fault}") from fault
+    return report.sections
 
 
 def _with_sets_as_text(value: Any) -> Any:

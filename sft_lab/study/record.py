@@ -113,8 +113,9 @@ def place(design: StudyDesign, cell: CellSpec) -> tuple[int, ...]:
 
 
 def study_digest(config: Mapping[str, Any]) -> str:
-    """Return the digest of a study's config."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode()).hexdigest()
+    """Return the digest of a study's config; what its report shows does not count."""
+    runs = {key: value for key, value in config.items() if key != "report"}
+    return hashlib.sha256(json.dumps(runs, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def open_parent(

@@ -70,19 +70,19 @@ def rows(files: dict[str, str], name: str) -> list[dict[str, str]]:
 @pytest.mark.parametrize(
     ("claim", "ability", "judgement"),
     [
-        ("Each ability rises with its own data", "math", "holds here"),
-        ("Each ability rises with its own data", "general", "does not hold here"),
-        ("Mixing gains where data are few", "math", "holds here"),
-        ("Mixing gains where data are few", "code", "does not hold here"),
-        ("Mixing loses where data are many", "general", "holds here"),
-        ("An ability depends on the amount of its own data", "code", "holds here"),
-        ("An ability does not depend on the amount of the other sources", "code", "holds here"),
-        ("Training in sequence forgets math and code", "math", "holds here"),
-        ("A little replay keeps more of them (DMT against none)", "code", "holds here"),
-        ("That replay costs the general ability nothing", "general", "cannot be told"),
-        ("More replay raises the special abilities further", "code", "cannot be told"),
-        ("More replay lowers the general ability", "general", "holds here"),
-        ("Multi-task training lowers the general ability", "general", "holds here"),
+        ("Each ability rises with its own data", "math", "supported"),
+        ("Each ability rises with its own data", "general", "not supported"),
+        ("Mixing gains where data are few", "math", "supported"),
+        ("Mixing gains where data are few", "code", "not supported"),
+        ("Mixing loses where data are many", "general", "supported"),
+        ("An ability depends on the amount of its own data", "code", "supported"),
+        ("An ability does not depend on the amount of the other sources", "code", "supported"),
+        ("Training in sequence forgets math and code", "math", "supported"),
+        ("A little replay keeps more of them (DMT against none)", "code", "supported"),
+        ("That replay costs the general ability nothing", "general", "inconclusive"),
+        ("More replay raises the special abilities further", "code", "inconclusive"),
+        ("More replay lowers the general ability", "general", "supported"),
+        ("Multi-task training lowers the general ability", "general", "supported"),
     ],
 )
 def test_planted_effects_are_found(
@@ -106,7 +106,7 @@ def mixed_from(study: PlantedStudy, first: str) -> Report:
 
 def test_few_data_are_the_least_from_which_anything_is_learnt() -> None:
     few = finding(mixed_from(PlantedStudy(), "1/16"), "Mixing gains where data are few", "math")
-    assert few.judgement == "holds here"
+    assert few.judgement == "supported"
     assert few.sentence.startswith(
         "mixed against alone, at 1/16 of each source, the least amount from which either is above "
         "the base: higher (+"
@@ -116,14 +116,14 @@ def test_few_data_are_the_least_from_which_anything_is_learnt() -> None:
 def test_where_nothing_is_learnt_mixing_cannot_be_judged() -> None:
     report = mixed_from(PlantedStudy(), "1")
     few = finding(report, "Mixing gains where data are few", "math")
-    assert few.judgement == "cannot be told"
+    assert few.judgement == "inconclusive"
     assert few.sentence == (
         "Neither mixed nor math alone is shown above the base below 1 of each source."
     )
     many = finding(report, "Mixing loses where data are many", "math")
-    assert many.judgement == "does not hold here"
+    assert many.judgement == "not supported"
     many = finding(mixed_from(PlantedStudy(), "2"), "Mixing loses where data are many", "math")
-    assert many.judgement == "cannot be told"
+    assert many.judgement == "inconclusive"
     assert many.sentence.endswith("is shown above the base at 1 of each source.")
 
 
@@ -276,7 +276,7 @@ def test_a_study_of_one_cell_says_what_it_lacks(study: PlantedStudy) -> None:
     only = replace(question, cells=question.cells[:1])
     report = build_report(study.results("one", only), study.read)
     found = finding(report, "Each ability rises with its own data", "math")
-    assert found.judgement == "cannot be told"
+    assert found.judgement == "inconclusive"
     assert "too few finished runs of math alone" in found.sentence
     report_files(report)
 
@@ -319,7 +319,7 @@ def test_runs_of_different_protocols_are_flagged_and_not_compared() -> None:
         "Multi-task training keeps the special abilities at the specialist's level",
         "math",
     )
-    assert found.judgement == "cannot be told"
+    assert found.judgement == "inconclusive"
     assert "different protocols" in found.sentence
 
 
@@ -344,7 +344,7 @@ def test_published_scores_stand_beside_those_of_a_llama_only(
 
 def test_ratings_stay_on_their_scale(llama: Report) -> None:
     found = finding(llama, "More replay lowers the general ability", "general")
-    assert found.judgement == "holds here"
+    assert found.judgement == "supported"
     assert re.search(r"\N{MINUS SIGN}1\.\d\d on its scale of 1 to 10", found.sentence)
     names = report_files(llama)
     # Shares and ratings are never drawn on one axis.
@@ -392,11 +392,11 @@ def test_a_second_benchmark_of_a_source_is_judged_by_that_source() -> None:
     for claim, findings in found.items():
         special = "forgets" in claim or "keeps" in claim or "special abilities" in claim
         assert ("mt_bench" not in findings) == special, claim
-    assert found["More replay lowers the general ability"]["mt_bench"].judgement == "holds here"
+    assert found["More replay lowers the general ability"]["mt_bench"].judgement == "supported"
     lost = found["Multi-task training lowers the general ability"]["mt_bench"]
     assert lost.sentence.startswith("From general_only to multi_task: lower")
     alone = found["Mixing loses where data are many"]["mt_bench"]
-    assert alone.judgement == "holds here"
+    assert alone.judgement == "supported"
     assert "mt_bench (mt_bench/mean, source general)" in report.facts["Abilities"]
 
 
@@ -406,7 +406,7 @@ def test_without_a_general_benchmark_nothing_is_said_of_the_general_ability() ->
     report = build_report(study.results("two", rq3(study), rq4(study, seeds=(0,))), study.read)
     assert not [claim.text for claim in report.claims if "general ability" in claim.text]
     found = finding(report, "Training in sequence forgets math and code", "code")
-    assert found.judgement == "holds here"
+    assert found.judgement == "supported"
     assert "to all of code and math" in finding(report, OWN_DATA, "code").sentence
     assert "general varied" in finding(report, OTHER_DATA, "code").sentence
 
@@ -442,7 +442,7 @@ def test_forgetting_is_tested_within_each_run(study: PlantedStudy) -> None:
     study = PlantedStudy()
     report = build_report(study.results("far apart", strategies(fallen(study))), study.read)
     found = finding(report, FORGETS, "math")
-    assert found.judgement == "holds here"  # between runs, the seeds would hide it
+    assert found.judgement == "supported"  # between runs, the seeds would hide it
 
 
 def test_forgetting_is_tested_on_the_seeds_measured_at_both_times() -> None:
@@ -487,7 +487,7 @@ def test_the_specialist_of_an_ability_is_that_of_its_own_source() -> None:
     results = study.results("no math alone", replace(question, cells=cells))
     report = build_report(without(results, lambda c: c.arm == "math_only"), study.read)
     found = finding(report, KEEPS_LEVEL, "math")  # far above general_only, far below math_only
-    assert found.judgement == "cannot be told"
+    assert found.judgement == "inconclusive"
     assert "no finished run of math alone" in found.sentence
     assert finding(report, KEEPS_LEVEL, "code").sentence.startswith("From code_only to multi_task")
 
@@ -604,7 +604,7 @@ def test_mixing_needs_two_amounts_to_tell_few_from_many() -> None:
     report = build_report(gone, study.read)
     for claim in ("Mixing gains where data are few", "Mixing loses where data are many"):
         found = finding(report, claim, "general")
-        assert found.judgement == "cannot be told"
+        assert found.judgement == "inconclusive"
         assert "finished at one amount only (1); few and many data need two" in found.sentence
 
 
@@ -626,12 +626,12 @@ def test_no_effect_is_not_said_to_hold_of_levels_that_were_not_compared() -> Non
     other = with_other_items(rq3(study), {"1/64", "1/16"}, "vary_general")
     report = build_report(study.results("two protocols", other), study.read)
     found = finding(report, OTHER_DATA, "math")
-    assert found.judgement == "cannot be told"
+    assert found.judgement == "inconclusive"
     assert "only 1 of 3 levels could be compared" in found.sentence
     results = study.results("unfinished", rq3(study))
     gone = without(results, lambda c: c.arm == "vary_general" and c.axis["fraction"] == "1/64")
     found = finding(build_report(gone, study.read), OTHER_DATA, "code")
-    assert found.judgement == "cannot be told"
+    assert found.judgement == "inconclusive"
     assert "only 2 of 3 levels could be compared" in found.sentence
 
 
@@ -661,7 +661,7 @@ def test_the_order_in_which_equal_arms_are_written_decides_no_claim() -> None:
     cells = sorted(question.cells, key=lambda cell: cell.arm != "dmt")  # dmt's k = 0 first
     report = build_report(study.results("turned", replace(question, cells=cells)), study.read)
     found = finding(report, FORGETS, "math")
-    assert found.judgement == "holds here"
+    assert found.judgement == "supported"
     assert found.sentence.startswith("mixed_sequential, from the end of specialize")
 
 
@@ -675,7 +675,7 @@ def test_claims_of_arms_without_a_result_cannot_be_told() -> None:
     untold = every - {FORGETS}
     for claim in report.claims:
         if claim.text in untold:
-            assert {f.judgement for f in claim.findings} == {"cannot be told"}
+            assert {f.judgement for f in claim.findings} == {"inconclusive"}
     reasons = {
         "Training in sequence forgets math and code": "no finished run of sequential",
         LITTLE: "no finished run of dmt with replay",
@@ -684,7 +684,7 @@ def test_claims_of_arms_without_a_result_cannot_be_told() -> None:
     }
     for claim, reason in reasons.items():
         assert reason in finding(report, claim, "math").sentence
-    assert finding(report, FREE, "general").judgement == "cannot be told"
+    assert finding(report, FREE, "general").judgement == "inconclusive"
 
 
 def test_a_replay_axis_of_another_name_is_asked_for() -> None:

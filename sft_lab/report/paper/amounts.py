@@ -186,7 +186,7 @@ def _steps_up(number: int) -> str:
 def _one_amount(ability: Ability, arm: str, level: str) -> Finding:
     return Finding(
         ability.name,
-        "cannot be told",
+        "inconclusive",
         f"{arm} and {ability.source} alone have both finished at one amount only ({level}); few "
         "and many data need two.",
     )
@@ -195,12 +195,10 @@ def _one_amount(ability: Ability, arm: str, level: str) -> Finding:
 def _nothing_learnt(ability: Ability, arm: str, where: str) -> Finding:
     return Finding(
         ability.name,
-        "cannot be told",
+        "inconclusive",
         f"Neither {arm} nor {ability.source} alone is shown above the base {where} of each source.",
     )
 
 
 def _too_few(ability: Ability, what: str) -> Finding:
-    return Finding(
-        ability.name, "cannot be told", f"The study has too few finished runs of {what}."
-    )
+    return Finding(ability.name, "inconclusive", f"The study has too few finished runs of {what}.")

@@ -64,7 +64,7 @@ def ratio_claims(
         changed = sorted(varied(least, abilities))
         if not changed:
             sentence = f"{arm}: its names say not which source varies; name its axis after it."
-            others.append(Finding(ability.name, "cannot be told", sentence))
+            others.append(Finding(ability.name, "inconclusive", sentence))
         elif ability.source in changed:
             greatest = next(group.level for group in reversed(series[arm]) if group.runs)
             whole = "all" if amount(greatest) == 1 else greatest

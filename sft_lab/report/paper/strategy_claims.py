@@ -230,7 +230,7 @@ def _replay_comparisons(
 
 
 def _untold(ability: Ability, why: str) -> Finding:
-    return Finding(ability.name, "cannot be told", f"Not compared, because {why}.")
+    return Finding(ability.name, "inconclusive", f"Not compared, because {why}.")
 
 
 def _after(side: Side) -> str:

@@ -1,0 +1,85 @@
+"""A section of a report from outside the package: one file, and a line in the study's config."""
+
+import json
+
+import pytest
+import yaml
+from study_runs import STUDY
+from tiny_lab import Lab
+
+from sft_lab.study.record import open_parent, study_digest
+
+MINE = '''
+from sft_lab.report.page import Section, Table
+from sft_lab.report.section import ReportSection
+
+
+class Cells(ReportSection):
+    """Counts the study's cells."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+
+    def build(self, context):
+        cells = [cell for question in context.results.questions for cell in question.cells]
+        so_far = ", ".join(section.name for section in context.sections)
+        table = Table("Cells by arm.", ("arm", "seed"), [[c.arm, str(c.seed)] for c in cells])
+        return Section("mine-cells", self.title, [f"After {so_far}."], tables=[table])
+
+
+class Nothing(ReportSection):
+    def build(self, context):
+        return None
+'''
+SECTIONS = [
+    {"class_path": "mine.Cells", "init_args": {"title": "All cells"}},
+    {"class_path": "mine.Nothing"},
+]
+
+
+@pytest.fixture
+def recorded(study_lab: Lab) -> tuple[Lab, str]:
+    """A lab whose study asks for sections of its own and has run, though no cell has."""
+    lab = study_lab
+    study = {**STUDY, "report": {"sections": SECTIONS}}
+    lab.write("mine.py", MINE)
+    lab.write("study.yaml", yaml.safe_dump(study, sort_keys=False))
+    parent = open_parent(lab.store, "sft_lab", None, "tiny", study)
+    content = {
+        "name": "tiny",
+        "abilities": {},
+        "sources": {},
+        "questions": {"q": {"title": "?", "design": "grid"}},
+        "cells": [{"question": "q", "arm": "math", "axis": {}, "seed": 3, "run_id": None}],
+        "searches": [],
+    }
+    lab.store.client.log_text(parent.run_id, json.dumps(content), "cells.json")
+    return lab, parent.run_id
+
+
+def test_a_section_of_the_users_own_is_found_by_class_path(recorded: tuple[Lab, str]) -> None:
+    lab, run_id = recorded
+    for study in ("study.yaml", run_id):
+        outcome = lab("report", f"--study={study}", "--out=out")
+        assert outcome.code == 0, outcome.err
+        headings = [
+            line.removeprefix("## ")
+            for line in (lab.folder / "out/report.md").read_text().splitlines()
+            if line.startswith("## ")
+        ]
+        assert headings[-2:] == ["All cells", "How it was measured and tested"]
+        assert "After q." in (lab.folder / "out/report.html").read_text()
+
+
+def test_a_wrong_section_is_refused_before_anything_runs(recorded: tuple[Lab, str]) -> None:
+    lab, _ = recorded
+    wrong = {**STUDY, "report": {"sections": [{"class_path": "mine.Cell"}]}}
+    lab.write("study.yaml", yaml.safe_dump(wrong))
+    outcome = lab("study", "--config=study.yaml", "--print")
+    assert outcome.code == 2
+    assert "report.sections: module 'mine' has no attribute 'Cell'" in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_another_section_makes_no_other_study() -> None:
+    assert study_digest({**STUDY, "report": {"sections": SECTIONS}}) == study_digest(STUDY)
