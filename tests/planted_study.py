@@ -250,14 +250,14 @@ def whole(study: PlantedStudy) -> StudyResults:
     return study.results("planted", *(make(study) for make in makers))
 
 
-def without(results: StudyResults, gone: Callable[[Cell], bool]) -> StudyResults:
+def without(results: StudyResults, left_out: Callable[[Cell], bool]) -> StudyResults:
     """Return a study in which some cells have no run."""
     return replace(
         results,
         questions=[
             replace(
                 question,
-                cells=[replace(c, result=None) if gone(c) else c for c in question.cells],
+                cells=[replace(c, result=None) if left_out(c) else c for c in question.cells],
             )
             for question in results.questions
         ],

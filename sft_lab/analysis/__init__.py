@@ -1,1 +1,1 @@
-"""What finished runs say; each definition lives here once."""
+"""The analysis of finished runs; each definition is here once."""

@@ -1,4 +1,4 @@
-"""Abilities as a report writes them: shares in percent, ratings of MT-Bench as they are."""
+"""Abilities and their text form: shares in percent, ratings of MT-Bench as they are."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,18 +7,18 @@ from sft_lab.analysis.study_results import Cell, StudyResults
 from sft_lab.runs.results import RunResult
 
 SMALL = 0.05
-"""What a report calls a small difference: this part of a scale, 5 points of 100 or 0.45 of 1 to 10.
+"""A small difference, as a part of the scale: 5 points of 100, or 0.45 of 1 to 10.
 
-It is a convention that the page states, for what a test can never show: that nothing changed.
+It is a convention, stated on the page, since no test can show that nothing changed.
 """
 
 
 @dataclass(frozen=True)
 class Ability:
-    """What a benchmark measures.
+    """An ability, as one score of a benchmark measures it.
 
     Attributes:
-        name: Its name: that of its source, or of the benchmark where its source has another one.
+        name: Its source's name, or the benchmark's if the source has another one.
         key: Metric key of its score.
         scale: Least and greatest value of the score.
         source: The source that teaches it, or None.
@@ -41,25 +41,25 @@ class Ability:
 
     @property
     def is_share(self) -> bool:
-        """Whether the score is in [0, 1], written as percent."""
+        """Whether the score is in [0, 1], shown in percent."""
         return self.scale == (0.0, 1.0)
 
     @property
     def small(self) -> float:
-        """The largest difference that is called small, in the unit of the score."""
+        """The largest small difference, in the unit of the score."""
         return SMALL * (self.scale[1] - self.scale[0])
 
     @property
     def unit(self) -> str:
-        """The unit that its written values have."""
+        """The unit of its values as text."""
         return "%" if self.is_share else f"{self.scale[0]:g} to {self.scale[1]:g}"
 
     def shown(self, value: float) -> float:
-        """Return a score as it is written and drawn: 0 to 100 of a share."""
+        """Return a score as it is shown: 0 to 100 for a share."""
         return 100 * value if self.is_share else value
 
     def text(self, value: float) -> str:
-        """Return a score as it is written.
+        """Return a score as text.
 
         >>> Ability("math", "gsm8k/strict").text(0.4753)
         '47.5'
@@ -67,7 +67,7 @@ class Ability:
         return f"{self.shown(value):.{1 if self.is_share else 2}f}"
 
     def change(self, value: float) -> str:
-        """Return a difference with its sign.
+        """Return a difference as text with its sign.
 
         >>> Ability("general", "mt_bench/mean", (1.0, 10.0)).change(-0.12)
         '\N{MINUS SIGN}0.12'
@@ -79,26 +79,26 @@ class Ability:
 
 
 GENERAL = "general"
-"""The source of the general ability; what the others teach are special abilities."""
+"""The source of the general ability; those of the other sources are special abilities."""
 
 
 def general_of(abilities: Sequence[Ability]) -> list[Ability]:
-    """Return what the general source teaches; several benchmarks may measure it."""
+    """Return the abilities of the general source; several benchmarks may measure it."""
     return [ability for ability in abilities if ability.source == GENERAL]
 
 
 def special_of(abilities: Sequence[Ability]) -> list[Ability]:
-    """Return what the other sources teach; an ability without a source is not among them."""
+    """Return the abilities of the other sources, without those that have no source."""
     return [ability for ability in abilities if ability.source not in (None, GENERAL)]
 
 
 def taught(abilities: Sequence[Ability]) -> list[Ability]:
-    """Return the abilities of which a source is known."""
+    """Return the abilities whose source is known."""
     return [ability for ability in abilities if ability.source is not None]
 
 
 def abilities_of(results: StudyResults) -> list[Ability]:
-    """Return a study's abilities in its order, each with the scale that its runs record."""
+    """Return a study's abilities in its order, with the scales recorded in its runs."""
     cells = [cell for question in results.questions for cell in question.cells]
     return [
         Ability(name, key, _scale(cells, key), results.sources.get(name))

@@ -1,4 +1,4 @@
-"""What runs forgot: against the best full evaluation at an earlier stage boundary.
+"""Forgetting of runs, against the best full evaluation at an earlier stage boundary.
 
 Definitions are those of ``metrics.forgetting``; they are applied here to a run's evaluations, to
 its items and to a group's mean over seeds.

@@ -1,4 +1,4 @@
-"""Where the queries of each source lie inside a model: hidden states, projections, separability."""
+"""Hidden states of each source's queries: projections and separability."""
 
 import csv
 from collections import Counter
@@ -29,7 +29,7 @@ States = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Query:
-    """What a conversation asks first, as the model is given it: ids to where its answer starts."""
+    """The prompt of a conversation's first answer, as token ids."""
 
     source: str
     sample_id: str
@@ -39,7 +39,7 @@ class Query:
 def choose_queries(
     loaded: Mapping[str, TokenizedSource], num_queries: int, seed: int
 ) -> list[Query]:
-    """Return so many queries of every source, chosen by hash rank; no query comes twice.
+    """Return a number of distinct queries of each source, chosen by hash rank.
 
     Args:
         loaded: The tokenised sources, by name.
@@ -71,7 +71,7 @@ def choose_queries(
 
 
 def check_sizes(sources: Sequence[str], perplexity: float) -> None:
-    """Look that there are queries enough for what is made of them, before a model is loaded.
+    """Check, before loading a model, that there are enough queries for the probe and t-SNE.
 
     Args:
         sources: Each query's source.
@@ -86,7 +86,7 @@ def check_sizes(sources: Sequence[str], perplexity: float) -> None:
     if min(counts.values()) < _FOLDS:
         raise RequestError(
             f"--num_queries must be {_FOLDS} or more, got {min(counts.values())}: "
-            "the probe is trained on some of them and judged by others."
+            "the probe is trained on some and tested on others."
         )
     if not 1 < perplexity < len(sources) / 3:
         raise RequestError(
@@ -110,15 +110,15 @@ def hidden_states(
 ) -> States:
     """Return a layer's output at the last token of each query, where its answer begins.
 
-    That token is the template's, the same for every query, so that sources are not told apart by
-    it; it has seen the whole query. A mean over all tokens would tell sources by their words alone.
+    That token is the template's, the same for every query, so it does not reveal the source;
+    it has seen the whole query. A mean over all tokens would reveal sources by their words alone.
 
     Args:
         model: A causal language model of transformers, adapters included.
         queries: Token ids of each query, not padded.
-        layer: From 1, the first layer's output, to the number of layers, where what comes out has
-            passed the last norm; 0 is the embeddings.
-        batch_size: Queries computed together; what they are batched with changes nothing.
+        layer: From 1, the first layer's output, to the number of layers, whose output has passed
+            the final norm; 0 is the embeddings.
+        batch_size: Queries per forward pass; it does not change the result.
 
     Returns:
         float32 ``[N, H]``, in the order of the queries.
@@ -134,7 +134,7 @@ def hidden_states(
     with evaluating(model):
         for places in batches_longest_first([len(query) for query in queries], batch_size):
             batch = [torch.tensor(queries[place]) for place in places]
-            # On the right of a query, padding is seen by no token of it.
+            # Padding is on the right, so that no token of a query attends to it.
             input_ids = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
             positions = torch.arange(input_ids.shape[1]).expand(input_ids.shape)
             states = causal_lm.get_decoder()(
@@ -170,7 +170,7 @@ def tsne(states: States, perplexity: float, seed: int) -> States:
     Args:
         states: float32 ``[N, H]``.
         perplexity: How many neighbours each state has, below N / 3 as its authors advise.
-        seed: Seed of what is left to chance.
+        seed: Seed of the projection.
 
     Returns:
         float32 ``[N, 2]``.
@@ -186,7 +186,7 @@ def tsne(states: States, perplexity: float, seed: int) -> States:
 
 @dataclass(frozen=True)
 class Separability:
-    """How well the sources of queries are told apart, by states before and after training.
+    """Separability of sources by the hidden states of queries, before and after training.
 
     Attributes:
         probe: Whether a linear classifier names the source of a query that it has not been trained
@@ -204,7 +204,7 @@ class Separability:
 
 
 def separability(before: States, after: States, sources: Sequence[str], seed: int) -> Separability:
-    """Measure how well sources are told apart.
+    """Measure how separable the sources are.
 
     States are standardised by feature. The probe is a logistic regression, each query judged by one
     that was trained on the other four fifths; its penalty is scikit-learn's.
@@ -263,12 +263,12 @@ def _silhouettes(states: States, sources: Sequence[str]) -> list[float]:
 
 @dataclass(frozen=True)
 class Representation:
-    """A run's queries inside its model, before training and behind one of its stages.
+    """A run's queries inside its model, before training and after one of its stages.
 
     Attributes:
         run_id: The MLflow run.
         run_name: Its name.
-        stage: The stage behind which the model was taken.
+        stage: The stage after which the model was taken.
         layer: The layer, from 1.
         num_layers: How many the model has.
         perplexity: That of t-SNE.
@@ -277,7 +277,7 @@ class Representation:
         components: Projections on two principal components before and after, ``[N, 2]`` each.
         explained: The share of the variance that lies in these, before and after.
         neighbours: Projections by t-SNE before and after, ``[N, 2]`` each.
-        separability: How well the sources are told apart.
+        separability: Separability of the sources.
     """
 
     run_id: str
@@ -299,7 +299,7 @@ class Representation:
         return [query.source for query in self.queries]
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything but the places of single queries."""
+        """Return everything except the coordinates of single queries."""
         settings = ("run_id", "run_name", "stage", "layer", "num_layers", "perplexity", "seed")
         found = asdict(self.separability)
         return {
@@ -310,7 +310,7 @@ class Representation:
         }
 
     def to_csv(self) -> str:
-        """Return a line for every query and moment: who it is and where it lies."""
+        """Return the coordinates of each query before and after training, one row each."""
         text = StringIO()
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["source", "sample_id", "moment", "pca_x", "pca_y", "tsne_x", "tsne_y"])

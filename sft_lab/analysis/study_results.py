@@ -1,4 +1,4 @@
-"""The cells of a study with the runs that filled them: all that its report is made from."""
+"""The cells of a study with their runs: all that its report is built from."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Cell:
         axis: The grid's values of this cell by axis name, as the config writes them, such as
             ``{"fraction": "1/64"}`` or ``{"k": "0"}``; empty for an arm without a grid.
         seed: ``seed_everything``.
-        result: The run; None while it has not finished, or where it has failed.
+        result: The run; None if it has not finished or has failed.
     """
 
     question: str
@@ -33,7 +33,7 @@ class Question:
     Attributes:
         name: Its name.
         title: One line.
-        design: What its cells are, and thereby how it is drawn and read: ``single`` (one source by
+        design: How its cells are drawn and read: ``single`` (one source by
             amount, an arm a source), ``mixed`` (all sources by amount), ``ratio`` (arms are the
             paper's three designs), ``strategies`` (arms are strategies; ``dmt`` has an axis ``k``),
             or ``grid`` for anything else.
@@ -48,7 +48,7 @@ class Question:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What an arm that searches has come to.
+    """The result of an arm that searches.
 
     Attributes:
         question: The question's name.
@@ -56,12 +56,11 @@ class SearchResult:
         axis: The axis that it searched.
         retention: The least retention asked for, by metric key.
         confidence: How sure it had to be, one-sided.
-        value: The smallest value that was shown to keep every ability; None where none was.
-        verdicts: What was found of each value that was tried, in order of trial.
-        trials: Runs that it took.
-        grid: Runs that the whole grid would have taken.
-        seeds: Seeds that it had; of one, it holds over items only. None in a record of an earlier
-            version.
+        value: The smallest value that was shown to keep every ability; None if there was none.
+        retained: Whether each value that was tried keeps them, in order of trial.
+        trials: Runs that were trained.
+        grid: Runs of the whole grid.
+        seeds: Number of seeds; with one, the result holds over items only.
     """
 
     question: str
@@ -70,10 +69,10 @@ class SearchResult:
     retention: Mapping[str, float]
     confidence: float
     value: str | None
-    verdicts: Mapping[str, str]
+    retained: Mapping[str, str]
     trials: int
     grid: int
-    seeds: int | None = None
+    seeds: int
 
 
 @dataclass(frozen=True)
@@ -84,10 +83,10 @@ class StudyResults:
         name: Its name.
         abilities: Metric key of the first score of each benchmark, in the order of the config, by
             its ability's name, e.g. ``{"math": "world_math/accuracy"}``.
-        sources: The source that teaches each ability, by the ability's name; an ability of which
-            none is known is left out.
+        sources: The source that teaches each ability, by the ability's name, if one is
+            known.
         questions: Its questions, in order.
-        searches: What its searches have come to.
+        searches: The results of its searches.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The command ``represent``: where a run's sources lie inside its model, before and after."""
+"""The command ``represent``: hidden states of a run's sources, before and after training."""
 
 import json
 import tempfile
@@ -40,7 +40,7 @@ def represent(
     perplexity: float = 30.0,
     seed: int = 0,
 ) -> Representation:
-    """Look at a run's sources inside its base, and inside what it has made of it.
+    """Compute how a run's sources lie inside its base and inside the trained model.
 
     Source: Dong et al. 2023, "How Abilities in Large Language Models are Affected by Supervised
     Fine-tuning Data Composition", the section on t-SNE: 100 queries of each source, layer 15.
@@ -48,7 +48,7 @@ def represent(
     Args:
         store: The store of the run.
         name: Its id, the beginning of one, or its name.
-        stage: The stage behind which the model is taken; the last by default.
+        stage: The stage after which the model is taken; the last by default.
         layer: The layer, from 1; the paper's or the middle one by default.
         num_queries: Queries of each source that the run trains on.
         perplexity: That of t-SNE.

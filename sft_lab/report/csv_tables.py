@@ -19,7 +19,7 @@ _SCORE = ["ability", "metric", "score", "low", "high"]
 
 
 def cells_csv(results: StudyResults, abilities: Sequence[Ability]) -> PlainTable:
-    """Return every cell with its scores at the end; a cell without a run has an empty run."""
+    """Return every cell with its scores at the end of training, also cells without a run."""
     columns = [*_PLACE, "run", "status", "base", *_SCORE, "n", "protocol", *_DERIVED]
     return PlainTable(columns, list(_cells(results, abilities)))
 
@@ -77,7 +77,7 @@ def boundaries_csv(results: StudyResults, abilities: Sequence[Ability]) -> Plain
 
 
 def comparisons_csv(comparisons: Sequence[Comparison]) -> PlainTable:
-    """Return every comparison; ``family`` names those that are corrected together."""
+    """Return every comparison; those of one ``family`` are corrected together."""
     columns = ["family", "ability", "before", "after", "difference", "low", "high", "p", "p_holm"]
     columns += ["shown", "items", "gained", "lost", "seeds_before", "seeds_after", "test"]
     rows: list[Row] = []

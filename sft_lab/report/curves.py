@@ -30,7 +30,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Level:
-    """A horizontal line: what another run scored, whatever the axis says."""
+    """A horizontal line: the score of another run, which does not depend on the axis."""
 
     label: str
     value: float
@@ -45,19 +45,19 @@ def curve(
     levels: Sequence[Level] = (),
     top: float | None = None,
 ) -> Panel | None:
-    """Draw lines over an axis of amounts, logarithmic where they are numbers.
+    """Draw lines over an axis of amounts, logarithmic if they are numbers.
 
     Args:
         name: Name of the drawing.
         title: Its heading.
-        ability: What the scores are of.
+        ability: The ability that was scored.
         axis: Name of the axis.
         lines: Lines; those without scores are left out.
         levels: Horizontal lines.
-        top: Upper end of the vertical axis in the score's unit; from the data where not given.
+        top: Upper end of the vertical axis in the score's unit; from the data by default.
 
     Returns:
-        The panel, or None where there is nothing to draw.
+        The panel, or None if there is nothing to draw.
     """
     lines = [line for line in lines if line.scores]
     if not lines:
@@ -139,15 +139,15 @@ def drop_panel(name: str, ability: Ability, drops: Sequence[Drop]) -> Panel | No
     """Draw the change of one ability from its best stage end to the end, a row for each group.
 
     Returns:
-        The panel, or None where nothing was compared.
+        The panel, or None if nothing was compared.
     """
-    told = [d for d in drops if d.comparison.ability == ability and d.comparison.difference]
-    if not told:
+    tested = [d for d in drops if d.comparison.ability == ability and d.comparison.difference]
+    if not tested:
         return None
-    drawing = Drawing(width=3.75, height=1.15 + 0.3 * len(told))
+    drawing = Drawing(width=3.75, height=1.15 + 0.3 * len(tested))
     axes, words = drawing.axes, []
     axes.axvline(0, color=INK, linewidth=1.0)
-    for row, drop in enumerate(told):
+    for row, drop in enumerate(tested):
         difference = drop.comparison.difference
         assert difference is not None
         value, low, high = map(ability.shown, (difference.value, difference.low, difference.high))
@@ -167,8 +167,8 @@ def drop_panel(name: str, ability: Ability, drops: Sequence[Drop]) -> Panel | No
             f"{drop.group.label} {ability.change(difference.value)} "
             f"({'shown' if shown else 'may be chance'})"
         )
-    axes.set_yticks(range(len(told)), [drop.group.label for drop in told])
-    axes.set_ylim(len(told) - 0.4, -0.6)
+    axes.set_yticks(range(len(tested)), [drop.group.label for drop in tested])
+    axes.set_ylim(len(tested) - 0.4, -0.6)
     axes.set_xlabel("change in points" if ability.is_share else f"change, scale {ability.unit}")
     axes.set_title(ability.name, loc="left", fontweight="bold", fontsize=10.5)
     alt = f"Change of {ability.name} from its best stage end to the end: {'; '.join(words)}."

@@ -1,8 +1,7 @@
 """Panels drawn by matplotlib as SVG whose colours follow the page: light, dark or print.
 
-Colours stand in the drawing as sentinels and are replaced with CSS variables afterwards, and text
-stays text; so one figure suits both colour schemes, can be searched, and is the same to the byte
-whenever it is drawn.
+Colours are drawn as sentinels and replaced with CSS variables afterwards, and text stays text: one
+figure suits both colour schemes, can be searched, and is the same to the byte each time.
 """
 
 import re
@@ -34,7 +33,7 @@ VARIABLES = {
     **{colour: f"--series-{number}" for number, colour in enumerate(SERIES, start=1)},
 }
 
-# Okabe and Ito's colours, which colour-blind people tell apart, darkened or lightened until each
+# Okabe and Ito's colours, safe for colour-blind readers, darkened or lightened until each
 # has a contrast of 3 or more with its background; markers and dashes differ as well.
 LIGHT = {
     "--paper": "#ffffff",
@@ -120,7 +119,7 @@ class Drawing:
             self.axes = self.grid[0][0]
 
     def legend(self, labels: Sequence[str]) -> None:
-        """Name the lines above the axes, where they hide none."""
+        """Add a legend above the axes, where it hides no line."""
         widest = max(map(len, labels))
         columns = max(1, min(3, int(50 // (widest + 8))))
         with matplotlib.rc_context(_SETTINGS):
@@ -129,7 +128,7 @@ class Drawing:
             )
 
     def panel(self, name: str, alt: str) -> Panel:
-        """Return the drawing as a panel; what is no letter or digit of its name is replaced."""
+        """Return the drawing as a panel; its name may hold any characters."""
         name = slug(name)
         return Panel(name, self.svg(name, alt), alt)
 
@@ -138,7 +137,7 @@ class Drawing:
 
         Args:
             name: Name of the drawing, which sets its ids apart from those of the others on a page.
-            alt: What it shows, in words.
+            alt: Its content, in words.
         """
         for written in self.figure.findobj(Text):
             written.set_parse_math(False)

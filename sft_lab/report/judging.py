@@ -1,7 +1,7 @@
-"""From a comparison to a judgement and a careful sentence.
+"""Judges claims by comparisons, each with a careful sentence.
 
 A difference that is not shown is never called equality: the sentence says which differences the
-data still allow. What is smaller than ``abilities.SMALL`` is called small, which is a convention.
+data still allow. A change smaller than ``abilities.SMALL`` is called small, by convention.
 """
 
 from collections.abc import Sequence
@@ -10,23 +10,23 @@ from sft_lab.analysis.abilities import SMALL, Ability
 from sft_lab.analysis.measurements import Comparison
 from sft_lab.report.page import Finding, Judgement
 
-_ONE_SEED = "one seed only, of items alone"  # such a test is surer than one over several seeds
+_ONE_SEED = "one seed only, of items alone"  # less strict than a test over several seeds
 
 
 def judge_direction(comparison: Comparison, sign: int, lead: str = "") -> Finding:
     """Judge the claim that an ability rises (sign 1) or falls (sign -1) between two sides.
 
-    It holds where that is shown, and does not where the contrary is, or where any change lies
-    within what is called small.
+    It is supported if that is shown, and not supported if the contrary is, or if any change is
+    small.
 
     Args:
         comparison: The two sides.
-        sign: The direction that is claimed.
-        lead: What the sentence begins with, such as ``math alone, from 1/256 to 1``.
+        sign: The claimed direction.
+        lead: Beginning of the sentence, such as ``math alone, from 1/256 to 1``.
     """
     difference, ability = comparison.difference, comparison.ability
     if difference is None:
-        return _untold(comparison, lead)
+        return _inconclusive(comparison, lead)
     if comparison.shown:
         judgement: Judgement = "supported" if difference.value * sign > 0 else "not supported"
     elif _within(comparison):
@@ -37,61 +37,59 @@ def judge_direction(comparison: Comparison, sign: int, lead: str = "") -> Findin
 
 
 def judge_no_loss(comparison: Comparison, lead: str = "") -> Finding:
-    """Judge the claim that an ability loses nothing, or less than what is called small."""
+    """Judge the claim that an ability loses nothing, or only a small part."""
     difference, ability = comparison.difference, comparison.ability
     if difference is None:
-        return _untold(comparison, lead)
+        return _inconclusive(comparison, lead)
     if difference.low > -ability.small:
         judgement: Judgement = "supported"
-        verdict = f"a loss of {_size(ability, ability.small)} or more is ruled out."
+        bound_text = f"a loss of {_size(ability, ability.small)} or more is ruled out."
     elif comparison.shown and difference.value <= -ability.small:
         judgement = "not supported"
-        verdict = ""
+        bound_text = ""
     else:
         judgement = "inconclusive"
-        verdict = f"a loss of {_size(ability, ability.small)} or more is not ruled out."
+        bound_text = f"a loss of {_size(ability, ability.small)} or more is not ruled out."
     text = f"{_lead(comparison, lead)} {describe(comparison)}"
-    return Finding(ability.name, judgement, f"{text[:-1]}; {verdict}" if verdict else text)
+    return Finding(ability.name, judgement, f"{text[:-1]}; {bound_text}" if bound_text else text)
 
 
 def judge_no_effect(comparisons: Sequence[Comparison], planned: int, lead: str) -> Finding:
     """Judge the claim that an ability does not depend on something, over several levels of it.
 
-    It holds only where all levels were compared and every interval lies within what is called
-    small.
+    It is supported only if all levels were compared and every interval lies within a small change.
 
     Args:
         comparisons: Each level against the same reference, of one ability; at least one.
-        planned: Levels that the study has beside the reference.
-        lead: What the sentence begins with.
+        planned: Levels of the study besides the reference.
+        lead: Beginning of the sentence.
     """
-    told = [c for c in comparisons if c.difference is not None]
-    if not told:
-        return _untold(comparisons[0], lead)
-    ability = told[0].ability
-    widest = max(told, key=lambda c: abs(c.difference.value) if c.difference else 0.0)
+    tested = [c for c in comparisons if c.difference is not None]
+    if not tested:
+        return _inconclusive(comparisons[0], lead)
+    ability = tested[0].ability
+    widest = max(tested, key=lambda c: abs(c.difference.value) if c.difference else 0.0)
     assert widest.difference is not None
-    shown = [c for c in told if c.shown]
-    bound = max(
-        max(abs(c.difference.low), abs(c.difference.high)) for c in told if c.difference is not None
-    )
-    count = f"{len(shown)} of {len(told)} levels {'differs' if len(shown) == 1 else 'differ'}"
-    seeds = f"; {_ONE_SEED}" if any(1 in c.seeds for c in told) else ""
+    shown = [c for c in tested if c.shown]
+    differences = [c.difference for c in tested if c.difference is not None]
+    bound = max(max(abs(difference.low), abs(difference.high)) for difference in differences)
+    count = f"{len(shown)} of {len(tested)} levels {'differs' if len(shown) == 1 else 'differ'}"
+    seeds = f"; {_ONE_SEED}" if any(1 in c.seeds for c in tested) else ""
     extent = f"the largest difference is {_change(widest)} ({widest.span}{seeds})"
     within = f"stay within {_size(ability, ability.small)} either way"
-    missing = f"only {len(told)} of {planned} levels could be compared; "
-    if bound < ability.small and len(told) == planned:
+    missing = f"only {len(tested)} of {planned} levels could be compared; "
+    if bound < ability.small and len(tested) == planned:
         judgement: Judgement = "supported"
         sentence = f"the intervals of all {planned} levels {within}; {extent}."
     elif any(abs(c.difference.value) >= ability.small for c in shown if c.difference):
         judgement = "not supported"
-        sentence = f"{count} from {told[0].before} by more than chance; {extent}."
+        sentence = f"{count} from {tested[0].before} by more than chance; {extent}."
     elif bound < ability.small:
         judgement, sentence = "inconclusive", f"{missing}their intervals {within}; {extent}."
     else:
         judgement = "inconclusive"
         some = f"{count} by more than chance" if shown else "no difference is shown"
-        few = missing if len(told) < planned else ""
+        few = missing if len(tested) < planned else ""
         allowed = (
             "there are too few items to bound it"
             if bound == float("inf")
@@ -117,7 +115,7 @@ def describe(comparison: Comparison) -> str:
 
 
 def p_text(p: float) -> str:
-    """Return a p value as it is written.
+    """Return a p value as text.
 
     >>> p_text(0.0004), p_text(0.0451), p_text(0.31)
     ('p < 0.001', 'p = 0.045', 'p = 0.31')
@@ -128,7 +126,7 @@ def p_text(p: float) -> str:
 
 
 def interval_text(ability: Ability, low: float, high: float) -> str:
-    """Return an interval of a difference as it is written; of too few items it has no ends."""
+    """Return the interval of a difference as text; with too few items it has no ends."""
     if low == float("-inf") or high == float("inf"):
         return "too few items for an interval"
     return f"{ability.change(low)} to {ability.change(high)}"
@@ -174,7 +172,7 @@ def _lead(comparison: Comparison, lead: str) -> str:
     return f"{lead or f'From {comparison.before} to {comparison.after}'}:"
 
 
-def _untold(comparison: Comparison, lead: str) -> Finding:
+def _inconclusive(comparison: Comparison, lead: str) -> Finding:
     return Finding(
         comparison.ability.name,
         "inconclusive",
@@ -183,9 +181,9 @@ def _untold(comparison: Comparison, lead: str) -> Finding:
 
 
 def small_text() -> str:
-    """Return the sentence that states what is called small."""
+    """Return the sentence that defines a small change."""
     return (
-        f"A change is called small where its whole 95 % interval lies within {100 * SMALL:g} % of "
+        f"A change is called small if its whole 95 % interval lies within {100 * SMALL:g} % of "
         "the scale (5 points of 100, or 0.45 of 1 to 10). That is a convention of this report, "
-        "and needed because a test that shows no difference does not show equality."
+        "needed because a test that shows no difference does not show equality."
     )

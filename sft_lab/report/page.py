@@ -20,10 +20,10 @@ class TableCell:
     """One cell of a table.
 
     Attributes:
-        text: What it says.
+        text: Its text.
         note: A second, smaller line.
-        mark: ``less`` or ``more`` where it differs from its reference, ``unclear`` where that may
-            be chance, ``best`` of the reference itself; empty where nothing is compared.
+        mark: ``less`` or ``more`` if it differs from its reference, ``unclear`` if that may be
+            chance, ``best`` for the reference itself; empty if nothing is compared.
     """
 
     text: str
@@ -32,7 +32,7 @@ class TableCell:
 
     @property
     def sign(self) -> str:
-        """The sign of its mark; empty without one, and of the reference, which is bold."""
+        """The sign of its mark; empty without a mark, and for the reference, which is bold."""
         return _SIGNS.get(self.mark, "")
 
 
@@ -41,11 +41,11 @@ class Table:
     """A table.
 
     Attributes:
-        caption: What it shows, in words.
+        caption: Its content, in words.
         header: Names of its columns; the first column names the rows.
         rows: Its rows.
-        long_text: Whether its cells hold whole answers, so that lines are kept and wrapped.
-        folded: Whether a page shows its caption only, until somebody opens it.
+        long_text: Whether cells hold whole answers, whose lines are kept and wrapped.
+        folded: Whether a page shows only its caption until a reader opens it.
     """
 
     caption: str
@@ -62,7 +62,7 @@ class Panel:
     Attributes:
         name: Name of its file, without ``.svg``.
         svg: The ``<svg>`` element.
-        alt: What it shows, in words.
+        alt: Its content, in words.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Figure:
 
     Attributes:
         title: Its heading.
-        caption: What it shows and how it is to be read.
+        caption: Its content and how to read it.
         panels: Its drawings.
     """
 
@@ -87,11 +87,11 @@ class Figure:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the data allow to be said of one claim about one ability.
+    """The evidence on one claim about one ability.
 
     Attributes:
         ability: The ability's name.
-        judgement: Whether the claim holds.
+        judgement: Whether the study supports the claim.
         sentence: The sentence with its figures.
     """
 
@@ -102,13 +102,13 @@ class Finding:
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim and what the data say of it.
+    """A claim and the evidence on it.
 
     Attributes:
         question: The question's name.
         text: The claim.
-        paper: What the paper found.
-        findings: What the data say, ability by ability.
+        paper: The paper's result.
+        findings: The evidence, ability by ability.
     """
 
     question: str
@@ -125,7 +125,7 @@ class Section:
         name: Its anchor.
         title: Its heading.
         text: Paragraphs before everything else.
-        claims: What the data say.
+        claims: Its claims, with the evidence on each.
         tables: Its tables.
         figures: Its figures.
     """
@@ -144,7 +144,7 @@ class PlainTable:
 
     Attributes:
         columns: Its columns in order.
-        rows: Its rows by column; what a row lacks is empty.
+        rows: Its rows by column; missing values are left empty.
     """
 
     columns: Sequence[str]
@@ -157,10 +157,10 @@ class Report:
 
     Attributes:
         title: Its title.
-        facts: What was studied, by name.
-        warnings: What a reader must know before anything else.
+        facts: The object of the study, by name of the fact.
+        warnings: Shown before everything else.
         sections: Its parts.
-        tables: The same as plain data, by the name of a CSV file.
+        tables: The same as plain data, by name of a CSV file.
     """
 
     title: str

@@ -38,7 +38,7 @@ def build_report(
     """Build a study's report.
 
     Args:
-        results: The study; the report says what it lacks, and does not fail for it.
+        results: The study; the report names what is missing and does not fail.
         reader: Returns the answers of a run to a benchmark at a step, or raises a RequestError.
         extra_figures: Drawings of the representation view: title, an ``<svg>`` element, caption.
         sections: Further sections, shown before the one on methods.

@@ -55,7 +55,7 @@ class QuestionSection(ReportSection):
 
 
 class Searches(ReportSection):
-    """What the study's searches found, and the runs they took."""
+    """The results of the study's searches, and the runs they took."""
 
     @override
     def build(self, context: Context) -> Section | None:
@@ -71,7 +71,7 @@ class Searches(ReportSection):
                     f"{found.axis} = {found.value}" if found.value is not None else "none",
                     str(found.trials),
                     str(found.grid),
-                    "; ".join(f"{value}: {trial}" for value, trial in found.verdicts.items()),
+                    "; ".join(f"{value}: {trial}" for value, trial in found.retained.items()),
                 ]
                 for found in searches
             ],
@@ -117,7 +117,7 @@ class Representations(ReportSection):
 
 
 class Method(ReportSection):
-    """How scores were measured and differences tested."""
+    """The protocols of measurement and the statistical tests."""
 
     @override
     def build(self, context: Context) -> Section:

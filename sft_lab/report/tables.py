@@ -24,10 +24,10 @@ def score_table(
     best: Mapping[Ability, RunGroup] | None = None,
     published: Published | None = None,
 ) -> Table:
-    """Return the scores of groups, marked where they differ from a reference.
+    """Return the scores of groups, marked if they differ from a reference.
 
     Args:
-        caption: What the table shows.
+        caption: Its caption.
         rows: Its rows.
         abilities: Its columns.
         measured: Means and comparisons.
@@ -122,7 +122,7 @@ def forgetting_table(drops: Sequence[Drop], abilities: Sequence[Ability]) -> Tab
             row += [_drop_cell(found), _retention(found.group, ability)] if found else ["", ""]
         rows.append(row)
     return Table(
-        "Change from the stage end where the mean stood highest (named below it) to the end of "
+        "Change from the stage end where the mean was highest (named below it) to the end of "
         "training, run by run, with its 95 % interval. That stage end is chosen after the fact, "
         "which makes the change look a little worse than it is; its p is therefore multiplied by "
         "the number of stage ends it was chosen from, the base among them, before Holm's "
@@ -149,7 +149,7 @@ def _retention(group: RunGroup, ability: Ability) -> TableCell:
 
 
 def protocol_table(results: StudyResults, abilities: list[Ability]) -> Table:
-    """Return the protocols that the scores of a study stand on."""
+    """Return the protocols under which a study was measured."""
     rows: dict[tuple[str, ...], int] = {}
     for run in finished_runs(results).values():
         for ability in abilities:
@@ -165,7 +165,7 @@ def protocol_table(results: StudyResults, abilities: list[Ability]) -> Table:
                 )
                 rows[row] = rows.get(row, 0) + 1
     return Table(
-        "How the scores were measured. Scores compare where the protocol is the same: a digest of "
+        "How the scores were measured. Scores compare if the protocol is the same: a digest of "
         "items and extractor, of the rendered prompts, and of the decoding.",
         ("score", "protocol", "items and extractor", "prompts", "items", "decoding", "runs"),
         [[*row, str(runs)] for row, runs in sorted(rows.items())],

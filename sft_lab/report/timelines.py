@@ -21,11 +21,11 @@ def timeline(
     Args:
         name: Name of the drawing.
         group: Runs that differ by their seeds; each is faint, their mean is strong.
-        abilities: The study's abilities, each of which has a colour and a marker of its own.
-        scale: The scale of those that are drawn.
+        abilities: The study's abilities, which decide colours and markers.
+        scale: The scale of the abilities to draw.
 
     Returns:
-        The panel, or None where nothing was measured twice.
+        The panel, or None if nothing was measured twice.
     """
     runs = list(group.runs.values())
     drawing = Drawing(height=3.2)

@@ -1,4 +1,4 @@
-"""A report as files: a page that stands alone, Markdown with its figures, CSV."""
+"""A report as files: a self-contained page, Markdown with its figures, CSV."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ def write_report(report: Report, out: Path) -> None:
 
     Args:
         report: The report.
-        out: The folder, made where there is none.
+        out: The folder, created if missing.
     """
     (out / "figures").mkdir(parents=True, exist_ok=True)
     for name, text in report_files(report).items():
@@ -39,7 +39,7 @@ def report_files(report: Report) -> dict[str, str]:
 
 
 def html(report: Report) -> str:
-    """Return a report as one page that loads nothing."""
+    """Return a report as one self-contained page."""
     style = scheme_css(":root") + _template("report.css")
     page = _environment(autoescape=True).get_template("report.html.j2")
     return page.render(report=report, style=Markup(style), svg=Markup)
@@ -72,21 +72,21 @@ def _template(name: str) -> str:
 
 
 def _together(text: str) -> str:
-    """Return text whose figures do not part from their units at the end of a line."""
+    """Return text with no line breaks between figures and their units."""
     return re.sub(
         r"(?<=p) (?=[=<])|(?<=[=<]) (?=\d)|(?<=\d) (?=%|points)", "\N{NO-BREAK SPACE}", text
     )
 
 
 def _md(text: str) -> str:
-    """Return text for a line or a table cell of Markdown, in which nothing of it is markup."""
+    """Return text escaped for a line or a table cell of Markdown."""
     for sign in "\\`*_<>[]|#~":
         text = text.replace(sign, f"\\{sign}" if sign not in "<>" else f"&{'lg'[sign == '>']}t;")
     return " ".join(text.split())
 
 
 def _fence(text: str) -> str:
-    """Return text as inline code of a Markdown table, lines marked."""
+    """Return text as inline code in a Markdown table, with its line breaks marked."""
     shown = " \N{RETURN SYMBOL} ".join(text.replace("|", "\\|").splitlines())
     ticks = "`"
     while ticks in shown:

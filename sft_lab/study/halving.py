@@ -11,7 +11,7 @@ from scipy import stats
 from sft_lab.metrics.paired import paired_over_seeds
 from sft_lab.metrics.seeds import crossed_variance
 
-Verdict = Literal["kept", "not kept", "not shown"]
+Retained = Literal["kept", "not kept", "not shown"]
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,13 @@ class Found:
 
     Attributes:
         value: The smallest value that was shown to keep every ability; None where none was.
-        verdicts: What was found of each value that was tried, in order of trial.
+        retained: What was found of each value that was tried, in order of trial.
         trials: Runs that it took.
-        seeds: Seeds that it had; of one, verdicts hold over items only, not for another seed.
+        seeds: Seeds that it had; of one, retained hold over items only, not for another seed.
     """
 
     value: str | None
-    verdicts: Mapping[str, Verdict]
+    retained: Mapping[str, Retained]
     trials: int
     seeds: int
 
@@ -44,7 +44,7 @@ def judge(
     retention: Mapping[str, float],
     confidence: float,
     num_seeds: int,
-) -> Verdict:
+) -> Retained:
     """Say whether runs keep every ability: its score at the end over its best one before.
 
     The verdict is about a value of the grid. Every ability's retention must be shown to be at
@@ -102,32 +102,32 @@ def _one_sided(
 def search(
     values: Sequence[str],
     seeds: Sequence[int],
-    verdict: Callable[[str, Sequence[int]], Verdict | None],
+    judged: Callable[[str, Sequence[int]], Retained | None],
 ) -> Trial | Found:
     """Return the next run that is needed, or the result.
 
-    The candidates are halved by the one in their middle, on the understanding that a larger share
+    The candidates are halved by the one in their middle, assuming that a larger share
     keeps no less. Where a seed shows nothing, the next one is added; a value of which all seeds
-    together show nothing counts as one that does not keep. It keeps no state: told the same
-    verdicts, it comes to the same place.
+    together show nothing counts as one that does not keep. The search is stateless: the same
+    judgements give the same next run.
 
     Args:
         values: The candidates, ascending.
         seeds: Seeds, in the order in which they are added.
-        verdict: What the runs of a value under some seeds show; None while one of them is missing.
+        judged: Judges the runs of a value under some seeds; None while one of them is missing.
 
     >>> enough = {"0": "not kept", "1/64": "kept", "1/16": "kept", "1/4": "kept"}
     >>> search(list(enough), [0], lambda value, seeds: enough[value])
-    Found(value='1/64', verdicts={'1/64': 'kept', '0': 'not kept'}, trials=2, seeds=1)
+    Found(value='1/64', retained={'1/64': 'kept', '0': 'not kept'}, trials=2, seeds=1)
     """
-    known: dict[str, Verdict] = {}
+    known: dict[str, Retained] = {}
     trials = 0
     below, above = -1, len(values)  # the largest that does not keep, the smallest that does
     while above - below > 1:
         value = values[(below + above) // 2]
-        shown: Verdict = "not shown"
+        shown: Retained = "not shown"
         for count in range(1, len(seeds) + 1):
-            found = verdict(value, seeds[:count])
+            found = judged(value, seeds[:count])
             if found is None:
                 return Trial(value, seeds[count - 1])
             trials += 1

@@ -13,7 +13,7 @@ from sft_lab.metrics.forgetting import best_boundary
 from sft_lab.runs.results import Point, RunResult, read_answers, read_result
 from sft_lab.runs.store import RunStore
 from sft_lab.study.design import Arm, CellSpec, Search, StudyDesign, arm_cells
-from sft_lab.study.halving import Found, Trial, Verdict, judge, search
+from sft_lab.study.halving import Found, Trial, Retained, judge, search
 from sft_lab.study.runs import cell_config
 
 
@@ -50,7 +50,7 @@ class ArmSearch:
         by_place = {(cell.axis[self.search.axis], cell.seed): cell for cell in self.cells}
         failed = False
 
-        def verdict(value: str, seeds: Sequence[int]) -> Verdict | None:
+        def judged(value: str, seeds: Sequence[int]) -> Retained | None:
             nonlocal failed
             names = [by_place[value, seed].name for seed in seeds]
             if any(name not in run_ids for name in names):
@@ -64,7 +64,7 @@ class ArmSearch:
 
         values = list(map(str, self.arm.grid[self.search.axis].values))
         all_seeds = list(dict.fromkeys(cell.seed for cell in self.cells))
-        step = search(values, all_seeds, verdict)
+        step = search(values, all_seeds, judged)
         if failed:
             return None
         return by_place[step.value, step.seed] if isinstance(step, Trial) else step
@@ -176,7 +176,7 @@ def search_results(
             retention=one.search.retention,
             confidence=one.search.confidence,
             value=result.value,
-            verdicts=result.verdicts,
+            retained=result.retained,
             trials=result.trials,
             grid=len(one.cells),
             seeds=result.seeds,

@@ -1,4 +1,4 @@
-"""Hidden states of queries, how well sources are told apart, and the command that draws them."""
+"""Hidden states of queries, separability of sources, and the command that draws them."""
 
 import json
 from pathlib import Path
@@ -116,12 +116,12 @@ def test_a_run_is_drawn(finished: FinishedRun, tmp_path: Path) -> None:
     command = ["represent", finished.lab.run.info.run_id[:8], "--num_queries=8", "--perplexity=4"]
     outcome = finished.lab(*command, f"--out={tmp_path / 'drawn'}")
     assert outcome.code == 0, outcome.err
-    told = json.loads((tmp_path / "drawn/representation.json").read_text())
+    written = json.loads((tmp_path / "drawn/representation.json").read_text())
     # The tiny run trains on math, then on general; code lies in no stage.
-    assert told["queries"] == {"math": 8, "general": 8}
-    assert (told["stage"], told["layer"], told["num_layers"]) == ("second", 1, 2)
-    assert told["caption"] == outcome.out.strip()
-    assert told["probe"][0]["n"] == 16
+    assert written["queries"] == {"math": 8, "general": 8}
+    assert (written["stage"], written["layer"], written["num_layers"]) == ("second", 1, 2)
+    assert written["caption"] == outcome.out.strip()
+    assert written["probe"][0]["n"] == 16
     lines = (tmp_path / "drawn/representation.csv").read_text().splitlines()
     assert lines[0] == "source,sample_id,moment,pca_x,pca_y,tsne_x,tsne_y"
     assert len(lines) == 1 + 2 * 16

@@ -4,7 +4,7 @@ import pytest
 from tiny_lab import FinishedRun, Lab, MakeLab
 
 
-def test_runs_stand_side_by_side_at_every_boundary(finished: FinishedRun) -> None:
+def test_runs_are_shown_side_by_side_at_every_boundary(finished: FinishedRun) -> None:
     lab = finished.lab
     run_id = lab.run.info.run_id
     outcome = lab("compare", run_id[:8], "tiny k=1/4 seed 0", "--json")
@@ -107,7 +107,7 @@ def test_runs_that_differ_in_their_seed_are_grouped_by_name(three_runs: Lab) -> 
     assert [run["seed"] for run in compared["runs"]] == [0, 1]
     named = three_runs("compare", "--over_seeds", "tiny k=1/4 seed 1", "tiny k=1/4 seed 0")
     assert "tiny k=1/4 (2 seeds)" in named.out
-    reference = ("--reference", "tiny k=1/4 seed 1")  # one of a group stands for the group
+    reference = ("--reference", "tiny k=1/4 seed 1")  # one run of a group means the group
     named = three_runs("compare", "--over_seeds", "tiny k=1/4", *reference)
     assert named.out.count("retention at the end") == 1
     outcome = three_runs("compare", "--over_seeds", "tiny")

@@ -1,4 +1,4 @@
-"""What a run logs, what compare says and what a report says of it are the same numbers."""
+"""A run's metrics, compare and a report show the same numbers."""
 
 import json
 

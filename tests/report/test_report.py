@@ -1,4 +1,4 @@
-"""A report finds what was planted, says what cannot be told, and breaks on nothing missing."""
+"""A report finds planted effects, names what is inconclusive, and survives missing runs."""
 
 import csv
 import io
@@ -180,7 +180,7 @@ def test_csv_files_hold_the_figures(files: dict[str, str], study: PlantedStudy) 
     assert float(dropped["p"]) <= float(dropped["p_holm"])
 
 
-def test_forgotten_items_stand_with_both_answers(files: dict[str, str]) -> None:
+def test_forgotten_items_are_listed_with_both_answers(files: dict[str, str]) -> None:
     math = [r for r in rows(files, "items.csv") if r["ability"] == "math"]
     forgotten = [r for r in math if r["kind"] == "forgotten"]
     assert forgotten[0]["stage"] == "math"
@@ -205,7 +205,7 @@ def test_an_item_lost_in_between_and_won_back_is_not_forgotten() -> None:
 
 
 class Page(HTMLParser):
-    """What a browser would see."""
+    """The tags and the text of a page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -228,7 +228,7 @@ def test_an_answer_cannot_become_markup(files: dict[str, str]) -> None:
     assert "\\| `*x*`" in table_row  # neither a cell nor a line of the table ends there
 
 
-def test_the_page_stands_alone_in_both_colour_schemes(files: dict[str, str]) -> None:
+def test_the_page_is_self_contained_in_both_colour_schemes(files: dict[str, str]) -> None:
     html = files["report.html"]
     page = Page(html)
     loading = [
@@ -291,7 +291,7 @@ def test_a_study_without_runs_says_so(study: PlantedStudy) -> None:
     assert "none" in empty.facts["Abilities"]
 
 
-def test_missing_cells_are_said_aloud(study: PlantedStudy) -> None:
+def test_missing_cells_are_named_in_a_warning(study: PlantedStudy) -> None:
     results = study.results("one", rq1(study))
     results = without(results, lambda c: c.arm == "math" and c.axis["fraction"] == "1/16")
     [warning] = [w for w in build_report(results, study.read).warnings if "no finished run" in w]
@@ -332,9 +332,7 @@ def test_scores_without_answers_are_shown_but_not_compared(study: PlantedStudy) 
     assert "no marks of single items for this score" in found.sentence
 
 
-def test_published_scores_stand_beside_those_of_a_llama_only(
-    files: dict[str, str], llama: Report
-) -> None:
+def test_published_scores_are_shown_for_a_llama_only(files: dict[str, str], llama: Report) -> None:
     text = report_files(llama)["report.md"]
     row = next(line for line in text.splitlines() if line.startswith("| sequential |"))
     assert row.split("|")[4:9:2] == [" 31.39 ", " 15.85 ", " 5.72 "]
@@ -369,10 +367,10 @@ def test_other_designs_get_a_table_and_a_curve(report: Report) -> None:
 def test_a_representation_view_is_shown_where_it_is_given(study: PlantedStudy) -> None:
     results = study.results("one")
     svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"><title>t</title></svg>'
-    extra = [("t-SNE of layer 15", svg, "Math stands apart.")]
+    extra = [("t-SNE of layer 15", svg, "Math is a cluster.")]
     written = report_files(build_report(results, study.read, extra))
     assert svg in written["report.html"]
-    assert "Math stands apart." in written["report.md"]
+    assert "Math is a cluster." in written["report.md"]
     assert "figures/representation-0.svg" in written
 
 
@@ -558,7 +556,7 @@ def test_replay_shares_are_compared_at_the_same_learning_rate() -> None:
     assert sentences[1].startswith("From dmt (lr = 2e-3, k = 1/4) to dmt (lr = 2e-3, k = 1): high")
 
 
-def test_names_of_studies_of_before_are_neither_folders_nor_markup_nor_formulas(
+def test_odd_names_become_neither_folders_nor_markup_nor_formulas(
     tmp_path: Path,
 ) -> None:
     name, arm = 'a/b">', "a$\\b$"
@@ -597,11 +595,11 @@ def test_a_group_that_lost_its_seeds_says_that_one_is_left() -> None:
     assert "in rq3, rq4 (mixed_sequential, dmt (k = 0), dmt (k = 1)):" in warning
 
 
-def test_mixing_needs_two_amounts_to_tell_few_from_many() -> None:
+def test_mixing_needs_two_amounts() -> None:
     study = PlantedStudy(items=100)
     results = study.results("one amount", rq1(study), rq2(study))
-    gone = without(results, lambda c: c.question == "rq2" and c.axis["fraction"] != "1")
-    report = build_report(gone, study.read)
+    left = without(results, lambda c: c.question == "rq2" and c.axis["fraction"] != "1")
+    report = build_report(left, study.read)
     for claim in ("Mixing gains where data are few", "Mixing loses where data are many"):
         found = finding(report, claim, "general")
         assert found.judgement == "inconclusive"
@@ -629,8 +627,8 @@ def test_no_effect_is_not_said_to_hold_of_levels_that_were_not_compared() -> Non
     assert found.judgement == "inconclusive"
     assert "only 1 of 3 levels could be compared" in found.sentence
     results = study.results("unfinished", rq3(study))
-    gone = without(results, lambda c: c.arm == "vary_general" and c.axis["fraction"] == "1/64")
-    found = finding(build_report(gone, study.read), OTHER_DATA, "code")
+    left = without(results, lambda c: c.arm == "vary_general" and c.axis["fraction"] == "1/64")
+    found = finding(build_report(left, study.read), OTHER_DATA, "code")
     assert found.judgement == "inconclusive"
     assert "only 2 of 3 levels could be compared" in found.sentence
 
@@ -665,16 +663,16 @@ def test_the_order_in_which_equal_arms_are_written_decides_no_claim() -> None:
     assert found.sentence.startswith("mixed_sequential, from the end of specialize")
 
 
-def test_claims_of_arms_without_a_result_cannot_be_told() -> None:
+def test_claims_of_arms_without_a_result_are_inconclusive() -> None:
     study = PlantedStudy(items=100)
     results = study.results("failed", rq4(study, seeds=(0,)))
     every = {claim.text for claim in build_report(results, study.read).claims}
-    gone = {"sequential", "multi_task", "dmt", "general_only", "code_only"}
-    report = build_report(without(results, lambda c: c.arm in gone), study.read)
+    left = {"sequential", "multi_task", "dmt", "general_only", "code_only"}
+    report = build_report(without(results, lambda c: c.arm in left), study.read)
     assert {claim.text for claim in report.claims} == every
-    untold = every - {FORGETS}
+    inconclusive = every - {FORGETS}
     for claim in report.claims:
-        if claim.text in untold:
+        if claim.text in inconclusive:
             assert {f.judgement for f in claim.findings} == {"inconclusive"}
     reasons = {
         "Training in sequence forgets math and code": "no finished run of sequential",

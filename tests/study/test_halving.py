@@ -3,13 +3,13 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from sft_lab.study.halving import Found, Trial, Verdict, judge, search
+from sft_lab.study.halving import Found, Retained, Trial, judge, search
 
 VALUES = ["0", "1/256", "1/64", "1/16", "1/4", "1/2", "1"]
 
 
-def all_values(verdicts: dict[str, Verdict]) -> Found:
-    found = search(VALUES, [0, 1], lambda value, seeds: verdicts[value])
+def all_values(results: dict[str, Retained]) -> Found:
+    found = search(VALUES, [0, 1], lambda value, seeds: results[value])
     assert isinstance(found, Found)
     return found
 
@@ -27,13 +27,13 @@ def test_where_none_keeps_there_is_no_value() -> None:
 
 
 def test_the_middle_is_asked_for_first_and_seeds_are_added_where_nothing_is_shown() -> None:
-    told: dict[tuple[str, int], Verdict] = {}
+    told: dict[tuple[str, int], Retained] = {}
 
-    def verdict(value: str, seeds: list[int]) -> Verdict | None:
+    def judged(value: str, seeds: list[int]) -> Retained | None:
         return told.get((value, len(seeds)))
 
     def step() -> Trial | Found:
-        return search(["1/64", "1/16", "1/4"], [5, 7], verdict)
+        return search(["1/64", "1/16", "1/4"], [5, 7], judged)
 
     assert step() == Trial("1/16", 5)
     told["1/16", 1] = "not shown"
@@ -84,13 +84,13 @@ def searched(runs: dict[str, list[np.ndarray]], limit: float) -> Found:
     """Search among values by the runs that they would have had, as a study does."""
     tried: set[tuple[str, int]] = set()
 
-    def verdict(value: str, seeds: Sequence[int]) -> Verdict | None:
+    def judged(value: str, seeds: Sequence[int]) -> Retained | None:
         if any((value, seed) not in tried for seed in seeds):
             return None
         best, now = ([runs[value][seed][at].tolist() for seed in seeds] for at in (0, 1))
         return judge({"math": (best, now)}, {"math": limit}, 0.9, num_seeds=3)
 
-    while isinstance(step := search(list(runs), [0, 1, 2], verdict), Trial):
+    while isinstance(step := search(list(runs), [0, 1, 2], judged), Trial):
         tried.add((step.value, step.seed))
     return step
 
@@ -103,7 +103,7 @@ def searched(runs: dict[str, list[np.ndarray]], limit: float) -> Found:
 def test_confidence_is_held_over_seeds(retained: float, seed_sd: float) -> None:
     chance = np.random.default_rng(0)
     found = [
-        searched({"k": simulated(retained, seed_sd, chance)}, 0.85).verdicts["k"]
+        searched({"k": simulated(retained, seed_sd, chance)}, 0.85).retained["k"]
         for _ in range(1000)
     ]
     assert found.count("kept") <= 100  # at 90 % confidence

@@ -1,4 +1,4 @@
-"""RQ1 and RQ2: what the amount of data does, a source alone and all sources mixed."""
+"""RQ1 and RQ2: abilities by amount of data, one source alone and all sources mixed."""
 
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
@@ -23,14 +23,14 @@ _LOSES = "with all data, mixing loses (7B: GSM8K by 1.6, HumanEval by 3.8, MT-Be
 
 
 def is_alone(arm: str, source: str | None) -> bool:
-    """Say whether an arm trains a source alone, by its name: the source's, or ``<source>_only``."""
+    """Return whether an arm is named ``<source>`` or ``<source>_only``: it trains that alone."""
     return source is not None and (arm == source or arm.startswith(f"{source}_only"))
 
 
 def own_series(question: Question | None, ability: Ability) -> list[list[RunGroup]]:
     """Return the groups that train the source of an ability alone, from the least amount up.
 
-    Those that differ by a further axis are series of their own. Empty where there are none.
+    Groups that differ by a further axis are separate series. Empty without such groups.
     """
     series = series_of(question).values() if question else ()
     found = [groups for groups in series if is_alone(groups[0].arm, ability.source)]
@@ -45,7 +45,7 @@ def single_question(results: StudyResults) -> Question | None:
 def single_claims(
     question: Question, abilities: Sequence[Ability], measured: Measurements
 ) -> tuple[list[Claim], list[Comparison]]:
-    """Return what the data say of each ability and the amount of its own data."""
+    """Judge whether each ability rises with its own data."""
     abilities = taught(abilities)
     series = [
         (ability, _with_runs(groups))
@@ -80,7 +80,7 @@ def mixed_claims(
     abilities: Sequence[Ability],
     measured: Measurements,
 ) -> tuple[list[Claim], list[Comparison]]:
-    """Return what the data say of mixing the sources against each alone, at equal amounts."""
+    """Judge mixing of the sources against each alone, at equal amounts."""
     abilities = taught(abilities)
     arms = series_of(question)
     pairs = [
@@ -117,7 +117,7 @@ def mixed_claims(
                 if len(found) == 1:
                     findings.append(_one_amount(ability, arm, found[0][1]))
                     continue
-                # Where neither is above the base yet, mixing can neither gain nor lose.
+                # As long as neither is above the base, mixing can neither gain nor lose.
                 last = len(found) - 1
                 first = next((n for n, (*_, learns) in enumerate(found) if learns), last)
                 comparison, level, learns = found[first if at == 0 else last]
@@ -156,15 +156,15 @@ def _with_runs(groups: Sequence[RunGroup]) -> list[RunGroup]:
 
 
 def _steps(levels: Sequence[str], steps: Sequence[Comparison]) -> str:
-    """Say which of the steps from level to level are shown."""
+    """Return which of the steps from level to level are shown, as a sentence."""
     named = list(zip(pairwise(levels), steps, strict=True))
-    told = [(a, b, c) for (a, b), c in named if c.difference is not None]
+    tested = [(a, b, c) for (a, b), c in named if c.difference is not None]
     missing = [(a, b, c) for (a, b), c in named if c.difference is None]
-    if not told:
+    if not tested:
         return "None of its steps up could be compared."
-    falls = [(a, b, c) for a, b, c in told if c.difference and c.difference.value < 0]
-    rises = sum(c.shown for _, _, c in told) - sum(c.shown for _, _, c in falls)
-    some = f"{len(told)} of its" if missing else "its"
+    falls = [(a, b, c) for a, b, c in tested if c.difference and c.difference.value < 0]
+    rises = sum(c.shown for _, _, c in tested) - sum(c.shown for _, _, c in falls)
+    some = f"{len(tested)} of its" if missing else "its"
     text = f"Of {some} {_steps_up(len(steps))}, {rises} {'is' if rises == 1 else 'are'} shown"
 
     def places(some: Sequence[tuple[str, str, Comparison]]) -> str:

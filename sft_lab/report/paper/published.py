@@ -1,4 +1,4 @@
-"""The paper's published scores, beside ours where the base is a LLaMA."""
+"""The paper's published scores, shown next to ours if the base is a LLaMA."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class Published:
         self._scores: Mapping[str, Any] = _file()[size]
 
     def strategy(self, ability: Ability, arm: str, level: str) -> str:
-        """Return Table 1's score of a strategy as it is written; empty where there is none."""
+        """Return Table 1's score of a strategy as text; empty if it has none."""
         row = arm.removesuffix("_only")
         if row == "dmt":
             return self._text(ability, self._at("k", level))
@@ -65,9 +65,9 @@ class Published:
 
 
 def published_for(bases: Sequence[str]) -> Published | None:
-    """Return the paper's scores of the size that is nearest by name, 7B where it has none.
+    """Return the paper's scores of the size that a LLaMA base names, 7B if it names none.
 
-    None where no base is a LLaMA.
+    None if no base is a LLaMA.
     """
     llamas = [base for base in bases if "llama" in base.lower()]
     if not llamas:

@@ -24,7 +24,7 @@ def varied(group: RunGroup, abilities: Sequence[Ability]) -> frozenset[str]:
     """Return the sources whose amount a group's arm varies, read from its names.
 
     The axis may be named after a source, ``general`` or ``special`` (all but the general one);
-    else the arm says it, as in ``vary_general`` or ``special_varied``. Empty where neither does.
+    else the arm says it, as in ``vary_general`` or ``special_varied``. Empty if neither does.
     """
     sources = {ability.source for ability in abilities if ability.source}
     special = frozenset(sources - {GENERAL})
@@ -39,7 +39,7 @@ def varied(group: RunGroup, abilities: Sequence[Ability]) -> frozenset[str]:
 def ratio_claims(
     question: Question, abilities: Sequence[Ability], measured: Measurements
 ) -> tuple[list[Claim], list[Comparison]]:
-    """Return what the data say of an ability's own data and of the amount of the others."""
+    """Judge whether an ability depends on its own data, and on the amount of the others."""
     abilities = taught(abilities)
     compared: list[tuple[str, RunGroup, Ability, Comparison]] = []
     series = series_of(question)
@@ -63,7 +63,7 @@ def ratio_claims(
         least, first = levels[0]
         changed = sorted(varied(least, abilities))
         if not changed:
-            sentence = f"{arm}: its names say not which source varies; name its axis after it."
+            sentence = f"{arm}: its names do not say which source varies; name its axis after it."
             others.append(Finding(ability.name, "inconclusive", sentence))
         elif ability.source in changed:
             greatest = next(group.level for group in reversed(series[arm]) if group.runs)
@@ -72,8 +72,8 @@ def ratio_claims(
             own.append(judge_direction(first, 1, lead))
         else:
             lead = f"{arm}, {' and '.join(changed)} varied, its own data the same"
-            told = [comparison for _, comparison in levels]
-            others.append(judge_no_effect(told, len(series[arm]) - 1, lead))
+            tested = [comparison for _, comparison in levels]
+            others.append(judge_no_effect(tested, len(series[arm]) - 1, lead))
     claims = [
         Claim(question.name, "An ability depends on the amount of its own data", _OWN, own),
         Claim(

@@ -1,4 +1,4 @@
-"""RQ4: the rows of the strategies' table, their specialists, and what each strategy lost."""
+"""RQ4: the rows of the strategies' table, their specialists, and each strategy's losses."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -31,9 +31,9 @@ def table_groups(
 def references(
     rows: Sequence[RunGroup], abilities: Sequence[Ability], measured: Measurements
 ) -> dict[Ability, RunGroup]:
-    """Return the specialist of each ability that has one: what trains its own source alone.
+    """Return the specialist of each ability that has one: the group of its own source alone.
 
-    Another source's specialist is none, however well it does. Of several the best is taken.
+    Another source's specialist does not count, however well it does. Of several, the best is taken.
     """
     found: dict[Ability, RunGroup] = {}
     for ability in abilities:
@@ -66,7 +66,7 @@ def against_references(
 def drops(
     family: str, groups: Iterable[RunGroup], abilities: Sequence[Ability], measured: Measurements
 ) -> list[Drop]:
-    """Return what each group of several stages has lost of each ability since its best."""
+    """Return the drop of each ability in each group of several stages, corrected together."""
     found = [
         drop
         for group in groups

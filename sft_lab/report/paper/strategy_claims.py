@@ -1,4 +1,4 @@
-"""RQ4: what the data say of forgetting, of replay, and of training on all at once."""
+"""RQ4: claims on forgetting, on replay, and on training on all sources at once."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,17 +37,17 @@ def strategy_claims(
     table: Sequence[Comparison],
     lost: Sequence[Drop],
 ) -> tuple[list[Claim], list[Comparison]]:
-    """Return what the data say of forgetting, of replay, and of training on all at once.
+    """Judge the claims on forgetting, on replay, and on training on all sources at once.
 
     Args:
         question: Arms are strategies by name; ``dmt`` has an axis k.
         abilities: The study's abilities.
         measured: Means and comparisons.
         table: Every strategy against the specialists.
-        lost: What each strategy has lost.
+        lost: The drops of each strategy.
 
     Returns:
-        Claims, and the comparisons of replay shares that they stand on.
+        Claims, and the comparisons of replay shares they rest on.
     """
     general, special = general_of(abilities), special_of(abilities)
     replay = _replay_comparisons(question, abilities, measured)
@@ -61,14 +61,14 @@ def strategy_claims(
         why = f"{arm} was measured at no earlier stage end"
         findings = []
         for ability in special if mine else ():
-            told = [
+            found = [
                 judge_direction(
                     drop.comparison, -1, f"{arm}, from {_after(drop.best)} to the end of training"
                 )
                 for drop in lost
                 if drop.group.run_ids in trained and drop.comparison.ability == ability
             ]
-            findings += told or [_untold(ability, why if trained else _NO_RUN.format(arm))]
+            findings += found or [_inconclusive(ability, why if trained else _NO_RUN.format(arm))]
         return findings
 
     def replayed(
@@ -76,8 +76,8 @@ def strategy_claims(
     ) -> list[Finding]:
         findings = []
         for ability in wanted:
-            told = [judge(c) for c in comparisons if c.ability == ability]
-            findings += told or ([_untold(ability, why)] if why else [])
+            found = [judge(c) for c in comparisons if c.ability == ability]
+            findings += found or ([_inconclusive(ability, why)] if why else [])
         return findings
 
     def multi_task(wanted: Sequence[Ability], judge: _Judge) -> list[Finding]:
@@ -86,9 +86,9 @@ def strategy_claims(
         labels = [group.label for group in groups if group.run_ids in trained]
         findings = []
         for ability in wanted if mine else ():
-            told = [judge(c) for c in table if c.after in labels and c.ability == ability]
+            found = [judge(c) for c in table if c.after in labels and c.ability == ability]
             missing = f"{ability.source} alone" if trained else "multi_task"
-            findings += told or [_untold(ability, _NO_RUN.format(missing))]
+            findings += found or [_inconclusive(ability, _NO_RUN.format(missing))]
         return findings
 
     rises, falls = partial(judge_direction, sign=1), partial(judge_direction, sign=-1)
@@ -146,13 +146,13 @@ def strategy_claims(
 
 
 def _why_no_replay(groups: Sequence[RunGroup]) -> tuple[str, str]:
-    """Say why the least share may not be compared with none, and the greatest with the least.
+    """Return why the least share cannot be compared with none, and the greatest with the least.
 
-    Empty where the study does not ask for that.
+    Empty if the study does not ask for that.
     """
     dmt = [group for group in groups if group.arm == "dmt" and group.axis]
     if dmt and not any("k" in group.axis for group in dmt):
-        why = "dmt has no axis k, by which its replay shares are told apart"
+        why = "dmt has no axis k, which names its replay shares"
         return why, why
     some = [group for group in dmt if amount(group.axis.get("k", ""))]
     none = [group for group in groups if group.arm == "mixed_sequential"]
@@ -177,7 +177,7 @@ class Sweep:
 
 
 def replay_sweeps(question: Question) -> list[Sweep]:
-    """Return the sweeps of ``dmt`` over its axis ``k``; mixed sequential stands for k = 0."""
+    """Return the sweeps of ``dmt`` over its axis ``k``; mixed sequential is k = 0."""
     groups = groups_of(question)
     series: dict[tuple[tuple[str, str], ...], dict[str, RunGroup]] = {}
     for group in groups:
@@ -223,13 +223,12 @@ def _replay_comparisons(
     )
 
     def of(pairs: Sequence[tuple[RunGroup, RunGroup]]) -> list[Comparison]:
-        told = zip(tests, comparisons, strict=True)
-        return [comparison for (_, pair), comparison in told if pair in pairs]
+        return [c for (_, pair), c in zip(tests, comparisons, strict=True) if pair in pairs]
 
     return _Replay(of(little), of(much), comparisons)
 
 
-def _untold(ability: Ability, why: str) -> Finding:
+def _inconclusive(ability: Ability, why: str) -> Finding:
     return Finding(ability.name, "inconclusive", f"Not compared, because {why}.")
 
 

@@ -88,7 +88,7 @@ def _sweep(question: Question, context: Context, best: dict[Ability, RunGroup]) 
         context,
         "Replay share k",
         "Each panel is an ability at the end of DMT by the share k of math and code that its last "
-        "stage replays. k = 0 replays nothing and stands one step left of the least share; "
+        "stage replays. k = 0 replays nothing and is drawn one step left of the least share; "
         "straight lines are the specialist of the ability's own source and multi-task training. "
         "Bands are 95 % intervals over seeds and items.",
         lines,
@@ -135,8 +135,8 @@ def _drop_figure(question: Question, context: Context, lost: Sequence[Drop]) -> 
     ]
     return figure_of(
         "Forgetting",
-        "Change of each ability from the stage end where it stood highest to the end of training, "
-        "with 95 % intervals: left of zero is forgotten. Filled points are shown after Holm's "
+        "Change of each ability from the stage end where its mean was highest to the end of "
+        "training, with 95 % intervals: left of zero is forgotten. Filled points are shown after Holm's "
         "correction, hollow grey ones may be chance.",
         panels,
     )
