@@ -5,48 +5,9 @@ from typing import Any, cast
 
 import pytest
 
-from sft_lab.analysis.study_results import SearchResult
 from sft_lab.metrics.score import Score
-from sft_lab.report.sections import searches_section
 from sft_lab.runs.results import Point
 from sft_lab.study import search
-
-
-def found(value: str | None, seeds: int = 3) -> SearchResult:
-    return SearchResult(
-        question="replay",
-        arm="k_finder",
-        axis="k",
-        retention={"math/accuracy": 0.875},
-        confidence=0.9,
-        value=value,
-        retained={"1/32": "kept", "1/128": "not shown"},
-        trials=4,
-        grid=21,
-        seeds=seeds,
-    )
-
-
-def test_a_search_is_told_with_its_cost_and_what_it_does_not_say() -> None:
-    section = searches_section([found("1/32")])
-    (sentence,) = section.text
-    assert "keeps 87.5 % of math/accuracy: k = 1/32 was shown to, in 4 of the grid's" in sentence
-    assert "21 runs, at 90 % confidence for each value and ability. A search of several" in sentence
-    assert "one seed" not in sentence
-    assert "a value of which nothing was shown counts as one that does not keep" in sentence
-    assert section.tables[0].rows[0][1:4] == ["k = 1/32", "4", "21"]
-    assert section.tables[0].rows[0][4] == "1/32: kept; 1/128: not shown"
-
-
-def test_a_search_without_a_result_says_so() -> None:
-    (sentence,) = searches_section([found(None)]).text
-    assert "none was shown to, in 4 of the grid's 21 runs, at 90 % confidence for" in sentence
-
-
-@pytest.mark.parametrize("value", ["1/32", None])
-def test_a_search_with_one_seed_says_that_it_is_about_items_only(value: str | None) -> None:
-    (sentence,) = searches_section([found(value, seeds=1)]).text
-    assert "ability, over items only: there is one seed, and another may differ." in sentence
 
 
 def test_marks_are_of_the_items_that_every_evaluation_could_grade(
@@ -70,7 +31,7 @@ def test_marks_are_of_the_items_that_every_evaluation_could_grade(
 
     def read_result(store: Any, run_id: str) -> Any:
         points = [point(step, found) for step, found in ratings[run_id].items()]
-        return SimpleNamespace(run_id=run_id, boundaries=points)
+        return SimpleNamespace(run_id=run_id, points=points, boundaries=points)
 
     monkeypatch.setattr(search, "read_result", read_result)
     client = SimpleNamespace(get_run=lambda run_id: run_id)

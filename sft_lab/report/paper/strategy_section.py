@@ -136,7 +136,7 @@ def _drop_figure(question: Question, context: Context, lost: Sequence[Drop]) -> 
     return figure_of(
         "Forgetting",
         "Change of each ability from the stage end where its mean was highest to the end of "
-        "training, with 95 % intervals: left of zero is forgotten. Filled points are shown after Holm's "
-        "correction, hollow grey ones may be chance.",
+        "training, with 95 % intervals: left of zero is forgotten. Filled points are shown after "
+        "Holm's correction, hollow grey ones may be chance.",
         panels,
     )
