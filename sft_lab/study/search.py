@@ -13,7 +13,7 @@ from sft_lab.metrics.forgetting import best_boundary
 from sft_lab.runs.results import Point, RunResult, read_answers, read_result
 from sft_lab.runs.store import RunStore
 from sft_lab.study.design import Arm, CellSpec, Search, StudyDesign, arm_cells
-from sft_lab.study.halving import Found, Trial, Retained, judge, search
+from sft_lab.study.halving import Found, Retained, Trial, judge, search
 from sft_lab.study.runs import cell_config
 
 
