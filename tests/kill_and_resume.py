@@ -1,10 +1,10 @@
-"""Kills runs with SIGKILL, resumes each, and holds the result against a run that was never killed.
+"""Kill runs with SIGKILL, resume each, and compare the result with an unbroken run.
 
     python tests/kill_and_resume.py --kills 20
 
 Every kill is at a random moment, or at a named point such as half-way through writing a
-checkpoint. A killed run is gone on with by ``--ckpt_path last``; in the end its MLflow run holds
-every point of the unbroken one, to the last bit and once only, and the same adapters.
+checkpoint. A killed run is resumed by ``--ckpt_path last``; in the end its MLflow run holds every
+point of the unbroken one exactly once, equal to the last bit, and the same adapters.
 """
 
 import argparse
@@ -44,7 +44,7 @@ COMMAND = [
     "--trainer.log_every_n_steps=2",
 ]
 STORE = "sqlite:///mlruns/mlflow.db"
-# What a clock says differs between any two runs.
+# Measured times differ between any two runs.
 CLOCKS = ("speed/", "time/")
 
 
@@ -53,7 +53,7 @@ def _die() -> None:
 
 
 def _kill_at_call(owner: Any, name: str, call: int, *, after: bool = False) -> Callable[[], None]:
-    """Return what makes the ``call``-th call of a function the last thing its process does."""
+    """Return a function that arranges a kill at the ``call``-th call of another function."""
 
     def arm() -> None:
         original = getattr(owner, name)
@@ -94,7 +94,7 @@ def _kill_half_way_through_writing(call: int) -> Callable[[], None]:
 
 
 def points_of_no_return() -> dict[str, Callable[[], None]]:
-    """Return the named moments at which a run is killed, each with what arms it."""
+    """Return the named moments of kills, each with the function that arranges the kill."""
     from sft_lab.callbacks.in_loop_evaluation import InLoopEvaluation
     from sft_lab.callbacks.run_checkpoint import RunCheckpoint
     from sft_lab.callbacks.stage_scheduler import StageScheduler
@@ -111,16 +111,16 @@ def points_of_no_return() -> dict[str, Callable[[], None]]:
         "before a checkpoint is moved into place": _kill_at_call(os, "replace", 3),
         "between two micro-batches of a window": _kill_at_call(SFTModule, "training_step", 14),
         "during an evaluation": _kill_at_call(NativeEngine, "complete", 8),
-        "behind an evaluation": _kill_at_call(InLoopEvaluation, "evaluate", 3, after=True),
+        "after an evaluation": _kill_at_call(InLoopEvaluation, "evaluate", 3, after=True),
         "while points are logged": _kill_at_call(RunLogger, "log_metrics", 9, after=True),
         "at the end of a pass": _kill_at_call(StageScheduler, "on_train_epoch_end", 1, after=True),
         "at the boundary": _kill_at_call(StageScheduler, "on_train_epoch_end", 2, after=True),
-        "behind the boundary's checkpoint": _kill_at_call(RunCheckpoint, "_save", 8, after=True),
+        "after the boundary's checkpoint": _kill_at_call(RunCheckpoint, "_save", 8, after=True),
         "before the next stage's first batch": _kill_at_call(
             StageScheduler, "on_train_epoch_start", 3
         ),
         "during the last evaluation": _kill_at_call(Evaluator, "_evaluation", 7),
-        "behind the last step": _kill_at_call(StageScheduler, "on_train_epoch_end", 3),
+        "after the last step": _kill_at_call(StageScheduler, "on_train_epoch_end", 3),
     }
 
 
@@ -130,7 +130,7 @@ def run(
     """Run the command in a forked process, so that libraries are imported once for all runs.
 
     Returns:
-        The exit status, negative for a signal, and the seconds it took.
+        The exit status, negative for a signal, and the duration in seconds.
     """
     start = time.perf_counter()
     child = os.fork()
@@ -162,7 +162,7 @@ def run(
 
 
 def record() -> dict[str, list[tuple[int, float]]]:
-    """Return every point of the one run in the store, by key, in the order of steps."""
+    """Return every point of the only run in the store, by key, in the order of steps."""
     from sft_lab.runs.store import RunStore
 
     store = RunStore(STORE)
@@ -186,7 +186,7 @@ def record() -> dict[str, list[tuple[int, float]]]:
 
 
 def differences(expected: dict[str, Any], got: dict[str, Any]) -> list[str]:
-    """Return in which keys two records differ, clocks aside."""
+    """Return the keys in which two records differ, except measured times."""
     keys = sorted({*expected, *got})
     return [
         f"{key}: expected {expected.get(key)}, got {got.get(key)}"
@@ -196,15 +196,15 @@ def differences(expected: dict[str, Any], got: dict[str, Any]) -> list[str]:
 
 
 def kill_and_resume(kills: int, seed: int, points: list[str] | None = None) -> list[str]:
-    """Kill and resume runs, each in a folder of its own, and print what happened.
+    """Kill and resume runs, each in a folder of its own, and print the outcomes.
 
     Args:
-        kills: How many random moments.
+        kills: Number of random moments.
         seed: Seed of the moments.
-        points: Which named moments besides; all where None.
+        points: Names of further moments; None for all.
 
     Returns:
-        What went wrong; nothing where every resume was exact.
+        The faults; none if every resume was exact.
     """
 
     torch.set_num_threads(1)  # a forked process must not inherit a pool of threads
@@ -234,7 +234,7 @@ def kill_and_resume(kills: int, seed: int, points: list[str] | None = None) -> l
             os.chdir(path)
             code, _ = run([], arm, kill_after_s)
             has_run = _has_run()
-            resumed = "resumed" if has_run else "started anew"
+            resumed = "resumed" if has_run else "restarted"
             if code == -signal.SIGKILL:
                 code, _ = run(["--ckpt_path=last"] if has_run else [])
             problems = (
@@ -248,7 +248,7 @@ def kill_and_resume(kills: int, seed: int, points: list[str] | None = None) -> l
 
 
 def _has_run() -> bool:
-    """Say whether the killed process had opened its MLflow run."""
+    """Return whether the killed process had opened its MLflow run."""
     from sft_lab.runs.store import RunStore
 
     return Path("mlruns/mlflow.db").exists() and bool(RunStore(STORE).unfinished())

@@ -1,11 +1,11 @@
-"""Runs the embedded world's strategies over seeds and prints the README's tables.
+"""Run the embedded world's strategies over seeds and print tables of their scores.
 
     python tests/world_table.py --seeds 0 1 2
     python tests/world_table.py --seeds 0 1 2 --study order
     python tests/world_table.py --seeds 0 1 2 --study guard
 
-Runs that the store already holds as finished are not run again. Scores are those at a run's end,
-in percent, as mean [least, greatest] over the seeds; retention is that score over the best before.
+Runs that are already finished in the store are not repeated. Scores are those at a run's end, in
+percent, as mean [least, greatest] over the seeds; retention is that score over the best before.
 """
 
 import argparse
@@ -25,13 +25,13 @@ STUDIES: dict[str, list[tuple[str, list[str]]]] = {
         ("dmt", [REPLAY]),
         ("dmt", ["--data.k=1/16"]),
     ],
-    # Why sources are spread evenly: the same rows in orders that let them fall together.
+    # Shows why sources are spread evenly: the same rows in orders that may cluster them.
     "order": [
         ("dmt", [REPLAY]),
         ("dmt", [REPLAY, "--data.order=random"]),
         ("dmt", [REPLAY, "--data.order=length"]),
     ],
-    # Shares chosen beforehand, and steered by what is measured.
+    # Compares fixed shares with those that the guard adapts.
     "guard": [("dmt", [REPLAY]), ("dmt", ["--data.k=1/16"]), ("guarded", [])],
 }
 SCORES = {
@@ -42,7 +42,7 @@ SCORES = {
 
 
 def run_name(strategy: str, overrides: Sequence[str], seed: int) -> str:
-    """Return the name of a run; without an order it is that which the run would give itself."""
+    """Return the name of a run, by default the one that the run gives itself."""
     changed = "".join(f" {override.removeprefix('--data.')}" for override in overrides)
     return f"{strategy}{changed} seed {seed}"
 
@@ -54,7 +54,7 @@ def finished(store: RunStore) -> dict[str, Any]:
 
 
 def spread(values: Sequence[float | None], scale: float, digits: int) -> str:
-    """Return mean [least, greatest]; a dash where no seed has a value."""
+    """Return mean [least, greatest], or a dash if no seed has a value."""
     known = [scale * value for value in values if value is not None]
     if not known:
         return "-"
@@ -63,12 +63,12 @@ def spread(values: Sequence[float | None], scale: float, digits: int) -> str:
 
 
 def best(store: RunStore, run: Any, key: str) -> float:
-    """Return the best score that a run has had."""
+    """Return the best score of a run."""
     return max(p.value for p in store.client.get_metric_history(run.info.run_id, key))
 
 
 def main() -> None:
-    """Run what is missing and print the table."""
+    """Do the missing runs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--study", choices=STUDIES, default="strategies")

@@ -1,10 +1,11 @@
-"""What this machine has, and whether 4-bit training is right on it."""
+"""Report what this machine has, and whether 4-bit training is correct on it."""
 
 import json
 import os
 import platform
 import socket
 from importlib.metadata import version
+from textwrap import TextWrapper
 from typing import Any
 
 import torch
@@ -19,13 +20,14 @@ from sft_lab.paths import find_config
 from sft_lab.runs.store_uri import check_store, local_file
 
 _PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes", "mlflow")
+_INDENT = 17  # of findings; names are shorter
 
 
 def gradient_cosine(quantization: Any = "nf4") -> float:
-    """Return the cosine of LoRA gradients before and after an evaluation; 1 where all is well.
+    """Return the cosine of LoRA gradients before and after an evaluation; 1 if all is well.
 
     On some CPUs bitsandbytes repacks 4-bit weights during a forward in eval mode, and the next
-    backward is wrong. The lab turns that off; this measures that it is off.
+    backward is wrong. The lab turns repacking off, and this checks that it is off.
     """
     model = add_lora(load_base("world://base", quantization, torch.float32), Lora(r=8), seed=0)
     with torch.random.fork_rng():
@@ -49,34 +51,30 @@ def gradient_cosine(quantization: Any = "nf4") -> float:
     return float(torch.nn.functional.cosine_similarity(before, gradient(), dim=0))
 
 
-def report(tracking_uri: str) -> list[tuple[str, str]]:
-    """Return what is there, as pairs of a name and a finding."""
-    findings = [
-        (
-            "host",
-            f"{socket.gethostname()}, Python {platform.python_version()}, {os.cpu_count()} CPUs",
-        ),
-        ("packages", ", ".join(f"{name} {version(name)}" for name in _PACKAGES)),
-    ]
+def report(tracking_uri: str) -> dict[str, str]:
+    """Return the findings about this machine, by name."""
     if torch.cuda.is_available():
         properties = torch.cuda.get_device_properties(0)
-        findings.append(("CUDA", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
+        cuda = f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
     else:
-        findings.append(("CUDA", "none: training on the CPU"))
+        cuda = "none: training on the CPU"
     precision = best_precision()
     native = "native bf16" if precision == "bf16-mixed" else "bf16 only emulated, so float32"
-    findings.append(("precision", f"{precision} ({native})"))
     cosine = gradient_cosine()
-    verdict = "right" if cosine > 0.999 else "WRONG, do not train in 4 bits here"
-    findings.append(
-        ("4-bit gradients", f"{verdict} (cosine {cosine:.4f} before and after an evaluation)")
-    )
-    findings.append(("MLflow store", _store_state(tracking_uri)))
+    gradients = "correct" if cosine > 0.999 else "WRONG, do not train in 4 bits on this machine"
     fault = isolation_fault()
     levels = f"isolated (by {isolation_route()}), limited"
-    findings.append(("sandbox", f"limited only: {fault}" if fault else levels))
-    findings.append(("configs", str(find_config("configs/trainer.yaml").parent.resolve())))
-    return findings
+    python = f"Python {platform.python_version()}"
+    return {
+        "host": f"{socket.gethostname()}, {python}, {os.cpu_count()} CPUs",
+        "packages": ", ".join(f"{name}=={version(name)}" for name in _PACKAGES),
+        "CUDA": cuda,
+        "precision": f"{precision} ({native})",
+        "4-bit gradients": f"{gradients} (cosine {cosine:.4f} before and after an evaluation)",
+        "MLflow store": _store_state(tracking_uri),
+        "sandbox": f"limited only: {fault}" if fault else levels,
+        "configs": str(find_config("configs/trainer.yaml").parent.resolve()),
+    }
 
 
 def _store_state(tracking_uri: str) -> str:
@@ -86,11 +84,11 @@ def _store_state(tracking_uri: str) -> str:
         return str(fault)
     file = local_file(tracking_uri)
     if file is None or file.exists():
-        return f"{tracking_uri}, can be used"
+        return f"{tracking_uri}, available"
     folder = next(parent for parent in file.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        return f"{tracking_uri} cannot be made: no permission to write in {folder}"
-    return f"{tracking_uri}, made by the first run"
+        return f"{tracking_uri} cannot be created: no permission to write in {folder}"
+    return f"{tracking_uri}, created by the first run"
 
 
 def main(arguments: list[str]) -> int:
@@ -101,7 +99,15 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     findings = report(options.tracking_uri)
     if options.json:
-        print(json.dumps(dict(findings), indent=2))
-    else:
-        print("\n".join(f"{name:<16}{finding}" for name, finding in findings))
+        print(json.dumps(findings, indent=2))
+        return 0
+    for name, finding in findings.items():
+        wrapper = TextWrapper(
+            width=80,
+            initial_indent=f"{name:<{_INDENT}}",
+            subsequent_indent=" " * _INDENT,
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        print(wrapper.fill(finding))
     return 0

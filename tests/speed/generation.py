@@ -1,15 +1,15 @@
-"""Times the evaluation's generation against transformers' ``generate`` on the same live weights.
+"""Time the evaluation's generation against transformers' ``generate`` on the same live weights.
 
     python tests/speed/generation.py [--batch_size 16 ...] [--steps N] [--drafted N] [--repeats N]
 
-The world's base in NF4, with adapters that N steps on the world's sources have trained, answers the
-world's 600 items. transformers' ``generate`` takes them in the order of the files, so many at a
-time; here as many are answered at a time, from the live weights, with the base dequantised once and
-the adapters kept apart, and from a merged copy, the making of each counted: once as in the first
-evaluation of a run, and once as in a later one, where the answers of the evaluation before, some
-steps of training ago, are drafts. transformers with a merged copy shows what the weights alone
-save. The ways take turns; the best of their repeats counts, on both sides of a ratio. Tokens are
-those of the answers and one more each, for its end, padding not.
+The world's base in NF4, with adapters trained for N steps on the world's sources, answers the
+world's 600 items. transformers' ``generate`` takes batches in the order of the files; the lab takes
+batches of the same size from the live weights, from a dequantised base with separate adapters, and
+from a merged copy, counting the time to make each. Each is timed as in the first evaluation of a
+run, and as in a later one, which uses the previous evaluation's answers as drafts. transformers
+with a merged copy shows the effect of the weights alone. All alternate, and the best of their
+repeats counts, on both sides of a ratio. Tokens are those of the answers with their end tokens,
+without padding.
 """
 
 import argparse
@@ -54,7 +54,7 @@ def read_prompts(renderer: Renderer) -> Prompts:
 
 
 class Training:
-    """Trains adapters on rows of all sources, as a run would, so that answers have an end."""
+    """Train adapters on rows of all sources, as a run does, so that answers end."""
 
     def __init__(self, model: Any, corpus: Corpus) -> None:
         corpus.load(list(corpus.sources))
@@ -67,7 +67,7 @@ class Training:
         self.optimizer = torch.optim.AdamW(trained, lr=2e-3)
 
     def run(self, steps: int) -> None:
-        """Train so many steps more."""
+        """Train for more steps."""
         for _ in range(steps):
             places = torch.randint(len(self.refs), (TRAINED_ROWS,), generator=self.generator)
             bins = [[self.refs[place]] for place in places.tolist()]
@@ -86,7 +86,7 @@ class Training:
 
 @torch.no_grad()
 def theirs(model: Any, prompts: Prompts, renderer: Renderer, batch_size: int) -> Answers:
-    """Answer with transformers, in the order of the files."""
+    """Answer with transformers, in file order."""
     ends = set(renderer.stop_token_ids)
     answers = []
     model.eval()
@@ -120,7 +120,7 @@ def theirs(model: Any, prompts: Prompts, renderer: Renderer, batch_size: int) ->
 def theirs_merged(
     model: Any, prompts: Prompts, renderer: Renderer, batch_size: int, dtype: torch.dtype
 ) -> Answers:
-    """Answer with transformers from a merged copy: what the weights alone save."""
+    """Answer with transformers from a merged copy, to show the effect of the weights alone."""
     with evaluation_weights(model, "merged", dtype) as generator:
         return theirs(generator, prompts, renderer, batch_size)
 
@@ -134,7 +134,7 @@ def ours(
     dtype: torch.dtype,
     drafts: Answers | None = None,
 ) -> Answers:
-    """Answer as an evaluation does."""
+    """Answer as the lab's evaluation does."""
     answers: Answers = []
     with evaluation_weights(model, weights, dtype) as generator:
         for limit, some in prompts.items():
@@ -180,22 +180,20 @@ def measure(ways: dict[str, Callable[[], Answers]], repeats: int) -> list[list[s
 
 
 def lengths(prompts: Prompts, answers: Sequence[Sequence[int]]) -> str:
-    """Say how long the answers are."""
-    told, start = [], 0
+    """Describe the lengths of the answers."""
+    described, start = [], 0
     for limit, some in prompts.items():
         counts = [len(answer) for answer in answers[start : start + len(some)]]
         start += len(some)
-        told.append(f"{sum(counts) / len(counts):.1f} (limit {limit})")
-    return ", ".join(told)
+        described.append(f"{sum(counts) / len(counts):.1f} (limit {limit})")
+    return ", ".join(described)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--batch_size", type=int, nargs="+", default=[16])
     parser.add_argument("--steps", type=int, default=100, help="steps of training")
-    parser.add_argument(
-        "--drafted", type=int, default=70, help="step at which drafts were answered"
-    )
+    parser.add_argument("--drafted", type=int, default=70, help="step of the drafts")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     cuda = torch.cuda.is_available()

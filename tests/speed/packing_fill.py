@@ -1,11 +1,11 @@
-"""Measures on real rows how full packed sequences are, and how evenly sources stay spread.
+"""Measure on real rows how full packed sequences are, and how evenly sources stay spread.
 
     python tests/speed/packing_fill.py [FOLDER]
 
 GSM8K, both files of Code Alpaca and the sample of ShareGPT from FOLDER: one pass of all rows that
 fit, and one of ShareGPT with a 16th of the others, which is short and has long rows. Fill is the
-share of packed sequences that is no padding; padding is the share that is, in micro-batches of 8
-rows without packing. A source's share is that of rows, in any stretch of a 20th of the pass.
+share of packed sequences without padding; padding is its share in micro-batches of 8 rows without
+packing. A source's share is its share of rows, in any span of a 20th of the pass.
 """
 
 import argparse
@@ -57,8 +57,8 @@ def extremes(order: Sequence[RowRef], source: str) -> tuple[float, float]:
     return min(shares), max(shares)
 
 
-def tell(title: str, num_tokens: Mapping[str, Sequence[int]], max_length: int) -> None:
-    """Print what one pass over rows of so many tokens comes to."""
+def report(title: str, num_tokens: Mapping[str, Sequence[int]], max_length: int) -> None:
+    """Print the figures of one pass over rows of so many tokens."""
     rows = {source: range(len(counts)) for source, counts in num_tokens.items()}
 
     def planned(packed_length: int | None) -> StagePlan:
@@ -108,7 +108,7 @@ def tell(title: str, num_tokens: Mapping[str, Sequence[int]], max_length: int) -
 
 
 def ending_answers(tokenizer: Path, out: Path) -> Path:
-    """Copy a tokenizer whose end token is one only between spaces, so that it is one anywhere."""
+    """Copy a tokenizer so that its end token, recognised only between spaces, is so anywhere."""
     for file in tokenizer.iterdir():
         content = file.read_text(encoding="utf-8")
         for flag in ("single_word", "lstrip", "rstrip"):
@@ -121,7 +121,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", nargs="?", type=Path, default=SHARED / "data")
     folder = parser.parse_args().folder
-    logging.disable(logging.WARNING)  # rows that do not fit, as many as they are
+    logging.disable(logging.WARNING)  # about rows that do not fit
     sources = {source: Source(str(folder / file), max_dropped=1) for source, file in FILES.items()}
     with tempfile.TemporaryDirectory() as gpt2:
         tokenizers = {
@@ -133,12 +133,12 @@ def main() -> None:
             corpus = Corpus(sources, str(tokenizer), template, max_length)
             corpus.load(sources)
             num_tokens = {s: loaded.num_tokens.tolist() for s, loaded in corpus.loaded.items()}
-            tell(f"{name}, everything", num_tokens, max_length)
+            report(f"{name}, everything", num_tokens, max_length)
             replayed = {
                 source: counts if source == "general" else counts[: len(counts) // 16]
                 for source, counts in num_tokens.items()
             }
-            tell(f"{name}, general and a 16th of the others", replayed, max_length)
+            report(f"{name}, general and a 16th of the others", replayed, max_length)
 
 
 if __name__ == "__main__":

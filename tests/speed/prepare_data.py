@@ -1,10 +1,10 @@
-"""Times the preparation of 110,142 rows of GSM8K's length: here, and by TRL's SFTTrainer.
+"""Time the preparation of 110,142 rows of GSM8K's length: here, and by TRL's SFTTrainer.
 
     pip install -c constraints.txt trl
     python tests/speed/prepare_data.py [--gsm8k FILE] [--rows N] [--without_trl]
 
-Rows are GSM8K's training rows, over and over, each time with another number in front, in the size
-of the paper's RFT set. Each job runs in a process of its own: chat template, tokens, and labels on
+Rows are GSM8K's training rows, repeated with different numbers in front, as many as the paper's
+RFT set has. Each job runs in a process of its own: chat template, tokens, and labels on
 the answer alone, with the world's tokenizer. TRL does the same by ``assistant_only_loss``, in two
 processes. Times are wall seconds without imports; memory is the peak of resident memory, summed
 over a job's processes.
@@ -44,8 +44,8 @@ def write_rows(gsm8k: Path, out: Path, num_rows: int) -> None:
 
 
 def ours(rows: Path) -> Callable[[], int]:
-    """Return the job as the lab does it; a second time it finds its own cache."""
-    import transformers.models.auto.tokenization_auto  # noqa: F401  imported when first used
+    """Return the lab's job; a second run finds its own cache."""
+    import transformers.models.auto.tokenization_auto  # noqa: F401  otherwise imported at first use
 
     from sft_lab.data.corpus import Corpus
     from sft_lab.data.sources import Source
@@ -59,7 +59,7 @@ def ours(rows: Path) -> Callable[[], int]:
 
 
 def by_trl(rows: Path) -> Callable[[], int]:
-    """Return the job as TRL's SFTTrainer does it when it is built."""
+    """Return the job of TRL's SFTTrainer at construction."""
     import datasets
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
@@ -84,7 +84,7 @@ def by_trl(rows: Path) -> Callable[[], int]:
 def run(
     make: Callable[[Path], Callable[[], int]], rows: Path, results: multiprocessing.Queue
 ) -> None:
-    """Make a job and do it, and put its rows, seconds and peak memory in MiB into a queue."""
+    """Make and run a job, and put its rows, seconds and peak memory in MiB into a queue."""
     job = make(rows)
     peak = 0.0
     done = threading.Event()
