@@ -10,6 +10,7 @@ packing. A source's share is its share of rows, in any span of a 20th of the pas
 
 import argparse
 import logging
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ from sft_lab.training.packing import look_ahead_for
 from sft_lab.training.plan import StagePlan, plan_stage
 
 ROOT = Path(__file__).parents[2]
-SHARED = ROOT.parent / "shared"
+SHARED = Path(os.environ.get("SFT_LAB_SHARED") or ROOT.parent / "shared")
 FILES = {
     "math": "gsm8k/train.jsonl.gz",
     "alpaca": "code_alpaca/code_alpaca_2k.json",
