@@ -33,7 +33,8 @@ def memory_by_micro_batch(
         for window in stage.plan.windows
     ]
     sizes = [m for m in range(1, data.batch_size + 1) if data.batch_size % m == 0]
-    return {m: _memory(data, settings, size, steps, m) for m in sizes}
+    answered = _answered(data)
+    return {m: _memory(data, settings, size, steps, answered, m) for m in sizes}
 
 
 def _memory(
@@ -41,6 +42,7 @@ def _memory(
     settings: ModelSettings,
     size: ModelSize,
     steps: Sequence[Sequence[tuple[int, int]]],
+    answered: "_Answered",
     micro_batch_size: int,
 ) -> Memory:
     micro_batches = (
@@ -58,7 +60,6 @@ def _memory(
         ),
         key=sum,
     )
-    answered = _answered(data)
     held_out_tokens, held_out_targets = _held_out(data, micro_batch_size)
     copies = {"live": 0, "dequantized": size.dequantized, "merged": size.merged}
     return Memory(
@@ -94,7 +95,7 @@ class _Answered(NamedTuple):
 def _answered(data: StagedDataModule) -> _Answered:
     suite = data.evaluation
     found = [_Answered()]
-    # A server has memory of its own.
+    # A server has its own memory.
     prompts = suite.prompts(data.corpus.renderer) if suite.engine.is_local else {}
     for name, asked in prompts.items():
         benchmark = suite.benchmarks[name]

@@ -148,7 +148,7 @@ def test_a_merged_copy_is_counted(lab: Lab, precision: str, size: int) -> None:
     ("arguments", "message"),
     [
         (["--model.quantization=nf5"], "model.quantization"),
-        (["--ckpt_path=last"], "--plan looks at a whole run; leave out --ckpt_path."),
+        (["--ckpt_path=last"], "--plan describes a whole run; leave out --ckpt_path."),
         (["--model.base=./nowhere"], "there is no ./nowhere"),
         (["--data.micro_batch_size=3"], "got 4 and 3"),
     ],

@@ -277,7 +277,7 @@ def test_only_fit_starts_from_a_stage(lab: Lab) -> None:
 def test_a_plan_is_of_a_whole_run(lab: Lab) -> None:
     refused = lab.fit("--plan", "--from=two@first")
     assert refused.code == 2
-    assert "--plan looks at a whole run; leave out --from." in refused.err
+    assert "--plan describes a whole run; leave out --from." in refused.err
 
 
 def test_the_help_of_fit_lists_from(lab: Lab) -> None:
