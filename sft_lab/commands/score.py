@@ -4,14 +4,15 @@ import json
 from pathlib import Path
 
 from sft_lab.commands.arguments import add_json, command_parser
-from sft_lab.errors import RequestError
 
 
 def main(arguments: list[str]) -> int:
     """Grade a file of completions and print the scores."""
     parser = command_parser("score")
     parser.add_argument(
-        "benchmark", metavar="BENCHMARK", help="gsm8k, humaneval, mbpp, ifeval or mt_bench"
+        "benchmark",
+        metavar="BENCHMARK",
+        help="gsm8k, humaneval, mbpp, ifeval, mt_bench, or the class path of another",
     )
     parser.add_argument("--problems", required=True, metavar="P", help="the benchmark's own file")
     parser.add_argument(
@@ -31,17 +32,13 @@ def main(arguments: list[str]) -> int:
     )
     options = parser.parse_args(arguments)
 
-    from sft_lab.evaluation.scoring import BENCHMARKS, check_out, grade_file
+    from sft_lab.evaluation.scoring import check_out, find_benchmark, grade_file
 
-    benchmark = options.benchmark.lower().replace("-", "_")
-    if benchmark not in BENCHMARKS:
-        raise RequestError(
-            f"score knows no benchmark {options.benchmark!r}; there are {', '.join(BENCHMARKS)}."
-        )
+    find_benchmark(options.benchmark)
     if options.out is not None:
         check_out(options.out, options.problems, options.completions)
     graded = grade_file(
-        benchmark,
+        options.benchmark,
         options.problems,
         options.completions,
         sandbox=options.sandbox,

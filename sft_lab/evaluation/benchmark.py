@@ -1,20 +1,21 @@
 """What every benchmark is: items read from a file, a prompt each, and a grader."""
 
-import gzip
 import hashlib
 import json
 import reprlib
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import IO, Any, ClassVar, cast
+from typing import Any, ClassVar
 
 from sft_lab.errors import RequestError
+from sft_lab.evaluation.completions import UNKNOWN, GradedFile, read_completions
 from sft_lab.evaluation.evaluated_model import EvaluatedModel
 from sft_lab.evaluation.generation import Decoding
 from sft_lab.evaluation.item import Answer, Item, Mark, Verdict
+from sft_lab.evaluation.json_lines import json_lines
 from sft_lab.evaluation.prompts import prompt_ids
+from sft_lab.evaluation.sandbox.sandbox import LevelChoice
 from sft_lab.metrics.score import Score, accuracy, mean_score
 from sft_lab.paths import resolve
 
@@ -144,6 +145,44 @@ class Benchmark(ABC):
         if len(set(ids)) == len(ids):
             return {name: accuracy(found) for name, found in marks.items()}
         return {name: mean_score(found, groups=ids) for name, found in marks.items()}
+
+    @classmethod
+    def for_grading(cls, path: str, sandbox: LevelChoice) -> "Benchmark":
+        """Build the benchmark that ``score`` grades a file by; it generates nothing.
+
+        Args:
+            path: The benchmark's own file.
+            sandbox: How generated programs are contained, where there are any.
+        """
+        return cls(path=path, max_new_tokens=1)
+
+    def grade_file(self, path: str, model: str | None = None) -> GradedFile:
+        """Grade a file of completions, or whatever else the benchmark's field hands around.
+
+        Args:
+            path: By default JSONL with ``task_id`` and ``completion``; also ``.gz``.
+            model: Whose rows, if a file may hold those of several models.
+
+        Raises:
+            RequestError: If the file or a row is unusable.
+        """
+        if model is not None:
+            raise RequestError(
+                f"--model chooses among the models of a file; those of {type(self).__name__} "
+                "name none."
+            )
+        items = {item.id: item for item in self.items()}
+        rows = read_completions(path)
+        known = [(items[task_id], completion) for task_id, completion in rows if task_id in items]
+        verdicts = iter(self.grade([i for i, _ in known], [text for _, text in known]))
+        return GradedFile(
+            [
+                (task_id, items.get(task_id), next(verdicts) if task_id in items else UNKNOWN)
+                for task_id, _ in rows
+            ],
+            list(items),
+            self.conditions(),
+        )
 
     def check(self) -> None:  # noqa: B027 - most have nothing to check
         """Make sure, before anything is trained, that completions can be graded.
@@ -279,38 +318,6 @@ class Benchmark(ABC):
             )
         # Files are often sorted by kind: the first rows would stand for one kind only.
         return [items[i * len(items) // self.num_examples] for i in range(self.num_examples)]
-
-
-def json_lines(path: str, name: str) -> Iterator[tuple[int, Any]]:
-    """Yield the values of a JSONL file, also ``.gz``, with their lines.
-
-    Raises:
-        RequestError: If the file or a line cannot be read; names it by ``name``.
-    """
-    try:
-        with cast(
-            IO[bytes], gzip.open(path) if path.endswith(".gz") else open(path, "rb")
-        ) as stream:
-            for number, line in enumerate(stream, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    yield number, json.loads(line.decode("utf-8-sig"))
-                except json.JSONDecodeError as error:
-                    raise RequestError(
-                        f"{name}, line {number}: not JSON at column {error.colno}: {error.msg}."
-                    ) from error
-                except UnicodeDecodeError as error:
-                    raise RequestError(
-                        f"{name}, line {number}: {error.reason}; it must be UTF-8 text."
-                    ) from error
-                except (ValueError, RecursionError) as error:  # 5,000 digits; 100,000 brackets
-                    raise RequestError(
-                        f"{name}, line {number}: no JSON that can be read: {error}."
-                    ) from error
-    except (OSError, EOFError, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RequestError(f"{name}: {reason}; it must be a readable JSONL file.") from error
 
 
 def _is_message(message: object) -> bool:

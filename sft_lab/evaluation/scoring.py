@@ -1,29 +1,30 @@
-"""Grades completions that any model has made, from a file: what ``score`` does."""
+"""Grade completions of any model from a file, as ``score`` does."""
 
 import errno
 import gzip
 import json
 import os
-import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from sft_lab.errors import RequestError
-from sft_lab.evaluation.benchmark import Benchmark, Verdict, json_lines
-from sft_lab.evaluation.benchmarks.gsm8k import GSM8K
-from sft_lab.evaluation.benchmarks.humaneval import HumanEval
-from sft_lab.evaluation.benchmarks.ifeval.benchmark import IFEval
-from sft_lab.evaluation.benchmarks.mbpp import MBPP
-from sft_lab.evaluation.benchmarks.mt_bench.files import read_judgements, read_questions
-from sft_lab.evaluation.benchmarks.mt_bench.ratings import rating, scores
+from sft_lab.evaluation.benchmark import Benchmark, Verdict
 from sft_lab.evaluation.sandbox.sandbox import LevelChoice
 from sft_lab.metrics.score import Score
 from sft_lab.terminal import format_table, percent
 
-BENCHMARKS = ("gsm8k", "humaneval", "mbpp", "ifeval", "mt_bench")
-_UNKNOWN = "no problem has this task_id"
+_PACKAGE = "sft_lab.evaluation.benchmarks"
+BENCHMARKS = {
+    "gsm8k": f"{_PACKAGE}.gsm8k.GSM8K",
+    "humaneval": f"{_PACKAGE}.humaneval.HumanEval",
+    "mbpp": f"{_PACKAGE}.mbpp.MBPP",
+    "ifeval": f"{_PACKAGE}.ifeval.benchmark.IFEval",
+    "mt_bench": f"{_PACKAGE}.mt_bench.benchmark.MTBench",
+}
+"""Class paths of the shipped benchmarks by their short names."""
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,12 @@ class Graded:
     """Graded completions.
 
     Attributes:
-        benchmark: One of ``BENCHMARKS``.
+        benchmark: Its short name or class path.
         rows: Task id and verdict of every completion, in the file's order.
         scores: By name.
         missing: Tasks without a completion, in order; they are in no score.
         unknown: Task ids that no problem has, each once; they are in no score.
+        is_share: Whether scores lie in [0, 1]; ratings are printed as they are.
         details: What belongs to one benchmark: ``sandbox``, the level that programs ran at;
             ``unparsable``, judgements without a rating.
     """
@@ -45,6 +47,7 @@ class Graded:
     scores: Mapping[str, Score]
     missing: Sequence[str]
     unknown: Sequence[str]
+    is_share: bool = True
     details: Mapping[str, str | int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
@@ -60,7 +63,7 @@ class Graded:
 
     def table(self) -> str:
         """Return the scores for people: percent, ratings as they are, 95 % intervals."""
-        show = (lambda value: f"{value:.2f}") if self.benchmark == "mt_bench" else percent
+        show = percent if self.is_share else (lambda value: f"{value:.2f}")
         rows = [
             [name, show(score["value"]), show(score["low"]), show(score["high"]), str(score["n"])]
             for name, score in self.to_json()["scores"].items()
@@ -132,6 +135,31 @@ def _unwritable(path: Path, fault: OSError) -> RequestError:
     )
 
 
+def find_benchmark(name: str) -> type[Benchmark]:
+    """Return a benchmark's class by its short name or class path.
+
+    Raises:
+        RequestError: If there is no such class.
+    """
+    short = name.lower().replace("-", "_")
+    if short not in BENCHMARKS and "." not in name:
+        raise RequestError(
+            f"score knows no benchmark {name!r}; there are {', '.join(BENCHMARKS)}, or give the "
+            "class path of your own, such as my_benchmarks.Trivia."
+        )
+    module, _, class_name = BENCHMARKS.get(short, name).rpartition(".")
+    try:
+        found = getattr(import_module(module), class_name)
+    except (ImportError, AttributeError) as fault:
+        raise RequestError(
+            f"score: the benchmark {name} cannot be imported: {fault}. Its module must be in this "
+            "folder or on PYTHONPATH."
+        ) from fault
+    if not (isinstance(found, type) and issubclass(found, Benchmark)):
+        raise RequestError(f"score: {name} must be a subclass of sft_lab's Benchmark.")
+    return found
+
+
 def grade_file(
     benchmark: str,
     problems: str,
@@ -143,98 +171,31 @@ def grade_file(
     """Grade the completions of a file.
 
     Args:
-        benchmark: One of ``BENCHMARKS``.
+        benchmark: One of ``BENCHMARKS``, or the class path of another.
         problems: The benchmark's own file (also ``.gz``), of MT-Bench ``question.jsonl``.
         completions: JSONL (also ``.gz``) with ``task_id`` and ``completion``, of MT-Bench a judge's
             ``*_single.jsonl``.
         sandbox: How generated programs are contained.
-        model: Whose judgements, where a file of MT-Bench holds several.
+        model: Whose rows, if a file holds those of several models.
 
     Raises:
-        RequestError: If a file or a row is unusable, or the sandbox is not to be had.
+        RequestError: If a file or a row is unusable, or the sandbox is unavailable.
     """
-    if benchmark == "mt_bench":
-        return _judged(problems, completions, model)
-    if model is not None:
-        raise RequestError(f"--model chooses among judgements of mt_bench; {benchmark} has none.")
-    grader = _grader(benchmark, problems, sandbox)
-    items = {item.id: item for item in grader.items()}
-    rows = _completions(completions)
-    known = [(items[task_id], completion) for task_id, completion in rows if task_id in items]
-    graded = [item for item, _ in known]
-    verdicts = grader.grade(graded, [completion for _, completion in known])
-    found = iter(verdicts)
-    told = [
-        (task_id, next(found) if task_id in items else Verdict(None, _UNKNOWN))
-        for task_id, _ in rows
-    ]
+    grader = find_benchmark(benchmark).for_grading(problems, sandbox)
+    graded = grader.grade_file(completions, model)
+    known = [(item, verdict) for _, item, verdict in graded.rows if item is not None]
+    answered = [task_id for task_id, _, _ in graded.rows]
     return Graded(
-        benchmark,
-        told,
-        grader.scores(graded, verdicts),
-        missing=_without(items, (item.id for item in graded)),
-        unknown=_without((task_id for task_id, _ in rows), items),
-        details=grader.conditions(),
+        benchmark if "." in benchmark else benchmark.lower().replace("-", "_"),
+        [(task_id, verdict) for task_id, _, verdict in graded.rows],
+        grader.scores([item for item, _ in known], [verdict for _, verdict in known]),
+        missing=_without(graded.tasks, answered),
+        unknown=_without(answered, graded.tasks),
+        is_share=grader.scale == (0, 1),
+        details=graded.details,
     )
 
 
-def _grader(benchmark: str, problems: str, sandbox: LevelChoice) -> Benchmark:
-    arguments: dict[str, Any] = {"path": problems, "max_new_tokens": 1}  # nothing is generated
-    if benchmark == "gsm8k":
-        return GSM8K(**arguments)
-    if benchmark == "ifeval":
-        return IFEval(**arguments)
-    return {"humaneval": HumanEval, "mbpp": MBPP}[benchmark](**arguments, sandbox=sandbox)
-
-
-def _completions(path: str) -> list[tuple[str, str]]:
-    rows = []
-    for line, row in json_lines(path, f"--completions {path}"):
-        where = f"--completions {path}, line {line}"
-        if not isinstance(row, dict):
-            raise RequestError(f"{where}: a row must be an object, got {reprlib.repr(row)}.")
-        for key in ("task_id", "completion"):
-            if not isinstance(row.get(key), str):
-                got = f"got {reprlib.repr(row[key])}" if key in row else "it is missing"
-                raise RequestError(f"{where}: key '{key}' must be a string; {got}.")
-        rows.append((row["task_id"], row["completion"]))
-    if not rows:
-        raise RequestError(f"--completions {path} has no rows.")
-    return rows
-
-
-def _judged(problems: str, completions: str, model: str | None) -> Graded:
-    questions = read_questions(problems)
-    known = {question.id for question in questions}
-    tasks = [_task_id(question.id, turn) for question in questions for turn in (1, 2)]
-    rows: list[tuple[str, Verdict]] = []
-    ratings: list[tuple[tuple[int, int], float | None]] = []
-    for judgement in read_judgements(completions, model):
-        task = (judgement.question_id, judgement.turn)
-        value = rating(judgement.text)
-        if judgement.question_id not in known:
-            verdict = Verdict(None, _UNKNOWN)
-        else:
-            ratings.append((task, value))
-            marks = None if value is None else {"rating": value}
-            verdict = Verdict(marks, judgement.text if marks else "no rating in the judgement")
-        rows.append((_task_id(*task), verdict))
-    found = scores(ratings, questions)
-    given = [task_id for task_id, _ in rows]
-    return Graded(
-        "mt_bench",
-        rows,
-        found.by_name,
-        missing=_without(tasks, given),
-        unknown=_without(given, tasks),
-        details={"unparsable": found.unparsable},
-    )
-
-
-def _task_id(question_id: int, turn: int) -> str:
-    return f"MT-Bench/{question_id}/{turn}"
-
-
-def _without(task_ids: Any, others: Any) -> list[str]:
+def _without(task_ids: Iterable[str], others: Iterable[str]) -> list[str]:
     known = set(others)
     return [task_id for task_id in dict.fromkeys(task_ids) if task_id not in known]

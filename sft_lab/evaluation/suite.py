@@ -45,6 +45,9 @@ class EvaluationSuite:
             between stage boundaries then use a part of the items, always the same one, which is
             chosen by the run's pace when the first of them is due.
 
+        primary: By source, the score that stands for its ability, such as ``{math:
+            gsm8k/flexible}``; by default the first score of the source's first benchmark.
+
     Raises:
         RequestError: If a number is out of range or a name cannot begin a metric key.
     """
@@ -61,6 +64,7 @@ class EvaluationSuite:
         decoding: dict[str, Decoding] | None = None,
         drafts: bool = True,
         budget: float | str | None = None,
+        primary: dict[str, str] | None = None,
     ) -> None:
         for name in benchmarks:
             if not name.isidentifier():
@@ -110,6 +114,7 @@ class EvaluationSuite:
         self._decoding = decoding or {}
         self.drafts = drafts
         self.budget = budget_share(budget)
+        self.primary: Mapping[str, str] = self._primary(primary or {})
         self._rendered: tuple[Renderer, dict[str, Prompts]] | None = None
 
     def decoding(self, name: str) -> Decoding:
@@ -133,6 +138,29 @@ class EvaluationSuite:
             name: f"{name}/{benchmark.score_names[0]}"
             for name, benchmark in self.benchmarks.items()
         }
+
+    def _primary(self, chosen: Mapping[str, str]) -> dict[str, str]:
+        """Return the score of each ability by source, or by benchmark if it has no source.
+
+        Ratings are not comparable with shares, and stand for no ability.
+        """
+        known: dict[str, list[str]] = {}
+        for name, benchmark in self.benchmarks.items():
+            if benchmark.scale == (0, 1):
+                keys = [f"{name}/{score}" for score in benchmark.score_names]
+                known.setdefault(benchmark.source or name, []).extend(keys)
+        for source, key in chosen.items():
+            if key not in known.get(source, ()):
+                fix = (
+                    f"choose one of {', '.join(known[source])}"
+                    if source in known
+                    else (f"abilities are those of {', '.join(known) or 'no benchmark'}")
+                )
+                raise RequestError(
+                    f"evaluation.primary.{source}: {key} is not a score in [0, 1] of a benchmark "
+                    f"with this source; {fix}."
+                )
+        return {source: chosen.get(source, keys[0]) for source, keys in known.items()}
 
     def is_averaged(self, key: str) -> bool:
         """Say whether a score is part of ``average/score``: a first one, in [0, 1]."""

@@ -9,6 +9,7 @@ from sft_lab.evaluation.benchmark import Benchmark, Item, Verdict
 from sft_lab.evaluation.benchmarks.mt_bench.files import (
     Question,
     read_judge_prompts,
+    read_judgements,
     read_questions,
     read_references,
 )
@@ -18,7 +19,9 @@ from sft_lab.evaluation.benchmarks.mt_bench.ratings import (
     rating,
     scores,
 )
+from sft_lab.evaluation.completions import UNKNOWN, GradedFile
 from sft_lab.evaluation.judge.judge import Judge
+from sft_lab.evaluation.sandbox.sandbox import LevelChoice
 from sft_lab.metrics.score import Score
 
 
@@ -63,6 +66,38 @@ class MTBench(Benchmark):
         self.references = references
         self.judge_prompts = judge_prompts
         self.judge = judge
+
+    @classmethod
+    @override
+    def for_grading(cls, path: str, sandbox: LevelChoice) -> "MTBench":
+        made = cls.__new__(cls)  # existing judgements are read: no judge, no references
+        Benchmark.__init__(made, path, max_new_tokens=1)
+        return made
+
+    @override
+    def grade_file(self, path: str, model: str | None = None) -> GradedFile:
+        """Read a judge's ``*_single.jsonl``; ``model`` is the one that was judged."""
+        items = {
+            turn.id: turn
+            for item in self.items()
+            for turn in (item, self.follow_up(item, ""))
+            if turn is not None
+        }
+        rows: list[tuple[str, Item | None, Verdict]] = []
+        for judgement in read_judgements(path, model):
+            task_id = f"MT-Bench/{judgement.question_id}/{judgement.turn}"
+            if task_id not in items:
+                rows.append((task_id, None, UNKNOWN))
+                continue
+            value = rating(judgement.text)
+            verdict = (
+                Verdict(None, "no rating in the judgement")
+                if value is None
+                else Verdict({"rating": value}, judgement.text)
+            )
+            rows.append((task_id, items[task_id], verdict))
+        unparsable = sum(item is not None and v.marks is None for _, item, v in rows)
+        return GradedFile(rows, list(items), {"unparsable": unparsable})
 
     @override
     def check(self) -> None:
@@ -128,7 +163,7 @@ class MTBench(Benchmark):
             value = None if verdict.marks is None else verdict.marks["rating"]
             assert not isinstance(value, tuple)
             ratings.append(((item.row["question_id"], int(item.id[-1])), value))
-        return scores(ratings, [_question(item.row) for item in items]).by_name
+        return scores(ratings, [_question(item.row) for item in self.all_items()]).by_name
 
     @override
     def mark_of(self, score_name: str) -> str | None:
