@@ -49,7 +49,7 @@ def run(
     points = []
     for number, marks in enumerate(boundaries):
         _ANSWERS[run_id, 10 * number] = [
-            ItemAnswer(f"i{n}", {"strict": mark}, f"i{n} is {mark}", f"{prompt} i{n}")
+            ItemAnswer(f"i{n}", f"i{n}", {"strict": mark}, f"i{n} is {mark}", f"{prompt} i{n}")
             for n, mark in enumerate(marks)
         ]
         graded = [mark for mark in marks if mark is not None]

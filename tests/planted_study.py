@@ -131,6 +131,7 @@ class PlantedStudy:
             self.answers[run_id, benchmark, step] = [
                 ItemAnswer(
                     f"{name}/{n}",
+                    f"{name}/{n}",
                     {score_name: mark},
                     f"step {step}: {HOSTILE if n == 3 else f'answer {n}'}",
                     f"{name}: what is {n} plus 1?",

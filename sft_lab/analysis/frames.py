@@ -49,8 +49,9 @@ def answers_frame(store: RunStore, result: RunResult, step: int | None = None) -
     Columns:
         step: Optimizer steps taken at the evaluation.
         benchmark: The benchmark.
-        item: Id of the item.
-        sample: Number of the answer among those to its item, from 0.
+        item: The item.
+        id: What was asked: the item, or one turn of it.
+        sample: Number of the answer among those to its id, from 0.
         prompt: The question.
         completion: The answer.
         Further columns are the marks of the benchmarks, by name: True or False, or a number;
@@ -73,10 +74,10 @@ def answers_frame(store: RunStore, result: RunResult, step: int | None = None) -
             for answer in read_answers(store, result.run_id, benchmark, point.step):
                 sample = seen.get(answer.id, 0)
                 seen[answer.id] = sample + 1
-                place = {"step": point.step, "benchmark": benchmark, "item": answer.id}
+                place = {"step": point.step, "benchmark": benchmark, "item": answer.item}
                 texts = {"prompt": answer.prompt, "completion": answer.completion}
-                rows.append({**place, "sample": sample, **texts, **answer.marks})
-    columns = ["step", "benchmark", "item", "sample", "prompt", "completion"]
+                rows.append({**place, "id": answer.id, "sample": sample, **texts, **answer.marks})
+    columns = ["step", "benchmark", "item", "id", "sample", "prompt", "completion"]
     marks = dict.fromkeys(name for row in rows for name in row if name not in columns)
     return pd.DataFrame(rows, columns=[*columns, *marks])
 

@@ -211,23 +211,23 @@ class Measurements:
         )
 
     def outcomes(self, run: RunResult, ability: Ability, step: int) -> Outcomes | None:
-        """Return a run's items at a step; None if their marks do not make up its score."""
+        """Return a run's items at a step; None if the score is not a mean of their marks."""
         key = run.run_id, ability.key, step
         if key not in self._outcomes:
             self._outcomes[key] = self._read(run, ability, step)
         return self._outcomes[key]
 
     def _read(self, run: RunResult, ability: Ability, step: int) -> Outcomes | None:
-        point = next((p for p in run.points if p.step == step), None)
-        if point is None or ability.key not in point.scores:
+        # A score that is not a mean of marks, such as a perplexity, has no paired test.
+        mark = run.benchmarks[ability.benchmark].marks.get(ability.score_name)
+        if mark is None:
             return None
         try:
             answers = self._reader(run, ability.benchmark, step)
         except RequestError:
             return None
-        found = outcomes(answers, ability.score_name, point.scores[ability.key].value)
-        # A score that is not a mean of marks, such as a corpus-level one, has no paired test.
-        return found if found is not None and found.marks else None
+        found = outcomes(answers, mark)
+        return found if found.marks else None
 
     def _items(self, ability: Ability, side: Side) -> list[Outcomes] | None:
         found = [self.outcomes(run, ability, point.step) for run, point in side.points.values()]

@@ -3,9 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isclose
 from statistics import fmean
-from typing import Any
 
 from sft_lab.runs.results import ItemAnswer
 
@@ -30,37 +28,23 @@ class Outcomes:
         return set(self.prompts.items())
 
 
-def outcomes(
-    answers: Sequence[ItemAnswer], score_name: str, score: float | None
-) -> Outcomes | None:
-    """Return the items of an evaluation, by the mark that a score of the benchmark is a mean of.
-
-    That is the mark of its name or of its name's end, ``loose`` of ``prompt_loose``, else the first
-    one; an item of several parts is right where all of them are. Both turns of an MT-Bench question
-    are one item.
+def outcomes(answers: Sequence[ItemAnswer], mark: str) -> Outcomes:
+    """Return the items of an evaluation by one of their marks; samples and turns are averaged.
 
     Args:
         answers: Of one evaluation.
-        score_name: The score.
-        score: What the run has recorded as that score.
-
-    Returns:
-        The items; None if that score is not a mean of marks, as a perplexity.
+        mark: Name of the mark, which ``BenchmarkRecord.marks`` gives for a score.
     """
     of_item: defaultdict[str, list[ItemAnswer]] = defaultdict(list)
     for answer in answers:
-        of_item[_item_id(answer.id)].append(answer)
+        of_item[answer.item].append(answer)
     marks: dict[str, float] = {}
-    graded: list[float] = []
     for item, found in of_item.items():
-        values = [_mark(answer.marks, score_name) for answer in found]
-        numbers = [float(value) for value in values if isinstance(value, bool | int | float)]
-        if numbers:
-            marks[item] = fmean(numbers)
-            graded += numbers
-    means = (fmean(graded), fmean(marks.values())) if graded else ()
-    if score is not None and not any(isclose(mean, score, abs_tol=1e-6) for mean in means):
-        return None
+        values = [answer.marks.get(mark) for answer in found]
+        # An item of several parts is right if all of them are.
+        graded = [all(v) if isinstance(v, list) else v for v in values if v is not None]
+        if graded:
+            marks[item] = fmean(graded)
     return Outcomes(
         marks,
         {item: tuple(answer.completion for answer in found) for item, found in of_item.items()},
@@ -78,14 +62,3 @@ def graded_in_all(found: Iterable[Outcomes]) -> list[str]:
     """Return the items that every one of these evaluations could grade, in the first's order."""
     first, *others = found
     return [item for item in first.marks if all(item in other.marks for other in others)]
-
-
-def _mark(marks: Mapping[str, Any], score_name: str) -> Any:
-    names = (name for name in marks if f"_{score_name}".endswith(f"_{name}"))
-    value = marks.get(next(names, next(iter(marks), "")))
-    return all(value) if isinstance(value, list) else value
-
-
-def _item_id(answer_id: str) -> str:
-    is_turn = answer_id.startswith("MT-Bench/")
-    return answer_id.rpartition("/")[0] if is_turn else answer_id

@@ -28,10 +28,19 @@ class Point:
 
 @dataclass(frozen=True)
 class ItemAnswer:
-    """One answer to one item; ``marks`` by score name, None where it could not be graded."""
+    """One answer to one item.
+
+    Attributes:
+        id: What was asked: an item, or one turn of it.
+        item: The item, the same for all its turns and samples.
+        marks: By name, None if it could not be graded; a list if the item has several parts.
+        completion: The answer.
+        prompt: The question.
+    """
 
     id: str
-    marks: Mapping[str, bool | float | None]
+    item: str
+    marks: Mapping[str, bool | float | list[bool] | None]
     completion: str
     prompt: str
 
@@ -167,6 +176,7 @@ def read_answers(store: RunStore, run_id: str, benchmark: str, step: int) -> lis
     return [
         ItemAnswer(
             id=row["id"],
+            item=row["item"],
             marks={name: row[name] for name in names},
             completion=row["completion"],
             prompt=row["prompt"],

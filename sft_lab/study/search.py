@@ -130,11 +130,10 @@ def best_before(result: RunResult, key: str) -> Point:
 
 def _outcomes(store: RunStore, result: RunResult, point: Point, key: str) -> Outcomes:
     benchmark, _, name = key.partition("/")
-    answers = read_answers(store, result.run_id, benchmark, point.step)
-    found = outcomes(answers, name, point.scores[key].value)
-    if found is None:
+    mark = result.benchmarks[benchmark].marks[name]
+    if mark is None:
         raise RequestError(f"a search cannot go by {key}: it is no mean over items.")
-    return found
+    return outcomes(read_answers(store, result.run_id, benchmark, point.step), mark)
 
 
 RunCell = Callable[[CellSpec], str | None]

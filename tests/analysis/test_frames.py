@@ -41,6 +41,7 @@ def test_a_run_without_evaluations_has_the_columns(finished: FinishedRun) -> Non
         "step",
         "benchmark",
         "item",
+        "id",
         "sample",
         "prompt",
         "completion",

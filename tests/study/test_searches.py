@@ -25,13 +25,16 @@ def test_marks_are_of_the_items_that_every_evaluation_could_grade(
 
     def artifact_text(run_id: str, path: str) -> str:
         step = int(path.split("/")[1].removeprefix("step_"))
-        columns = ["id", "rating", "reason", "completion", "prompt"]
-        rows = [[f"MT-Bench/{n}/1", r, "", "a", "q"] for n, r in enumerate(ratings[run_id][step])]
+        columns = ["id", "item", "rating", "reason", "completion", "prompt"]
+        rows = [[f"{n}/1", n, r, "", "a", "q"] for n, r in enumerate(ratings[run_id][step])]
         return json.dumps({"columns": columns, "data": rows})
 
     def read_result(store: Any, run_id: str) -> Any:
         points = [point(step, found) for step, found in ratings[run_id].items()]
-        return SimpleNamespace(run_id=run_id, points=points, boundaries=points)
+        benchmarks = {"mt_bench": SimpleNamespace(marks={"mean": "rating"})}
+        return SimpleNamespace(
+            run_id=run_id, benchmarks=benchmarks, points=points, boundaries=points
+        )
 
     monkeypatch.setattr(search, "read_result", read_result)
     client = SimpleNamespace(get_run=lambda run_id: run_id)
