@@ -68,7 +68,7 @@ def best(store: RunStore, run: Any, key: str) -> float:
 
 
 def main() -> None:
-    """Do the missing runs and print the table."""
+    """Complete the missing runs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--study", choices=STUDIES, default="strategies")

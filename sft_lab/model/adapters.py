@@ -1,4 +1,4 @@
-"""LoRA adapters of a model in training: frozen earlier ones below the one that is trained."""
+"""Manage the LoRA adapters of a model in training: one trained, and frozen earlier ones."""
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,14 +17,13 @@ _FROZEN = "frozen_"
 
 @contextmanager
 def adapters_off(model: Any) -> Iterator[None]:
-    """Turn a PEFT model into its base for a while, in eval mode.
+    """Disable the adapters of a PEFT model within a ``with`` block, in eval mode.
 
-    In eval mode, so that the base's own dropout draws nothing from the random state of the
-    training. PEFT makes every active adapter trainable when it turns them on again, so what was
-    frozen is frozen again here.
+    Eval mode keeps the base's dropout from advancing the random state of training. PEFT makes every
+    active adapter trainable when it enables them again, so frozen ones are frozen again here.
 
     Raises:
-        TypeError: If the model has no adapters, and so no base beside what is trained.
+        TypeError: If the model has no adapters.
     """
     if not has_adapters(model):
         raise TypeError(f"{type(model).__name__} has no adapters to turn off.")
@@ -62,14 +61,14 @@ def trained_weights(model: Any) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def freeze_and_restart(model: Any, seed: int) -> None:
-    """Freeze what has been trained as an adapter of its own, and start the trained one anew.
+    """Freeze a copy of the trained adapter, and reinitialise the trained one.
 
-    The trained adapter begins with B at zero: the model's function is the same to the bit. Its
-    parameters stay the same objects, so that an optimizer keeps its groups.
+    The trained adapter starts with B at zero, so the model's function stays the same to the bit.
+    Its parameters stay the same objects, so that an optimizer keeps its groups.
 
     Args:
         model: A PEFT model with LoRA adapters.
-        seed: Seed of the new first values.
+        seed: Seed of the new initial values.
     """
     trained = trained_weights(model)
     index = len(frozen_adapters(model)) + 1
@@ -85,10 +84,10 @@ def freeze_and_restart(model: Any, seed: int) -> None:
 
 
 def add_frozen_adapters(model: Any, weights: Iterable[str]) -> None:
-    """Add the frozen adapters that a checkpoint has, for its weights to be loaded into.
+    """Add a checkpoint's frozen adapters, so that its weights can be loaded.
 
     Args:
-        model: A PEFT model as ``add_lora`` makes it, or one without adapters.
+        model: A PEFT model as ``add_lora`` returns it, or one without adapters.
         weights: Names of the checkpoint's weights.
     """
     found = {part for name in weights for part in name.split(".") if part.startswith(_FROZEN)}
@@ -98,9 +97,9 @@ def add_frozen_adapters(model: Any, weights: Iterable[str]) -> None:
 
 
 def kept_weights(model: Any) -> set[str]:
-    """Return the names of the parameters that a checkpoint needs: trained ones and frozen adapters.
+    """Return the names of the parameters in a checkpoint: trained ones and frozen adapters.
 
-    The base is not among them; it comes from where it was loaded.
+    The base is loaded separately.
     """
     return {
         name
@@ -110,10 +109,10 @@ def kept_weights(model: Any) -> set[str]:
 
 
 def _add_frozen(model: Any, name: str) -> None:
-    # Dropout is for what is trained; a frozen adapter belongs to the base.
+    # Dropout applies to the trained adapter only; a frozen one belongs to the base.
     config = replace(model.peft_config[TRAINED], lora_dropout=0.0)
     trainable = {key for key, parameter in model.named_parameters() if parameter.requires_grad}
-    with torch.random.fork_rng():  # PEFT draws first values, which are replaced
+    with torch.random.fork_rng():  # PEFT draws initial values, which are replaced
         model.add_adapter(name, config)
     model.base_model.set_adapter([*frozen_adapters(model), TRAINED])
     for key, parameter in model.named_parameters():
@@ -130,7 +129,7 @@ def _lora_layers(model: Any) -> list[Any]:
 def save_joined(model: Any, out: Path) -> None:
     """Write one adapter in PEFT's format that equals all of a model's adapters together.
 
-    A's rows and B's columns are laid side by side. All adapters have one scale, ``lora_alpha / r``,
+    A's rows and B's columns are concatenated. All adapters have the same scale, ``lora_alpha / r``,
     which the joined one keeps.
     """
     from peft import get_peft_model_state_dict

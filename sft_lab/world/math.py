@@ -102,7 +102,7 @@ def _start(part: str, dice: Dice, who: str, friend: str, things: str) -> Part:
     return Part(text, (equation,), value)
 
 
-def _event(part: str, dice: Dice, who: str, friend: str, things: str, value: int) -> Part:
+def _event(part: str, dice: Dice, who: str, friend: str, value: int) -> Part:
     a = dice.integer(2, 15)
     if part == "gain":
         text = dice.pick((f"{who} finds {a} more.", f"{friend} gives {who} {a} more."))
@@ -164,7 +164,7 @@ def problem(dice: Dice, *, benchmark: bool) -> Problem:
         while True:
             parts = [_start(start, dice, who, friend, things)]
             for event in events:
-                parts.append(_event(event, dice, who, friend, things, parts[-1].value))
+                parts.append(_event(event, dice, who, friend, parts[-1].value))
             last, question = _ending(ending, dice, who, things, parts[-1].value)
             parts.append(last)
             if all(1 <= part.value <= MAX_VALUE for part in parts):

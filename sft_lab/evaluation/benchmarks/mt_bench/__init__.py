@@ -1,1 +1,1 @@
-"""MT-Bench: two-turn questions, rated by a judge."""
+"""Grade MT-Bench: two-turn questions, rated by a judge."""
