@@ -173,7 +173,7 @@ class ForgettingGuard(Callback):
         return next(found.end_step for found in stages if found.name == self.guard.stage) - step
 
     def _log(self, trainer: Trainer, metrics: dict[str, float]) -> None:
-        shares = {source: self.guard.ladder[rung.index] for source, rung in self.rungs.items()}
+        shares = {source: self.guard.shares[rung.index] for source, rung in self.rungs.items()}
         metrics |= {f"guard/share/{source}": float(s.amount) for source, s in shares.items()}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)

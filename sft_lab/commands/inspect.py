@@ -90,7 +90,11 @@ def inspection(data: StagedDataModule, stage: str | None, num_samples: int) -> d
             **_packed(data, plan),
             **_guarded(data, plan),
             "mixture": {
-                name: {"asked": share, "rows": different.get(name, 0), **counted.get(name, nothing)}
+                name: {
+                    "asked": share.written,
+                    "rows": different.get(name, 0),
+                    **counted.get(name, nothing),
+                }
                 for name, share in data.stages[plan.name].mixture.items()
                 if name in loaded
             },

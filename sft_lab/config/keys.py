@@ -9,6 +9,8 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jsonargparse.typing import get_registered_type
+
 from sft_lab.config.compose import Composed
 from sft_lab.errors import RequestError
 
@@ -73,6 +75,8 @@ def _unknown_in_class(key: str, values: Any, owner: Any) -> Iterator[tuple[str, 
 def _unknown_in_type(key: str, value: Any, hint: Any) -> Iterator[tuple[str, list[str]]]:
     if not isinstance(value, Mapping):
         return
+    if any(get_registered_type(part) for part in (hint, *typing.get_args(hint))):
+        return  # read from a value as a whole
     if typing.get_origin(hint) is dict:
         for name, entry in value.items():
             yield from _unknown_in_type(f"{key}.{name}", entry, typing.get_args(hint)[1])

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse.typing import register_type
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
@@ -23,6 +24,7 @@ from sft_lab.launch.run_config import RunConfig
 from sft_lab.model.qlora import Lora
 from sft_lab.training.data_modules import StagedDataModule, micro_batches_per_step
 from sft_lab.training.module import SFTModule, check_trainable
+from sft_lab.training.shares import Share, parse_share
 
 RUN_COMMANDS = ("fit", "validate", "test")
 GROUPS: dict[str, Any] = {
@@ -125,6 +127,9 @@ def parse_written(
         ckpt_path=values.ckpt_path,
         fork_from=values["from"] if command == "fit" else None,
     )
+
+
+register_type(Share, serializer=lambda share: share.written, deserializer=parse_share)
 
 
 @cache
@@ -247,6 +252,7 @@ def explain(message: str, written: Composed) -> str:
     text = re.sub(r'Parser key "[^"]+":', "", message)
     text = re.sub(r"Problem with given class_path '[^']+':", "", text)
     text = " ".join(re.sub(r"<class '([^']+)'>", r"\1", text).replace("typing.", "").split())
+    text = re.sub(r"^.*Not of type Share: (.*?)( - .*| Given value type.*)?$", r"\1", text)
     # Of a union, keep the types and the value only.
     text = re.sub(
         r"Does not validate against any of the Union subtypes Subtypes: (\[.*?\]) .*Given value: ",
@@ -262,8 +268,22 @@ def _written_key(keys: list[str], text: str, written: Composed) -> str:
     """Return the key of a wrong value; for an entry of a dict the parser leaves out its name."""
     value = text.rpartition("Got value: ")[2]
     for key in reversed(written.origins):
+        if keys and key.startswith(f"{keys[0]}.") and _share_fault(written, key) == text:
+            return key
         if len(keys) == 2 and key.startswith(f"{keys[0]}.") and key.endswith(f".{keys[1]}"):
             found = OmegaConf.select(written.config, key)
             if str(found) == value:
                 return key
     return ".".join(keys)
+
+
+def _share_fault(written: Composed, key: str) -> str | None:
+    """Return what is wrong with a share of a mixture, of which the parser leaves out the source."""
+    *_, group, name = key.split(".")
+    if group != "mixture" and name != "total":
+        return None
+    try:
+        parse_share(OmegaConf.select(written.config, key))
+    except ValueError as fault:
+        return str(fault)
+    return None

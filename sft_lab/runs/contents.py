@@ -38,7 +38,7 @@ def run_record(data: StagedDataModule, weights: str) -> RunRecord:
             name: StageRecord(
                 steps=module.plan.num_steps,
                 passes=len(module.plan.passes),
-                asked=dict(settings.mixture),
+                asked={source: share.written for source, share in settings.mixture.items()},
                 trained=module.plan.count(num_tokens, num_target_tokens),
                 manifest_digest=hashlib.sha256(manifest(data, name).encode()).hexdigest(),
             )

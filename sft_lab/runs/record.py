@@ -10,7 +10,7 @@ from typing import Any
 
 from sft_lab.errors import RequestError
 from sft_lab.runs.store import RunStore
-from sft_lab.training.shares import ShareValue, parse_share
+from sft_lab.training.shares import parse_share
 
 RECORD = "record.json"
 SCHEMA = 1
@@ -50,7 +50,7 @@ class StageRecord:
 
     steps: int
     passes: int
-    asked: Mapping[str, ShareValue]
+    asked: Mapping[str, Any]
     trained: Mapping[str, Mapping[str, int]]
     manifest_digest: str
 
@@ -58,7 +58,7 @@ class StageRecord:
         """Return whether the stage's mixture has a share of a source that is not 0."""
         if source is None or source not in self.asked:
             return False
-        return parse_share(source, self.asked[source]).amount > 0
+        return parse_share(self.asked[source]).amount > 0
 
 
 @dataclass(frozen=True)

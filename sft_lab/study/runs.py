@@ -17,7 +17,7 @@ from sft_lab.launch.run_config import RunConfig
 from sft_lab.study.design import CellSpec
 from sft_lab.study.digests import base_digest, class_digests, code_digest
 from sft_lab.training.data_modules import StagedDataModule
-from sft_lab.training.shares import parse_share
+from sft_lab.training.shares import Share
 
 CostOf = Callable[[StagedDataModule, RunConfig], RunCost]
 
@@ -140,7 +140,8 @@ def describe(cell: CellSpec, config: RunConfig, data: StagedDataModule) -> Study
     comparable = identity(plain)
     stages = comparable["data"].pop("stages")
     comparable["data"].pop("k", None)  # acts through the shares of stages alone
-    compared = {name: _canonical(name, stage) for name, stage in stages.items()}
+    parsed = config.values.data.stages
+    compared = {name: _canonical(stage, parsed[name].mixture) for name, stage in stages.items()}
     digests = {
         "sources": {name: loaded.digest for name, loaded in data.corpus.loaded.items()},
         "benchmarks": {n: b.digest() for n, b in data.evaluation.benchmarks.items()},
@@ -190,12 +191,8 @@ def _sources(suite: EvaluationSuite) -> dict[str, str]:
     return {name: source for name, source in taught.items() if source}
 
 
-def _canonical(name: str, stage: Mapping[str, Any]) -> str:
+def _canonical(stage: Mapping[str, Any], shares: Mapping[str, Share]) -> str:
     """Return a stage as it is compared: a share of 0 is as none, and 0.25 as 1/4."""
-    shares = {
-        source: parse_share(f"data.stages.{name}.mixture.{source}", value)
-        for source, value in stage["mixture"].items()
-    }
     # In order of names: the order in which a mixture is written decides nothing.
     mixture = {
         source: [share.kind, str(share.amount)]

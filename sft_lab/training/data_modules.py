@@ -19,7 +19,7 @@ from sft_lab.training.order import DataOrder, OrderName
 from sft_lab.training.plan import StagePlan, Window
 from sft_lab.training.replan import PlanChange, replan, split_passes
 from sft_lab.training.schedule import Schedule, StepSize
-from sft_lab.training.shares import Share, ShareValue, parse_share, take
+from sft_lab.training.shares import Share, parse_share, take
 from sft_lab.training.stage import Stage, check_stages, plan, trains
 
 HELD_OUT_FACTOR = 4
@@ -99,7 +99,7 @@ class StagedDataModule(LightningDataModule):
         micro_batch_size: int = 8,
         order: OrderName | DataOrder = "even",
         packing: bool = False,
-        k: ShareValue | None = None,
+        k: Share | None = None,
         seed: int = 0,
         num_workers: int = 0,
         guard: Guard | None = None,
@@ -108,8 +108,6 @@ class StagedDataModule(LightningDataModule):
         micro_batches_per_step(batch_size, micro_batch_size)
         if num_workers < 0:
             raise RequestError(f"data.num_workers must be 0 or more, got {num_workers}.")
-        if k is not None:
-            parse_share("data.k", k)
         check_stages(stages, corpus.sources)
         if guard is not None:
             check_guard(guard, stages, evaluation, order)
@@ -196,12 +194,11 @@ class StagedDataModule(LightningDataModule):
     def replan(self, change: PlanChange) -> None:
         """Give the rest of a stage other shares of some sources; a pass must be cut there."""
         module = self.module_of(change.stage)
-        key = f"data.stages.{change.stage}.mixture"
         module.plan = replan(
             module.plan,
             change.step - self.first_step(change.stage),
             {
-                source: self.rows_of_share(source, parse_share(f"{key}.{source}", share))
+                source: self.rows_of_share(source, parse_share(share))
                 for source, share in change.shares.items()
             },
             steered=change.steered,

@@ -12,7 +12,7 @@ from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.paired import Difference, paired_over_seeds
 from sft_lab.training.order import DataOrder, EvenOrder, OrderName, find_order
 from sft_lab.training.replan import PlanChange
-from sft_lab.training.shares import Share, ShareValue, parse_share
+from sft_lab.training.shares import Share, parse_share
 from sft_lab.training.stage import Stage, trains
 
 if TYPE_CHECKING:
@@ -38,10 +38,14 @@ class Guard:
 
     stage: str
     min_retention: dict[str, float]
-    shares: list[ShareValue] = field(
-        default_factory=lambda: [0, "1/256", "1/64", "1/16", "1/4"]  # each four times the one below
+    shares: list[Share] = field(  # each four times the one below
+        default_factory=lambda: [parse_share(v) for v in (0, "1/256", "1/64", "1/16", "1/4")]
     )
     room: float = 0.05
+
+    def __post_init__(self) -> None:
+        """Parse shares that are given as plain values; the parser of configs gives parsed ones."""
+        object.__setattr__(self, "shares", [parse_share(share) for share in self.shares])
 
     def sources(self, suite: EvaluationSuite) -> dict[str, list[str]]:
         """Return the scores with a limit by guarded source."""
@@ -52,14 +56,6 @@ class Guard:
             found.setdefault(source, []).append(key)
         return found
 
-    @property
-    def ladder(self) -> list[Share]:
-        """The shares, parsed."""
-        return [
-            parse_share(f"data.guard.shares.{index}", share)
-            for index, share in enumerate(self.shares)
-        ]
-
     def start(self, source: str, stage: Stage) -> int:
         """Return the place on the ladder of a source's share in the mixture.
 
@@ -67,13 +63,13 @@ class Guard:
             RequestError: If it is not on the ladder.
         """
         key = f"data.stages.{self.stage}.mixture.{source}"
-        share = parse_share(key, stage.mixture[source])
-        if share not in self.ladder:
+        share = stage.mixture[source]
+        if share not in self.shares:
             raise RequestError(
                 f"{key}: the guard starts there, so it must be one of data.guard.shares, "
                 f"{', '.join(map(str, self.shares))}; got {stage.mixture[source]}."
             )
-        return self.ladder.index(share)
+        return self.shares.index(share)
 
     def prepare(self, data: "StagedDataModule") -> None:
         """Cut the stage one step after each evaluation, where a decision can take effect.
@@ -94,7 +90,7 @@ class Guard:
             )
         module.cuts = range(first_cut, sys.maxsize, every)
         for source in self.sources(data.evaluation):
-            for index, share in enumerate(self.ladder):
+            for index, share in enumerate(self.shares):
                 if share.amount and not data.rows_of_share(source, share):
                     raise RequestError(
                         f"data.guard.shares: {self.shares[index]} of '{source}' is no row at all; "
@@ -103,7 +99,7 @@ class Guard:
 
     def change(self, step: int, places: Mapping[str, int], suite: EvaluationSuite) -> PlanChange:
         """Return the plan change for new places on the ladder by source, after ``step`` steps."""
-        shares = {source: self.shares[index] for source, index in places.items()}
+        shares = {source: self.shares[index].written for source, index in places.items()}
         return PlanChange(self.stage, step, shares, list(self.sources(suite)))
 
 
@@ -164,7 +160,7 @@ def _check_stage(name: str, stage: Stage, order: OrderName | DataOrder) -> None:
 
 
 def _check_ladder(guard: Guard) -> None:
-    ladder = guard.ladder
+    ladder = guard.shares
     shown = ", ".join(map(str, guard.shares))
     if len(ladder) < 2:
         raise RequestError(f"data.guard.shares needs at least two shares, got {shown or 'none'}.")
@@ -178,7 +174,7 @@ def _check_limit(
     guard: Guard,
     score: str,
     limit: float,
-    mixture: Mapping[str, ShareValue],
+    mixture: Mapping[str, Share],
     suite: EvaluationSuite,
 ) -> None:
     key = f"data.guard.min_retention.{score}"

@@ -10,7 +10,6 @@ from typing import Any
 
 from sft_lab.training.order import RowCounts, RowRef, seeded, shuffled, spread
 from sft_lab.training.plan import StagePlan, Window, into_bins
-from sft_lab.training.shares import ShareValue
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class PlanChange:
 
     stage: str
     step: int
-    shares: dict[str, ShareValue]
+    shares: dict[str, Any]
     steered: list[str]
 
 

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, Literal
 
@@ -12,56 +12,65 @@ from numpy.typing import NDArray
 
 from sft_lab.errors import RequestError
 
-ShareValue = int | float | str | dict[str, int | float]
+_FIX = "Write a number or a fraction such as 1/16, {rows: 500} or {tokens: 1000000}."
 
 
 @dataclass(frozen=True)
 class Share:
-    """A parsed share: a multiple of the source, a count of rows, or a budget of tokens."""
+    """How much of a source: a multiple of it, a count of rows, or a budget of tokens.
+
+    Attributes:
+        kind: The unit of the amount.
+        amount: 0 or more.
+        written: The value as the config has it; not compared.
+    """
 
     kind: Literal["multiple", "rows", "tokens"]
     amount: Fraction
+    written: Any = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        """Return the share as the config has it."""
+        return str(self.written)
 
 
-def parse_share(key: str, value: ShareValue) -> Share:
-    """Parse a share as a config writes it.
+def parse_share(value: Any) -> Share:
+    """Parse a share as a config writes it; a parsed one is returned as it is.
 
-    >>> parse_share("data.k", "1/16").amount
+    >>> parse_share("1/16").amount
     Fraction(1, 16)
-    >>> parse_share("data.k", {"rows": 500}).kind
+    >>> parse_share({"rows": 500}).kind
     'rows'
 
     Args:
-        key: The config key, for the error message.
         value: A number, ``a/b``, ``{rows: n}`` or ``{tokens: n}``.
 
     Raises:
-        RequestError: If the value is none of these, or negative.
+        ValueError: If the value is none of these, or negative; the parser adds the key.
     """
-    fix = "Write a number or a fraction such as 1/16, {rows: 500} or {tokens: 1000000}."
+    if isinstance(value, Share):
+        return value
     if isinstance(value, Mapping):
         if len(value) != 1 or next(iter(value)) not in ("rows", "tokens"):
-            raise RequestError(
-                f"{key}: a share has one key, rows or tokens, got {dict(value)}. {fix}"
-            )
+            raise ValueError(f"a share has one key, rows or tokens, got {dict(value)}. {_FIX}")
         kind, amount = next(iter(value.items()))
         # YAML reads 1e6 as a float.
         is_whole = isinstance(amount, int) or (isinstance(amount, float) and amount.is_integer())
         if isinstance(amount, bool) or not is_whole or amount < 0:
-            raise RequestError(f"{key}.{kind} must be a whole number, 0 or more, got {amount}.")
-        return Share("rows" if kind == "rows" else "tokens", Fraction(amount))
+            raise ValueError(f"{kind} must be a whole number, 0 or more, got {amount}.")
+        return Share("rows" if kind == "rows" else "tokens", Fraction(amount), dict(value))
     # Through str, so that 0.1 is one tenth and not its nearest binary fraction.
-    written = str(value).replace(" ", "")
+    text = str(value).replace(" ", "")
     try:
-        # An exponent of three digits and more is no share, and costs Fraction minutes.
-        multiple = Fraction("" if re.search(r"e[+-]?\d{3}", written, re.IGNORECASE) else written)
+        # An exponent of three digits and more is not a share, and costs Fraction minutes.
+        multiple = Fraction("" if re.search(r"e[+-]?\d{3}", text, re.IGNORECASE) else text)
     except ZeroDivisionError:
-        raise RequestError(f"{key} divides by zero, got {value}. {fix}") from None
+        raise ValueError(f"a share cannot divide by zero, got {value}. {_FIX}") from None
     except ValueError:
-        raise RequestError(f"{key} is not a share, got {value!r}. {fix}") from None
+        raise ValueError(f"not a share, got {value!r}. {_FIX}") from None
     if multiple < 0:
-        raise RequestError(f"{key} must be 0 or more, got {value}. 0 takes no rows.")
-    return Share("multiple", multiple)
+        raise ValueError(f"a share must be 0 or more, got {value}. 0 takes no rows.")
+    return Share("multiple", multiple, value)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from sft_lab.training.hand_over import Continue, HandOver
 from sft_lab.training.loss import LossTerm
 from sft_lab.training.order import DataOrder, OrderName
 from sft_lab.training.plan import StagePlan, plan_stage
-from sft_lab.training.shares import ShareValue, Size, parse_share, take, weighed
+from sft_lab.training.shares import Share, Size, parse_share, take, weighed
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,9 @@ class Stage:
         loss: Weights of target tokens and penalties on top of the negative log-likelihood.
     """
 
-    mixture: dict[str, ShareValue]
+    mixture: dict[str, Share]
     lr: float
-    total: dict[str, int | float] | None = None
+    total: Share | None = None
     temperature: float | None = None
     epochs: int | None = None
     max_steps: int | None = None
@@ -48,6 +48,13 @@ class Stage:
     optimizer: Literal["fresh", "keep"] = "fresh"
     hand_over: HandOver | None = None
     loss: list[LossTerm] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        """Parse shares that are given as plain values; the parser of configs gives parsed ones."""
+        parsed = {source: parse_share(share) for source, share in self.mixture.items()}
+        object.__setattr__(self, "mixture", parsed)
+        if self.total is not None:
+            object.__setattr__(self, "total", parse_share(self.total))
 
     @property
     def start(self) -> HandOver:
@@ -59,8 +66,8 @@ _MOST_PASSES = 1000
 
 
 def trains(stage: Stage, source: str | None) -> bool:
-    """Say whether a stage's mixture holds a source, and not with a share of 0."""
-    return source in stage.mixture and parse_share(source, stage.mixture[source]).amount > 0
+    """Return whether a stage's mixture has a share of a source that is not 0."""
+    return source in stage.mixture and stage.mixture[source].amount > 0
 
 
 def check_stages(stages: Mapping[str, Stage], sources: Iterable[str]) -> None:
@@ -82,14 +89,13 @@ def check_stages(stages: Mapping[str, Stage], sources: Iterable[str]) -> None:
             raise RequestError(
                 f"{key}.mixture is empty; give shares by source, such as {{{known[0]}: 1}}."
             )
-        for source, value in stage.mixture.items():
+        for source in stage.mixture:
             if source not in known:
                 raise RequestError(
                     f"{key}.mixture names the source {source!r}{nearest(source, known)}; "
                     f"corpus.sources has {', '.join(known)}."
                 )
-            parse_share(f"{key}.mixture.{source}", value)
-        if stage.total is not None and parse_share(f"{key}.total", stage.total).amount == 0:
+        if stage.total is not None and stage.total.amount == 0:
             raise RequestError(f"{key}.total must be above 0, got {stage.total}.")
         if stage.temperature is not None and not 0 < stage.temperature < math.inf:
             raise RequestError(
@@ -161,15 +167,13 @@ def choose_rows(name: str, stage: Stage, corpus: Corpus) -> dict[str, list[int]]
         RequestError: If a share that is not 0 comes to no row at all, or to absurdly many.
     """
     key = f"data.stages.{name}.mixture"
-    asked = {source: parse_share(f"{key}.{source}", v) for source, v in stage.mixture.items()}
-    asked = {source: share for source, share in asked.items() if share.amount}
+    asked = {source: share for source, share in stage.mixture.items() if share.amount}
     trainable = {source: corpus.loaded[source].trainable for source in asked}
     sizes = {
         source: Size(len(rows), int(corpus.loaded[source].num_tokens[rows].sum()))
         for source, rows in trainable.items()
     }
-    total = None if stage.total is None else parse_share(f"data.stages.{name}.total", stage.total)
-    shares = weighed(key, asked, sizes, total=total, temperature=stage.temperature)
+    shares = weighed(key, asked, sizes, total=stage.total, temperature=stage.temperature)
     chosen: dict[str, list[int]] = {}
     for source, share in shares.items():
         value, size = stage.mixture[source], sizes[source]

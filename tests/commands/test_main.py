@@ -37,9 +37,27 @@ def free_port() -> int:
         ("--data.stages.first.lr=fast", "--data.stages.first.lr: data.stages.first.lr: Expected"),
         ("--data.batch_size=many", "--data.batch_size: data.batch_size: Expected a int. Got"),
         ("--data.batch_size=5", "data.batch_size must be a multiple of data.micro_batch_size"),
-        ("--data.k=1/0", "data.k divides by zero, got 1/0"),
+        (
+            "--data.k=1/0",
+            "--data.k: data.k: a share cannot divide by zero, got 1/0. Write",
+        ),
+        (
+            "--data.k={rows: 1.5}",
+            "data.k: rows must be a whole number, 0 or more, got 1.5",
+        ),
+        (
+            "--data.stages.first.total={epochs: 1}",
+            "data.stages.first.total: a share has one key, rows or tokens, got",
+        ),
+        (
+            "--data.guard={stage: second, shares: [0, 1/0], min_retention: {}}",
+            "a share cannot divide by zero, got 1/0",
+        ),
         ("--data.k=-1/16", "got -1/16"),
-        ("--data.stages.first.mixture.math=-1", "data.stages.first.mixture.math"),
+        (
+            "--data.stages.first.mixture.math=-1",
+            "--data.stages.first.mixture.math: data.stages.first.mixture.math: a share must be 0",
+        ),
         ("--data.stages.first.mixture.maths=1", "'maths' (did you mean 'math'?)"),
         ("--data.stages.first.mixture.math=0", "every share is 0"),
         ("--data.stages.first.epochs=0", "data.stages.first.epochs must be 1 or more, got 0"),

@@ -26,43 +26,43 @@ from sft_lab.training.shares import Share, Size, parse_share, take, weighed
     ],
 )
 def test_shares_are_exact(value: Any, kind: Any, amount: Fraction) -> None:
-    assert parse_share("data.k", value) == Share(kind, amount)
+    assert parse_share(value) == Share(kind, amount)
 
 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("1/0", r"^data\.k divides by zero, got 1/0\."),
-        ("-1/16", r"^data\.k must be 0 or more, got -1/16\. 0 takes no rows"),
+        ("1/0", r"^a share cannot divide by zero, got 1/0\."),
+        ("-1/16", r"^a share must be 0 or more, got -1/16\. 0 takes no rows"),
         (-0.5, r"must be 0 or more, got -0\.5"),
-        ("abc", r"^data\.k is not a share, got 'abc'\. Write a number or a fraction such as 1/16"),
-        ("", "is not a share, got ''"),
-        (None, "is not a share, got None"),
-        (True, "is not a share, got True"),
-        (float("nan"), "is not a share, got nan"),
-        (float("inf"), "is not a share, got inf"),
-        ("1e999999999", "is not a share, got '1e999999999'"),
-        ([1], r"is not a share, got \[1\]"),
+        ("abc", r"^not a share, got 'abc'\. Write a number or a fraction such as 1/16"),
+        ("", "not a share, got ''"),
+        (None, "not a share, got None"),
+        (True, "not a share, got True"),
+        (float("nan"), "not a share, got nan"),
+        (float("inf"), "not a share, got inf"),
+        ("1e999999999", "not a share, got '1e999999999'"),
+        ([1], r"not a share, got \[1\]"),
         ({}, r"has one key, rows or tokens, got \{\}"),
         ({"rows": 1, "tokens": 2}, r"has one key, rows or tokens, got \{'rows': 1, 'tokens': 2\}"),
         ({"row": 1}, r"has one key, rows or tokens, got \{'row': 1\}"),
-        ({"rows": 1.5}, r"^data\.k\.rows must be a whole number, 0 or more, got 1\.5"),
-        ({"rows": -1}, r"data\.k\.rows must be a whole number, 0 or more, got -1"),
+        ({"rows": 1.5}, r"^rows must be a whole number, 0 or more, got 1\.5"),
+        ({"rows": -1}, r"rows must be a whole number, 0 or more, got -1"),
         ({"rows": True}, r"must be a whole number, 0 or more, got True"),
-        ({"tokens": "9"}, r"^data\.k\.tokens must be a whole number, 0 or more, got 9"),
+        ({"tokens": "9"}, r"^tokens must be a whole number, 0 or more, got 9"),
         ({"tokens": float("inf")}, r"must be a whole number, 0 or more, got inf"),
     ],
 )
-def test_what_is_no_share_names_key_and_value(value: Any, message: str) -> None:
-    with pytest.raises(RequestError, match=message):
-        parse_share("data.k", value)
+def test_a_wrong_share_names_value_and_fix(value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_share(value)
 
 
 @pytest.mark.parametrize(
     ("rows", "expected"), [(110142, 430), (20022, 78), (86060, 336), (255, 0), (256, 1)]
 )
 def test_a_multiple_takes_the_floor(rows: int, expected: int) -> None:
-    taken = take(parse_share("k", "1/256"), range(rows), [1] * rows)
+    taken = take(parse_share("1/256"), range(rows), [1] * rows)
     assert taken == list(range(expected))
 
 
@@ -84,11 +84,11 @@ def test_a_multiple_takes_the_floor(rows: int, expected: int) -> None:
 def test_shares_take_from_the_front_of_the_rank_and_go_round(
     value: Any, expected: list[int]
 ) -> None:
-    assert take(parse_share("k", value), [2, 0, 1], [10, 20, 30]) == expected
+    assert take(parse_share(value), [2, 0, 1], [10, 20, 30]) == expected
 
 
 def test_an_empty_source_gives_no_rows() -> None:
-    assert take(parse_share("k", {"tokens": 5}), [], []) == []
+    assert take(parse_share({"tokens": 5}), [], []) == []
 
 
 def digests(count: int) -> list[str]:
@@ -118,8 +118,8 @@ def test_equal_samples_keep_their_file_order() -> None:
 
 def test_smaller_shares_are_subsets_of_larger_ones() -> None:
     ranked = hash_rank(digests(100), seed=0)
-    smaller = take(parse_share("k", "1/16"), ranked, [1] * 100)
-    larger = take(parse_share("k", "1/4"), ranked, [1] * 100)
+    smaller = take(parse_share("1/16"), ranked, [1] * 100)
+    larger = take(parse_share("1/4"), ranked, [1] * 100)
     assert (len(smaller), len(larger)) == (6, 25)
     assert larger[:6] == smaller
 
@@ -132,16 +132,16 @@ def weigh(
 ) -> dict[str, tuple[str, int]]:
     counts = weighed(
         "mixture",
-        {name: parse_share(name, value) for name, value in shares.items()},
+        {name: parse_share(value) for name, value in shares.items()},
         SIZES,
-        total=None if total is None else parse_share("total", total),
+        total=None if total is None else parse_share(total),
         temperature=temperature,
     )
     return {name: (share.kind, int(share.amount)) for name, share in counts.items()}
 
 
 def test_shares_stay_as_they_are_without_total_and_temperature() -> None:
-    shares = {"math": parse_share("math", "1/4"), "chat": parse_share("chat", {"rows": 5})}
+    shares = {"math": parse_share("1/4"), "chat": parse_share({"rows": 5})}
     assert weighed("mixture", shares, SIZES, total=None, temperature=None) == shares
 
 
@@ -155,9 +155,9 @@ def test_a_total_is_divided_by_weight_to_the_last_row() -> None:
     sizes = {**SIZES, "code": SIZES["math"]}
     counts = weighed(
         "mixture",
-        {name: parse_share(name, value) for name, value in thirds.items()},
+        {name: parse_share(value) for name, value in thirds.items()},
         sizes,
-        total=parse_share("total", {"rows": 10}),
+        total=parse_share({"rows": 10}),
         temperature=None,
     )
     assert {name: int(share.amount) for name, share in counts.items()} == {
