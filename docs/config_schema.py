@@ -32,6 +32,18 @@ Schema = dict[str, Any]
 
 _DRAFT = "https://json-schema.org/draft/2020-12/schema"
 _INTERPOLATION = {"$ref": "#/$defs/interpolation"}
+_SHARE = {
+    "anyOf": [
+        {"type": ["integer", "number", "string"]},
+        {
+            "type": "object",
+            "properties": {"rows": {"type": "number"}, "tokens": {"type": "number"}},
+            "additionalProperties": False,
+        },
+    ]
+}
+_SHARES = {"k": "", "total": "", "mixture": "additionalProperties", "shares": "items"}
+"""Keys of the type ``Share``, or of a container of it; jsonargparse takes that type for text."""
 _PLAIN = (int, float, str, bool, type(None), Path)
 _STUDY = {"study": StudyDesign, "question": QuestionDesign}
 
@@ -73,11 +85,23 @@ def adapted(schema: Any) -> Any:
     found = {key: adapted(part) for key, part in schema.items() if key not in ("required",)}
     if isinstance(found.get("properties"), dict):
         found["properties"].pop("$schema", None)
-        found["properties"] = {name: value(part) for name, part in found["properties"].items()}
+        found["properties"] = {
+            name: value(with_shares(part, _SHARES[name]) if name in _SHARES else part)
+            for name, part in found["properties"].items()
+        }
     for key in ("items", "additionalProperties"):
         if isinstance(found.get(key), dict):
             found[key] = value(found[key])
     return found
+
+
+def with_shares(schema: Schema, container: str) -> Schema:
+    """Return the schema of a key with shares in place of text, in a container or alone."""
+    texts = {key: schema[key] for key in ("description", "default") if key in schema}
+    if not container:
+        return {**_SHARE, **texts}
+    kind = "array" if container == "items" else "object"
+    return {"type": kind, container: _SHARE, **texts}
 
 
 def value(schema: Schema) -> Schema:
