@@ -97,6 +97,9 @@ def adapted(schema: Any) -> Any:
 
 def with_shares(schema: Schema, container: str) -> Schema:
     """Return the schema of a key with shares in place of text, in a container or alone."""
+    inner = schema.get(container, schema) if container else schema
+    if "string" not in json.dumps(inner.get("anyOf", inner.get("type"))) or "number" in str(inner):
+        return schema  # another key of that name, which is no share
     texts = {key: schema[key] for key in ("description", "default") if key in schema}
     if not container:
         return {**_SHARE, **texts}
