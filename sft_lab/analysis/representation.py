@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sft_lab.data.corpus import TokenizedSource, hash_rank
+from sft_lab.data.hash_rank import hash_rank
+from sft_lab.data.tokenized_source import TokenizedSource
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.generation import batches_longest_first
 from sft_lab.evaluation.generation.native import evaluating

@@ -10,8 +10,8 @@ from typing import Any, Literal
 import torch
 
 from sft_lab.commands.arguments import command_parser
-from sft_lab.data.corpus import load_tokenizer
 from sft_lab.data.templates import TEMPLATES
+from sft_lab.data.tokenizer import load_tokenizer
 from sft_lab.errors import RequestError
 from sft_lab.model.adapters import add_frozen_adapters, kept_weights
 from sft_lab.model.qlora import Lora, add_lora, compute_dtype, load_base, save_trained

@@ -11,7 +11,8 @@ from statistics import median
 from typing import Any
 
 from sft_lab.commands.arguments import add_json, command_parser, in_color
-from sft_lab.data.rendering import IGNORED, Renderer, TokenizedRow
+from sft_lab.data.rendering import Renderer
+from sft_lab.data.tokenized_row import IGNORED, TokenizedRow
 from sft_lab.errors import RequestError
 from sft_lab.launch.build import plan_data
 from sft_lab.launch.parser import parse
@@ -71,7 +72,7 @@ def inspection(data: StagedDataModule, stage: str | None, num_samples: int) -> d
         ``stages`` by name: ``steps``, ``passes``, ``sequences`` with their ``fill`` in [0, 1] where
         rows are packed, ``guarded`` with the ladder of shares by source where there is a guard,
         ``mixture`` by source with ``asked``, ``rows``, ``samples``, ``tokens`` and
-        ``target_tokens``; ``sources`` by name: ``path``, all that ``intake.Report`` counts,
+        ``target_tokens``; ``sources`` by name: ``path``, all that ``IntakeReport`` counts,
         ``held_out``, ``lengths`` in tokens; and ``samples`` in pieces.
     """
     modules = [m for m in data.stage_modules if stage in (None, m.plan.name)]

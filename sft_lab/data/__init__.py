@@ -1,1 +1,1 @@
-"""From files of rows to the batches of every stage: conversations, tokens, mixtures, order."""
+"""From files of rows to conversations, and from conversations to tokens on disk."""

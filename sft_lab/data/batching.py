@@ -1,10 +1,10 @@
-"""Which rows are computed together."""
+"""Group prompts of similar length into batches."""
 
 from collections.abc import Sequence
 
 
 def batches_longest_first(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Group prompts of like length, longest first: little padding, and too big a batch fails early.
+    """Group prompts of similar length, longest first: little padding, and memory runs out early.
 
     Args:
         lengths: Length of each prompt in tokens.

@@ -1,4 +1,4 @@
-"""Cleaning: the part of a conversation that can be trained on, with every repair named."""
+"""Cleaning: reduce a conversation to what can be trained on, and name every repair."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ class Cleaned:
 
     Attributes:
         conversation: An optional system message, then turns from a user's to an assistant's.
-        repairs: The repairs that were made, each named once.
+        repairs: Names of the repairs, each once.
     """
 
     conversation: Conversation
@@ -22,13 +22,13 @@ class Cleaned:
 
 
 def clean(conversation: Conversation) -> Cleaned:
-    """Return the part of a conversation that can be trained on, or raise with the reason it cannot.
+    """Return the part of a conversation that can be trained on.
 
-    Real chats are logs: many begin or break off in the middle. What is repaired is named.
+    Real chats are logs: many begin or break off in the middle.
 
     Raises:
-        RowError: With the reason: no answered question, an empty message in the first exchange, a
-            system or tool message out of place, or text that no tokenizer can read.
+        RowError: If there is no answered question, a message of the first exchange is empty, a
+            system or tool message is out of place, or a text is not valid Unicode.
     """
     kept = list(conversation.messages)
     repairs = []
@@ -65,7 +65,7 @@ def _without_empty_system(kept: list[Message]) -> list[Message]:
 
 
 def _from_first_question(kept: list[Message]) -> list[Message]:
-    """Nobody sees what a leading assistant turn answers."""
+    """Remove leading assistant turns: what they answer is unknown."""
     roles = [message["role"] for message in kept]
     start = next((n for n, role in enumerate(roles) if role != "system"), len(roles))
     end = start
@@ -85,7 +85,7 @@ def _to_last_answer(kept: list[Message]) -> list[Message]:
 
 def _before_first_empty(kept: list[Message]) -> list[Message]:
     for index, message in enumerate(kept):
-        # A tool may have nothing to say, and its silence is an answer.
+        # A tool may return nothing, which is a result too.
         if not (
             message["content"].strip() or message.get("tool_calls") or message["role"] == "tool"
         ):
@@ -119,4 +119,4 @@ _REPAIRS: dict[str, Callable[[list[Message]], list[Message]]] = {
     "cut at an empty message": _before_first_empty,
     "turns of the same role merged": _merged,
 }
-"""In the order they are made; each leaves fewer messages where it was needed."""
+"""Repairs by name, in order; one that was needed leaves fewer messages."""

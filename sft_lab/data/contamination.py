@@ -1,4 +1,4 @@
-"""Contamination: benchmark items that stand in the rows a model is trained on."""
+"""Contamination: find benchmark items in the rows that a model is trained on."""
 
 import hashlib
 import json
@@ -18,9 +18,9 @@ _ASCII_WORDS = "".join(c.lower() if c.isalnum() else " " for c in map(chr, range
 
 _GRAM = 13  # words
 _MIN_WORDS = 5  # of a text that is compared as a whole
-_MIN_TELLING_TEXT = 3  # different words that say something, in such a text
-_MIN_TELLING_GRAM = 6  # the same, in a gram: one more finds no HumanEval/53 inside a longer row
-_MAX_ITEMS = 10  # of one benchmark, that may have a phrase in common
+_MIN_CONTENT_WORDS_TEXT = 3  # different ones, in such a text
+_MIN_CONTENT_WORDS_GRAM = 6  # different ones; 7 would miss HumanEval/53 inside a longer row
+_MAX_ITEMS = 10  # of one benchmark that may share a phrase
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Match:
     Attributes:
         benchmark: The benchmark's name.
         item_id: The item.
-        kind: Whether a whole message is a text of the item, or 13 words in a row are.
-        words: The words in common, normalised, with a space between them.
+        kind: ``exact`` if a whole message is a text of the item, else ``13-gram``.
+        words: The shared words, normalised and joined by spaces.
     """
 
     benchmark: str
@@ -44,13 +44,13 @@ def normalized_words(text: str) -> list[str]:
     """Return the words of a text in lower case, without punctuation and white space.
 
     A word is a run of letters and digits after NFKC, so code gives the same words however it is
-    spaced, and ``snake_case`` the words of the prose that describes it. Languages without spaces
-    would be one word a sentence: every Kana or Han character is a word of its own.
+    spaced, and ``snake_case`` gives the words of prose. In languages without spaces a sentence
+    would be one word, so every Kana or Han character is a word of its own.
 
     >>> normalized_words("def has_close(xs: List[float],t=0.5)")
     ['def', 'has', 'close', 'xs', 'list', 'float', 't', '0', '5']
     """
-    if text.isascii():  # gives the same four times faster
+    if text.isascii():  # the same result, four times faster
         return text.translate(_ASCII_WORDS).split()
     return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
 
@@ -58,29 +58,29 @@ def normalized_words(text: str) -> list[str]:
 class ItemIndex:
     """Finds benchmark items in training rows: whole, or 13 consecutive words of them.
 
-    Deliberately strict, as in GPT-3: 13 words in common can be a stock phrase as well, so look at
-    ``Match.words`` before calling an item leaked. Departures from the source: words are those of
-    ``normalized_words``, and a phrase is no evidence
+    Deliberately strict, as in GPT-3: 13 shared words can also be a stock phrase, so read
+    ``Match.words`` before calling an item leaked. Departures from the source: words come from
+    ``normalized_words``, and a phrase is ignored
 
-    * when it stands in more than 10 items of a benchmark, or in more than two and more than half
-      of a smaller one: it is a preamble, and would mark every row written in that style. The
-      source counts training documents instead, which a search row by row cannot;
-    * when it has less than 6 different words besides numbers and single letters: ``0, 0, 0, ...``,
-      ``1, 2, 3, ...`` and the loops of a bubble sort stand in code of all kinds.
+    * if more than 10 items of a benchmark share it, or more than two and more than half of a
+      smaller one: it is a preamble, and would flag every row written in that style. The source
+      counts training documents instead, which is impossible row by row;
+    * if it has fewer than 6 different words except numbers and single letters: ``0, 0, 0, ...``,
+      ``1, 2, 3, ...`` and the loops of a bubble sort occur in all kinds of code.
 
-    A text shorter than 13 words is found only as a whole message, and only if it has 5 words or
-    more, 3 different ones besides numbers and single letters: "Hi" or "[1, 2, 3, 4, 5]" say
-    nothing. Messages are searched one by one, so no phrase reaches from one into the next.
+    A text shorter than 13 words is found only as a whole message, and only if it has at least 5
+    words, 3 of them different and neither numbers nor single letters: "Hi" or "[1, 2, 3, 4, 5]"
+    are no evidence. Messages are searched one by one, so no phrase spans two of them.
 
     Source: Brown et al. 2020, Language Models are Few-Shot Learners, appendix C.
 
     Args:
-        benchmarks: Texts (prompt, worked solution) by item id, by benchmark. Leave out short
-            answers, and give a short function together with its prompt as one text: without
-            operators many read alike, and rows can share an answer without the question.
+        benchmarks: Texts (prompt, worked solution) by benchmark and item id. Leave out short
+            answers, and join a short function with its prompt: without operators many functions
+            are the same words, and rows can share an answer without the question.
 
     Attributes:
-        digest: SHA-256 over the texts as hex, the same whatever the order of the mappings.
+        digest: SHA-256 of the texts as hex, independent of the order of the mappings.
     """
 
     def __init__(self, benchmarks: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
@@ -93,14 +93,14 @@ class ItemIndex:
         self._grams: dict[str, tuple[str, str]] = {}
         for benchmark in sorted(benchmarks):
             self._add(benchmark, benchmarks[benchmark])
-        # Every fourth word of each gram. Tuples of these are compared without a Python loop, and
-        # most rows end there.
+        # Every fourth word of each gram: sets of these are compared without a Python loop, which
+        # rules out most rows.
         self._probes = {tuple(gram.split()[::4]) for gram in self._grams}
 
     def find(self, texts: Sequence[str]) -> Match | None:
-        """Return a benchmark item that the messages of one row contain, whole ones first.
+        """Return a benchmark item that the messages of one row contain; whole texts win.
 
-        Of items that share a phrase the first is named, by benchmark and then by id.
+        Of items that share a phrase, the first by benchmark and id is returned.
         """
         messages = [normalized_words(text) for text in texts]
         for words in messages:
@@ -125,12 +125,12 @@ class ItemIndex:
             for gram in {gram for words in messages for gram in _grams(words)}:
                 gram_items.setdefault(gram, []).append(item_id)
         limit = min(_MAX_ITEMS, max(2, len(items) // 2))
-        for phrases, min_telling, found in (
-            (text_items, _MIN_TELLING_TEXT, self._texts),
-            (gram_items, _MIN_TELLING_GRAM, self._grams),
+        for phrases, min_content, found in (
+            (text_items, _MIN_CONTENT_WORDS_TEXT, self._texts),
+            (gram_items, _MIN_CONTENT_WORDS_GRAM, self._grams),
         ):
             for phrase, item_ids in phrases.items():
-                if len(item_ids) <= limit and _telling(phrase.split()) >= min_telling:
+                if len(item_ids) <= limit and _num_content_words(phrase.split()) >= min_content:
                     found.setdefault(phrase, (benchmark, item_ids[0]))
 
 
@@ -138,6 +138,6 @@ def _grams(words: Sequence[str]) -> list[str]:
     return [" ".join(words[i : i + _GRAM]) for i in range(len(words) - _GRAM + 1)]
 
 
-def _telling(words: Sequence[str]) -> int:
-    """Count the different words besides numbers and single letters; a Han character is a word."""
+def _num_content_words(words: Sequence[str]) -> int:
+    """Count different words except numbers and single letters; a Han character is a word."""
     return len({w for w in words if not w.isdecimal() and (len(w) > 1 or not w.isascii())})

@@ -1,4 +1,4 @@
-"""Conversations: the one shape that all row formats lead to, and their identity."""
+"""Conversations, which every row format is converted to, and their digests."""
 
 import hashlib
 import json
@@ -11,12 +11,12 @@ Message = dict[str, Any]
 
 
 class RowError(ValueError):
-    """A row that cannot become a conversation; the message is the reason, which is counted."""
+    """A row that cannot be used; the message is the reason, by which rows are counted."""
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages and tools, into which every format turns its rows.
+    """The messages and tools of one row.
 
     Attributes:
         messages: In order; the roles are system, user, assistant and tool.
@@ -30,7 +30,7 @@ class Conversation:
 def sample_digest(conversation: Conversation) -> str:
     """Return the SHA-256 of a conversation's content as hex, the same on every machine.
 
-    Roles and contents are hashed; if there are also tools or names, everything is.
+    Only roles and contents are hashed, unless there are also tools or names.
     """
     content: Any = [[message["role"], message["content"]] for message in conversation.messages]
     if conversation.tools or any(len(message) > 2 for message in conversation.messages):

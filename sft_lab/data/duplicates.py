@@ -1,4 +1,4 @@
-"""Near duplicates: samples that are all but word for word like another one."""
+"""Near duplicates: samples that repeat another one almost word for word."""
 
 from collections import defaultdict
 from collections.abc import Mapping
@@ -9,34 +9,34 @@ from sft_lab.data.contamination import normalized_words
 
 _SHINGLE = 5  # words
 _NUM_PERM = 128  # values of a signature
-_MAX_MISS = 0.01  # wanted: share of the pairs at the threshold that are never compared
-_SLACK = 0.2  # of a similarity estimated from signatures: four standard deviations or more
+_MAX_MISS = 0.01  # target: share of pairs at the threshold that are never compared
+_SLACK = 0.2  # for similarities estimated from signatures: at least four standard deviations
 
 
 def near_duplicates(texts: Mapping[str, str], threshold: float) -> dict[str, str]:
-    """Find the samples to leave out so that no two that stay are near duplicates.
+    """Find the samples to leave out so that the rest has no near duplicates.
 
-    Samples are taken in order of their ids, which are content hashes, so the result is the same
-    whatever the order of the mapping, on every machine. One that is like a sample kept before is
-    left out in favour of the most similar one of those.
+    Samples are visited in order of their ids, which are content hashes, so the result does not
+    depend on the mapping's order or the machine. One that resembles samples kept so far is left
+    out in favour of the most similar of them.
 
     Similarity is the Jaccard index of the sets of 5 consecutive ``normalized_words``; a text of
-    fewer words is the set of its words, and one without words is like no other. It compares
+    fewer words is the set of its words, and one without words has no duplicates. It compares
     wording, not meaning: the same question with other numbers is similar, a paraphrase is not.
     Candidates are samples whose MinHash signatures agree in a band (LSH); they are compared
     exactly, so nothing below the threshold is left out. A pair at the threshold is missed with
-    a probability of 1 % at most (4 % at 0.025, more below), a more similar one less. In memory
-    are 512 bytes of signature a sample, and what similar samples add.
+    a probability of at most 1 % (4 % at 0.025, more below), a more similar one with less. Each
+    sample takes 512 bytes of memory, similar ones somewhat more.
 
     Source: Broder 1997, On the resemblance and containment of documents; Leskovec, Rajaraman &
     Ullman, Mining of Massive Datasets, section 3.4.
 
     Args:
         texts: Text by sample id.
-        threshold: Similarity from which on two samples are near duplicates, in (0, 1].
+        threshold: Least similarity of near duplicates, in (0, 1].
 
     Returns:
-        Id of the kept sample by id of the sample to leave out, in order of the latter.
+        Ids of kept samples by the id of the sample to leave out, in order of the latter.
 
     Raises:
         ValueError: If the threshold is out of range.
@@ -60,9 +60,9 @@ def near_duplicates(texts: Mapping[str, str], threshold: float) -> dict[str, str
             if estimate >= threshold - _SLACK
         ]
         similar = _similarities(sample_id, close, texts)
-        like = max(similar, key=similar.__getitem__, default=None)  # of equals the first
-        if like is not None and similar[like] >= threshold:
-            left_out[sample_id] = like
+        closest = max(similar, key=similar.__getitem__, default=None)  # the first of equals
+        if closest is not None and similar[closest] >= threshold:
+            left_out[sample_id] = closest
         else:
             for key in keys:
                 kept[key].append(row)
@@ -76,7 +76,7 @@ def _signatures(texts: Mapping[str, str]) -> tuple[list[str], np.ndarray]:
     from datasketch.hashfunc import sha1_hash32
 
     ordered = sorted(texts)
-    # All that a signature depends on is named here, whatever the library's defaults become.
+    # Everything that a signature depends on is named, in case the library's defaults change.
     sketches = MinHash.generator(
         ([shingle.encode() for shingle in _shingles(texts[sample_id])] for sample_id in ordered),
         num_perm=_NUM_PERM,
@@ -94,7 +94,7 @@ def _signatures(texts: Mapping[str, str]) -> tuple[list[str], np.ndarray]:
 
 
 def _band_length(threshold: float) -> int:
-    """Return the longest band by which no more pairs are missed than wanted, or else 1."""
+    """Return the longest band that misses at most ``_MAX_MISS`` of the pairs, or else 1."""
     lengths = (
         length
         for length in range(_NUM_PERM // 2, 1, -1)
@@ -104,9 +104,9 @@ def _band_length(threshold: float) -> int:
 
 
 def _groups(signatures: np.ndarray, length: int) -> np.ndarray:
-    """Return for each band and sample the group of samples that agree there, -1 for one alone.
+    """Number, for each band, the groups of samples that agree in it; -1 for a group of one.
 
-    ``MinHashLSH`` finds the same, but keeps 7 kB of sets for every sample, most of them alone.
+    ``MinHashLSH`` finds the same groups, but keeps 7 kB of sets per sample.
     """
     groups = np.empty((_NUM_PERM // length, len(signatures)), np.int64)
     for band in range(len(groups)):

@@ -25,7 +25,7 @@ _ROLES = {
     "assistant": "assistant",
     "tool": "tool",
 }
-_MAX_DEPTH = 100  # templates copy tools by recursion, which must not run out
+_MAX_DEPTH = 100  # templates copy tools recursively, up to Python's limit
 
 
 def text(row: Mapping[str, Any], key: str) -> str:
@@ -76,7 +76,7 @@ def sharegpt(row: Mapping[str, Any]) -> Conversation:
     for turn in _turns(row, "conversations"):
         speaker = text(turn, "from")
         if speaker not in _SHAREGPT_ROLES:
-            raise RowError(f"unknown speaker {_named(speaker)}")
+            raise RowError(f"unknown speaker {_shortened(speaker)}")
         found.append({"role": _SHAREGPT_ROLES[speaker], "content": text(turn, "value")})
     return Conversation(tuple(found))
 
@@ -85,7 +85,7 @@ def messages(row: Mapping[str, Any]) -> Conversation:
     """``messages``: a list of ``role``, ``content``; optionally ``tools``, a list of JSON schemas.
 
     Messages may also have ``name``, ``tool_calls`` and ``tool_call_id``, as in OpenAI's chat API. A
-    list may be a string of JSON instead, as Parquet files need it: their columns have one type.
+    list may also be a JSON string, for Parquet files, whose columns have one type.
     """
     tools = tuple(_functions(row, "tools"))
     return Conversation(tuple(_message(turn) for turn in _turns(row, "messages")), tools)
@@ -94,7 +94,7 @@ def messages(row: Mapping[str, Any]) -> Conversation:
 def _message(turn: Mapping[str, Any]) -> Message:
     role = text(turn, "role")
     if role not in _ROLES:
-        raise RowError(f"unknown role {_named(role)}")
+        raise RowError(f"unknown role {_shortened(role)}")
     calls = _functions(turn, "tool_calls")
     if calls and role != "assistant":
         raise RowError(f"'tool_calls' in a message of role '{role}'")
@@ -115,13 +115,13 @@ def _turns(row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     return turns
 
 
-def _named(value: str) -> str:
-    """Return a role or speaker as a reason shows it: hostile ones are long, or no text."""
+def _shortened(value: str) -> str:
+    """Return a role or speaker for a message: a hostile one may be long, or invalid Unicode."""
     return repr(value[:40])
 
 
 def _functions(row: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    """Return tools or tool calls; every one has a name, beside or under ``function``."""
+    """Return tools or tool calls; each has a name, at its top level or under ``function``."""
     if row.get(key) in (None, ""):
         return []
     found = _json(row[key], key)
@@ -135,8 +135,8 @@ def _functions(row: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
 
 
 def _parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
-    # OpenAI's API gives arguments as a string of JSON; chat templates write JSON from an object,
-    # and would quote the string once more.
+    # OpenAI's API gives arguments as a JSON string; chat templates serialise an object, and would
+    # quote the string a second time.
     function = call.get("function", call)
     arguments = function.get("arguments")
     if isinstance(arguments, str):
@@ -174,14 +174,14 @@ class SourceFormat:
         """Return a row as a conversation.
 
         Raises:
-            RowError: With the reason why this row cannot be used; such rows are counted, up to
+            RowError: If the row cannot be used, with the reason; such rows are counted, up to
                 ``max_dropped``. A KeyError counts as a missing key. ``text(row, key)`` raises it.
         """
         raise NotImplementedError
 
 
 def source_code_digest(row_format: SourceFormat) -> str | None:
-    """Return the SHA-256 of the module that defines a format; None if there is no file of it."""
+    """Return the SHA-256 of the module that defines a format; None if it has no source file."""
     module = inspect.getmodule(type(row_format))
     try:
         source = inspect.getsource(module) if module is not None else None

@@ -1,4 +1,4 @@
-"""Tokenises texts many of which begin alike, as a conversation and its own beginnings do."""
+"""Tokenise texts that share beginnings, as a conversation and its prompts do, only once."""
 
 import re
 from collections.abc import Iterable
@@ -7,12 +7,12 @@ from typing import Any
 
 
 class PrefixEncoder:
-    """Encodes texts in pieces, so that what several begin with is tokenised once.
+    """Encode texts in pieces, so that a shared beginning is tokenised once.
 
     Args:
         tokenizer: A transformers tokenizer.
-        rendered: A conversation as its template renders it; the special tokens in it are where
-            texts may be cut.
+        rendered: A conversation as its template renders it; texts may be split after the special
+            tokens in it.
     """
 
     def __init__(self, tokenizer: Any, rendered: str) -> None:
@@ -20,14 +20,14 @@ class PrefixEncoder:
         self._borders = _borders(tokenizer, rendered)
 
     def encode(self, texts: Iterable[str], pieces: dict[str, list[int]]) -> dict[str, list[int]]:
-        """Return the token ids of every text, by one call over the pieces not yet known.
+        """Return the token ids of every text, in one tokenizer call over all new pieces.
 
         Args:
-            texts: Repeats cost nothing.
-            pieces: The ids of pieces met before; takes up the new ones.
+            texts: Texts; repeats cost nothing.
+            pieces: Ids of pieces encoded before; the new ones are added.
         """
-        cut = {text: self._cut(text) for text in texts}
-        new = [piece for piece in dict.fromkeys(chain(*cut.values())) if piece not in pieces]
+        split = {text: self._split(text) for text in texts}
+        new = [piece for piece in dict.fromkeys(chain(*split.values())) if piece not in pieces]
         if new:
             encoded = self._tokenizer(
                 new,
@@ -39,11 +39,11 @@ class PrefixEncoder:
             pieces.update(zip(new, encoded["input_ids"], strict=True))
         return {
             text: list(chain(pieces[first], *(pieces[piece][1:] for piece in others)))
-            for text, (first, *others) in cut.items()
+            for text, (first, *others) in split.items()
         }
 
-    def _cut(self, text: str) -> list[str]:
-        """Cut behind special tokens; every piece but the first begins with the token before it."""
+    def _split(self, text: str) -> list[str]:
+        """Split after special tokens; every piece but the first repeats the token before it."""
         if self._borders is None:
             return [text]
         pieces = []
@@ -56,11 +56,11 @@ class PrefixEncoder:
 
 
 def _borders(tokenizer: Any, rendered: str) -> re.Pattern[str] | None:
-    """Return what finds the template's tokens behind which text can be cut, changing no token.
+    """Return a pattern of the template's tokens after which a text can be split safely.
 
-    A fast tokenizer takes unnormalised added tokens out first, leftmost and longest, and works on
-    each stretch between them alone. No border are those that take in spaces or look around, and
-    those that another token may hold or overlap.
+    A fast tokenizer first takes out unnormalised added tokens, leftmost and longest, and encodes
+    each stretch between them on its own. Tokens that absorb spaces, depend on their neighbours, or
+    can be part of another token or overlap it are excluded.
     """
     if not tokenizer.is_fast or tokenizer.split_special_tokens:
         return None
@@ -71,12 +71,12 @@ def _borders(tokenizer: Any, rendered: str) -> re.Pattern[str] | None:
         if token.content in rendered
         and token.content == token.content.strip()
         and not (token.lstrip or token.rstrip or token.single_word)
-        and not any(_reaches_into(other.content, token.content) for other in tokens)
+        and not any(_may_cover(other.content, token.content) for other in tokens)
     ]
     return re.compile("|".join(borders)) if borders else None
 
 
-def _reaches_into(other: str, token: str) -> bool:
-    """Whether a match of ``other`` may take the place of one of ``token``, or begin it."""
+def _may_cover(other: str, token: str) -> bool:
+    """Return whether a match of ``other`` can contain ``token`` or its beginning."""
     overlaps = (other.endswith(token[:length]) for length in range(1, len(token)))
     return (other != token and token in other) or any(overlaps)

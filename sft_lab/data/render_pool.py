@@ -1,4 +1,4 @@
-"""Renders long sources in several processes: applying a template is Python, one core's work."""
+"""Render long sources in several processes: templates run in Python, on one core each."""
 
 import multiprocessing
 import os
@@ -9,12 +9,13 @@ from itertools import chain, islice
 
 from sft_lab.data.conversation import Conversation, RowError
 from sft_lab.data.intake import Sample
-from sft_lab.data.rendering import Renderer, TokenizedRow, TooLong
+from sft_lab.data.rendering import Renderer
+from sft_lab.data.tokenized_row import TokenizedRow, TooLong
 from sft_lab.errors import RequestError
 
 _CHUNK_ROWS = 1000
-_ALONE_CHUNKS = 10  # are rendered in less time than processes take to start
-_MAX_PROCESSES = 8  # what this process, which reads and cleans, can keep busy
+_LOCAL_CHUNKS = 10  # rendered in less time than processes take to start
+_MAX_PROCESSES = 8  # as many as this process, which reads and cleans, can keep busy
 
 Rows = list[TokenizedRow | RowError]
 Rendered = tuple[list[Sample], Rows | None]
@@ -25,35 +26,35 @@ def render(
 ) -> Iterator[Rendered]:
     """Render samples in chunks, in order, as ``Renderer.rows`` does.
 
-    From 10,000 samples on this is done in as many processes as there are cores, 8 at most. They
-    import the main module, so a script of one's own needs ``if __name__ == "__main__"``.
+    Beyond 10,000 samples this uses as many processes as there are cores, 8 at most. They import
+    the main module, so a user's script needs ``if __name__ == "__main__"``.
 
     Args:
-        samples: Are read only some chunks ahead of what is asked for.
+        samples: Samples, read only a few chunks ahead.
         renderer: The renderer; every process gets a copy.
         max_length: Longest row in tokens.
         too_long: See ``Renderer.rows``.
 
     Yields:
-        A chunk of samples and its rows; None for the rows where the template fails.
+        A chunk of samples and its rows, or None instead of the rows if the template fails.
     """
     chunks = _chunks(samples)
-    alone = _Render(renderer, max_length, too_long)
-    for chunk in islice(chunks, _ALONE_CHUNKS):
-        yield chunk, alone(_conversations(chunk))
+    job = _Render(renderer, max_length, too_long)
+    for chunk in islice(chunks, _LOCAL_CHUNKS):
+        yield chunk, job(_conversations(chunk))
     if (following := next(chunks, None)) is None:
         return
     rest = chain([following], chunks)
     if (processes := _num_processes()) == 1:
-        yield from ((chunk, alone(_conversations(chunk))) for chunk in rest)
+        yield from ((chunk, job(_conversations(chunk))) for chunk in rest)
     else:
-        yield from _in_processes(rest, alone, processes)
+        yield from _in_processes(rest, job, processes)
 
 
 def _in_processes(
     chunks: Iterable[list[Sample]], job: "_Render", processes: int
 ) -> Iterator[Rendered]:
-    # Not forked: threads of torch and of tokenizers may hold locks, which a copy never releases.
+    # Not forked: threads of torch and tokenizers may hold locks that a copy never releases.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, context, _start, (job,))
     waiting: deque[tuple[list[Sample], Future[Rows | None]]] = deque()
@@ -71,7 +72,7 @@ def _in_processes(
 
 
 class _Render:
-    """``Renderer.rows`` with its limits, as something that can be sent to a process."""
+    """``Renderer.rows`` with its limits, as a picklable callable."""
 
     def __init__(self, renderer: Renderer, max_length: int, too_long: TooLong) -> None:
         self.renderer = renderer
@@ -85,13 +86,13 @@ class _Render:
             return None
 
 
-_job: _Render | None = None  # of a process of the pool
+_job: _Render | None = None  # set in the processes of the pool
 
 
 def _start(job: _Render) -> None:
     global _job
     _job = job
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # processes by threads would crowd the cores
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a process
 
 
 def _render(conversations: Sequence[Conversation]) -> Rows | None:
@@ -110,9 +111,9 @@ def _conversations(chunk: Sequence[Sample]) -> list[Conversation]:
 
 
 def _num_processes() -> int:
-    """Return how many processes to use; a daemon, such as a worker of a loader, may have none."""
+    """Return the number of processes to use; a daemon, such as a loader worker, may start none."""
     if multiprocessing.current_process().daemon:
         return 1
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux alone has it
+    affinity = getattr(os, "sched_getaffinity", None)  # only on Linux
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
     return min(cores, _MAX_PROCESSES)

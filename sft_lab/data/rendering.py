@@ -5,78 +5,37 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import chain, groupby, islice
-from operator import attrgetter
+from itertools import chain, islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any
 
+from sft_lab.data.chat_template import ChatTemplate
 from sft_lab.data.conversation import Conversation, Message, RowError
 from sft_lab.data.prefix_encoder import PrefixEncoder
 from sft_lab.data.templates import TEMPLATES
+from sft_lab.data.tokenized_row import RowTooLongError, TokenizedRow, TooLong
 from sft_lab.errors import RequestError
 
-IGNORED = -100
-TooLong = Literal["drop", "cut"]
-_ROWS_AT_ONCE = 512  # enough to keep all cores busy; a token being made takes some 100 bytes
+_BATCH_ROWS = 512  # enough to keep all cores busy; tokenising takes some 100 bytes a token
 
 _PROBE = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "answer"})
 
 
-class RowTooLongError(RowError):
-    """A row that is sound but longer than the limit."""
-
-
-@dataclass(frozen=True)
-class TokenizedRow:
-    """One conversation as token ids, and which of them carry loss.
-
-    Attributes:
-        input_ids: The row's token ids.
-        spans: Ranges of target tokens, in order: ``start <= index < end``.
-        cut: Whether turns are missing at the end, which made the row too long.
-    """
-
-    input_ids: Sequence[int]
-    spans: tuple[tuple[int, int], ...]
-    cut: bool = False
-
-    @property
-    def labels(self) -> list[int]:
-        """The token ids, ``IGNORED`` wherever there is no loss; not shifted."""
-        labels = [IGNORED] * len(self.input_ids)
-        for start, end in self.spans:
-            labels[start:end] = map(int, self.input_ids[start:end])
-        return labels
-
-    @property
-    def num_target_tokens(self) -> int:
-        """Tokens that carry loss. The first token has no predecessor, so it can never be one."""
-        return sum(end - max(start, 1) for start, end in self.spans)
-
-
 class Renderer:
-    """Renders conversations by the tokenizer's chat template, or by a named one.
+    """Render conversations with the tokenizer's chat template, or with a named one.
 
     Args:
         tokenizer: A transformers tokenizer.
         template: A key of ``TEMPLATES``, or None for the tokenizer's own.
 
     Raises:
-        RequestError: If there is no such template, the tokenizer has none and none is named, or
+        RequestError: If the template is unknown, the tokenizer has none and none is named, or
             answers would not end with a token at which generation can stop.
     """
 
     def __init__(self, tokenizer: Any, template: str | None) -> None:
-        if template is not None and template not in TEMPLATES:
-            raise RequestError(
-                f"corpus.template: unknown template {template!r}; known are {', '.join(TEMPLATES)}."
-            )
-        if template is None and not tokenizer.chat_template:
-            raise RequestError(
-                f"corpus.template: the tokenizer of {tokenizer.name_or_path} has no chat template; "
-                f"name one of {', '.join(TEMPLATES)}."
-            )
+        self._template = ChatTemplate(tokenizer, template)
         if tokenizer.eos_token_id is None:
             raise RequestError(
                 f"corpus.tokenizer: {tokenizer.name_or_path} has no eos token, so answers have "
@@ -84,43 +43,38 @@ class Renderer:
             )
         self.tokenizer = tokenizer
         self.template = template
-        self._chat_template = TEMPLATES[template] if template else None
         probe = self.text(_PROBE, add_generation_prompt=False)
         self._encoder = PrefixEncoder(tokenizer, probe)
         self._special = _special_tokens(tokenizer)
         self._stops = {int(tokenizer.eos_token_id), self._answer_end(probe)}
         self.stop_token_ids = sorted(self._stops)
-        """The ids that end an answer; a base's eos often ends documents, its template turns."""
-
-    @property
-    def _name(self) -> str:
-        return self.template or "the tokenizer's template"
+        """Ids that end an answer: the eos, which may end documents only, and the template's end."""
 
     def _answer_end(self, probe: str) -> int:
-        """Return the first special token that the template puts behind an answer."""
+        """Return the first special token that the template puts after an answer."""
         end = probe.rpartition("answer")[2]
         special = {self.tokenizer.eos_token_id, *self.tokenizer.added_tokens_decoder}
         for token_id in self._encoder.encode([end], {})[end]:
             if token_id in special:
                 return int(token_id)
         raise RequestError(
-            f"corpus.template: {self._name} ends an answer with {end!r}, in which "
+            f"corpus.template: {self._template.label} ends an answer with {end!r}, in which "
             f"{self.tokenizer.name_or_path} has no special token, so generation would not know "
             f"where to stop; name another of {', '.join(TEMPLATES)}, or add the token."
         )
 
     @property
     def pad_token_id(self) -> int:
-        """The id that fills short rows; masked everywhere, so without one the eos serves."""
+        """Return the id that fills short rows: the eos if there is none, as it is always masked."""
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of what decides a row's tokens: the tokenizer, as it is saved, and template."""
-        # The probe as well: a template may print the date, and be another one tomorrow.
+        """Return a SHA-256 of what decides a row's tokens: the saved tokenizer and the template."""
+        # And the probe: a template may print the date, so that its text changes overnight.
         probe = self.text(_PROBE, add_generation_prompt=False)
-        digest = hashlib.sha256(((self._chat_template or "") + probe).encode())
+        digest = hashlib.sha256(((self._template.source or "") + probe).encode())
         with TemporaryDirectory() as folder:
             self.tokenizer.save_pretrained(folder)
             for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
@@ -138,64 +92,9 @@ class Renderer:
         """
         if not isinstance(conversation, Conversation):
             conversation = Conversation(tuple(conversation))
-        [text] = self._texts([conversation], add_generation_prompt=add_generation_prompt)
-        self._check_tools(conversation, text, add_generation_prompt=add_generation_prompt)
+        [text] = self._template.texts([conversation], add_generation_prompt=add_generation_prompt)
+        self._template.check_tools(conversation, text, add_generation_prompt=add_generation_prompt)
         return text
-
-    def _texts(
-        self, conversations: Iterable[Conversation], *, add_generation_prompt: bool
-    ) -> list[str]:
-        texts: list[str] = []
-        for tools, alike in groupby(conversations, key=attrgetter("tools")):
-            chats = [conversation.messages for conversation in alike]
-            texts += self._apply_template(chats, tools, add_generation_prompt)
-        return texts
-
-    def _apply_template(
-        self,
-        chats: Sequence[Sequence[Message]],
-        tools: Sequence[Mapping[str, Any]],
-        add_generation_prompt: bool,
-    ) -> list[str]:
-        try:
-            rendered: list[str] = self.tokenizer.apply_chat_template(
-                [list(messages) for messages in chats],
-                tools=list(tools) or None,
-                chat_template=self._chat_template,
-                add_generation_prompt=add_generation_prompt,
-                tokenize=False,
-            )
-        except Exception as fault:  # a template is a program and raises what it likes
-            if len(chats) > 1:
-                for messages in chats:  # one of them raises, and says which
-                    self._apply_template([messages], tools, add_generation_prompt)
-            roles = ", ".join(message["role"] for message in chats[0])
-            raise RequestError(
-                f"corpus.template: {self._name} cannot render the roles {roles}: {fault}."
-            ) from fault
-        return rendered
-
-    def _check_tools(
-        self, conversation: Conversation, text: str, *, add_generation_prompt: bool
-    ) -> None:
-        """Refuse a template that leaves tools or tool calls out, as most do, without a word."""
-        without: dict[str, Conversation] = {}
-        if conversation.tools:
-            without["tools"] = Conversation(conversation.messages)
-        if any(message.get("tool_calls") for message in conversation.messages):
-            silent = [{**message, "tool_calls": None} for message in conversation.messages]
-            without["tool calls"] = Conversation(tuple(silent), conversation.tools)
-        for name, other in without.items():
-            try:
-                [bare] = self._texts([other], add_generation_prompt=add_generation_prompt)
-            except RequestError:  # it minds their absence
-                continue
-            if bare == text:
-                raise RequestError(
-                    f"corpus.template: {self._name} leaves the {name} of a conversation out; set "
-                    "corpus.template to null with a corpus.tokenizer whose own template renders "
-                    "them, or take the rows that have them out of the source."
-                )
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Return the token ids of an evaluation prompt, ready for the assistant's answer."""
@@ -203,7 +102,7 @@ class Renderer:
         return self._encoder.encode([text], {})[text]
 
     def continued_ids(self, text: str) -> list[int]:
-        """Return the token ids of a text that a model is to continue, without a chat template."""
+        """Return the token ids of a text for a model to continue, without a chat template."""
         ids: list[int] = self.tokenizer(text)["input_ids"]
         ends = ids and ids[-1] == self.tokenizer.eos_token_id and len(ids) > 1
         return ids[:-1] if ends else ids
@@ -219,8 +118,8 @@ class Renderer:
         Raises:
             RequestError: If the template rewrites earlier turns, so that no prompt is a prefix.
             RowTooLongError: If the row is longer than ``max_length``.
-            RowError: If tokens merge across the border of a prompt and its answer, an answer comes
-                to no token, a text holds a special token, or the last turn is not the assistant's.
+            RowError: If tokens merge across the border of a prompt and its answer, an answer has no
+                tokens, a text holds a special token, or the last turn is not the assistant's.
         """
         [row] = self.rows([conversation], max_length, too_long)
         if isinstance(row, RowError):
@@ -235,13 +134,13 @@ class Renderer:
     ) -> list[TokenizedRow | RowError]:
         """Tokenise training rows; the loss falls on assistant turns and their end tokens only.
 
-        Targets come from prefix difference: what a model is asked in evaluation is, token for
-        token, the beginning of what it was trained on.
+        Targets come from prefix difference: an evaluation prompt is, token for token, the beginning
+        of a training row.
 
         Args:
             conversations: Each ends with an assistant turn.
             max_length: Longest row in tokens.
-            too_long: Give up a longer row, or cut it behind the last assistant turn that fits.
+            too_long: Drop a longer row, or cut it after the last assistant turn that fits.
 
         Returns:
             For each conversation its row, or the error that ``row`` raises.
@@ -250,12 +149,12 @@ class Renderer:
             RequestError: If the template rewrites earlier turns, so that no prompt is a prefix.
         """
         found: list[TokenizedRow | RowError] = []
-        for start in range(0, len(conversations), _ROWS_AT_ONCE):
-            some = conversations[start : start + _ROWS_AT_ONCE]
-            found += self._some_rows(some, max_length, too_long)
+        for start in range(0, len(conversations), _BATCH_ROWS):
+            batch = conversations[start : start + _BATCH_ROWS]
+            found += self._row_batch(batch, max_length, too_long)
         return found
 
-    def _some_rows(
+    def _row_batch(
         self,
         conversations: Sequence[Conversation],
         max_length: int | None,
@@ -280,7 +179,7 @@ class Renderer:
         return found
 
     def _check_texts(self, conversation: Conversation) -> None:
-        """Refuse texts that the tokenizer would take for the ends and beginnings of turns."""
+        """Refuse texts that the tokenizer would read as the start or end of a turn."""
         for message in conversation.messages:
             if self._special and (match := self._special.search(message["content"])):
                 raise RowError(f"a text that holds the special token {match[0]}")
@@ -294,13 +193,13 @@ class Renderer:
             for messages in (conversation.messages for conversation in conversations)
         ]
 
-        def texts(behind: int, *, add_generation_prompt: bool) -> Iterable[str]:
+        def texts(num_after: int, *, add_generation_prompt: bool) -> Iterable[str]:
             prefixes = (
-                Conversation(conversation.messages[: index + behind], conversation.tools)
+                Conversation(conversation.messages[: index + num_after], conversation.tools)
                 for conversation, turns in zip(conversations, indices, strict=True)
                 for index in turns
             )
-            return self._texts(prefixes, add_generation_prompt=add_generation_prompt)
+            return self._template.texts(prefixes, add_generation_prompt=add_generation_prompt)
 
         prompts = texts(0, add_generation_prompt=True)
         answered = texts(1, add_generation_prompt=False)
@@ -308,7 +207,9 @@ class Renderer:
         rendered = [list(islice(flat, len(turns))) for turns in indices]
         for conversation, turns in zip(conversations, rendered, strict=True):
             if turns:
-                self._check_tools(conversation, turns[-1].answered, add_generation_prompt=False)
+                self._template.check_tools(
+                    conversation, turns[-1].answered, add_generation_prompt=False
+                )
         return rendered
 
     def _row(
@@ -335,21 +236,21 @@ class Renderer:
         for turn in kept:
             if not (whole.startswith(turn.answered) and turn.answered.startswith(turn.prompt)):
                 raise RequestError(
-                    f"corpus.template: {self._name} does not render turn {turn.index + 1} as an "
-                    "extension of the turns before it, so training and evaluation would see "
-                    f"different prompts; name one that does, such as {', '.join(TEMPLATES)}."
+                    f"corpus.template: {self._template.label} does not render turn "
+                    f"{turn.index + 1} as an extension of the turns before it, so training and "
+                    f"evaluation would see different prompts; try one of {', '.join(TEMPLATES)}."
                 )
             start, end = (_prefix_length(ids[t], input_ids) for t in (turn.prompt, turn.answered))
             if end <= max(start, 1):
                 raise RowError("an answer of no token")
             if not self._stops.intersection(input_ids[start:end]):
-                # Some tokenizers know their end token only behind a space, and spell it out.
+                # Some tokenizers know their end token only after a space, else they spell it out.
                 raise RowError("an answer without an end token, which would never be learned")
             spans.append((start, end))
         return TokenizedRow(input_ids, tuple(spans), cut=len(kept) < len(turns))
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Return an answer's text, without special tokens and otherwise to the letter."""
+        """Return an answer's text without special tokens, otherwise unchanged."""
         text = self.tokenizer.decode(
             token_ids, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -358,7 +259,7 @@ class Renderer:
 
 @dataclass(frozen=True)
 class _Turn:
-    """An assistant turn as text: its message's index, its prompt, all through its answer."""
+    """An assistant turn as text: its message's index, its prompt, and everything up to its end."""
 
     index: int
     prompt: str
@@ -366,12 +267,12 @@ class _Turn:
 
 
 def _special_tokens(tokenizer: Any) -> re.Pattern[str] | None:
-    """Return what finds special tokens written out in a text, which would become tokens of it."""
+    """Return a pattern that finds special tokens in a text, or None if they are read as text."""
     if tokenizer.split_special_tokens:
         return None
     known = tokenizer.added_tokens_decoder.values()
     contents = {token.content for token in known if token.special}
-    contents |= set(tokenizer.all_special_tokens)  # without a tokenizer.json they are listed here
+    contents |= set(tokenizer.all_special_tokens)  # the only list of them without a tokenizer.json
     longest_first = sorted(contents, key=lambda content: (-len(content), content))
     return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 

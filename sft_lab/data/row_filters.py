@@ -1,4 +1,4 @@
-"""Row filters: which rows of a source to use, by an expression over keys or by patterns in text."""
+"""Row filters: choose rows of a source by an expression over keys or by patterns in text."""
 
 import re
 import reprlib
@@ -13,25 +13,25 @@ from typing_extensions import override
 
 
 class RowFilter:
-    """Says which rows of a source to keep.
+    """Decide which rows of a source to keep.
 
     ``where`` is a Jinja2 expression over the keys of a row, such as ``correct == true and
     rating >= 4``, ``"python" in instruction|lower`` or ``conversations|length > 2``. ``row`` is
-    the whole row, for keys that are no names: ``row["train-index"]``. A key that the row lacks is
+    the whole row, for keys that are not names: ``row["train-index"]``. A key that the row lacks is
     an error, so that a misspelt one cannot empty a source; ``rating is defined and rating >= 4``
     is for keys that some rows lack, ``rating is not none`` for nulls. The value must be true or
-    false: of another, such as the string "false", nobody could say what is meant.
+    false; anything else, such as the string "false", is ambiguous.
 
     The expression runs in Jinja2's sandbox: no access to underscore attributes, files or
     modules, no global functions, nothing random, no change of the row, no ``**`` and ``*`` with
     numbers only. The sandbox limits neither memory nor time, nor do regular expressions
-    (``(a+)+$``): take filters from people whose configs you would run.
+    (``(a+)+$``): only use filters from people whose configs you would run.
 
     Args:
         where: Expression that is true of the rows to keep; None keeps all.
-        include: Regular expressions, of which one at least must be found in a message of the
-            row; none keeps all. They tell upper from lower case unless they begin with ``(?i)``.
-        exclude: Regular expressions, of which none may be found in any message.
+        include: Regular expressions, at least one of which must match in a message of the row; an
+            empty list keeps all. They are case-sensitive unless they begin with ``(?i)``.
+        exclude: Regular expressions, none of which may match in any message.
 
     Raises:
         ValueError: If an expression or pattern cannot be read.
@@ -46,7 +46,7 @@ class RowFilter:
         self._exclude = _patterns("exclude", exclude)
 
     def keeps_row(self, row: Mapping[str, Any]) -> bool:
-        """Say whether ``where`` is true of a row.
+        """Return whether ``where`` is true of a row.
 
         Raises:
             ValueError: If the row lacks a key of the expression, or the expression fails or gives
@@ -85,14 +85,14 @@ class RowFilter:
 
 
 class _RowEnvironment(ImmutableSandboxedEnvironment):
-    """Expressions over rows: a key before a method, no globals, no unbounded arithmetic."""
+    """Expressions over rows: keys win over methods, no globals, no unbounded arithmetic."""
 
     intercepted_binops = frozenset({"*", "**"})
 
     def __init__(self) -> None:
         super().__init__(undefined=StrictUndefined)
-        self.globals.clear()  # a misspelt key must not be a function
-        del self.filters["random"]  # another choice of rows in every run
+        self.globals.clear()  # a misspelt key must not resolve to a function
+        del self.filters["random"]  # it would choose other rows in every run
 
     @override
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -103,7 +103,7 @@ class _RowEnvironment(ImmutableSandboxedEnvironment):
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         numbers = isinstance(left, int | float) and isinstance(right, int | float)
         if operator == "**" or not numbers:
-            raise SecurityError(f"{operator} is not offered, only * between numbers is")
+            raise SecurityError(f"{operator} is not supported, only * between numbers")
         return super().call_binop(context, operator, left, right)
 
 
@@ -111,14 +111,14 @@ def _expression(where: str) -> Callable[..., Any]:
     environment = _RowEnvironment()
     try:
         return environment.compile_expression(where, undefined_to_none=False)
-    except Exception as fault:  # beside syntax errors also a RecursionError, or an endless number
+    except Exception as fault:  # syntax errors, a RecursionError, numbers that are too long
         reason = str(fault).partition("\n")[0].rstrip(".")
         place = _place(where, environment)
-        raise ValueError(f"where {where!r} is no expression: {reason}{place}.") from fault
+        raise ValueError(f"where {where!r} is not an expression: {reason}{place}.") from fault
 
 
 def _place(where: str, environment: _RowEnvironment) -> str:
-    """Tell what follows the longest beginning that is an expression; Jinja2 gives a line only."""
+    """Return the rest after the longest valid beginning; Jinja2 gives only a line."""
     for end in range(len(where) - 1, 0, -1):
         try:
             environment.compile_expression(where[:end])
@@ -138,5 +138,5 @@ def _patterns(name: str, patterns: Sequence[str]) -> list[re.Pattern[str]]:
         try:
             compiled.append(re.compile(pattern))
         except (re.error, OverflowError, RecursionError) as fault:
-            raise ValueError(f"{name} {pattern!r} is no regular expression: {fault}.") from fault
+            raise ValueError(f"{name} {pattern!r} is not a regular expression: {fault}.") from fault
     return compiled

@@ -1,4 +1,4 @@
-"""A source: one SFT data set on disk or on the hub, its settings and its raw rows as a stream."""
+"""A source: one SFT data set on disk or the hub, its settings, and its rows as a stream."""
 
 import gzip
 import hashlib
@@ -21,7 +21,7 @@ _BLOCK_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class Source:
-    """Where the rows of one source come from, and which of them are used.
+    """One SFT data set, and the choice of its rows to use.
 
     Args:
         path: A JSON, JSONL (also ``.gz``) or Parquet file, ``world://data/...``, or a hub name that
@@ -31,15 +31,15 @@ class Source:
         split: The split of a hub data set; files have none.
         subset: The configuration of a hub data set that has several, such as ``main`` of
             ``openai/gsm8k``.
-        data_files: The files of a hub data set to read, where it holds others beside them.
-        max_dropped: The largest share of rows that may be unusable before it is an error, in
-            [0, 1]; rows that are too long, or that you leave out by the keys below, do not count.
-        where: Which rows to use, an expression over their keys: ``correct == true``.
-        include: Regular expressions; a row is used if one of them is found in its text.
-        exclude: Regular expressions; a row is left out if one of them is found in its text.
-        duplicates: ``drop`` leaves out all but one of the rows of equal content.
-        near_duplicates: Leave out all but one of the rows whose word 5-grams overlap by this much
-            or more (Jaccard), in (0, 1], and of rows of equal content.
+        data_files: Which files of a hub data set to read; by default all.
+        max_dropped: Largest share of rows that may be unusable, in [0, 1]; rows that are too long,
+            or left out by the keys below, do not count.
+        where: Expression over the keys of a row, true of those to use: ``correct == true``.
+        include: Regular expressions; a row is used if one of them matches in its text.
+        exclude: Regular expressions; a row is left out if one of them matches in its text.
+        duplicates: ``drop`` keeps one of the rows of equal content.
+        near_duplicates: Least overlap of word 5-grams (Jaccard), in (0, 1], at which rows count as
+            near duplicates; one of them is kept, also of rows of equal content.
     """
 
     path: str
@@ -55,7 +55,7 @@ class Source:
     near_duplicates: float | None = None
 
     def row_filter(self, name: str) -> RowFilter:
-        """Return the filter of ``where``, ``include`` and ``exclude``.
+        """Return the filter made of ``where``, ``include`` and ``exclude``.
 
         Raises:
             RequestError: If one of them is malformed.
@@ -67,7 +67,7 @@ class Source:
 
 
 def check_source(name: str, source: Source) -> None:
-    """Check what can be known of a source without reading it.
+    """Check a source's settings without reading it.
 
     Raises:
         RequestError: Naming the key, its value and the fix.
@@ -84,10 +84,10 @@ def check_source(name: str, source: Source) -> None:
 
 
 def content_digest(name: str, source: Source) -> str | None:
-    """Return a SHA-256 of a source's files as hex; None where it has none to look at.
+    """Return a SHA-256 of a source's files as hex; None if it has no files.
 
     Raises:
-        RequestError: If there is no such source.
+        RequestError: If the source does not exist.
     """
     key = f"corpus.sources.{name}.path"
     if (file := _local_file(key, source)) is not None:
@@ -109,11 +109,10 @@ def content_digest(name: str, source: Source) -> str | None:
 def rows(name: str, source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield each row with its place in the file, ``line n`` or ``row n``.
 
-    JSONL, Parquet and hub data sets are streamed; a ``.json`` list is one document, and is parsed
-    whole.
+    JSONL, Parquet and hub data sets are streamed; a ``.json`` list is parsed as a whole.
 
     Raises:
-        RequestError: If the source cannot be read; names the file, and the line where there is one.
+        RequestError: If the source cannot be read, with the file and, if known, the line.
     """
     key = f"corpus.sources.{name}.path"
     file = _local_file(key, source)
@@ -127,16 +126,16 @@ def rows(name: str, source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _local_file(key: str, source: Source) -> Path | None:
-    """Return the file that a source is, or None if it is a hub name."""
+    """Return a source's file, or None if its path is a hub name."""
     if not source.path:
         raise RequestError(f"{key} is empty; name a file or a hub name.")
     path = resolve(source.path)
     file = Path(path).expanduser()
     if os.path.isdir(file):
         raise RequestError(f"{key}: {path} is a folder; name a file in it.")
-    if not os.path.isfile(file):  # unlike Path.is_file, false of a name that is too long
+    if not os.path.isfile(file):  # unlike Path.is_file, false for a name that is too long
         if path.endswith(_FILE_ENDINGS) or not is_hub_name(path):
-            raise RequestError(f"{key}: there is no file {path}.")
+            raise RequestError(f"{key}: no such file: {path}.")
         return None
     if not path.endswith(_FILE_ENDINGS):
         raise RequestError(f"{key}: {path} ends in none of {', '.join(_FILE_ENDINGS)}.")
@@ -154,7 +153,7 @@ def _json_rows(key: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
                 if not isinstance(row, dict):
                     raise RequestError(
                         f"{key}: {file}, {place} holds {str(row)[:60]!r}, expected an object with "
-                        "keys. Mend it, or take it out."
+                        "keys. Fix or remove it."
                     )
                 yield place, row
     except (OSError, EOFError, zlib.error) as fault:
@@ -162,7 +161,7 @@ def _json_rows(key: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 
 def _lines(key: str, file: Path, stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
-    # Bytes end lines at \n alone; text may hold other line separators, such as U+2028.
+    # Bytes are split at \n only; text may hold other line separators, such as U+2028.
     for number, line in enumerate(stream, start=1):
         if line.strip(b"\xef\xbb\xbf \t\r\n"):
             yield f"line {number}", _parse(key, f"{file}, line {number}", line)
@@ -188,16 +187,16 @@ def _parse(key: str, where: str, content: bytes) -> Any:
     except UnicodeDecodeError as fault:
         raise RequestError(
             f"{key}: {where} is not UTF-8 text: {fault.reason} at byte {fault.start + 1}. "
-            "Save it as UTF-8, or take the row out."
+            "Save it as UTF-8, or remove the row."
         ) from fault
     except json.JSONDecodeError as fault:
         hint = " If every line is a row, name it .jsonl." if fault.msg == "Extra data" else ""
         raise RequestError(
             f"{key}: {where} is not JSON: {fault.msg} at character {fault.pos + 1}. "
-            f"Mend it, or take it out.{hint}"
+            f"Fix or remove it.{hint}"
         ) from fault
     except (ValueError, RecursionError) as fault:  # a number of 5,000 digits; 100,000 brackets
-        raise RequestError(f"{key}: {where} is not JSON that can be read: {fault}.") from fault
+        raise RequestError(f"{key}: {where} cannot be parsed as JSON: {fault}.") from fault
 
 
 def _parquet_rows(key: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -226,6 +225,6 @@ def _hub_dataset(key: str, source: Source) -> Any:
     except Exception as fault:  # load_dataset raises whatever its backends raise
         reason = str(fault).strip().split("\n")[0].rstrip(".")
         raise RequestError(
-            f"{key}: {source.path} is no local file, and could not be had from the hub: {reason}. "
+            f"{key}: {source.path} is not a local file, and not available from the hub: {reason}. "
             "Name a file, or go online."
         ) from fault

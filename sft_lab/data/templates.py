@@ -1,4 +1,4 @@
-"""Named chat templates, for tokenizers that have none or not the one that is wanted."""
+"""Named chat templates, for tokenizers that have none or another one."""
 
 _VICUNA_SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

@@ -1,4 +1,4 @@
-"""Tokenised rows on disk: an Arrow file that is memory-mapped, so that a set may exceed memory."""
+"""Tokenised rows on disk: a memory-mapped Arrow file, so that a source may exceed memory."""
 
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from typing_extensions import override
 
-from sft_lab.data.rendering import TokenizedRow
+from sft_lab.data.tokenized_row import TokenizedRow
 
 _SCHEMA = pa.schema(
     {
@@ -27,17 +27,17 @@ _SCHEMA = pa.schema(
 
 
 class TokenWriter:
-    """Writes tokenised rows to an Arrow file, a batch at a time.
+    """Write tokenised rows to an Arrow file, a batch at a time.
 
     Args:
-        path: The file, made anew.
+        path: The file; an existing one is replaced.
     """
 
     def __init__(self, path: Path) -> None:
         self._writer = pa.ipc.new_file(path, _SCHEMA)
 
     def add(self, sample_ids: Sequence[str], rows: Sequence[TokenizedRow]) -> None:
-        """Append rows, of which there must be at least one."""
+        """Append one or more rows."""
         columns = [
             list(sample_ids),
             [np.asarray(row.input_ids, dtype=np.int32) for row in rows],
@@ -63,7 +63,7 @@ class TokenWriter:
 
 
 class TokenStore(Sequence[TokenizedRow]):
-    """The rows of an Arrow file; each is read when it is asked for.
+    """The rows of an Arrow file, each read on access.
 
     Args:
         path: A file that ``TokenWriter`` has closed.
@@ -86,7 +86,7 @@ class TokenStore(Sequence[TokenizedRow]):
 
     @cached_property
     def sample_ids(self) -> list[str]:
-        """SHA-256 of each row's content as hex."""
+        """Return the SHA-256 of each row's content as hex."""
         ids: list[str] = self._sample_ids.to_pylist()
         return ids
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 
-from sft_lab.data.corpus import hash_rank
+from sft_lab.data.hash_rank import hash_rank
 from sft_lab.data.rendering import Renderer
 from sft_lab.evaluation.item import Item
 

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from typing_extensions import override
 
 from sft_lab.data.corpus import Corpus
-from sft_lab.data.rendering import IGNORED
+from sft_lab.data.tokenized_row import IGNORED
 from sft_lab.evaluation.generation import batches_longest_first
 from sft_lab.training.order import RowRef
 from sft_lab.training.plan import Bin, Window

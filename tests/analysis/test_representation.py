@@ -17,7 +17,7 @@ from sft_lab.analysis.representation import (
     separability,
     tsne,
 )
-from sft_lab.data.rendering import TokenizedRow
+from sft_lab.data.tokenized_row import TokenizedRow
 from sft_lab.errors import RequestError
 from sft_lab.model.qlora import Lora, add_lora, load_base
 

@@ -32,7 +32,7 @@ def jsonl(path: Path) -> list[dict[str, Any]]:
 
 
 def with_preamble(items: int, total: int) -> ItemIndex:
-    """An index of items that are nothing but a preamble, and of others that have none."""
+    """Return an index of items, some of which are only a preamble."""
     preamble = "Read the following passage closely and then answer the question in one short word."
     shared = {f"a{n}": [f"{preamble} Passage {n}."] for n in range(items)}
     return ItemIndex({"b": shared | {f"z{n}": ["No preamble."] for n in range(total - items)}})
@@ -63,7 +63,7 @@ def test_the_shortcut_for_ascii_gives_the_same_words(text: str) -> None:
     assert normalized_words(text + " é") == [*normalized_words(text), "é"]
 
 
-def test_a_whole_text_is_found_however_it_is_set() -> None:
+def test_a_whole_text_is_found_in_any_layout() -> None:
     row = ["Hello there", "MARA\u2019S hens lay 18 eggs per day; she eats four" + EGGS[46:].upper()]
     words = " ".join(normalized_words(EGGS))
     assert INDEX.find(row) == Match("math", "eggs", "exact", words)
@@ -91,7 +91,7 @@ def test_twelve_words_in_common_are_no_match() -> None:
     assert INDEX.find([" ".join([*words[:6], "and", *words[6:12], "so", *words[12:24]])]) is None
 
 
-def test_no_phrase_reaches_over_two_messages() -> None:
+def test_no_phrase_spans_two_messages() -> None:
     words = normalized_words(EGGS)
     assert INDEX.find([" ".join(words[:12]), " ".join(words[12:24])]) is None
 
@@ -110,7 +110,7 @@ def test_a_short_text_is_found_only_as_a_whole_message() -> None:
     index = ItemIndex({"b": {"1": ["Name the largest planet we know."], "2": ["Say hi to me"]}})
     assert index.find(["Name the largest planet we know!"]) is not None
     assert index.find(["Please name the largest planet we know."]) is None
-    assert index.find(["Say hi to me"]) is None  # four words say nothing
+    assert index.find(["Say hi to me"]) is None  # four words are no evidence
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_numbers_single_letters_and_loops_are_no_evidence(text: str) -> None:
     assert ItemIndex({"b": {"1": [text]}}).find([f"Look: {text}!"]) is None
 
 
-def test_a_whole_text_comes_before_a_phrase() -> None:
+def test_a_whole_text_wins_over_a_phrase() -> None:
     index = ItemIndex({"a": {"1": [EGGS]}, "b": {"2": [EGGS_ANSWER]}})
     found = index.find([EGGS + " Quickly!", EGGS_ANSWER])
     assert found is not None
@@ -160,7 +160,7 @@ def test_a_preamble_of_many_items_is_no_evidence(items: int, total: int, evidenc
     assert (with_preamble(items, total).find([row]) is not None) is evidence
 
 
-def test_an_item_behind_a_preamble_is_found_by_its_own_words() -> None:
+def test_an_item_after_a_preamble_is_found_by_its_own_words() -> None:
     preamble = "Solve the following problem step by step and give the result after four hashes: "
     items = {str(n): [f"{preamble}How many legs have {n} cats?"] for n in range(30)}
     index = ItemIndex({"b": {**items, "eggs": [preamble + EGGS]}})
@@ -177,7 +177,7 @@ def test_chinese_items_are_found_without_spaces() -> None:
     assert index.find(["小明有十八个苹果,早餐吃了一个,其余的送给了朋友。"]) is None
 
 
-def test_digest_is_over_the_texts_in_any_order_of_the_mappings() -> None:
+def test_the_digest_does_not_depend_on_the_order_of_the_mappings() -> None:
     one = ItemIndex({"a": {"1": ["x", "y"], "2": []}, "b": {}})
     assert one.digest == ItemIndex({"b": {}, "a": {"2": [], "1": ("x", "y")}}).digest
     assert one.digest != ItemIndex({"a": {"1": ["y", "x"], "2": []}, "b": {}}).digest
@@ -198,7 +198,7 @@ def test_every_gsm8k_test_question_is_found_inside_a_row(
         assert found is not None, number
         assert found.kind == "13-gram"
     # Read one by one: 20, 1314 and 5162 are the test's problems with other numbers; the others
-    # have a stock phrase in common, such as "first movie is 1 hour and 30 minutes long".
+    # share a stock phrase, such as "first movie is 1 hour and 30 minutes long".
     train = jsonl(shared_data("gsm8k/train.jsonl.gz"))
     rows = [n for n, row in enumerate(train) if index.find([row["question"], row["answer"]])]
     assert rows == [20, 406, 699, 1314, 2049, 5003, 5162, 5456, 6841]

@@ -13,16 +13,18 @@ from typing import Any
 import pytest
 from conftest import chat, write_jsonl
 
-from sft_lab.data.corpus import Corpus, hash_rank, load_tokenizer
+from sft_lab.data.corpus import Corpus
+from sft_lab.data.hash_rank import hash_rank
 from sft_lab.data.sources import Source
+from sft_lab.data.tokenizer import load_tokenizer
 from sft_lab.errors import RequestError
 
-TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+TOOLS = [{"type": "function", "function": {"name": "search", "parameters": {}}}]
 
 
 @pytest.fixture
 def corpus_of(tiny_base: Path, tmp_path: Path) -> Callable[..., Corpus]:
-    """Makes a corpus of one source, "math", from pairs of prompt and answer, and loads it."""
+    """Make a corpus of one source, "math", from pairs of prompt and answer, and load it."""
 
     def make(
         *pairs: tuple[str, str],
@@ -40,7 +42,7 @@ def corpus_of(tiny_base: Path, tmp_path: Path) -> Callable[..., Corpus]:
     return make
 
 
-def test_rows_stand_in_file_order_with_their_lengths(corpus_of: Callable[..., Corpus]) -> None:
+def test_rows_keep_file_order_and_know_their_lengths(corpus_of: Callable[..., Corpus]) -> None:
     math = corpus_of(("a", "1"), ("bcd", "22"), ("ef", "333")).loaded["math"]
     # <user>prompt<end><assistant>answer<end>
     assert [len(row.input_ids) for row in math.rows] == [6, 9, 9]
@@ -50,7 +52,7 @@ def test_rows_stand_in_file_order_with_their_lengths(corpus_of: Callable[..., Co
     assert not math.report.dropped
 
 
-def test_too_long_rows_are_dropped_counted_and_told(
+def test_too_long_rows_are_dropped_counted_and_logged(
     corpus_of: Callable[..., Corpus], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, logger="sft_lab"):
@@ -92,7 +94,7 @@ def test_no_row_left_to_train_on_is_an_error(corpus_of: Callable[..., Corpus]) -
         corpus_of(*[("a", "1")] * 4, val_rows=1)
 
 
-def test_a_renderer_that_loses_rows_is_an_error_as_well(
+def test_rows_that_fail_to_render_count_as_unusable(
     corpus_of: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sft_lab.data.conversation import RowError
@@ -112,7 +114,7 @@ def test_the_digest_does_not_depend_on_file_order(corpus_of: Callable[..., Corpu
     assert corpus_of(("b", "2"), ("a", "3")).loaded["math"].digest != digest
 
 
-def test_too_long_rows_are_cut_behind_an_answer_on_request(
+def test_too_long_rows_are_cut_after_an_answer_on_request(
     tiny_base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     turns = [{"role": role, "content": "abc"} for role in ("user", "assistant") * 3]
@@ -131,7 +133,7 @@ def test_too_long_rows_are_cut_behind_an_answer_on_request(
     assert caplog.messages == ["math: repaired: 1 cut to max_length 25"]
 
 
-def test_a_second_run_reads_what_the_first_has_tokenised(
+def test_a_second_run_reads_the_tokens_of_the_first(
     corpus_of: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sft_lab.data.rendering import Renderer
@@ -152,7 +154,7 @@ def test_a_second_run_reads_what_the_first_has_tokenised(
         row.input_ids.tolist() for row in first.rows
     ]
     assert (again.report, again.digest) == (first.report, first.digest)
-    # Whatever decides the tokens makes them anew.
+    # Whatever determines the tokens causes them to be made again.
     corpus_of(("a", "1"), ("bcd", "23"))
     corpus_of(("a", "1"), ("bcd", "22"), max_length=7)
     corpus_of(("a", "1"), ("bcd", "22"), template="alpaca")
@@ -160,7 +162,7 @@ def test_a_second_run_reads_what_the_first_has_tokenised(
     assert calls == [2, 2, 2, 1]
 
 
-def test_an_entry_of_the_cache_is_whole_or_not_there(
+def test_a_cache_entry_is_complete_or_absent(
     corpus_of: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from sft_lab.data.rendering import Renderer
@@ -179,7 +181,7 @@ def test_an_entry_of_the_cache_is_whole_or_not_there(
     assert {path.name for path in entry.iterdir()} == {"tokens.arrow", "report.json"}
 
 
-def test_what_a_killed_run_left_in_the_cache_is_removed_after_a_day(
+def test_leftovers_of_killed_runs_in_the_cache_are_removed_after_a_day(
     corpus_of: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("SFT_LAB_CACHE", str(tmp_path / "cache"))
@@ -206,7 +208,7 @@ def test_a_row_that_the_template_refuses_is_named(tiny_base: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", ["tokens.arrow", "report.json"])
-def test_a_damaged_entry_of_the_cache_is_named(
+def test_a_damaged_cache_entry_is_named(
     corpus_of: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
 ) -> None:
     monkeypatch.setenv("SFT_LAB_CACHE", str(tmp_path / "cache"))
@@ -262,11 +264,11 @@ print(*sorted(math.sample_ids[i] for i in choose_rows("s", stage, corpus)["math"
 
 
 @pytest.mark.slow
-def test_a_subset_is_the_same_whatever_stands_around_it(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_subset_depends_only_on_its_own_source(tiny_base: Path, tmp_path: Path) -> None:
     rows = [chat(f"math {n}?", str(n)) for n in range(100)]
 
-    def manifest(names: str, hash_seed: str, *, turned: bool) -> str:
-        write_jsonl(tmp_path / "math.jsonl", rows[::-1] if turned else rows)
+    def manifest(names: str, hash_seed: str, *, reversed_: bool) -> str:
+        write_jsonl(tmp_path / "math.jsonl", rows[::-1] if reversed_ else rows)
         write_jsonl(tmp_path / "code.jsonl", [chat(f"code {n}?", str(n)) for n in range(50)])
         ran = subprocess.run(
             [sys.executable, "-c", MANIFEST, str(tiny_base), names, str(tmp_path)],
@@ -277,9 +279,9 @@ def test_a_subset_is_the_same_whatever_stands_around_it(tiny_base: Path, tmp_pat
         )
         return ran.stdout
 
-    first = manifest("math", "1", turned=False)
+    first = manifest("math", "1", reversed_=False)
     assert len(first.split()) == 23 + 1  # floor(95 / 4)
-    assert manifest("code,math", "2", turned=True) == first
+    assert manifest("code,math", "2", reversed_=True) == first
 
 
 @pytest.mark.parametrize(
@@ -300,10 +302,8 @@ def test_bad_arguments_are_named_before_anything_is_read(
         Corpus(**{"sources": {"math": Source("x")}, "tokenizer": "/nowhere", **settings})
 
 
-def test_a_tokenizer_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(
-        RequestError, match=r"corpus\.tokenizer: there is no /no/such\. Name a fold"
-    ):
+def test_a_missing_tokenizer_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"corpus\.tokenizer: no such folder: /no/such\. Name a"):
         load_tokenizer("/no/such")
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(RequestError, match=r"Name a folder with tokenizer files, or a hub name"):
@@ -319,7 +319,7 @@ def test_a_hub_tokenizer_without_a_network_fails_at_once(monkeypatch: pytest.Mon
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr("sft_lab.data.corpus.settle_offline", hub.settle_offline.__wrapped__)
+    monkeypatch.setattr("sft_lab.data.tokenizer.settle_offline", hub.settle_offline.__wrapped__)
     started = time.monotonic()
     with pytest.raises(RequestError, match="no tokenizer can be loaded from nobody/nothing"):
         load_tokenizer("nobody/nothing")

@@ -33,7 +33,7 @@ def test_at_1_only_the_same_words_are_near_duplicates() -> None:
 
 
 def test_a_sample_is_left_out_only_for_one_that_stays() -> None:
-    # b is like a, and c is like b but not like a: c stays, for b is gone.
+    # b resembles a, and c resembles b but not a: c stays, because b is left out.
     a = [f"w{n}" for n in range(54)]  # 50 shingles each
     b = ["x", "y", *a[:-2]]
     c = ["u", "v", *b[:-2]]
@@ -72,7 +72,7 @@ def test_a_threshold_out_of_range_is_refused(threshold: float) -> None:
 def test_few_pairs_at_the_threshold_are_missed_and_none_below_is_found() -> None:
     texts = {}
     for n in range(400):
-        words = [f"{n}w{i}" for i in range(40)]  # 36 shingles each, 32 in common: 32 / 40 = 0.8
+        words = [f"{n}w{i}" for i in range(40)]  # 36 shingles each, 32 shared: 32 / 40 = 0.8
         texts[f"{n:03}a"] = " ".join(words)
         texts[f"{n:03}b"] = " ".join([*words[4:], "p", "q", "r", "s"])
     found = near_duplicates(texts, 0.8)

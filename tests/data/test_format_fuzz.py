@@ -1,4 +1,4 @@
-"""Malformed rows: each becomes a conversation that trains, or an error that is counted."""
+"""Malformed rows: each becomes a usable conversation, or an error that is counted."""
 
 from collections.abc import Callable
 from datetime import date
@@ -50,13 +50,13 @@ def nested(depth: int) -> Any:
 
 
 def mostly(usual: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    """Mostly what belongs there: rows of nothing but junk fail at their first key."""
+    """Return mostly usual values: rows of nothing but junk fail at their first key."""
     odd = JUNK | HUGE | st.sampled_from([90, 150]).map(nested)
     return st.integers(0, 11).flatmap(lambda number: odd if number == 5 else usual)
 
 
 def some_of(keys: dict[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
-    """Objects with those keys, some missing now and then, and others beside them."""
+    """Return objects with these keys, of which one is missing now and then."""
     filled = st.fixed_dictionaries({key: mostly(value) for key, value in keys.items()})
     removed = st.sets(st.sampled_from(sorted(keys)), max_size=1)
     drop = st.integers(0, 11).flatmap(lambda number: removed if number == 5 else st.just(set()))
@@ -89,7 +89,7 @@ UNUSUAL = some_of(
     }
 )
 MESSAGES = st.lists(st.sampled_from(USUAL) | mostly(UNUSUAL), max_size=6)
-# Roles at random seldom make a dialogue, so half of them follow a sound beginning.
+# Random roles seldom form a dialogue, so half of them follow a valid beginning.
 MESSAGES |= MESSAGES.map(lambda turns: [*USUAL[:1], *USUAL[2:], USUAL[1], *turns])
 ROWS: dict[str, st.SearchStrategy[dict[str, Any]]] = {
     "messages": some_of({"messages": MESSAGES}) | some_of({"messages": MESSAGES, "tools": CALLS}),
@@ -108,7 +108,7 @@ def world() -> Renderer:
 
 @pytest.fixture(scope="module")
 def calling(make_tokenizer: Callable[..., Any]) -> Renderer:
-    """Renders tools, which the world's template has no place for."""
+    """Return a renderer of tools, which the world's template does not support."""
     tokenizer = make_tokenizer(
         chat_template="{{ tools | tojson if tools else '' }}"
         "{% for m in messages %}{{ '<' + m['role'] + '>' + m['content'] }}"
@@ -118,7 +118,7 @@ def calling(make_tokenizer: Callable[..., Any]) -> Renderer:
     return Renderer(tokenizer, None)
 
 
-def test_every_format_is_fed() -> None:
+def test_every_format_is_tested() -> None:
     assert set(ROWS) == set(FORMATS)
 
 
@@ -129,7 +129,7 @@ def test_every_format_is_fed() -> None:
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-def test_a_malformed_row_trains_or_says_why(
+def test_a_malformed_row_trains_or_gives_the_reason(
     name: str, data: st.DataObject, world: Renderer, calling: Renderer
 ) -> None:
     row = data.draw(ROWS[name])
@@ -140,7 +140,7 @@ def test_a_malformed_row_trains_or_says_why(
     else:
         reason = ""
     if reason:
-        assert len(reason.encode()) < 300  # it is counted by text, so not the row itself
+        assert len(reason.encode()) < 300  # rows are counted by reason, so none quotes a row
         return
     roles = [message["role"] for message in conversation.messages]
     assert set(roles) <= ROLES
@@ -179,7 +179,7 @@ JUNK_VALUES = {
 
 @pytest.mark.parametrize("name", sorted(ROWS))
 @pytest.mark.parametrize("junk", sorted(JUNK_VALUES))
-def test_junk_under_every_key_says_why(name: str, junk: str) -> None:
+def test_junk_under_every_key_gives_a_reason(name: str, junk: str) -> None:
     keys = [*FORMATS[name][0], "tools", "input"]
     with pytest.raises(RowError):
         clean(FORMATS[name][1](dict.fromkeys(keys, JUNK_VALUES[junk])))
@@ -187,7 +187,7 @@ def test_junk_under_every_key_says_why(name: str, junk: str) -> None:
 
 @pytest.mark.parametrize("key", ["role", "content", "name", "tool_calls", "tool_call_id"])
 @pytest.mark.parametrize("junk", sorted({*JUNK_VALUES} - {"null", "empty", "list"}))
-def test_junk_in_a_message_says_why(key: str, junk: str) -> None:
+def test_junk_in_a_message_gives_a_reason(key: str, junk: str) -> None:
     answer = {"role": "assistant", "content": "a", key: JUNK_VALUES[junk]}
     with pytest.raises(RowError):
         clean(FORMATS["messages"][1]({"messages": [{"role": "user", "content": "q"}, answer]}))

@@ -74,12 +74,12 @@ def test_keys_that_a_table_fills_with_null_are_none() -> None:
     assert FORMATS["messages"][1](row) == Conversation((USER, ASSISTANT))
 
 
-def test_the_developer_is_the_system() -> None:
+def test_developer_messages_become_system_messages() -> None:
     turns = [{"role": "developer", "content": "s"}, USER, ASSISTANT]
     assert FORMATS["messages"][1]({"messages": turns}).messages == (SYSTEM, USER, ASSISTANT)
 
 
-def test_unknown_keys_are_no_format() -> None:
+def test_unknown_keys_match_no_format() -> None:
     assert detect({"text": "a", "question": "q"}) is None
 
 
@@ -116,12 +116,12 @@ def test_unknown_keys_are_no_format() -> None:
         ("sharegpt", {"conversations": [{"value": "x"}]}, "missing key 'from'"),
     ],
 )
-def test_a_row_that_does_not_fit_says_why(name: str, row: dict[str, Any], reason: str) -> None:
+def test_a_malformed_row_gives_the_reason(name: str, row: dict[str, Any], reason: str) -> None:
     with pytest.raises(RowError, match=reason):
         FORMATS[name][1](row)
 
 
-def says(role: str, content: str = "", **more: Any) -> dict[str, Any]:
+def turn(role: str, content: str = "", **more: Any) -> dict[str, Any]:
     return {"role": role, "content": content, **more}
 
 
@@ -145,29 +145,33 @@ def says(role: str, content: str = "", **more: Any) -> dict[str, Any]:
             ["answers before the first question removed", "unanswered last turn removed"],
         ),
         ([USER, CALLING, RESULT], [USER, CALLING], ["unanswered last turn removed"]),
-        ([USER, ASSISTANT, says("user")], [USER, ASSISTANT], ["unanswered last turn removed"]),
+        ([USER, ASSISTANT, turn("user")], [USER, ASSISTANT], ["unanswered last turn removed"]),
         (
-            [says("system", " "), USER, ASSISTANT],
+            [turn("system", " "), USER, ASSISTANT],
             [USER, ASSISTANT],
             ["empty system message removed"],
         ),
         (
-            [USER, ASSISTANT, USER, says("assistant", " \n"), USER, ASSISTANT],
+            [USER, ASSISTANT, USER, turn("assistant", " \n"), USER, ASSISTANT],
             [USER, ASSISTANT],
             ["cut at an empty message"],
         ),
         (
             [USER, USER, ASSISTANT, ASSISTANT],
-            [says("user", "q\n\nq"), says("assistant", "a\n\na")],
+            [turn("user", "q\n\nq"), turn("assistant", "a\n\na")],
             ["turns of the same role merged"],
         ),
         (
-            [says("user", "q", name="x"), says("user", "q", name="y"), ASSISTANT, CALLING],
-            [says("user", "q\n\nq"), says("assistant", "a", tool_calls=[CALL])],
+            [turn("user", "q", name="x"), turn("user", "q", name="y"), ASSISTANT, CALLING],
+            [turn("user", "q\n\nq"), turn("assistant", "a", tool_calls=[CALL])],
             ["turns of the same role merged"],
         ),
-        # A tool that has nothing to say has answered.
-        ([USER, CALLING, says("tool"), ASSISTANT], [USER, CALLING, says("tool"), ASSISTANT], []),
+        # An empty result of a tool is a result.
+        (
+            [USER, CALLING, turn("tool"), ASSISTANT],
+            [USER, CALLING, turn("tool"), ASSISTANT],
+            [],
+        ),
     ],
 )
 def test_repairs_are_made_and_named(turns: list[Any], kept: list[Any], repairs: list[str]) -> None:
@@ -186,33 +190,33 @@ def test_repairs_are_made_and_named(turns: list[Any], kept: list[Any], repairs: 
         ([USER, SYSTEM, ASSISTANT], "a system message in the middle"),
         ([SYSTEM, SYSTEM, USER, ASSISTANT], "a system message in the middle"),
         ([ASSISTANT, SYSTEM, USER, ASSISTANT], "a system message in the middle"),
-        ([USER, says("assistant", " \n")], "empty message"),
-        ([says("user"), ASSISTANT, USER, ASSISTANT], "empty message"),
+        ([USER, turn("assistant", " \n")], "empty message"),
+        ([turn("user"), ASSISTANT, USER, ASSISTANT], "empty message"),
         ([RESULT, USER, ASSISTANT], "a tool message that answers no call"),
         ([USER, RESULT, ASSISTANT], "a tool message that answers no call"),
         ([USER, ASSISTANT, RESULT, ASSISTANT], "a tool message that answers no call"),
         ([USER, CALLING, ASSISTANT], "a tool call that nothing answers"),
-        ([USER, says("assistant", "\ud83d")], "half of a surrogate pair"),
-        ([says("user", "q", name="\ude00"), ASSISTANT], "half of a surrogate pair"),
+        ([USER, turn("assistant", "\ud83d")], "half of a surrogate pair"),
+        ([turn("user", "q", name="\ude00"), ASSISTANT], "half of a surrogate pair"),
         (
-            [USER, says("assistant", tool_calls=[{"name": "f", "arguments": {"\ud83d": 1}}])],
+            [USER, turn("assistant", tool_calls=[{"name": "f", "arguments": {"\ud83d": 1}}])],
             "half of a surrogate pair",
         ),
     ],
 )
-def test_a_conversation_that_cannot_be_trained_on_says_why(turns: list[Any], reason: str) -> None:
+def test_an_unusable_conversation_gives_the_reason(turns: list[Any], reason: str) -> None:
     with pytest.raises(RowError, match=f"^{reason}"):
         clean(Conversation(tuple(turns)))
 
 
-def test_a_surrogate_in_a_tool_is_no_text() -> None:
+def test_a_surrogate_in_a_tool_is_refused() -> None:
     with pytest.raises(RowError, match="half of a surrogate pair"):
         clean(Conversation((USER, ASSISTANT), ({"name": "\ud83d"},)))
 
 
 def test_a_digest_covers_what_is_trained_on() -> None:
     # printf '[["user", "q"], ["assistant", "ä"]]' | sha256sum
-    plain = Conversation((USER, says("assistant", "ä")))
+    plain = Conversation((USER, turn("assistant", "ä")))
     assert sample_digest(plain) == (
         "9172f724138efa73c3296d115f1b779a131183ebecd4ffda6e0a280f48c8dc8b"
     )

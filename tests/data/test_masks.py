@@ -1,4 +1,4 @@
-"""Masks of whole rows, written out by hand: what is read, and what is learnt."""
+"""Loss masks of whole rows, written out by hand: prompts, and the tokens to learn."""
 
 from collections.abc import Callable
 from itertools import groupby
@@ -10,7 +10,8 @@ from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
 from sft_lab.data.conversation import Conversation, RowError
-from sft_lab.data.rendering import IGNORED, Renderer
+from sft_lab.data.rendering import Renderer
+from sft_lab.data.tokenized_row import IGNORED
 
 WORLD = Path(__file__).parents[2] / "sft_lab" / "world" / "base"
 
@@ -33,7 +34,7 @@ ADDED = {
     "llama3": ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"],
 }
 
-# Tokens, a space between each two; what is read and what is learnt take turns.
+# Tokens joined by spaces; prompts and answers alternate.
 # In byte-level tokens a space is written Ġ, a line break Ċ.
 GPT2: dict[str, tuple[list[str], list[str]]] = {
     "world": (
@@ -104,8 +105,8 @@ GPT2: dict[str, tuple[list[str], list[str]]] = {
     ),
 }
 
-# The world's tokenizer is built anew now and then, but digits and specials are always one token
-# each. What is read stands here as text, what is learnt as tokens; it has no bos.
+# The world's tokenizer is rebuilt now and then, but digits and special tokens are always one token
+# each. So prompts are given as text, and answers as tokens; there is no bos.
 WORLDS: dict[str, tuple[list[str], list[str]]] = {
     "world": (
         ["<|user|>1+2<|end|><|assistant|>", "3 0 <|end|>"],
@@ -170,7 +171,7 @@ WORLDS: dict[str, tuple[list[str], list[str]]] = {
 
 @pytest.fixture
 def gpt2(shared_data: Callable[[str], Path]) -> Any:
-    """GPT-2's tokenizer with an end token: this copy takes its own for text behind a word."""
+    """Load GPT-2's tokenizer with another end token: after a word its own is read as text."""
     folder = shared_data("../tokenizers/gpt2/tokenizer.json").parent
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_special_tokens({"bos_token": "<s>", "eos_token": "</s>"})
@@ -185,7 +186,7 @@ def renderer_of(tokenizer: Any, template: str) -> Renderer:
 
 
 def stretches(renderer: Renderer, conversation: Conversation) -> list[list[str]]:
-    """A row's tokens, in runs that are read and runs that are learnt, in turns."""
+    """Return a row's tokens as alternating runs of prompt and answer."""
     row = renderer.row(conversation)
     tokens = renderer.tokenizer.convert_ids_to_tokens(list(row.input_ids))
     runs = groupby(zip(tokens, row.labels, strict=True), key=lambda pair: pair[1] != IGNORED)
@@ -215,7 +216,7 @@ def test_masks_with_the_worlds_tokens(template: str) -> None:
         assert (read, learnt) == (expected[::2], expected[1::2])
 
 
-def test_gpt2_alone_reads_llama3s_border_otherwise_behind_a_prompt(gpt2: Any) -> None:
-    # "\n\n" is one token at the end of a text and two in front of a word.
+def test_gpt2s_own_tokens_merge_across_llama3s_border(gpt2: Any) -> None:
+    # "\n\n" is one token at the end of a text and two before a word.
     with pytest.raises(RowError, match="tokens merge across the border of two turns"):
         renderer_of(gpt2, "llama3").row(ONE_TURN)

@@ -7,10 +7,10 @@ from conftest import chat
 
 from sft_lab.data import render_pool
 from sft_lab.data.conversation import Conversation
-from sft_lab.data.corpus import load_tokenizer
 from sft_lab.data.intake import Sample
 from sft_lab.data.render_pool import render
 from sft_lab.data.rendering import Renderer
+from sft_lab.data.tokenizer import load_tokenizer
 
 
 def sample(number: int) -> Sample:
@@ -27,26 +27,26 @@ def renderer(tiny_base: Path) -> Renderer:
 @pytest.fixture
 def in_three_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(render_pool, "_CHUNK_ROWS", 10)
-    monkeypatch.setattr(render_pool, "_ALONE_CHUNKS", 2)
+    monkeypatch.setattr(render_pool, "_LOCAL_CHUNKS", 2)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2}, raising=False)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_three_processes")
-def test_processes_give_the_rows_of_one_in_their_order(renderer: Renderer) -> None:
+def test_several_processes_give_the_rows_of_one_in_order(renderer: Renderer) -> None:
     samples = [sample(number) for number in range(115)]
     chunks = list(render(samples, renderer, 12, "drop"))
     assert [s for chunk, _ in chunks for s in chunk] == samples
     alone = renderer.rows([s.conversation for s in samples], 12, "drop")
     rows = [row for _, some in chunks for row in some or ()]
-    assert list(map(repr, rows)) == list(map(repr, alone))  # errors among them are equal by text
+    assert list(map(repr, rows)) == list(map(repr, alone))  # errors are equal by text
     assert any("the special token <end>" in repr(row) for row in rows)
     assert any("longer than max_length 12" in repr(row) for row in rows)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_three_processes")
-def test_samples_are_read_no_further_ahead_than_some_chunks(renderer: Renderer) -> None:
+def test_samples_are_read_only_a_few_chunks_ahead(renderer: Renderer) -> None:
     read = 0
 
     def samples() -> Iterator[Sample]:
@@ -58,5 +58,5 @@ def test_samples_are_read_no_further_ahead_than_some_chunks(renderer: Renderer) 
     chunks = render(samples(), renderer, 100, "drop")
     for _ in range(5):
         next(chunks)
-    assert read == 20 + 10 * (3 + 2 * 3)  # alone, then asked for and waiting
+    assert read == 20 + 10 * (3 + 2 * 3)  # local chunks, then those taken and queued
     chunks.close()  # type: ignore[attr-defined]

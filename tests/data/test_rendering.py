@@ -13,8 +13,9 @@ from sft_lab.data import rendering
 from sft_lab.data.cleaning import clean
 from sft_lab.data.conversation import Conversation, RowError
 from sft_lab.data.formats import FORMATS
-from sft_lab.data.rendering import IGNORED, Renderer, RowTooLongError, TokenizedRow
+from sft_lab.data.rendering import Renderer
 from sft_lab.data.templates import TEMPLATES
+from sft_lab.data.tokenized_row import IGNORED, RowTooLongError, TokenizedRow
 from sft_lab.errors import RequestError
 
 HELLO = {"role": "user", "content": "Hello!"}
@@ -41,7 +42,7 @@ def with_system(conversation: Conversation) -> Conversation:
 
 
 def learnt(renderer: Renderer, row: Any) -> list[str]:
-    """The stretches of a row that carry loss, as text."""
+    """Return the stretches of a row that carry loss, as text."""
     stretches: list[list[int]] = [[]]
     for token_id, label in zip(row.input_ids, row.labels, strict=True):
         if label == IGNORED:
@@ -92,7 +93,7 @@ def test_a_prompt_is_a_token_prefix_of_its_row(
 
 
 def test_vicuna_is_fastchats_text(make_tokenizer: Callable[..., Any]) -> None:
-    # FastChat's conversation.py, "vicuna_v1.1": separators " " and "</s>", no space behind "</s>".
+    # FastChat's conversation.py, "vicuna_v1.1": separators " " and "</s>", no space after "</s>".
     renderer = Renderer(make_tokenizer(bos_token="<s>", eos_token="</s>"), "vicuna_v1.1")
     assert renderer.text(CHAT, add_generation_prompt=False) == (
         "<s>A chat between a curious user and an artificial intelligence assistant. "
@@ -149,7 +150,7 @@ def test_pad_falls_back_to_eos(make_tokenizer: Callable[..., Any]) -> None:
     assert Renderer(tokenizer, "alpaca").pad_token_id == tokenizer.eos_token_id
 
 
-def test_templates_that_are_not_there_name_the_fix(make_tokenizer: Callable[..., Any]) -> None:
+def test_missing_templates_name_the_fix(make_tokenizer: Callable[..., Any]) -> None:
     tokenizer = make_tokenizer()
     known = ", ".join(TEMPLATES)
     with pytest.raises(RequestError, match=rf"has no chat template; name one of {known}"):
@@ -170,7 +171,7 @@ def with_template(make_tokenizer: Callable[..., Any], template: str) -> Renderer
 def test_a_template_that_rewrites_earlier_turns_is_refused(
     make_tokenizer: Callable[..., Any],
 ) -> None:
-    # As templates do that cut the reasoning from all answers but the last.
+    # Like templates that remove the reasoning from all answers but the last.
     renderer = with_template(
         make_tokenizer,
         "{% for m in messages %}{{ m['role'] + ':' }}{{ m['content'] if loop.last else 'cut' }}"
@@ -197,7 +198,7 @@ def test_a_template_without_an_end_is_refused(make_tokenizer: Callable[..., Any]
         )
 
 
-def test_a_row_with_nothing_to_learn_cannot_pass(make_tokenizer: Callable[..., Any]) -> None:
+def test_a_row_with_nothing_to_learn_is_refused(make_tokenizer: Callable[..., Any]) -> None:
     renderer = with_template(
         make_tokenizer,
         "{% for m in messages %}{% if m['role'] == 'user' or 'Hi' not in m['content'] %}"
@@ -256,7 +257,7 @@ def test_a_template_that_insists_on_tools_is_not_refused(
 
 
 @pytest.mark.parametrize("template", [None, *TEMPLATES])
-def test_rows_are_those_of_one_call_each(
+def test_a_batch_of_rows_equals_single_rows(
     make_tokenizer: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, template: str | None
 ) -> None:
     tokenizer = make_tokenizer(bos_token="<s>", chat_template=TOOL_TEMPLATE)
@@ -265,7 +266,7 @@ def test_rows_are_those_of_one_call_each(
     conversations = [ONE, CHAT, Conversation((HELLO,)), with_system(CHAT), ONE]
     if template is None:
         conversations.insert(1, Conversation((HELLO, CALLING, RESULT, FINE), (TOOL,)))
-    monkeypatch.setattr(rendering, "_ROWS_AT_ONCE", 2)  # the last call gets one row
+    monkeypatch.setattr(rendering, "_BATCH_ROWS", 2)  # the last call gets one row
     limits: list[tuple[int | None, Literal["drop", "cut"]]]
     limits = [(None, "drop"), (250, "drop"), (250, "cut"), (80, "cut")]
     for limit in limits:
@@ -317,7 +318,7 @@ def test_text_in_pieces_has_the_tokens_of_the_whole(bordered: Renderer, parts: l
     assert bordered.prompt_ids(messages) == expected
 
 
-def test_text_is_not_cut_behind_a_token_that_another_may_begin(
+def test_text_is_not_split_after_a_token_that_another_may_overlap(
     make_tokenizer: Callable[..., Any],
 ) -> None:
     from tokenizers import AddedToken
@@ -348,14 +349,14 @@ def test_tokens_that_merge_across_the_border_are_refused() -> None:
         )
 
 
-def test_a_fingerprint_tells_tokenizers_and_templates_apart(
+def test_a_fingerprint_distinguishes_tokenizers_and_templates(
     make_tokenizer: Callable[..., Any], tmp_path: Path
 ) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = make_tokenizer(chat_template=TOOL_TEMPLATE)
     own = Renderer(tokenizer, None).fingerprint
-    for name in ("here", "there"):  # where it lies is not what it does
+    for name in ("here", "there"):  # the folder does not matter
         tokenizer.save_pretrained(tmp_path / name)
     here, there = (AutoTokenizer.from_pretrained(tmp_path / n) for n in ("here", "there"))
     assert Renderer(here, None).fingerprint == Renderer(there, None).fingerprint
@@ -375,7 +376,7 @@ def test_a_text_cannot_end_its_own_turn(chat_tokenizer: Any, asked: bool) -> Non
         renderer.row(Conversation(tuple(turns)))
 
 
-def test_an_answer_is_decoded_without_special_tokens_and_else_to_the_letter(
+def test_an_answer_is_decoded_without_special_tokens_and_otherwise_unchanged(
     chat_tokenizer: Any,
 ) -> None:
     renderer = Renderer(chat_tokenizer, None)
@@ -388,7 +389,7 @@ def test_real_chats_keep_the_loss_on_answers(shared_data: Callable[[str], Path])
 
     tokenizer_file = shared_data("../tokenizers/gpt2/tokenizer.json")
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_file.parent)
-    # This copy takes its own end token for text behind a word, and spaces along before it.
+    # This copy reads its own end token as text after a word, and absorbs spaces before it.
     tokenizer.add_special_tokens({"eos_token": "</s>"})
     renderer = Renderer(tokenizer, "alpaca")
     chats = []
@@ -402,14 +403,14 @@ def test_real_chats_keep_the_loss_on_answers(shared_data: Callable[[str], Path])
         assert learnt(renderer, row) == [answer + "</s>" for answer in answers]
 
 
-def test_max_length_is_the_longest_row_that_passes(chat_tokenizer: Any) -> None:
+def test_a_row_of_max_length_is_kept(chat_tokenizer: Any) -> None:
     renderer = Renderer(chat_tokenizer, None)
     assert len(renderer.row(ONE, max_length=13).input_ids) == 13
     with pytest.raises(RowTooLongError, match="longer than max_length 12"):
         renderer.row(ONE, max_length=12)
 
 
-def test_a_long_row_can_be_cut_behind_the_last_answer_that_fits(chat_tokenizer: Any) -> None:
+def test_a_long_row_can_be_cut_after_the_last_answer_that_fits(chat_tokenizer: Any) -> None:
     # 13 tokens to the end of "Hi!", 14 of "How are you?" with its two, 7 of "Fine." with its two.
     renderer = Renderer(chat_tokenizer, None)
     assert len(renderer.row(CHAT).input_ids) == 34

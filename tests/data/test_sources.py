@@ -12,7 +12,8 @@ import pytest
 
 from sft_lab import paths as hub
 from sft_lab.data.contamination import ItemIndex
-from sft_lab.data.intake import Report, samples
+from sft_lab.data.intake import samples
+from sft_lab.data.intake_report import IntakeReport
 from sft_lab.data.sources import Source, check_source, content_digest, rows
 from sft_lab.errors import RequestError
 
@@ -21,13 +22,13 @@ LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
 
 
 def prompts(path: Path, **settings: Any) -> list[str]:
-    """Return what the first message of every row says."""
+    """Return the first message of every row."""
     found = samples(
         "math",
         Source(str(path), **settings),
         ItemIndex({}),
         drop_contaminated=False,
-        report=Report(),
+        report=IntakeReport(),
     )
     return [sample.conversation.messages[0]["content"] for sample in found]
 
@@ -35,7 +36,7 @@ def prompts(path: Path, **settings: Any) -> list[str]:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        # Without the time of packing, which would be a part of the tests' names.
+        # mtime=0: otherwise the current time would be part of the tests' names.
         ("rows.jsonl", LINES.encode()),
         ("rows.jsonl.gz", gzip.compress(LINES.encode(), mtime=0)),
         ("rows.json", json.dumps(ROWS).encode()),
@@ -61,7 +62,7 @@ def test_parquet_files_are_read(tmp_path: Path) -> None:
 
 
 def test_rows_are_streamed(tmp_path: Path) -> None:
-    # Were the file read whole, the broken line would be met before the first row.
+    # If the file were read whole, the broken line would fail before the first row.
     (tmp_path / "rows.jsonl").write_text(LINES + "{broken\n")
     stream = rows("math", Source(str(tmp_path / "rows.jsonl")))
     assert [next(stream)[1] for _ in range(3)] == ROWS
@@ -84,7 +85,7 @@ def test_unicode_line_separators_are_text(tmp_path: Path) -> None:
         (
             "a.jsonl",
             LINES + '{"n": ' + "9" * 5000 + "}",
-            r"line 4 is not JSON that can be read: Exc",
+            r"line 4 cannot be parsed as JSON: Exc",
         ),
         ("a.jsonl", LINES + "[1, 2]\n", r"a\.jsonl, line 4 holds '\[1, 2\]', expected an object"),
         ("a.json", '["x"]', r"a\.json, row 1 holds 'x', expected an object"),
@@ -94,7 +95,7 @@ def test_unicode_line_separators_are_text(tmp_path: Path) -> None:
             LINES,
             r"a\.json is not JSON: Extra data at char.* every line is a row, name it",
         ),
-        ("a.json", "[" * 100_000, r"a\.json is not JSON"),
+        ("a.json", "[" * 100_000, r"a\.json cannot be parsed as JSON: "),
         ("a.json", "", r"corpus\.sources\.math\.path: .*a\.json holds no rows"),
         ("a.json", "[]", r"a\.json holds no rows"),
         ("a.jsonl", "\n\n", r"a\.jsonl holds no rows"),
@@ -128,8 +129,8 @@ def test_damaged_files_are_request_errors(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "path", ["a" * 300 + ".jsonl", "/no/such/rows", "../rows", "rows.jsonl", "~/x.json", "a b/c"]
 )
-def test_a_missing_file_is_not_looked_for_on_the_hub(path: str) -> None:
-    with pytest.raises(RequestError, match=r"math\.path: there is no file "):
+def test_a_missing_file_is_not_searched_on_the_hub(path: str) -> None:
+    with pytest.raises(RequestError, match=r"math\.path: no such file: "):
         prompts(Path(path))
 
 
@@ -161,7 +162,7 @@ def test_bad_settings_are_named_before_anything_is_read(
         check_source("math", Source("/nowhere.jsonl", **settings))
 
 
-def test_the_digest_of_a_source_is_that_of_its_file(tmp_path: Path) -> None:
+def test_a_source_has_the_digest_of_its_file(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(LINES)
     expected = hashlib.sha256(LINES.encode()).hexdigest()
     assert content_digest("math", Source(str(tmp_path / "a.jsonl"))) == expected
@@ -169,7 +170,7 @@ def test_the_digest_of_a_source_is_that_of_its_file(tmp_path: Path) -> None:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No hub: its address refuses connections, and what is settled is forgotten afterwards."""
+    """Make the hub unreachable; the check for it is repeated afterwards."""
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
@@ -182,12 +183,14 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("offline")
 def test_a_hub_name_without_a_network_fails_at_once() -> None:
     started = time.monotonic()
-    with pytest.raises(RequestError, match=r"math\.path: nobody/nothing is no local file, and "):
+    with pytest.raises(RequestError, match=r"math\.path: nobody/nothing is not a local file, "):
         prompts(Path("nobody/nothing"))
     assert time.monotonic() - started < 10  # the libraries' own retries take 23 s and more
 
 
-def test_a_hub_name_is_read_as_the_source_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_name_is_read_with_the_sources_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     asked = []
 
     def load_dataset(*names: str, **settings: str) -> list[dict[str, str]]:

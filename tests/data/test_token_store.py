@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sft_lab.data.rendering import TokenizedRow
 from sft_lab.data.token_store import TokenStore, TokenWriter
+from sft_lab.data.tokenized_row import TokenizedRow
 
 ROWS = [
     TokenizedRow([5, 6, 7, 8], ((1, 3),)),
@@ -15,14 +15,14 @@ ROWS = [
 
 @pytest.fixture
 def store(tmp_path: Path) -> TokenStore:
-    """Three rows in two batches."""
+    """Return a store of three rows in two batches."""
     with TokenWriter(tmp_path / "tokens.arrow") as writer:
         writer.add(["a", "b"], ROWS[:2])
         writer.add(["c"], ROWS[2:])
     return TokenStore(tmp_path / "tokens.arrow")
 
 
-def test_rows_come_back_as_they_went_in(store: TokenStore) -> None:
+def test_rows_are_read_as_written(store: TokenStore) -> None:
     assert len(store) == 3
     for index in (2, 0, 1, -1):
         row, expected = store[index], ROWS[index]

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sft_lab.data.corpus import Corpus
-from sft_lab.data.rendering import IGNORED, TokenizedRow
 from sft_lab.data.sources import Source
+from sft_lab.data.tokenized_row import IGNORED, TokenizedRow
 from sft_lab.training.batches import (
     HeldOutBatches,
     MicroBatches,

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from sft_lab.data.corpus import hash_rank
+from sft_lab.data.hash_rank import hash_rank
 from sft_lab.errors import RequestError
 from sft_lab.training.shares import Share, Size, parse_share, take, weighed
 

@@ -1,0 +1,109 @@
+"""Apply a chat template, and refuse one that silently leaves out a part of a conversation."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
+from typing import Any
+
+from sft_lab.data.conversation import Conversation, Message
+from sft_lab.data.templates import TEMPLATES
+from sft_lab.errors import RequestError
+
+
+class ChatTemplate:
+    """A tokenizer's own chat template, or a named one.
+
+    Args:
+        tokenizer: A transformers tokenizer.
+        name: A key of ``TEMPLATES``, or None for the tokenizer's own.
+
+    Attributes:
+        source: The Jinja2 source of a named template; None for the tokenizer's own.
+        label: The template's name in messages.
+
+    Raises:
+        RequestError: If the name is unknown, or the tokenizer has no template and none is named.
+    """
+
+    def __init__(self, tokenizer: Any, name: str | None) -> None:
+        if name is not None and name not in TEMPLATES:
+            raise RequestError(
+                f"corpus.template: unknown template {name!r}; known are {', '.join(TEMPLATES)}."
+            )
+        if name is None and not tokenizer.chat_template:
+            raise RequestError(
+                f"corpus.template: the tokenizer of {tokenizer.name_or_path} has no chat template; "
+                f"name one of {', '.join(TEMPLATES)}."
+            )
+        self._tokenizer = tokenizer
+        self.source = TEMPLATES[name] if name else None
+        self.label = name or "the tokenizer's template"
+
+    def texts(
+        self, conversations: Iterable[Conversation], *, add_generation_prompt: bool
+    ) -> list[str]:
+        """Return conversations as text, in order.
+
+        Raises:
+            RequestError: If the template cannot render one of them.
+        """
+        texts: list[str] = []
+        for tools, group in groupby(conversations, key=attrgetter("tools")):
+            chats = [conversation.messages for conversation in group]
+            texts += self._apply(chats, tools, add_generation_prompt)
+        return texts
+
+    def check_tools(
+        self, conversation: Conversation, text: str, *, add_generation_prompt: bool
+    ) -> None:
+        """Refuse a template that silently leaves out tools or tool calls, as most do.
+
+        Args:
+            conversation: Any conversation; one without tools passes.
+            text: The text that the template makes of it.
+            add_generation_prompt: As it was for the text.
+
+        Raises:
+            RequestError: If the text is the same without them.
+        """
+        without: dict[str, Conversation] = {}
+        if conversation.tools:
+            without["tools"] = Conversation(conversation.messages)
+        if any(message.get("tool_calls") for message in conversation.messages):
+            silent = [{**message, "tool_calls": None} for message in conversation.messages]
+            without["tool calls"] = Conversation(tuple(silent), conversation.tools)
+        for part, other in without.items():
+            try:
+                [bare] = self.texts([other], add_generation_prompt=add_generation_prompt)
+            except RequestError:  # the template requires them, so it uses them
+                continue
+            if bare == text:
+                raise RequestError(
+                    f"corpus.template: {self.label} leaves the {part} of a conversation out; set "
+                    "corpus.template to null with a corpus.tokenizer whose own template renders "
+                    "them, or remove the rows that have them from the source."
+                )
+
+    def _apply(
+        self,
+        chats: Sequence[Sequence[Message]],
+        tools: Sequence[Mapping[str, Any]],
+        add_generation_prompt: bool,
+    ) -> list[str]:
+        try:
+            rendered: list[str] = self._tokenizer.apply_chat_template(
+                [list(messages) for messages in chats],
+                tools=list(tools) or None,
+                chat_template=self.source,
+                add_generation_prompt=add_generation_prompt,
+                tokenize=False,
+            )
+        except Exception as fault:  # a template is a program and can raise anything
+            if len(chats) > 1:
+                for messages in chats:  # find the one that fails: its error names the roles
+                    self._apply([messages], tools, add_generation_prompt)
+            roles = ", ".join(message["role"] for message in chats[0])
+            raise RequestError(
+                f"corpus.template: {self.label} cannot render the roles {roles}: {fault}."
+            ) from fault
+        return rendered

@@ -1,0 +1,98 @@
+"""The intake report: how many rows of a source were used, repaired and left out, and why."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from sft_lab.data.sources import Source
+from sft_lab.errors import RequestError
+
+MAX_LISTED = 20  # contaminated rows and items that a report names one by one
+
+
+@dataclass
+class IntakeReport:
+    """Counts of a source's rows: read, used after a repair, and left out.
+
+    Attributes:
+        rows: Rows read.
+        dropped: Rows left out, by reason.
+        repaired: Rows used after a repair, by repair; a row may have had several.
+        examples: The place of the first row of each reason and repair.
+        unusable: Dropped rows that cannot be used, by reason; the others were left out on request.
+        duplicates: Rows with the same content as an earlier row, used or not.
+        contaminated: Rows that hold a benchmark's items, by benchmark.
+        contaminated_rows: The first of them, each with its place, item and shared words.
+    """
+
+    rows: int = 0
+    dropped: Counter[str] = field(default_factory=Counter)
+    repaired: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+    unusable: Counter[str] = field(default_factory=Counter)
+    duplicates: int = 0
+    contaminated: Counter[str] = field(default_factory=Counter)
+    contaminated_rows: list[str] = field(default_factory=list)
+
+    def drop(self, reason: str, place: str, *, unusable: bool = False) -> None:
+        """Count a row that is left out."""
+        self.dropped[reason] += 1
+        if unusable:
+            self.unusable[reason] += 1
+        self.examples.setdefault(reason, place)
+
+    def repair(self, repair: str, place: str) -> None:
+        """Count a repair of a row that is used."""
+        self.repaired[repair] += 1
+        self.examples.setdefault(repair, place)
+
+    @property
+    def lines(self) -> list[str]:
+        """Return the findings as text, a line each."""
+        found = []
+        if self.dropped:
+            total = f"{self.dropped.total()} of {self.rows} rows"
+            found.append(f"{total} left out: {_listed(self.dropped)}")
+        if self.repaired:
+            found.append(f"repaired: {_listed(self.repaired)}")
+        if self.duplicates:
+            found.append(f"{self.duplicates} rows repeat another row")
+        for benchmark, count in self.contaminated.items():
+            found.append(f"{count} rows hold items of {benchmark}, or 13 words of one")
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as plain values."""
+        # dataclasses.asdict would count the pairs of a Counter instead of copying it.
+        return {
+            f.name: dict(value) if isinstance(value := getattr(self, f.name), Counter) else value
+            for f in fields(self)
+        }
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "IntakeReport":
+        """Return the report that ``to_json`` wrote."""
+        keys = ("dropped", "repaired", "unusable", "contaminated")
+        counters = {key: Counter(values[key]) for key in keys}
+        return cls(**{**values, **counters})
+
+
+def _listed(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items())
+
+
+def check_dropped(name: str, source: Source, report: IntakeReport) -> None:
+    """Refuse a source if too many of its rows cannot be used.
+
+    Raises:
+        RequestError: If they are more than ``max_dropped`` of all rows.
+    """
+    unusable = report.unusable.total()
+    if unusable > source.max_dropped * report.rows:
+        reason = next(iter(report.unusable))
+        raise RequestError(
+            f"corpus.sources.{name}: {unusable} of {report.rows} rows cannot be used, e.g. "
+            f"{source.path}, {report.examples[reason]}: {reason}. "
+            f"Fix them, or raise corpus.sources.{name}.max_dropped from {source.max_dropped}."
+        )
