@@ -1,6 +1,6 @@
-"""Keeps every evaluation of a run and logs scores, forgetting, retention and backward transfer."""
+"""Keeps the evaluations of a run and logs scores, abilities and what training has done to them."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
@@ -8,96 +8,95 @@ from typing_extensions import override
 
 from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.evaluation.suite import EvaluationSuite
-from sft_lab.metrics.forgetting import derived
+from sft_lab.metrics.forgetting import best_boundary
+from sft_lab.runs.evaluations import Point, Tracked, ability_metrics, history
 from sft_lab.training.module import SFTModule
-from sft_lab.training.schedule import Schedule, progress
+from sft_lab.training.schedule import Schedule, ScheduledStage, progress
 from sft_lab.training.stage import trains
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """Scores by key after ``step`` optimizer steps; ``boundary`` is the stage that ended there."""
-
-    step: int
-    scores: dict[str, float]
-    boundary: str | None
-
-
 class AbilityHistory(Callback):
-    """The history of all abilities from step 0 on.
+    """Logs every evaluation: scores, losses, and abilities beside their earlier evaluations.
+
+    The keys are ``ability/<source>``, ``change_from_base/<source>``, ``forgetting/<source>``,
+    ``retention/<source>``, ``backward_transfer/<source>`` and ``average/score``, as defined in
+    ``sft_lab.metrics.forgetting``.
 
     Args:
-        suite: Gives the benchmarks, and for each the source that teaches it.
+        suite: The benchmarks, and the source that teaches each.
 
     Attributes:
-        history: Every evaluation so far.
-        best_marks: By score, the mark of each item at the evaluation where the score was best; not
-            of scores that are no mean over items.
+        history: Every evaluation so far, in order of steps.
+        best_marks: By score, the mark of each item at the best full evaluation at a stage boundary;
+            without scores that are no mean over items.
     """
 
     def __init__(self, suite: EvaluationSuite) -> None:
         self.suite = suite
-        self.history: list[Measurement] = []
+        self.history: list[Point] = []
         self.best_marks: dict[str, dict[str, float]] = {}
 
     def on_evaluation_end(
         self, trainer: Trainer, pl_module: LightningModule, evaluation: Evaluation
     ) -> None:
         """Log an evaluation, and what it means beside those before it."""
-        if not isinstance(pl_module, SFTModule):
-            return
-        metrics = dict(evaluation.losses)
-        for key, score in evaluation.scores.items():
-            metrics |= {key: score.value, f"{key}_low": score.low, f"{key}_high": score.high}
-            metrics[f"{key}_n"] = float(score.n)
-        step = evaluation.step
-        if pl_module.schedule is not None and not any(m.step == step for m in self.history):
-            schedule = pl_module.schedule
-            scores = {
-                key: score.value
-                for key, score in evaluation.scores.items()
-                if key in evaluation.abilities
-            }
-            self._keep_best(evaluation)
-            ended = [scheduled.name for scheduled in schedule.stages if scheduled.end_step == step]
-            self.history.append(Measurement(step, scores, ended[0] if ended else None))
-            metrics |= derived(
-                [m.scores for m in self.history],
-                self._trained_at(schedule),
-                not_averaged=[key for key in scores if not self.suite.is_averaged(key)],
-            )
-            metrics |= progress(schedule, step)
+        metrics = {key: score.value for key, score in evaluation.scores.items()}
+        metrics |= evaluation.losses
+        schedule = pl_module.schedule if isinstance(pl_module, SFTModule) else None
+        point = point_of(evaluation, schedule)
+        if schedule is None:
+            metrics |= ability_metrics([point], self._tracked([]))
+        elif all(past.step != point.step for past in self.history):
+            self._keep_best(point, evaluation)
+            self.history.append(point)
+            metrics |= ability_metrics(self.history, self._tracked(schedule.stages))
+            metrics |= progress(schedule, point.step)
         for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=step)
+            logger.log_metrics(metrics, step=evaluation.step)
 
-    def _keep_best(self, evaluation: Evaluation) -> None:
-        for key in evaluation.abilities:
-            value = evaluation.scores[key].value
-            if all(value > m.scores[key] for m in self.history if key in m.scores):
-                self.best_marks.pop(key, None)
-                if key in evaluation.marks:
-                    self.best_marks[key] = dict(evaluation.marks[key])
+    def _keep_best(self, point: Point, evaluation: Evaluation) -> None:
+        """Keep the marks of a boundary that is a score's best so far."""
+        for key, marks in evaluation.marks.items():
+            if not point.is_boundary or key.partition("/")[0] in point.partial:
+                continue
+            best = best_boundary(history(self.history, key), point.step)
+            if best is None or point.scores[key].value > best.score.value:
+                self.best_marks[key] = dict(marks)
 
-    def _trained_at(self, schedule: Schedule) -> dict[str, int]:
-        """Return by score key where in the history the stage ended that first trained it."""
-        found: dict[str, int] = {}
-        for name, benchmark in self.suite.benchmarks.items():
-            first = next((s for s in schedule.stages if trains(s.stage, benchmark.source)), None)
-            if first is not None:
-                for index, measurement in enumerate(self.history):
-                    if measurement.step == first.end_step:
-                        keys = (key for key in measurement.scores if key.startswith(f"{name}/"))
-                        found |= dict.fromkeys(keys, index)
-        return found
+    def _tracked(self, stages: Sequence[ScheduledStage]) -> dict[str, Tracked]:
+        tracked = {}
+        for name, key in self.suite.primary.items():
+            benchmark = self.suite.benchmarks[key.partition("/")[0]]
+            ends = (s.end_step for s in stages if trains(s.stage, benchmark.source))
+            tracked[name] = Tracked(key, next(ends, None), benchmark.chance)
+        return tracked
 
     @override
     def state_dict(self) -> dict[str, Any]:
         return {
-            "history": [asdict(measurement) for measurement in self.history],
+            "history": [point.to_dict() for point in self.history],
             "best_marks": self.best_marks,
         }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.history = [Measurement(**measurement) for measurement in state_dict["history"]]
-        self.best_marks = state_dict.get("best_marks", {})  # an earlier version kept none
+        self.history = [Point.from_dict(point, "the checkpoint") for point in state_dict["history"]]
+        self.best_marks = state_dict["best_marks"]
+
+
+def point_of(evaluation: Evaluation, schedule: Schedule | None) -> Point:
+    """Return an evaluation as the run keeps it.
+
+    Args:
+        evaluation: The evaluation.
+        schedule: The run's stages; None where nothing is trained.
+    """
+    stages = schedule.stages if schedule else []
+    ended = (scheduled.name for scheduled in stages if scheduled.end_step == evaluation.step)
+    return Point(
+        evaluation.step,
+        next(ended, None),
+        evaluation.scores,
+        evaluation.losses,
+        evaluation.num_items,
+    )

@@ -13,7 +13,7 @@ from sft_lab.callbacks.stage_scheduler import StageScheduler
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.evaluation.suite import EvaluationSuite
-from sft_lab.runs.logger import RunLogger
+from sft_lab.runs.logger import run_logger
 from sft_lab.training.data_modules import StagedDataModule
 from sft_lab.training.guard import Guard, Rung, assess, next_rung
 from sft_lab.training.module import SFTModule
@@ -180,12 +180,9 @@ class ForgettingGuard(Callback):
         self._file(trainer)
 
     def _file(self, trainer: Trainer) -> None:
-        for logger in trainer.loggers:
-            if isinstance(logger, RunLogger):
-                content = {"guard": asdict(self.guard), "decisions": self.records}
-                logger.experiment.log_text(
-                    logger.run_id, json.dumps(content, indent=2), "guard.json"
-                )
+        content = {"guard": asdict(self.guard), "decisions": self.records}
+        logger = run_logger(trainer)
+        logger.experiment.log_text(logger.run_id, json.dumps(content, indent=2), "guard.json")
 
     def lines(self, step: int) -> list[str]:
         """Return for people what was decided at a step: a line where a share has changed or ended.

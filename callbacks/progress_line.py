@@ -9,11 +9,12 @@ from typing import Any, TextIO
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
-from sft_lab.callbacks.ability_history import AbilityHistory, Measurement
+from sft_lab.callbacks.ability_history import AbilityHistory
 from sft_lab.callbacks.forgetting_guard import ForgettingGuard
 from sft_lab.callbacks.training_log import TrainingLog
 from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.evaluation.suite import EvaluationSuite
+from sft_lab.runs.evaluations import Point
 from sft_lab.terminal import format_table
 from sft_lab.training.module import SFTModule
 
@@ -109,11 +110,11 @@ class ProgressLine(Callback):
             return ""
         return " ".join(self._named(self.history.history[-1]))
 
-    def _named(self, measurement: Measurement) -> list[str]:
+    def _named(self, measurement: Point) -> list[str]:
         keys = self.suite.score_keys
         scores = measurement.scores
         return [
-            f"{name} {self.suite.shown(key, scores[key])}"
+            f"{name} {self.suite.shown(key, scores[key].value)}"
             for name, key in keys.items()
             if key in scores
         ]
@@ -141,7 +142,7 @@ class ProgressLine(Callback):
             if key in found
         )
         step = evaluation.step
-        ended = [m.boundary for m in self.history.history if m.step == step and m.boundary]
+        ended = [m.after for m in self.history.history if m.step == step and m.after]
         after = f" (end of {ended[0]})" if ended else ""
         self._write_line(f"evaluation at step {step}{after}: {scores}  in {seconds:.1f} s")
         for line in self.guard.lines(step) if self.guard else ():
@@ -154,16 +155,16 @@ class ProgressLine(Callback):
         self._write_line(f"\nIn a browser: {self.ui_command}")
 
 
-def ability_table(history: list[Measurement], suite: EvaluationSuite) -> str:
+def ability_table(history: list[Point], suite: EvaluationSuite) -> str:
     """Return every ability, in percent, before training and at every stage boundary."""
-    rows = [m for m in history if m.step == 0 or m.boundary]
+    rows = [m for m in history if m.is_boundary]
     header = ["after", "step", *suite.benchmarks]
     body = [
         [
-            m.boundary or "(base)",
+            m.after or "(base)",
             str(m.step),
             *(
-                suite.shown(key, m.scores[key]) if key in m.scores else "-"
+                suite.shown(key, m.scores[key].value) if key in m.scores else "-"
                 for key in suite.score_keys.values()
             ),
         ]

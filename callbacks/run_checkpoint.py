@@ -13,7 +13,7 @@ from typing_extensions import override
 from sft_lab.errors import Interrupted, RequestError
 from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.runs.checkpoint import RunStamp, last_checkpoint, link_or_copy, stage_checkpoint
-from sft_lab.runs.logger import RunLogger
+from sft_lab.runs.logger import run_logger
 from sft_lab.training.module import SFTModule
 
 
@@ -52,7 +52,7 @@ class RunCheckpoint(Checkpoint):
 
     def path(self, trainer: Trainer) -> Path:
         """Return the checkpoint's file."""
-        return last_checkpoint(self.dirpath, _run_id(trainer))
+        return last_checkpoint(self.dirpath, run_logger(trainer).run_id)
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -118,7 +118,7 @@ class RunCheckpoint(Checkpoint):
             trainer.save_checkpoint(self.path(trainer))
         else:
             # Before `last`: a run that goes on from there does not come back to the stage's end.
-            kept = stage_checkpoint(self.dirpath, _run_id(trainer), ended_stage)
+            kept = stage_checkpoint(self.dirpath, run_logger(trainer).run_id, ended_stage)
             trainer.save_checkpoint(kept)
             link_or_copy(kept, self.path(trainer))
         self.saved_step = trainer.global_step
@@ -144,13 +144,6 @@ class RunCheckpoint(Checkpoint):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._rng = state_dict["rng"]
-
-
-def _run_id(trainer: Trainer) -> str:
-    logger = trainer.logger
-    if not isinstance(logger, RunLogger):
-        raise TypeError("RunCheckpoint files checkpoints by the run id of a RunLogger.")
-    return str(logger.run_id)
 
 
 def _ended_stage(trainer: Trainer, pl_module: LightningModule) -> str | None:

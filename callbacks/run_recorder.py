@@ -1,4 +1,4 @@
-"""Puts into the MLflow run what is needed later: config, plan, samples, answers, adapters."""
+"""Files in the MLflow run what is needed later: config, plan, samples, answers, adapters."""
 
 import json
 import operator
@@ -13,10 +13,12 @@ import yaml
 from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
+from sft_lab.callbacks.ability_history import point_of
 from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.model.qlora import save_trained
 from sft_lab.runs.contents import answers_table, manifest, run_record, window_table
-from sft_lab.runs.logger import RunLogger
+from sft_lab.runs.evaluations import evaluation_path
+from sft_lab.runs.logger import run_logger
 from sft_lab.runs.machine import device_name
 from sft_lab.runs.record import RECORD
 from sft_lab.runs.store import TABLES_TAG
@@ -41,9 +43,7 @@ class RunRecorder(Callback):
 
     @override
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        logger = trainer.logger
-        if not isinstance(logger, RunLogger):
-            return
+        logger = run_logger(trainer)
         client, run_id = logger.experiment, logger.run_id
         environment = {f"version.{package}": version(package) for package in _PACKAGES}
         environment |= {
@@ -55,31 +55,27 @@ class RunRecorder(Callback):
             key: self.config[key]
             for key in ("seed_everything", "model", "corpus", "data", "evaluation")
         }
-        # Of a run that is gone on with, the stages to come may have changed: files are written
-        # again, but MLflow lets nobody change a parameter.
-        standing = client.get_run(run_id).data.params
+        # A resumed run may have other stages to come: files are written again, but MLflow does not
+        # let a parameter change.
+        known = client.get_run(run_id).data.params
         parameters = flatten(groups) | environment
-        logger.log_hyperparams({k: v for k, v in parameters.items() if k not in standing})
+        logger.log_hyperparams({k: v for k, v in parameters.items() if k not in known})
         client.log_text(run_id, yaml.safe_dump(dict(self.config), sort_keys=False), "config.yaml")
         if stage == "fit":
             self._record_plans(trainer, pl_module)
 
     def _record_plans(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """File what the stages train on, where it is not what was filed before."""
-        logger = trainer.logger
+        """File what the stages train on, unless it is filed already."""
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit, unknown to its types
-        if (
-            not isinstance(logger, RunLogger)
-            or not isinstance(data, StagedDataModule)
-            or not isinstance(pl_module, SFTModule)
-        ):
+        if not isinstance(data, StagedDataModule) or not isinstance(pl_module, SFTModule):
             return
         plans = [module.plan for module in data.stage_modules]
         if len(plans) == len(self._recorded) and all(map(operator.is_, plans, self._recorded)):
             return
+        logger = run_logger(trainer)
         client, run_id = logger.experiment, logger.run_id
-        record = run_record(data, data.evaluation.engine.weights_name(pl_module.base))
-        client.log_text(run_id, record.to_json(), RECORD)
+        weights = data.evaluation.engine.weights_name(pl_module.base)
+        client.log_text(run_id, run_record(data, weights).to_json(), RECORD)
         for name in data.stages:
             client.log_text(run_id, manifest(data, name), f"samples/{name}.tsv")
             client.log_text(run_id, window_table(data, name), f"windows/{name}.tsv")
@@ -87,38 +83,38 @@ class RunRecorder(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Of a run that goes on, what its checkpoint has planned anew.
+        # In a resumed run, what a guard had planned anew by its checkpoint.
         self._record_plans(trainer, pl_module)
 
     def on_evaluation_end(
         self, trainer: Trainer, pl_module: LightningModule, evaluation: Evaluation
     ) -> None:
-        """File the answers of an evaluation."""
-        logger = trainer.logger
-        if not isinstance(logger, RunLogger):
+        """File the answers, and then the scores, of an evaluation."""
+        if not isinstance(pl_module, SFTModule):
             return
         self._record_plans(trainer, pl_module)  # a guard may have planned anew by now
+        logger = run_logger(trainer)
         client, run_id = logger.experiment, logger.run_id
         folder = f"answers/step_{evaluation.step:06d}"
         paths = [f"{folder}/{name}.json" for name in evaluation.answers]
         for path, answers in zip(paths, evaluation.answers.values(), strict=True):
-            # One file an evaluation, written whole: MLflow's own log_table appends, and after a
-            # kill it would append the same items again. The tag makes the page show a table.
+            # One file per evaluation, written whole: MLflow's own log_table appends, and after a
+            # kill it would append the same items again. The tag makes its page show a table.
             client.log_text(run_id, json.dumps(answers_table(answers)), path)
         tables = json.loads(client.get_run(run_id).data.tags.get(TABLES_TAG, "[]"))
         tables += [{"path": path, "type": "table"} for path in paths]
         unique = {table["path"]: table for table in tables}
         client.set_tag(run_id, TABLES_TAG, json.dumps(list(unique.values())))
+        # Last: an evaluation with this file has all of its answers.
+        point = point_of(evaluation, pl_module.schedule)
+        path = evaluation_path(evaluation.step)
+        client.log_text(run_id, json.dumps(point.to_dict(), indent=2), path)
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        logger = trainer.logger
-        if (
-            not isinstance(logger, RunLogger)
-            or not isinstance(pl_module, SFTModule)
-            or pl_module.schedule is None
-        ):
+        if not isinstance(pl_module, SFTModule) or pl_module.schedule is None:
             return
+        logger = run_logger(trainer)
         for scheduled in pl_module.schedule.stages:
             if scheduled.end_step == trainer.global_step:
                 with tempfile.TemporaryDirectory() as folder:

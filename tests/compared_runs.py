@@ -64,7 +64,12 @@ def run(
         status="FINISHED",
         seed=seed,
         base="world://base",
-        record=RunRecord(sources={}, stages=named, benchmarks={"gsm8k": entry}),
+        record=RunRecord(
+            sources={},
+            stages=named,
+            benchmarks={"gsm8k": entry},
+            abilities={"math": "gsm8k/strict"},
+        ),
         points=tuple(points),
         final={},
     )

@@ -92,6 +92,7 @@ class PlantedStudy:
                     key.split("/")[0]: self._benchmark(name, key)
                     for name, key in self.abilities.items()
                 },
+                abilities=self.abilities,
             ),
             points=tuple(points),
             final={},

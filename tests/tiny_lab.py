@@ -140,6 +140,13 @@ class Lab:
         assert len({point.step for point in history}) == len(history), key
         return {point.step: point.value for point in sorted(history, key=lambda p: p.step)}
 
+    def counts(self, key: str, run_id: str | None = None) -> dict[int, int]:
+        """How many marks a score is the mean of, by step."""
+        from sft_lab.runs.evaluations import read_points
+
+        points = read_points(self.store, run_id or self.run.info.run_id)
+        return {point.step: point.scores[key].n for point in points if key in point.scores}
+
     def artifact(self, path: str) -> Path:
         return Path(self.store.client.download_artifacts(self.run.info.run_id, path))
 

@@ -94,7 +94,7 @@ def main() -> None:
         for name in ("math", "code"):
             cells.append(spread([best(store, run, SCORES[name]) for run in found], 100, 0))
         for name in ("math", "code"):
-            cells.append(spread([m.get(f"retention/{SCORES[name]}") for m in last], 1, 2))
+            cells.append(spread([m.get(f"retention/{name}") for m in last], 1, 2))
         print(f"| {strategy} {' '.join(overrides)} | " + " | ".join(cells) + " |")
 
 

@@ -13,6 +13,7 @@ from sft_lab.analysis.groups import RunGroup
 from sft_lab.analysis.measurements import Comparison, Measurements, Side, boundary_of, end_of
 from sft_lab.metrics.forgetting import Assessed, best_boundary, changes
 from sft_lab.metrics.seeds import SeedScore, over_seeds
+from sft_lab.runs.evaluations import history
 from sft_lab.runs.results import RunResult
 
 
@@ -57,12 +58,7 @@ class Drop:
 
 def history_of(run: RunResult, key: str) -> list[Assessed]:
     """Return a run's evaluations of a score, as the definitions of forgetting take them."""
-    boundaries = run.boundaries
-    return [
-        Assessed(point.step, point.scores[key], point in boundaries)
-        for point in run.points
-        if key in point.scores
-    ]
+    return history(run.points, key)
 
 
 def reference_of(run: RunResult, ability: Ability) -> Assessed | None:
@@ -80,8 +76,8 @@ def changes_of(run: RunResult, ability: Ability) -> dict[str, float]:
     benchmark = run.benchmarks.get(ability.benchmark)
     if run.last is None or ability.key not in run.last.scores or benchmark is None:
         return {}
-    history = [found for found in history_of(run, ability.key) if found.step <= run.last.step]
-    return changes(history, run.record.trained_at(benchmark.source))
+    found = [found for found in history_of(run, ability.key) if found.step <= run.last.step]
+    return changes(found, run.record.trained_at(benchmark.source), benchmark.chance)
 
 
 def retention_of(group: RunGroup, ability: Ability) -> SeedScore | None:

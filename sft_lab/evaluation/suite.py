@@ -142,12 +142,13 @@ class EvaluationSuite:
     def _primary(self, chosen: Mapping[str, str]) -> dict[str, str]:
         """Return the score of each ability by source, or by benchmark if it has no source.
 
-        Ratings are not comparable with shares, and stand for no ability.
+        Ratings do not compare with shares, and scores of which less is better are not abilities.
         """
         known: dict[str, list[str]] = {}
         for name, benchmark in self.benchmarks.items():
-            if benchmark.scale == (0, 1):
-                keys = [f"{name}/{score}" for score in benchmark.score_names]
+            scores = filter(benchmark.is_ability, benchmark.score_names)
+            keys = [f"{name}/{score}" for score in scores]
+            if benchmark.scale == (0, 1) and keys:
                 known.setdefault(benchmark.source or name, []).extend(keys)
         for source, key in chosen.items():
             if key not in known.get(source, ()):
@@ -161,11 +162,6 @@ class EvaluationSuite:
                     f"with this source; {fix}."
                 )
         return {source: chosen.get(source, keys[0]) for source, keys in known.items()}
-
-    def is_averaged(self, key: str) -> bool:
-        """Say whether a score is part of ``average/score``: a first one, in [0, 1]."""
-        name = key.partition("/")[0]
-        return key == self.score_keys[name] and self.benchmarks[name].scale == (0, 1)
 
     def is_mean_of_items(self, key: str) -> bool:
         """Say whether a score is the mean of a mark of every item."""

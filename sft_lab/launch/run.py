@@ -15,7 +15,7 @@ from sft_lab.model.qlora import check_base
 from sft_lab.paths import make_folder
 from sft_lab.runs.checkpoint import RunStamp, read_checkpoint
 from sft_lab.runs.contents import run_record
-from sft_lab.runs.fork import Fork, check_end, check_records, place_checkpoints, take_over
+from sft_lab.runs.fork import Fork, check_end, check_records, copy_parent_record, place_checkpoints
 from sft_lab.runs.lock import run_lock
 from sft_lab.runs.logger import RunLogger
 from sft_lab.runs.record import read_record
@@ -53,7 +53,7 @@ def fit(config: RunConfig) -> str:
             if run.start.resume is None:
                 held.enter_context(run_lock(run.checkpoint.dirpath / stamp.run_id))
             if run.start.fork is not None:
-                take_over(run.start.fork, store, run.logger, run.data.schedule)
+                copy_parent_record(run.start.fork, store, run.logger, run.data.schedule)
                 checkpoint = place_checkpoints(
                     run.start.fork,
                     run.checkpoint.dirpath,

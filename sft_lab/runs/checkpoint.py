@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, and what a run says of itself in them."""
+"""Checkpoints, written atomically and stamped with their run."""
 
 import errno
 import os
@@ -16,7 +16,7 @@ from typing_extensions import override
 
 from sft_lab.errors import RequestError
 
-# What file systems answer that have no hard links, or no more for this file.
+# errno values for "hard links unsupported or exhausted".
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK)
 
 
@@ -38,10 +38,10 @@ class RunStamp:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its target, forces it to disk, and moves it into place.
+    """Writes a checkpoint next to its target, syncs it to disk, and moves it into place.
 
-    A kill at any moment leaves the old file or the new one. Lightning's own way writes to the
-    system's temporary folder first, and a move from there need not be one step.
+    A kill at any moment leaves the old file or the new one. Lightning writes to the system's
+    temporary folder first, and a move from there to another file system is not atomic.
     """
 
     @override
@@ -60,21 +60,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def last_checkpoint(dirpath: Path, run_id: str) -> Path:
-    """Return where a run keeps its checkpoint."""
+    """Return the path of a run's last checkpoint."""
     return dirpath / run_id / "last.ckpt"
 
 
 def stage_checkpoint(dirpath: Path, run_id: str, stage_name: str) -> Path:
-    """Return where a run keeps the checkpoint of a stage's end."""
+    """Return the path of a run's checkpoint at the end of a stage."""
     return dirpath / run_id / "stages" / f"{stage_name}.ckpt"
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """Make a file be there under a second name, in one move: a hard link where the disk has them.
+    """Give a file a second name atomically: by a hard link, or a copy where there are none.
 
     Args:
-        source: A file that is only ever replaced, never written into.
-        target: The second name; what it stood for is replaced.
+        source: A file that is only ever replaced, never modified.
+        target: The second name; an existing file is replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.part")
@@ -91,7 +91,7 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Force a file or a folder to disk."""
+    """Sync a file or a folder to disk."""
     opened = os.open(path, os.O_RDONLY)
     try:
         os.fsync(opened)
@@ -104,15 +104,13 @@ def read_checkpoint(path: Path, option: str = "--ckpt_path") -> dict[str, Any]:
 
     Args:
         path: The file.
-        option: What on the command line names it, for errors.
+        option: The command-line option that names it, for errors.
 
     Raises:
-        RequestError: If there is none, it is damaged, or it is not the lab's.
+        RequestError: If it does not exist, is damaged, or is not the lab's.
     """
     if not path.is_file():
-        raise RequestError(
-            f"{option} {path}: there is no such file; give a .ckpt file, or last with fit."
-        )
+        raise RequestError(f"{option} {path}: no such file; give a .ckpt file, or last with fit.")
     try:
         checkpoint: dict[str, Any] = torch.load(
             path, map_location="cpu", weights_only=True, mmap=True
@@ -126,8 +124,8 @@ def read_checkpoint(path: Path, option: str = "--ckpt_path") -> dict[str, Any]:
         pickle.UnpicklingError,
     ) as fault:
         raise RequestError(
-            f"{option} {path} is damaged or no checkpoint ({str(fault).splitlines()[0][:120]}); "
-            "take another one, or start the run anew."
+            f"{option} {path} is damaged or not a checkpoint "
+            f"({str(fault).splitlines()[0][:120]}); name another one, or start a new run."
         ) from fault
     if not isinstance(checkpoint, dict) or "sft_lab" not in checkpoint:
         raise RequestError(

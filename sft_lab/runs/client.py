@@ -1,5 +1,7 @@
 """MLflow's client for a store that can be moved: artifact locations relative to the store."""
 
+import os
+import shutil
 import sqlite3
 from contextlib import closing
 from pathlib import Path
@@ -68,7 +70,12 @@ class StoreClient(MlflowClient):
         if (artifacts := self._local(run_id)) is None:
             super().log_artifact(run_id, local_path, artifact_path)
         else:
-            artifacts.log_artifact(local_path, artifact_path)
+            # Whole or not at all: a run may be killed while it writes, and be read afterwards.
+            target = Path(artifacts.artifact_dir, artifact_path or "", Path(local_path).name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_name(f".{target.name}.part")
+            shutil.copyfile(local_path, part)
+            os.replace(part, target)
 
     @override
     def log_artifacts(self, run_id: str, local_dir: str, artifact_path: str | None = None) -> None:

@@ -63,6 +63,7 @@ def run_record(data: StagedDataModule, weights: str) -> RunRecord:
             )
             for name, benchmark in data.evaluation.benchmarks.items()
         },
+        abilities=dict(data.evaluation.primary),
     )
 
 

@@ -1,4 +1,4 @@
-"""Starting a run from the end of another run's stage: which checkpoint, and whether it may."""
+"""Fork a run from the end of another run's stage: find it, check the config, copy its record."""
 
 import json
 import tempfile
@@ -21,6 +21,7 @@ from sft_lab.runs.checkpoint import (
     stage_checkpoint,
     stamp_of,
 )
+from sft_lab.runs.evaluations import evaluated_steps, evaluation_path
 from sft_lab.runs.logger import RunLogger
 from sft_lab.runs.record import RunRecord
 from sft_lab.runs.store import TABLES_TAG, RunStore
@@ -31,13 +32,13 @@ FORK_TAG = "sft_lab.forked_from"
 
 @dataclass(frozen=True)
 class Fork:
-    """The end of another run's stage, from which a run starts.
+    """The stage of another run from whose end a run starts.
 
     Attributes:
         run_id: The other run.
         stages: The stages it had trained by then, in order.
         step: Optimizer steps it had taken.
-        checkpoint: Its checkpoint of that moment.
+        checkpoint: Its checkpoint at that step.
     """
 
     run_id: str
@@ -52,7 +53,7 @@ class Fork:
 
 
 def parse_fork(text: str) -> tuple[str, str]:
-    """Return run and stage of ``RUN@STAGE``; a run's name may hold an @, a stage's cannot.
+    """Return run and stage of ``RUN@STAGE``; a run's name may contain an @, a stage's cannot.
 
     >>> parse_fork("dmt k=1/16 seed 0@specialize")
     ('dmt k=1/16 seed 0', 'specialize')
@@ -67,7 +68,7 @@ def parse_fork(text: str) -> tuple[str, str]:
 
 
 def find_fork(store: RunStore, dirpath: Path, text: str, config: Mapping[str, Any]) -> Fork:
-    """Return the stage's end that ``--from`` names, having held the config against its run.
+    """Return the fork that ``--from`` names, with the config checked against its run.
 
     Args:
         store: Where the run is recorded.
@@ -82,25 +83,25 @@ def find_fork(store: RunStore, dirpath: Path, text: str, config: Mapping[str, An
     name, stage = parse_fork(text)
     run = store.find(name)
     run_id = run.info.run_id
-    whom = f"--from {text}: run {run_id[:8]} ({run.info.run_name})"
+    named = f"--from {text}: run {run_id[:8]} ({run.info.run_name})"
     if (command := run.data.tags.get("command")) != "fit":
-        raise RequestError(f"{whom} is one of `{command}`, which trains no stage; name one of fit.")
+        raise RequestError(f"{named} is one of `{command}`, which trains no stage; name a fit.")
     trained = yaml.safe_load(store.artifact_text(run_id, "config.yaml"))
     stages = list(trained["data"]["stages"])
     if stage not in stages:
-        raise RequestError(f"{whom} has no stage '{stage}'; it has {', '.join(stages)}.")
+        raise RequestError(f"{named} has no stage '{stage}'; it has {', '.join(stages)}.")
     path = stage_checkpoint(dirpath, run_id, stage)
     if not path.is_file():
-        raise RequestError(f"{whom} {_why_no_checkpoint(store, run_id, stage, path)}")
+        raise RequestError(f"{named} {_why_no_checkpoint(store, run_id, stage, path)}")
     checkpoint = read_checkpoint(path, option="--from:")
     old = stamp_of(checkpoint).config
     num_stages = list(old["data"]["stages"]).index(stage) + 1
     if found := contradiction(old, identity(config), num_stages):
         key, before, now = found
         raise RequestError(
-            f"{key}: {whom} has trained with {before} up to there, the config says {now}. Up to "
-            f"the end of stage '{stage}' both must be the same: put {key} to {before}, or leave "
-            "--from out to start from nothing."
+            f"{key}: {named} has trained with {before} up to there, the config says {now}. Up to "
+            f"the end of stage '{stage}' both must be the same: set {key} to {before}, or leave "
+            "--from out to start from the base."
         )
     names = tuple(list(old["data"]["stages"])[:num_stages])
     return Fork(run_id, names, int(checkpoint["global_step"]), path)
@@ -112,12 +113,12 @@ def _why_no_checkpoint(store: RunStore, run_id: str, stage: str, path: Path) -> 
     ended = {Path(file.path).name for file in store.client.list_artifacts(run_id, "stages")}
     if stage not in ended:
         return (
-            f"has not come to the end of stage '{stage}', its last point is at step {step}. "
-            "Go on with it first: its own config with --ckpt_path last."
+            f"has not reached the end of stage '{stage}', its last point is at step {step}. "
+            "Resume it first: its own config with --ckpt_path last."
         )
     return (
         f"has kept no checkpoint of the end of stage '{stage}': there is no {path}. Set "
-        "checkpoint.dirpath to the folder of its checkpoints, or train it anew with "
+        "checkpoint.dirpath to the folder of its checkpoints, or train it again with "
         "checkpoint.keep_stages true."
     )
 
@@ -131,7 +132,7 @@ def check_records(fork: Fork, old: RunRecord, new: RunRecord) -> None:
         new: The record of the run that starts there.
 
     Raises:
-        RequestError: Naming the stage or benchmark whose file is another one now.
+        RequestError: Naming the stage or benchmark whose file has changed.
     """
     pairs: list[tuple[str, object, object, tuple[str, ...]]] = [
         (f"stage '{name}'", old.stages.get(name), new.stages[name], ("steps", "manifest_digest"))
@@ -147,20 +148,20 @@ def check_records(fork: Fork, old: RunRecord, new: RunRecord) -> None:
             if before != now:
                 raise RequestError(
                     f"--from {fork.name}: {what} had {entry} {before}, it has {now} now: its files "
-                    "have changed since. Restore them, or leave --from out to start from nothing."
+                    "have changed since. Restore them, or leave --from out to start from the base."
                 )
 
 
 def points_before(
     history: Mapping[str, Iterable[Metric]], step: int, stage_index: int
 ) -> list[Metric]:
-    """Return the points of a run up to a boundary, as a run has them that starts there.
+    """Return the points of a run up to a boundary, as its fork has them.
 
     Args:
         history: The other run's points by key.
         step: The boundary.
-        stage_index: What ``progress/stage`` is at the boundary. It counts to the stage behind it,
-            or to the last one of all, and so differs between runs of other stages to come.
+        stage_index: Value of ``progress/stage`` at the boundary: the stage after it, or the last
+            one, and so not the same in runs with different stages to come.
     """
     points: list[Metric] = []
     for key, metrics in history.items():
@@ -172,25 +173,17 @@ def points_before(
     return points
 
 
-def is_measured(points: Iterable[Metric], step: int) -> bool:
-    """Say whether everything that has been measured before training has been at a step too."""
-    found: dict[int, set[str]] = {0: set(), step: set()}
-    for point in points:
-        if point.step in found and (
-            point.key.startswith("val_loss/") or point.key.endswith("_low")
-        ):
-            found[point.step].add(point.key)
-    return found[0] <= found[step]
+def copy_parent_record(fork: Fork, store: RunStore, logger: RunLogger, schedule: Schedule) -> None:
+    """Copy the parent run's record into its fork, so that the fork is self-contained.
 
-
-def take_over(fork: Fork, store: RunStore, logger: RunLogger, schedule: Schedule) -> None:
-    """Copy points, answers and adapters up to the boundary; safe to repeat after a kill.
+    That is its points, evaluations, answers and adapters up to the boundary. A repetition after a
+    kill changes nothing.
 
     Args:
         fork: Where the run starts.
         store: The store of both runs.
         logger: The run that starts.
-        schedule: Its course.
+        schedule: Its schedule.
     """
     client, run_id = store.client, str(logger.run_id)
     data = client.get_run(fork.run_id).data
@@ -204,13 +197,17 @@ def take_over(fork: Fork, store: RunStore, logger: RunLogger, schedule: Schedule
         with tempfile.TemporaryDirectory() as folder:
             local = client.download_artifacts(fork.run_id, path, folder)
             client.log_artifacts(run_id, local, path)
+    for step in evaluated_steps(store, fork.run_id):
+        if step <= fork.step:
+            path = evaluation_path(step)
+            client.log_text(run_id, store.artifact_text(fork.run_id, path), path)
     tables = json.loads(data.tags.get(TABLES_TAG, "[]"))
     kept = [table for table in tables if str(Path(table["path"]).parent) in copied]
     client.set_tag(run_id, TABLES_TAG, json.dumps(kept))
 
 
 def _artifacts(fork: Fork, store: RunStore) -> Iterator[str]:
-    """Give the folders of answers and adapters up to the boundary."""
+    """Yield the folders of answers and adapters up to the boundary."""
     for folder in store.client.list_artifacts(fork.run_id, "answers"):
         if int(folder.path.rpartition("_")[2]) <= fork.step:
             yield folder.path
@@ -219,28 +216,26 @@ def _artifacts(fork: Fork, store: RunStore) -> Iterator[str]:
 
 
 def check_end(fork: Fork, store: RunStore, schedule: Schedule) -> None:
-    """Look that a run which trains nothing behind the boundary can take its last scores over.
+    """Check that a fork with no further stages can copy its parent's final scores.
 
     Raises:
-        RequestError: If the other run has not been measured there.
+        RequestError: If the parent has not been evaluated there.
     """
     if schedule.num_steps > fork.step:
         return
-    metrics = store.client.get_run(fork.run_id).data.metrics
-    points = [p for key in metrics for p in store.client.get_metric_history(fork.run_id, key)]
-    if not is_measured(points, fork.step):
+    if fork.step not in evaluated_steps(store, fork.run_id):
         raise RequestError(
-            f"--from {fork.name}: the config trains nothing behind stage '{fork.stages[-1]}', and "
-            "the run has not been measured at its end. Go on with that run first: its own config "
-            "with --ckpt_path last."
+            f"--from {fork.name}: the config trains nothing after stage '{fork.stages[-1]}', and "
+            "the run has not been evaluated at its end. Resume that run first: its own config with "
+            "--ckpt_path last."
         )
 
 
 def place_checkpoints(fork: Fork, dirpath: Path, stamp: RunStamp, *, keep_stages: bool) -> Path:
-    """Put the other run's checkpoints into a run's folder, under its own stamp.
+    """Copy the parent's checkpoints into a run's folder, under its own stamp.
 
-    ``last.ckpt`` comes last: where it is, everything has been taken over, and ``--ckpt_path last``
-    goes on from it.
+    ``last.ckpt`` is written last: if it exists, everything has been copied, and ``--ckpt_path
+    last`` resumes from it.
 
     Args:
         fork: Where the run starts.

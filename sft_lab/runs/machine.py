@@ -13,12 +13,12 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Machine:
-    """What trains here.
+    """The device and its memory.
 
     Attributes:
         name: The GPU's name, or the processor's with the number of CPUs this process may use.
-        memory: Bytes of the GPU, or of RAM as far as this process may use it.
-        free: Bytes of that which nothing uses now.
+        memory: Bytes of the GPU, or of RAM that this process may use.
+        free: Bytes of it that are free now.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Machine:
 
 
 def this_machine() -> Machine:
-    """Return the device that a run would take."""
+    """Return the device that a run would use."""
     if torch.cuda.is_available():
         free, memory = torch.cuda.mem_get_info(0)
         return Machine(torch.cuda.get_device_name(0), memory, free)
@@ -40,7 +40,7 @@ def this_machine() -> Machine:
 
 
 def device_name() -> str:
-    """Return the name by which runs on like devices are told from others."""
+    """Return the name by which runs on equal devices are recognised."""
     if torch.cuda.is_available():
         return torch.cuda.get_device_name(0)
     return f"{_processor()}, {len(os.sched_getaffinity(0))} CPUs"
@@ -56,7 +56,7 @@ def _processor() -> str:
 
 
 def _number(file: Path) -> int | None:
-    """Return what a container's limit says; None where there is none."""
+    """Return the number in a file of the container's limits; None if there is no limit."""
     try:
         return int(file.read_text())
     except (OSError, ValueError):  # "max"

@@ -89,9 +89,9 @@ class BenchmarkRecord:
     items: int
     turns: int
     scale: tuple[float, float]
+    source: str | None
     chance: float
     marks: Mapping[str, str | None]
-    source: str | None
     conditions: Mapping[str, str]
 
     @property
@@ -113,11 +113,13 @@ class RunRecord:
         sources: By name.
         stages: By name, in the order of training.
         benchmarks: By name.
+        abilities: Metric key of the primary score of each ability that is followed, by name.
     """
 
     sources: Mapping[str, SourceRecord]
     stages: Mapping[str, StageRecord]
     benchmarks: Mapping[str, BenchmarkRecord]
+    abilities: Mapping[str, str]
 
     def trained_at(self, source: str | None) -> int | None:
         """Return the optimizer steps at the end of the first stage that trains a source."""
@@ -156,6 +158,7 @@ class RunRecord:
                 name: BenchmarkRecord(**{**found, "scale": tuple(found["scale"])})
                 for name, found in content["benchmarks"].items()
             },
+            abilities=content["abilities"],
         )
 
 

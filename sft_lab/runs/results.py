@@ -1,4 +1,4 @@
-"""What a finished run says: every evaluation's scores, and its last answers item by item."""
+"""The results of a run: the scores of every evaluation, and answers item by item."""
 
 import json
 from collections.abc import Mapping
@@ -6,24 +6,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft_lab.errors import RequestError
-from sft_lab.metrics.score import Score
+from sft_lab.runs.evaluations import Point, Tracked, read_points
 from sft_lab.runs.record import BenchmarkRecord, RunRecord, read_record
 from sft_lab.runs.store import RunStore
-
-
-@dataclass(frozen=True)
-class Point:
-    """One evaluation of a run.
-
-    Attributes:
-        step: Optimizer steps taken.
-        after: The stage that ended there, or None.
-        scores: By metric key.
-    """
-
-    step: int
-    after: str | None
-    scores: Mapping[str, Score]
 
 
 @dataclass(frozen=True)
@@ -90,26 +75,36 @@ class RunResult:
         }
 
     @property
+    def abilities(self) -> dict[str, Tracked]:
+        """The abilities whose forgetting is followed, by name."""
+        found = {}
+        for name, key in self.record.abilities.items():
+            benchmark = self.benchmarks[key.partition("/")[0]]
+            found[name] = Tracked(key, self.record.trained_at(benchmark.source), benchmark.chance)
+        return found
+
+    @property
     def boundaries(self) -> tuple[Point, ...]:
         """The evaluations before training and at every stage's end that the run has reached."""
-        return tuple(p for p in self.points if p.step == 0 or p.after is not None)
+        return tuple(point for point in self.points if point.is_boundary)
 
     @property
     def last(self) -> Point | None:
-        """The evaluation at the end of the last stage; None of a run that has not come to it."""
+        """The evaluation at the end of the last stage; None if the run has not reached it."""
         total = sum(self.stages.values())
         return next((point for point in self.points if point.step == total), None)
 
 
 def read_result(store: RunStore, run: Any) -> RunResult:
-    """Return what a run of ``fit`` has measured.
+    """Return the results of a run of ``fit``.
 
     Args:
         store: The store that holds it.
         run: Its MLflow run.
 
     Raises:
-        RequestError: If it was stopped before its first evaluation, or trains no stage.
+        RequestError: If it is a run of another command, was stopped before its record was written,
+            or another version of the lab wrote it.
     """
     run_id, tags, metrics = run.info.run_id, run.data.tags, run.data.metrics
     if tags.get("command") != "fit":
@@ -117,37 +112,6 @@ def read_result(store: RunStore, run: Any) -> RunResult:
             f"RUN {run_id[:8]} is one of `{tags.get('command')}`, which trains no stage; "
             "name runs of `fit`."
         )
-    record = read_record(store, run_id)
-    parts = ("", "_low", "_high", "_n")
-    keys = sorted(k for k in metrics if all(f"{k}{part}" in metrics for part in parts[1:]))
-    history = {
-        name: {point.step: point.value for point in store.client.get_metric_history(run_id, name)}
-        for key in keys
-        for name in (f"{key}{part}" for part in parts)
-    }
-    ended: dict[int, str] = {}
-    end = 0
-    for name, stage in record.stages.items():
-        end += stage.steps
-        ended[end] = name
-    evaluated = sorted({step for key in keys for step in history[key]})
-    points = tuple(
-        Point(
-            step,
-            ended.get(step),
-            {
-                key: Score(
-                    history[key][step],
-                    history[f"{key}_low"][step],
-                    history[f"{key}_high"][step],
-                    int(history[f"{key}_n"][step]),
-                )
-                for key in keys
-                if all(step in history[f"{key}{part}"] for part in parts)
-            },
-        )
-        for step in evaluated
-    )
     final = ("retention/", "forgetting/", "backward_transfer/", "average/")
     return RunResult(
         run_id=run_id,
@@ -156,8 +120,8 @@ def read_result(store: RunStore, run: Any) -> RunResult:
         status=run.info.status,
         seed=int(run.data.params.get("seed_everything", 0)),
         base=tags.get("base", ""),
-        record=record,
-        points=points,
+        record=read_record(store, run_id),
+        points=read_points(store, run_id),
         final={key: value for key, value in sorted(metrics.items()) if key.startswith(final)},
     )
 

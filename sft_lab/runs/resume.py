@@ -1,4 +1,4 @@
-"""Going on with a run: which one, from which checkpoint, and whether the config still fits."""
+"""Resume a run: find it and its checkpoint, and check that the config still fits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from sft_lab.runs.store import DIGEST_TAG, RunStore
 
 @dataclass(frozen=True)
 class Resume:
-    """A run to go on with.
+    """A run to resume.
 
     Attributes:
         run_id: The MLflow run.
-        checkpoint: Its checkpoint; None where it was stopped before it wrote one.
-        forked_from: ``RUN@STAGE`` where it was to start from there, and had not come to it.
+        checkpoint: Its checkpoint; None if it was stopped before it wrote one.
+        forked_from: ``RUN@STAGE`` if it was to start from there and was stopped before.
     """
 
     run_id: str
@@ -33,7 +33,7 @@ def resume_last(tracking_uri: str, dirpath: Path, config: Mapping[str, Any]) -> 
     """Return the newest unfinished run of the same config.
 
     Raises:
-        RequestError: If there is none; where the newest one differs in a key, naming that.
+        RequestError: If there is none; names a key in which the newest one differs.
     """
     store = RunStore(tracking_uri)
     runs = [run for run in store.unfinished() if run.data.tags.get("command") == "fit"]
@@ -54,12 +54,12 @@ def resume_last(tracking_uri: str, dirpath: Path, config: Mapping[str, Any]) -> 
             message += f" The newest, {name}, has {key} {before}, not {now}."
             checkpoint = last_checkpoint(dirpath, newest.info.run_id)
             if checkpoint.exists():
-                message += f" To edit a stage to come, name its checkpoint: {checkpoint}."
-    raise RequestError(f"{message} Leave --ckpt_path out to start anew.")
+                message += f" To change a stage to come, name its checkpoint: {checkpoint}."
+    raise RequestError(f"{message} Leave --ckpt_path out to start a new run.")
 
 
 def resume_path(path: Path, config: Mapping[str, Any]) -> Resume:
-    """Return the run of a checkpoint, having checked it against the config.
+    """Return the run of a checkpoint, with the config checked against it.
 
     Raises:
         RequestError: If the checkpoint is damaged, or the config contradicts what it has trained.
@@ -68,8 +68,8 @@ def resume_path(path: Path, config: Mapping[str, Any]) -> Resume:
     stamp = stamp_of(checkpoint)
     if path.parent.name == "stages":
         raise RequestError(
-            f"--ckpt_path {path} is kept for other runs to start from, and its own has gone on. "
-            f"Start one by --from {stamp.run_id[:8]}@{path.stem}, or go on from last.ckpt."
+            f"--ckpt_path {path} is kept for other runs to start from; its own run went further. "
+            f"Start one by --from {stamp.run_id[:8]}@{path.stem}, or resume from last.ckpt."
         )
     check_resumable(
         stamp.config,
@@ -80,11 +80,11 @@ def resume_path(path: Path, config: Mapping[str, Any]) -> Resume:
 
 
 def check_run(tracking_uri: str, resume: Resume) -> None:
-    """Look that the run of a checkpoint is in the store, and that nobody else goes on with it.
+    """Check that the run of a checkpoint is in the store, and that no other process trains it.
 
     Raises:
-        RequestError: If it is not there.
-        BusyError: If it runs in another process.
+        RequestError: If it is not in the store.
+        BusyError: If it is running in another process.
     """
     runs = {run.info.run_id: run for run in RunStore(tracking_uri).runs()}
     run = runs.get(resume.run_id)
@@ -99,7 +99,7 @@ def check_run(tracking_uri: str, resume: Resume) -> None:
 
 
 def check_model(path: Path, config: Mapping[str, Any]) -> None:
-    """Look that a checkpoint's weights belong to the model that a config describes.
+    """Check that a checkpoint's weights belong to the model of a config.
 
     Raises:
         RequestError: If the checkpoint is damaged, or was trained on another model.

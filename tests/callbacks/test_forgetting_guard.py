@@ -113,7 +113,7 @@ EXACT = (
     "progress/tokens",
     "guard/share/math",
     "guard/limit/told/accuracy",
-    "retention/told/accuracy",
+    "change_from_base/math",
 )
 
 

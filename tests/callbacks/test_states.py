@@ -5,11 +5,13 @@ from typing import Any
 import torch
 from lightning import Callback
 
-from sft_lab.callbacks.ability_history import AbilityHistory, Measurement
+from sft_lab.callbacks.ability_history import AbilityHistory
 from sft_lab.callbacks.in_loop_evaluation import InLoopEvaluation
 from sft_lab.callbacks.run_checkpoint import RunCheckpoint
 from sft_lab.callbacks.training_log import TrainingLog
 from sft_lab.evaluation.suite import EvaluationSuite
+from sft_lab.metrics.score import Score
+from sft_lab.runs.evaluations import Point
 
 
 def group() -> dict[str, Any]:
@@ -31,8 +33,8 @@ def test_callbacks_are_restored_from_a_file(tmp_path: Any) -> None:
     saved["log"].nll += torch.tensor([1.5, 0.25])
     saved["log"].target_tokens += torch.tensor([3, 1])
     saved["history"].history = [
-        Measurement(0, {"math": 0.0}, None),
-        Measurement(40, {"math": 0.5}, "a"),
+        Point(0, None, {"m/accuracy": Score(0.0, 0.0, 0.2, 8)}),
+        Point(40, "a", {"m/accuracy": Score(0.5, 0.2, 0.8, 4)}, {"val_loss/math": 1.0}, {"m": 4}),
     ]
     saved["history"].best_marks = {"math": {"m1": 1.0}}
     states = {name: callback.state_dict() for name, callback in saved.items()}

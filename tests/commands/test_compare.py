@@ -16,7 +16,7 @@ def test_runs_are_shown_side_by_side_at_every_boundary(finished: FinishedRun) ->
     assert points == [(None, 0), ("first", 5), ("second", 12)]
     scores = [point["scores"]["scripted/accuracy"]["value"] for point in by_id["boundaries"]]
     assert scores == [0, 0.75, 0.5]
-    assert by_id["average"] == 0.25
+    assert by_id["average"] == 0  # of math, by its first benchmark: all answers are wrong
 
 
 def test_the_table_shows_intervals_and_retention(finished: FinishedRun) -> None:

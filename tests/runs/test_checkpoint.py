@@ -38,7 +38,7 @@ def test_a_new_checkpoint_replaces_the_old_one(tmp_path: Path) -> None:
 def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "last.ckpt"
     path.write_bytes(content)
-    with pytest.raises(RequestError, match=r"last\.ckpt is damaged or no checkpoint"):
+    with pytest.raises(RequestError, match=r"last\.ckpt is damaged or not a checkpoint"):
         read_checkpoint(path)
 
 
@@ -48,6 +48,6 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "harm",))
 
     torch.save({"sft_lab": Bomb()}, tmp_path / "last.ckpt")
-    with pytest.raises(RequestError, match="is damaged or no checkpoint"):
+    with pytest.raises(RequestError, match="is damaged or not a checkpoint"):
         read_checkpoint(tmp_path / "last.ckpt")
     assert not (tmp_path / "harm").exists()

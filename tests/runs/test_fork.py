@@ -1,4 +1,4 @@
-"""Runs that start from the end of another run's stage, held against runs from nothing."""
+"""Forks, compared bit for bit with runs that started from the base."""
 
 import json
 import os
@@ -17,7 +17,8 @@ from tiny_lab import STOPPER, TINY, Lab, MakeLab
 
 from sft_lab.errors import RequestError
 from sft_lab.runs.checkpoint import last_checkpoint, stage_checkpoint
-from sft_lab.runs.fork import FORK_TAG, Fork, check_records, is_measured, points_before
+from sft_lab.runs.evaluations import read_points
+from sft_lab.runs.fork import FORK_TAG, Fork, check_records, points_before
 from sft_lab.runs.record import RunRecord, StageRecord
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -55,7 +56,7 @@ def fill(lab: Lab) -> Lab:
 
 @pytest.fixture(scope="module")
 def forks(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """A lab with a finished run of every config of ``STAGES`` from nothing, named as that is."""
+    """A lab with a finished run from the base of every config of ``STAGES``, under its name."""
     lab = fill(make_lab(tmp_path_factory.mktemp("forks")))
     for name in STAGES:
         fit(lab, name, f"--trainer.logger.init_args.run_name={name}")
@@ -67,14 +68,14 @@ def run_id(lab: Lab, name: str) -> str:
 
 
 def record(lab: Lab, run: str) -> dict[str, Any]:
-    """Everything that two equal runs have in common, clocks aside."""
+    """Everything that two equal runs have in common, without clocks."""
     client = lab.store.client
     keys = [key for key in client.get_run(run).data.metrics if not key.startswith(CLOCKS)]
     found: dict[str, Any] = {key: lab.points(key, run) for key in sorted(keys)}
     folder = Path(client.download_artifacts(run, ""))
     for path in sorted(folder.rglob("*")):
         name = str(path.relative_to(folder))
-        if path.is_file() and name.startswith(("answers/", "samples/", "windows/")):
+        if path.is_file() and name.startswith(("answers/", "evaluations/", "samples/", "windows/")):
             found[name] = path.read_text()
         elif path.suffix == ".safetensors":
             found[name] = path.read_bytes()
@@ -111,14 +112,14 @@ def assert_equal(found: Any, expected: Any, where: str = "") -> None:
 @pytest.mark.parametrize(
     ("origin", "config"),
     [
-        ("two@first", "three"),  # a stage with others behind it
+        ("two@first", "three"),  # a stage with others after it
         ("one@first", "three"),  # the last stage of its run
         ("three@middle", "three"),  # the second boundary, moments kept
         ("three_less_last@middle", "three"),
         ("one@first", "one"),
     ],
 )
-def test_a_fork_is_the_run_from_nothing(forks: Lab, origin: str, config: str) -> None:
+def test_a_fork_equals_the_run_from_the_base(forks: Lab, origin: str, config: str) -> None:
     lab, (name, stage) = forks, origin.split("@")
     old, expected = run_id(lab, name), run_id(lab, config)
     before = record(lab, old), lab.store.client.get_run(old).to_dictionary()
@@ -135,7 +136,7 @@ def test_a_fork_is_the_run_from_nothing(forks: Lab, origin: str, config: str) ->
 @pytest.mark.parametrize(
     ("origin", "config"), [("two@first", "one"), ("three@middle", "three_less_last")]
 )
-def test_a_fork_without_stages_to_come_takes_everything_over(
+def test_a_fork_without_further_stages_copies_everything(
     forks: Lab, origin: str, config: str
 ) -> None:
     mine, expected = fit(forks, config, f"--from={origin}", FORK_NAME), run_id(forks, config)
@@ -157,8 +158,8 @@ def test_a_run_can_be_forked_from_a_fork(forks: Lab) -> None:
     "broken",
     [
         "sft_lab.runs.logger.RunLogger.log_points",
-        "mlflow.tracking.MlflowClient.log_artifacts",
-        "sft_lab.runs.fork.link_or_copy",  # all is taken over but the last checkpoint
+        "sft_lab.runs.client.StoreClient.log_artifacts",
+        "sft_lab.runs.fork.link_or_copy",  # everything is copied but the last checkpoint
         "sft_lab.callbacks.stage_scheduler.StageScheduler.on_train_start",
     ],
 )
@@ -184,7 +185,7 @@ def test_a_fork_that_fails_early_still_starts_from_its_stage(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("step", [5, 9])
-def test_a_killed_fork_goes_on_exactly(forks: Lab, step: int) -> None:
+def test_a_killed_fork_resumes_exactly(forks: Lab, step: int) -> None:
     command = [sys.executable, "-m", "sft_lab", "fit", "--config=three.yaml", "--from=one@first"]
     kill = [STOP, f"--trainer.callbacks.step={step}", f"--trainer.callbacks.signal={SIGKILL}"]
     environment = {**os.environ, "SFT_LAB_WORLD": str(forks.world)}
@@ -204,7 +205,7 @@ def test_a_killed_fork_goes_on_exactly(forks: Lab, step: int) -> None:
     assert_equal(record(forks, killed.info.run_id), record(forks, run_id(forks, "three")))
 
 
-def test_a_fork_measures_the_items_its_origin_has_counted(
+def test_a_fork_measures_as_many_items_as_its_parent(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sft_lab.evaluation.budget.MIN_ITEMS", 1)
@@ -213,7 +214,8 @@ def test_a_fork_measures_the_items_its_origin_has_counted(
     monkeypatch.setattr("sft_lab.evaluation.budget.MIN_ITEMS", 3)  # were they counted again
     mine = fit(lab, "three", "--evaluation.budget=0.001%", f"--from={origin}@first")
     counts = {0: 4, 4: 1, 5: 4, 8: 1, 11: 4, 12: 1, 14: 4}
-    assert lab.points("world_math/accuracy_n", mine) == counts
+    assert lab.counts("world_math/accuracy", mine) == counts
+    assert [p.step for p in read_points(lab.store, mine) if p.partial] == [4, 8, 12]
     assert lab.store.client.get_run(mine).data.params["items_between.world_math"] == "1"
 
 
@@ -232,7 +234,7 @@ def test_a_fork_measures_the_items_its_origin_has_counted(
             "two@first",
             "--data.stages.first.lr=1e-3",
             "has trained with 0.01 up to there, the config says 0.001. Up to the end of stage "
-            "'first' both must be the same: put data.stages.first.lr to 0.01, or leave --from out",
+            "'first' both must be the same: set data.stages.first.lr to 0.01, or leave --from out",
         ),
         ("three", "two@first", "--seed_everything=1", "seed_everything: --from two@first: run"),
         ("three", "two@first", "--model.lora.r=8", "model.lora.r: --from two@first: run"),
@@ -241,7 +243,7 @@ def test_a_fork_measures_the_items_its_origin_has_counted(
         ("three", "two@first", "--checkpoint.dirpath=elsewhere", "there is no elsewhere/"),
     ],
 )
-def test_a_fork_that_cannot_be_is_refused(
+def test_an_impossible_fork_is_refused(
     forks: Lab, config: str, origin: str, extra: str, said: str
 ) -> None:
     before = len(forks.runs)
@@ -260,7 +262,7 @@ def test_a_stage_that_a_run_has_not_ended_cannot_be_forked_from(forks: Lab) -> N
     stopped = forks.runs[0].info.run_id
     refused = forks("fit", "--config=three.yaml", f"--from={stopped}@first")
     assert refused.code == 2
-    assert "has not come to the end of stage 'first', its last point is at step 2." in refused.err
+    assert "has not reached the end of stage 'first', its last point is at step 2." in refused.err
     fit(forks, "two", "--ckpt_path=last", "--checkpoint.keep_stages=false")
     refused = forks("fit", "--config=three.yaml", f"--from={stopped}@first")
     assert refused.code == 2
@@ -286,12 +288,12 @@ def test_the_help_of_fit_lists_from(lab: Lab) -> None:
 
 
 @pytest.mark.slow
-def test_a_kept_checkpoint_is_scored_but_not_gone_on_with(forks: Lab) -> None:
+def test_a_kept_checkpoint_is_scored_but_not_resumed(forks: Lab) -> None:
     origin = run_id(forks, "two")
     kept = stage_checkpoint(Path("mlruns/checkpoints"), origin, "first")
     refused = forks("fit", "--config=two.yaml", f"--ckpt_path={kept}")
     assert refused.code == 2
-    assert f"Start one by --from {origin[:8]}@first, or go on from last.ckpt." in refused.err
+    assert f"Start one by --from {origin[:8]}@first, or resume from last.ckpt." in refused.err
     outcome = forks("validate", "--config=two.yaml", f"--ckpt_path={kept}")
     assert outcome.code == 0, outcome.err
     metrics = forks.runs[0].data.metrics
@@ -301,7 +303,7 @@ def test_a_kept_checkpoint_is_scored_but_not_gone_on_with(forks: Lab) -> None:
 def test_changed_files_are_found_by_the_records() -> None:
     first = StageRecord(5, 1, {}, {}, manifest_digest="a")
     second = replace(first, steps=7)
-    record = RunRecord({}, {"first": first, "second": second}, {"math": ENTRY})
+    record = RunRecord({}, {"first": first, "second": second}, {"math": ENTRY}, {})
     fork = Fork("1f" * 16, ("first",), 5, Path("first.ckpt"))
     # Stages after the boundary may differ.
     check_records(fork, record, replace(record, stages={"first": first}))
@@ -316,25 +318,16 @@ def test_changed_files_are_found_by_the_records() -> None:
         check_records(fork, record, changed)
 
 
-def test_points_up_to_the_boundary_are_taken_over() -> None:
+def test_points_up_to_the_boundary_are_copied() -> None:
     history = {
         "progress/stage": [Metric("progress/stage", 0.0, 10 + step, step) for step in (0, 5)],
         "lr": [Metric("lr", 0.1 * step, 10 + step, step) for step in (2, 5, 6)],
     }
     points = points_before(history, step=5, stage_index=1)
-    # The end of a run counts to its last stage, a boundary to the stage behind it.
+    # The end of a run counts to its last stage, a boundary to the stage after it.
     assert [(p.key, p.step, p.value, p.timestamp) for p in points] == [
         ("progress/stage", 0, 0.0, 10),
         ("progress/stage", 5, 1.0, 15),
         ("lr", 2, 0.2, 12),
         ("lr", 5, 0.5, 15),
     ]
-
-
-def test_a_boundary_is_measured_when_all_that_was_measured_at_first_is() -> None:
-    def points(*found: tuple[str, int]) -> list[Metric]:
-        return [Metric(key, 0.0, 0, step) for key, step in found]
-
-    start = [("val_loss/math", 0), ("gsm8k/flexible_low", 0), ("lr", 5)]
-    assert not is_measured(points(*start, ("val_loss/math", 5)), 5)
-    assert is_measured(points(*start, ("val_loss/math", 5), ("gsm8k/flexible_low", 5)), 5)

@@ -15,6 +15,7 @@ RECORD = RunRecord(
         "second": StageRecord(7, 2, {"code": "1/4", "math": {"rows": 3}}, {}, "cc"),
     },
     benchmarks={"gsm8k": ENTRY},
+    abilities={"math": "gsm8k/flexible"},
 )
 
 

@@ -1,4 +1,4 @@
-"""Runs that stop, and how they are gone on with."""
+"""Runs that stop and are resumed."""
 
 import os
 import signal
@@ -37,13 +37,13 @@ def stop(lab: Lab, step: int, *arguments: str, number: int = 0) -> None:
     ],
 )
 @pytest.mark.slow
-def test_a_stopped_run_goes_on_exactly(
+def test_a_stopped_run_resumes_exactly(
     finished: FinishedRun, stopped_lab: Lab, number: int, status: str, saved_step: int
 ) -> None:
     lab = stopped_lab
     stop(lab, 7, "--trainer.log_every_n_steps=1", number=number)
     assert lab.run.info.status == status
-    # A signal lets the window end and saves behind it; an exception leaves the last checkpoint.
+    # A signal lets the window end and saves after it; an exception leaves the last checkpoint.
     assert torch.load(lab.checkpoint, weights_only=True)["global_step"] == saved_step
     outcome = lab.fit("--trainer.log_every_n_steps=1", "--ckpt_path=last")
     assert outcome.code == 0, outcome.err
@@ -53,7 +53,7 @@ def test_a_stopped_run_goes_on_exactly(
 
 
 @pytest.mark.slow
-def test_a_run_that_goes_on_has_the_drafts_of_an_unbroken_one(
+def test_a_resumed_run_has_the_drafts_of_an_unbroken_one(
     stopped_lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Drafts decide what one pass computes, and with it the last bits of an evaluation."""
@@ -103,8 +103,9 @@ def test_only_stages_to_come_can_be_edited(stopped_lab: Lab) -> None:
         lab.fit(path, *edit)
     refused = lab.fit("--ckpt_path=last", "--data.stages.second.max_steps=3")
     assert refused.code == 2
-    assert f"To edit a stage to come, name its checkpoint: {lab.checkpoint}" in refused.err.replace(
-        "mlruns", f"{lab.folder}/mlruns"
+    assert (
+        f"To change a stage to come, name its checkpoint: {lab.checkpoint}"
+        in refused.err.replace("mlruns", f"{lab.folder}/mlruns")
     )
     # The record says what is trained now, and `last` finds the run by it.
     assert lab.json("record.json")["stages"]["second"]["steps"] == 2
@@ -124,7 +125,7 @@ def test_a_bad_checkpoint_is_refused(stopped_lab: Lab) -> None:
         for path in ("last", str(lab.checkpoint)):
             refused = lab.fit(f"--ckpt_path={path}")
             assert refused.code == 2, size
-            assert "last.ckpt is damaged or no checkpoint" in refused.err
+            assert "last.ckpt is damaged or not a checkpoint" in refused.err
     torch.save({"state_dict": {}}, lab.checkpoint)
     refused = lab.fit(f"--ckpt_path={lab.checkpoint}")
     assert refused.code == 2

@@ -40,7 +40,7 @@ def test_a_point_that_the_run_holds_is_not_logged_again(logger: RunLogger, uri: 
     assert len(client.get_metric_history(logger.run_id, "lr")) == 1
 
 
-def test_a_run_whose_process_is_gone_was_killed(logger: RunLogger, uri: str) -> None:
+def test_a_run_whose_process_has_died_was_killed(logger: RunLogger, uri: str) -> None:
     logger.start()
     (run,) = RunStore(uri).runs()
     assert run.info.status == "RUNNING"  # this process lives
@@ -51,7 +51,7 @@ def test_a_run_whose_process_is_gone_was_killed(logger: RunLogger, uri: str) -> 
     assert logger.experiment.get_run(logger.run_id).info.status == "KILLED"
 
 
-def test_a_killed_process_that_nobody_has_asked_after_is_dead(uri: str, tmp_path: Path) -> None:
+def test_a_killed_process_that_nobody_has_waited_for_is_dead(uri: str, tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     created = psutil.Process(child.pid).create_time()
     process = f"{socket.gethostname()}:{child.pid}:{created}"
@@ -119,7 +119,7 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path: Path, folder: str) ->
         make_folder("checkpoint.dirpath", tmp_path / folder)
 
 
-def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_database_is_refused_and_kept(tmp_path: Path) -> None:
     file = tmp_path / "mlflow.db"
     file.write_text("notes, not runs")
     with pytest.raises(RequestError, match=r"mlflow.db is not an SQLite database. Name"):
@@ -129,7 +129,7 @@ def test_a_file_that_is_no_database_is_refused_and_kept(tmp_path: Path) -> None:
 
 @pytest.fixture
 def server() -> Iterator[str]:
-    """A web server that is no MLflow server: it has no page at all."""
+    """A web server that is not MLflow's: it has no page at all."""
 
     class Empty(BaseHTTPRequestHandler):
         def do_GET(self) -> None:

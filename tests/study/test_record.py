@@ -87,9 +87,9 @@ def recorded(store: RunStore, sources: dict[str, str]) -> ParentRun:
     store.client.set_tag(run_id, "command", "fit")
     for source in ("all", "math", "general"):
         store.client.log_metric(run_id, f"train_loss/{source}", 1.0)
-    record = RunRecord({}, {"s": StageRecord(3, 1, {}, {}, "")}, {})
+    record = RunRecord({}, {"s": StageRecord(3, 1, {}, {}, "")}, {}, {})
     store.client.log_text(run_id, record.to_json(), RECORD)
-    cells = (CellSpec("q", "one", {}, 0, ()),)
+    cells = (CellSpec("q", "one", {}, 0, (), {}),)
     run = StudyRun("d", cells, {"s": 3}, 0, 0, {"s": "s"}, "b", {}, ABILITIES, sources)
     design = StudyDesign("s", ".", {"q": QuestionDesign("?", {"one": Arm("one.yaml")})})
     parent.record(design, run, {"d": Progress(run, "finished", run_id=run_id)}, {})

@@ -452,12 +452,9 @@ def test_tasks_are_measured_in_a_run_and_leave_its_training_alone(
     assert outcome.code == 0, outcome.err
     for key in ("sums/acc_norm", "sums/acc", "answered_sums/exact_match_first"):
         assert list(lab.points(key)) == EVALUATED_STEPS
-        assert list(lab.points(f"forgetting/{key}")) == EVALUATED_STEPS[1:]
-        assert all(lab.points(f"{key}_low")[s] <= v for s, v in lab.points(key).items())
-    assert list(lab.points("backward_transfer/sums/acc_norm")) == [8, 12]
-    assert set(lab.points("answered_sums/exact_match_first_n").values()) == {3}
+    assert set(lab.counts("answered_sums/exact_match_first").values()) == {3}
     assert list(lab.points("texts/byte_perplexity")) == EVALUATED_STEPS
-    assert "forgetting/texts/byte_perplexity" not in lab.run.data.metrics
+    assert "ability/texts" not in lab.run.data.metrics  # less is better
     planned = lab.json("record.json")["benchmarks"]
     assert [planned[name]["protocol"]["version"] for name in ("sums", "texts")] == [3.5, 2.0]
     answering = planned["answered_sums"]

@@ -52,7 +52,7 @@ def test_both_turns_are_answered_and_rated_in_the_run(judged: Lab, server: Serve
     outcome = judged.fit("--config=mt_bench.yaml", "--evaluation.every_n_steps=100")
     assert outcome.code == 0, outcome.err
     assert judged.points("mt_bench/mean") == {0: 7, 5: 7, 12: 7}
-    assert judged.points("mt_bench/math_n")[12] == 2
+    assert judged.counts("mt_bench/math")[12] == 2
     table = judged.json("answers/step_000012/mt_bench.json")
     assert table["columns"] == ["id", "item", "rating", "reason", "completion", "prompt"]
     turns = {row[0]: row for row in table["data"]}
@@ -76,7 +76,7 @@ def test_a_judgement_without_a_rating_is_in_no_score(judged: Lab, server: Server
     outcome = judged("validate", "--config=tiny.yaml", "--config=mt_bench.yaml")
     assert outcome.code == 0, outcome.err
     assert judged.points("mt_bench/mean") == {0: 4}
-    assert judged.points("mt_bench/mean_n") == {0: 2}
+    assert judged.counts("mt_bench/mean") == {0: 2}
     assert "mt_bench/math" not in judged.run.data.metrics
 
 

@@ -1,0 +1,157 @@
+"""A run's evaluations, one file each: ``evaluations/step_000400.json``."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from sft_lab.errors import RequestError
+from sft_lab.metrics.forgetting import Assessed, changes
+from sft_lab.metrics.score import Score
+from sft_lab.runs.store import RunStore
+
+EVALUATIONS = "evaluations"
+SCHEMA = 1
+"""Version of the file; a change that an older version could not read counts it up."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation of a run.
+
+    Attributes:
+        step: Optimizer steps taken.
+        after: The stage that ended there, or None.
+        scores: By metric key.
+        losses: Held-out losses, by metric key.
+        partial: Number of items that were measured, by benchmark, where not all were.
+    """
+
+    step: int
+    after: str | None
+    scores: Mapping[str, Score]
+    losses: Mapping[str, float] = field(default_factory=dict)
+    partial: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def is_boundary(self) -> bool:
+        """Whether it was measured before training or where a stage ended."""
+        return self.step == 0 or self.after is not None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the evaluation as plain values."""
+        return {
+            "schema": SCHEMA,
+            "step": self.step,
+            "stage_ended": self.after,
+            "scores": {key: asdict(score) for key, score in self.scores.items()},
+            "losses": dict(self.losses),
+            "partial": dict(self.partial),
+        }
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any], whose: str) -> "Point":
+        """Read an evaluation.
+
+        Args:
+            content: What ``to_dict`` returned.
+            whose: The run, for errors.
+
+        Raises:
+            RequestError: If another version of the lab wrote it.
+        """
+        if content.get("schema") != SCHEMA:
+            raise RequestError(
+                f"{whose}: its evaluations were written by another version of sft_lab; read them "
+                f"with that one (this version reads schema {SCHEMA})."
+            )
+        return cls(
+            step=content["step"],
+            after=content["stage_ended"],
+            scores={key: Score(**score) for key, score in content["scores"].items()},
+            losses=content["losses"],
+            partial=content["partial"],
+        )
+
+
+def evaluation_path(step: int) -> str:
+    """Return where a run keeps the evaluation at a step.
+
+    >>> evaluation_path(400)
+    'evaluations/step_000400.json'
+    """
+    return f"{EVALUATIONS}/step_{step:06d}.json"
+
+
+def evaluated_steps(store: RunStore, run_id: str) -> list[int]:
+    """Return the steps at which a run has been evaluated, in order."""
+    files = (Path(file.path) for file in store.client.list_artifacts(run_id, EVALUATIONS))
+    return sorted(int(file.stem.removeprefix("step_")) for file in files if file.suffix == ".json")
+
+
+def read_points(store: RunStore, run_id: str) -> tuple[Point, ...]:
+    """Return a run's evaluations in order of steps; none if it was stopped before the first.
+
+    Raises:
+        RequestError: If another version of the lab wrote them.
+    """
+    return tuple(
+        Point.from_dict(
+            json.loads(store.artifact_text(run_id, evaluation_path(step))), f"run {run_id[:8]}"
+        )
+        for step in evaluated_steps(store, run_id)
+    )
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What decides whether an ability can be forgotten.
+
+    Attributes:
+        key: Metric key of its primary score.
+        trained_at: Optimizer steps at the end of the first stage that trains it, or None.
+        chance: The score of guessing.
+    """
+
+    key: str
+    trained_at: int | None
+    chance: float
+
+
+def history(points: Sequence[Point], key: str) -> list[Assessed]:
+    """Return the history of a score; evaluations without it are left out."""
+    benchmark = key.partition("/")[0]
+    return [
+        Assessed(point.step, point.scores[key], point.is_boundary, benchmark not in point.partial)
+        for point in points
+        if key in point.scores
+    ]
+
+
+def ability_metrics(points: Sequence[Point], abilities: Mapping[str, Tracked]) -> dict[str, float]:
+    """Return what the last evaluation says of the abilities, by metric key.
+
+    Args:
+        points: A run's evaluations in order of steps.
+        abilities: By name, that of the source that teaches it.
+
+    Returns:
+        ``ability/<name>``, ``forgetting/<name>``, ``retention/<name>``,
+        ``backward_transfer/<name>`` and ``change_from_base/<name>``, as far as they have values
+        (see ``sft_lab.metrics.forgetting``), and ``average/score``, the mean over abilities: absent
+        if one has no score now, since a mean over fewer does not compare.
+    """
+    last = points[-1]
+    metrics: dict[str, float] = {}
+    for name, ability in abilities.items():
+        if ability.key in last.scores:
+            metrics[f"ability/{name}"] = last.scores[ability.key].value
+    if metrics and len(metrics) == len(abilities):
+        metrics["average/score"] = fmean(metrics.values())
+    for name, ability in abilities.items():
+        if ability.key in last.scores:
+            found = changes(history(points, ability.key), ability.trained_at, ability.chance)
+            metrics |= {f"{change}/{name}": value for change, value in found.items()}
+    return metrics
