@@ -3,7 +3,6 @@
 import os
 import shutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,36 +12,38 @@ from sft_lab.commands.arguments import command_parser
 from sft_lab.data.templates import TEMPLATES
 from sft_lab.data.tokenizer import load_tokenizer
 from sft_lab.errors import RequestError
+from sft_lab.launch.parser import parse_recorded
+from sft_lab.launch.run_config import RunConfig
 from sft_lab.model.adapters import add_frozen_adapters, kept_weights
-from sft_lab.model.qlora import Lora, add_lora, compute_dtype, load_base, save_trained
+from sft_lab.model.qlora import add_lora, compute_dtype, load_base, save_trained
 from sft_lab.model.unquantized import merged_copy
 from sft_lab.paths import make_folder
 from sft_lab.runs.checkpoint import read_checkpoint, stamp_of
 
 
-def load_trained(checkpoint_path: Path) -> tuple[Any, Mapping[str, Any]]:
+def load_trained(checkpoint_path: Path) -> tuple[Any, RunConfig]:
     """Load the trained model of a checkpoint.
 
     Returns:
-        The model, and the resolved config of its run.
+        The model, and the config of its run.
 
     Raises:
         RequestError: If the checkpoint is damaged, or does not match its base.
     """
     checkpoint = read_checkpoint(checkpoint_path)
-    config = stamp_of(checkpoint).config
-    settings = config["model"]
+    config = parse_recorded(stamp_of(checkpoint).config)
+    settings = config.model_settings
     # In the dtype of training: otherwise rounded weights would quantise to other 4-bit weights.
-    dtype = compute_dtype(str(config["trainer"]["precision"]))
-    model = load_base(settings["base"], settings["quantization"], dtype)
-    if settings["lora"] is not None:
-        model = add_lora(model, Lora(**settings["lora"]), seed=0)
+    dtype = compute_dtype(settings.precision)
+    model = load_base(settings.base, settings.quantization, dtype)
+    if settings.lora is not None:
+        model = add_lora(model, settings.lora, seed=0)
     weights = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
     add_frozen_adapters(model, weights)
     if kept_weights(model) != set(weights):
         raise RequestError(
             f"--ckpt_path {checkpoint_path}: its weights do not match the base "
-            f"{settings['base']}, which has changed since training; restore the original base."
+            f"{settings.base}, which has changed since training; restore the original base."
         )
     model.load_state_dict(weights, strict=False)
     return model, config
@@ -67,9 +68,9 @@ def export(checkpoint_path: Path, out: Path, what: Literal["adapter", "merged"])
     model, config = load_trained(checkpoint_path)
     if what == "adapter" and not hasattr(model, "peft_config"):
         raise RequestError("--what adapter: the run trained no adapters; use --what merged.")
-    tokenizer = load_tokenizer(config["corpus"]["tokenizer"])
-    if config["corpus"]["template"] is not None:
-        tokenizer.chat_template = TEMPLATES[config["corpus"]["template"]]
+    tokenizer = load_tokenizer(config.model_settings.base)
+    if (template := config.plain["corpus"]["template"]) is not None:
+        tokenizer.chat_template = TEMPLATES[template]
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     part.mkdir()
     try:

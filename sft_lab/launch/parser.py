@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 from jsonargparse.typing import register_type
 from lightning import Trainer
@@ -92,12 +91,14 @@ def parse_files(
 
 
 def parse_recorded(config: Mapping[str, Any]) -> RunConfig:
-    """Parse the resolved config that a run has recorded."""
-    return parse_written(Composed(_as_omegaconf(config)), "fit", [], "custom")
+    """Parse the resolved config of a recorded run, which was checked when the run started."""
+    written = OmegaConf.create(dict(config))
+    assert isinstance(written, DictConfig)
+    return parse_written(Composed(written), "fit", [], "custom", check=False)
 
 
 def parse_written(
-    written: Composed, command: str, flags: Sequence[str], strategy: str
+    written: Composed, command: str, flags: Sequence[str], strategy: str, *, check: bool = True
 ) -> RunConfig:
     """Parse a merged config together with flags that are not part of it, as in ``parse``."""
     check_keys(written, GROUPS, _TOP_KEYS)
@@ -107,7 +108,8 @@ def parse_written(
     parser = run_parser(command)
     try:
         if flags:  # --help, --print_config, --key+=value, --ckpt_path, --from
-            config = ["--config", yaml.safe_dump(whole, sort_keys=False)] if whole else []
+            # As JSON, which quotes the text that YAML would read as a number.
+            config = ["--config", json.dumps(whole)] if whole else []
             values = parser.parse_args([*config, *flags])
         else:
             values = parser.parse_object(whole)
@@ -117,7 +119,8 @@ def parse_written(
     options = {"skip_link_targets": False, "skip_unset": False, "skip_validation": True}
     plain = json.loads(parser.dump(values, format="json_compact", **options))
     plain.pop("from", None)  # recorded as a tag: a config must not fork again
-    _check(plain, values, written)
+    if check:
+        _check(plain, values, written)
     return RunConfig(
         command=command,
         values=values,
@@ -234,12 +237,6 @@ def _check_trainer(values: Namespace, written: Composed) -> None:
             f"trainer.devices: a run takes one device, got {devices} on {num_nodes} nodes; "
             "set trainer.devices to 1."
         )
-
-
-def _as_omegaconf(config: Mapping[str, Any]) -> DictConfig:
-    created = OmegaConf.create(dict(config))
-    assert isinstance(created, DictConfig)
-    return created
 
 
 def explain(message: str, written: Composed) -> str:

@@ -149,7 +149,7 @@ def test_a_merged_copy_is_counted(lab: Lab, precision: str, size: int) -> None:
     [
         (["--model.quantization=nf5"], "model.quantization"),
         (["--ckpt_path=last"], "--plan describes a whole run; leave out --ckpt_path."),
-        (["--model.base=./nowhere"], "there is no ./nowhere"),
+        (["--model.base=./nowhere"], "no such folder: ./nowhere"),
         (["--data.micro_batch_size=3"], "got 4 and 3"),
     ],
 )
