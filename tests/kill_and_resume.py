@@ -233,16 +233,17 @@ def kill_and_resume(kills: int, seed: int, points: list[str] | None = None) -> l
             path.mkdir()
             os.chdir(path)
             code, _ = run([], arm, kill_after_s)
-            has_run = _has_run()
-            resumed = "resumed" if has_run else "restarted"
+            outcome = "finished before the kill"
             if code == -signal.SIGKILL:
+                has_run = _has_run()
+                outcome = "resumed" if has_run else "restarted"
                 code, _ = run(["--ckpt_path=last"] if has_run else [])
             problems = (
                 [] if code == 0 else [f"ended with {code}: {Path('log.txt').read_text()[-2000:]}"]
             )
             problems = problems or differences(expected, record())
             faults += [f"killed {name}: {problem}" for problem in problems]
-            print(f"killed {name}, {resumed}: {problems or 'exact'}", flush=True)
+            print(f"killed {name}, {outcome}: {problems or 'exact'}", flush=True)
         os.chdir(home)
     return faults
 
