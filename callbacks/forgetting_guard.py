@@ -1,4 +1,4 @@
-"""Raises a stage's replay where an ability is forgotten, and lowers it where there is room."""
+"""Raise a stage's replay when an ability is forgotten, and lower it when there is room."""
 
 import json
 from collections import Counter
@@ -15,29 +15,30 @@ from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.runs.logger import run_logger
 from sft_lab.training.data_modules import StagedDataModule
-from sft_lab.training.guard import Guard, Rung, assess, next_rung
+from sft_lab.training.guard import Guard
+from sft_lab.training.guard_rule import Rung, assess, next_rung
 from sft_lab.training.module import SFTModule
 from sft_lab.training.replan import PLAN_CHANGES, PlanChange
 from sft_lab.training.schedule import ScheduledStage
 
 
 class ForgettingGuard(Callback):
-    """Decides at every evaluation inside the guarded stage what is replayed from then on.
+    """Decide at every evaluation inside the guarded stage which shares to replay from then on.
 
-    An evaluation at step s happens before step s is trained, when the batches of its pass have been
-    asked for. So the guarded stage's passes are cut behind step s, and what is decided at s holds
-    from step s + 1 on. The checkpoint that is written before each evaluation knows nothing of it;
-    that at the cut, the next one, does. A run that goes on repeats what had been decided before
-    anything of it is asked for, which is why this callback stands before ``StageScheduler``.
+    An evaluation at step s comes before step s is trained, when the batches of its pass have
+    already been requested. So the guarded stage's passes are cut after step s, and a decision at s
+    takes effect from step s + 1 on. The checkpoint written before the evaluation does not include
+    it; the next one, at the cut, does. A resumed run restores its decisions before any batch is
+    requested, so this callback must come before ``StageScheduler``.
 
     Logs ``guard/share/<source>``, the share from then on, and ``guard/limit/<score>``, the score
-    below which an ability counts as forgotten; files ``guard.json``, a record a decision.
+    below which an ability counts as forgotten, and writes ``guard.json``, a record per decision.
 
     Args:
-        guard: What is promised.
-        suite: Names the benchmarks.
-        history: Knows the marks of items at each score's best evaluation, also in a checkpoint.
-        scheduler: Is told of a new plan.
+        guard: The settings.
+        suite: The benchmarks.
+        history: Keeps the marks of items at each score's best evaluation, also in checkpoints.
+        scheduler: Follows every new plan.
     """
 
     def __init__(
@@ -71,7 +72,7 @@ class ForgettingGuard(Callback):
         for key in self.guard.min_retention:
             if any(key in m.scores for m in self.history.history):
                 self._check_marks(key, self.history.best_marks.get(key))
-        self._file(trainer)  # also of a run that starts behind the decisions of another one
+        self._file(trainer)  # a fork starts with the decisions of its parent
 
     def on_evaluation_end(
         self, trainer: Trainer, pl_module: LightningModule, evaluation: Evaluation
@@ -80,27 +81,26 @@ class ForgettingGuard(Callback):
         if not isinstance(pl_module, SFTModule) or pl_module.schedule is None:
             return
         for key in self.guard.min_retention:
-            if key in evaluation.scores:  # so that it fails before the first step, not in its stage
+            if key in evaluation.scores:  # fail before the first step, not later in the stage
                 self._check_marks(key, evaluation.marks.get(key))
         step = trainer.global_step
         stages = pl_module.schedule.stages
         scheduled = next(found for found in stages if found.name == self.guard.stage)
         if step == scheduled.first_step:
             self._log(trainer, {})
-        # Nothing is left to decide on where the step that follows is the stage's last.
+        # Before the stage's last step there is nothing left to decide.
         elif scheduled.first_step < step < scheduled.end_step - 1:
             self._decide(trainer, scheduled, evaluation)
 
     def _check_marks(self, key: str, marks: object) -> None:
         if marks is None:
             raise RequestError(
-                f"data.guard.min_retention.{key}: the guard compares item by item, and there "
-                "are no marks of items that this score is the mean of. Guard another score; a run "
-                "of an earlier version must be started anew."
+                f"data.guard.min_retention.{key}: the guard compares item by item, and this "
+                "score has no marks of items. Guard another score."
             )
 
     def _decide(self, trainer: Trainer, scheduled: ScheduledStage, evaluation: Evaluation) -> None:
-        assert self._data is not None  # there is no schedule without it
+        assert self._data is not None  # a schedule implies it
         step = trainer.global_step
         assessed = {key: self._assess(key, evaluation) for key in self.guard.min_retention}
         abilities = {key: found for key, found in assessed.items() if found is not None}
@@ -139,7 +139,7 @@ class ForgettingGuard(Callback):
         self._log(trainer, {f"guard/limit/{key}": a["limit"] for key, a in abilities.items()})
 
     def _assess(self, key: str, evaluation: Evaluation) -> dict[str, Any] | None:
-        """Return the assessment of an ability; None if it has no score, or none above 0 before."""
+        """Return the assessment of an ability; None without scores above 0 to compare with."""
         best = self.history.best_marks.get(key)
         now = evaluation.marks.get(key)
         if best is None or now is None:
@@ -184,8 +184,8 @@ class ForgettingGuard(Callback):
         logger = run_logger(trainer)
         logger.experiment.log_text(logger.run_id, json.dumps(content, indent=2), "guard.json")
 
-    def lines(self, step: int) -> list[str]:
-        """Return for people what was decided at a step: a line where a share has changed or ended.
+    def decision_lines(self, step: int) -> list[str]:
+        """Describe the decisions at a step: a line per share that changed or cannot rise.
 
         Args:
             step: Optimizer steps taken.
@@ -233,7 +233,7 @@ class ForgettingGuard(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Before its first decision a run may go on under another guard.
+        # A run without decisions yet may resume under another guard.
         if self._data is None or not state_dict["records"]:
             return
         self.records = state_dict["records"]

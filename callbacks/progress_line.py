@@ -10,7 +10,6 @@ from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from sft_lab.callbacks.ability_history import AbilityHistory
-from sft_lab.callbacks.forgetting_guard import ForgettingGuard
 from sft_lab.callbacks.training_log import TrainingLog
 from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.evaluation.suite import EvaluationSuite
@@ -29,7 +28,6 @@ class ProgressLine(Callback):
         training: Knows loss and speed.
         history: Knows the scores.
         suite: Names the benchmarks.
-        guard: Says what it has decided; None where nothing is guarded.
         ui_command: The command that opens the runs in a browser, printed at the end.
         stream: Where to write; standard output by default.
     """
@@ -39,14 +37,12 @@ class ProgressLine(Callback):
         training: TrainingLog,
         history: AbilityHistory,
         suite: EvaluationSuite,
-        guard: ForgettingGuard | None,
         ui_command: str,
         stream: TextIO | None = None,
     ) -> None:
         self.training = training
         self.history = history
         self.suite = suite
-        self.guard = guard
         self.ui_command = ui_command
         self.stream = stream or sys.stdout
         self._shown_step = -1
@@ -145,14 +141,19 @@ class ProgressLine(Callback):
         ended = [m.after for m in self.history.history if m.step == step and m.after]
         after = f" (end of {ended[0]})" if ended else ""
         self._write_line(f"evaluation at step {step}{after}: {scores}  in {seconds:.1f} s")
-        for line in self.guard.lines(step) if self.guard else ():
-            self._write_line(line)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            for line in getattr(callback, "decision_lines", _no_lines)(step):
+                self._write_line(line)
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write_line("")
         self._write_line(ability_table(self.history.history, self.suite))
         self._write_line(f"\nIn a browser: {self.ui_command}")
+
+
+def _no_lines(step: int) -> list[str]:
+    return []
 
 
 def ability_table(history: list[Point], suite: EvaluationSuite) -> str:

@@ -1,4 +1,4 @@
-"""Switches to the next stage in the middle of a run and applies its hand-over policy."""
+"""Switch to the next stage in the middle of a run and apply its hand-over policy."""
 
 from typing import Any
 
@@ -13,9 +13,9 @@ from sft_lab.training.schedule import Schedule
 
 
 class StageScheduler(Callback):
-    """Trains the stages of a ``StagedDataModule`` one after the other in one ``Trainer.fit``.
+    """Train the stages of a ``StagedDataModule`` one after the other in one ``Trainer.fit``.
 
-    A Lightning epoch is one pass over the active stage's mixture, or a part of one where the rest
+    A Lightning epoch is one pass over the active stage's mixture, or a part of one if the rest
     may be replanned. When a stage's last pass ends, the next stage's data module becomes the active
     one. Before its first step, and after the evaluation at the boundary, its hand-over policy is
     applied: this callback must come after ``InLoopEvaluation``. The learning rate is a function of
@@ -24,7 +24,7 @@ class StageScheduler(Callback):
 
     def __init__(self) -> None:
         self.schedule: Schedule | None = None
-        self.next_pass = 0  # the pass whose batches are asked for next
+        self.next_pass = 0  # the pass whose batches are requested next
         self.trained_stage = -1  # the last stage whose hand-over is done
         self.hand_overs: HandOvers | None = None
         self._data: StagedDataModule | None = None
@@ -41,7 +41,7 @@ class StageScheduler(Callback):
         if every != 1:
             raise RequestError(
                 "trainer.reload_dataloaders_every_n_epochs must be 1, or the next stage's batches "
-                f"are never asked for, got {every}."
+                f"are never requested, got {every}."
             )
         if trainer.max_epochs not in (None, -1):
             raise RequestError(
@@ -69,7 +69,7 @@ class StageScheduler(Callback):
     def _activate(self) -> None:
         if self._data is None or self.schedule is None:
             raise RuntimeError("StageScheduler is used before its setup.")
-        # After the last pass no batches are asked for; its stage stays the active one.
+        # After the last pass no batches are requested; its stage stays active.
         last = self.schedule.num_passes - 1
         self._data.activate(*self.schedule.stage_of_pass(min(self.next_pass, last)))
 
@@ -79,7 +79,7 @@ class StageScheduler(Callback):
             raise RuntimeError("StageScheduler is used before its setup.")
         self.hand_overs.check(num_ended=max(0, self.trained_stage))
         # A checkpoint holds the rate of its own run's next step; later stages may have been edited
-        # since, or be those of another run.
+        # since, and those of a fork differ.
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.schedule.lr(trainer.global_step)
@@ -115,8 +115,8 @@ class StageScheduler(Callback):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        # Called before optimizers are rebuilt and before the first batch is asked for; also when a
-        # checkpoint is only scored, and there is no stage to activate.
+        # Called before optimizers are rebuilt and before the first batch is requested; also when a
+        # checkpoint is only scored, and no stage becomes active.
         self.next_pass = state_dict["next_pass"]
         self.trained_stage = state_dict["trained_stage"]
         if self._data is not None and self.hand_overs is not None:

@@ -1,4 +1,4 @@
-"""Logs training loss by source, learning rate, speed and the axes of progress."""
+"""Log training loss by source, learning rate, speed and progress."""
 
 import time
 from typing import Any
@@ -14,14 +14,14 @@ from sft_lab.training.schedule import progress
 
 
 class TrainingLog(Callback):
-    """Logs every ``trainer.log_every_n_steps`` optimizer steps, and at the last step of a stage.
+    """Log every ``trainer.log_every_n_steps`` optimizer steps, and at the last step of a stage.
 
-    ``train_loss/all`` and ``train_loss/<source>`` are means over the target tokens since the point
-    before, in nats, all of one stage; a source without any since then gets no point.
+    ``train_loss/all`` and ``train_loss/<source>`` are means over the target tokens since the
+    previous point, in nats, never across stages; a source without any gets no point.
 
     Args:
         sources: Names of the sources, in the order of their ids.
-        evaluation: Knows how long evaluation has taken.
+        evaluation: Measures the time spent in evaluation.
     """
 
     def __init__(self, sources: list[str], evaluation: InLoopEvaluation) -> None:
@@ -40,7 +40,7 @@ class TrainingLog(Callback):
 
     @property
     def seconds(self) -> float:
-        """Wall time of training and evaluation, over all of a run's processes."""
+        """Return the wall time of training and evaluation, summed over a run's processes."""
         return self._seconds_before + time.perf_counter() - self._started
 
     @override
@@ -72,7 +72,7 @@ class TrainingLog(Callback):
             return
         schedule = pl_module.schedule
         metrics = self._losses() | progress(schedule, step)
-        # The rate of the step that was just taken: step s of the schedule is the (s + 1)-th.
+        # The rate of the step just taken; the schedule counts steps from 0.
         metrics["lr"] = schedule.lr(step - 1)
         tokens = schedule.seen(step).tokens - schedule.seen(self._mark_step).tokens
         self.tokens_per_s = tokens / (self.seconds - self.evaluation.seconds - self._mark_seconds)

@@ -4,8 +4,9 @@ import io
 import json
 import os
 import signal
+import sqlite3
 from collections.abc import Callable, Iterator
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import closing, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,6 +178,31 @@ def make_lab(tiny_world: Path) -> MakeLab:
 def lab(make_lab: MakeLab, tmp_path: Path) -> Lab:
     """The command line in an empty folder."""
     return make_lab(tmp_path)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _copied_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Let MLflow migrate one new store a session, which takes seconds, and copy its tables."""
+    from mlflow.store.db import utils
+
+    template = tmp_path_factory.mktemp("store") / "mlflow.db"
+    initialize = utils._initialize_tables
+
+    def copy(engine: Any) -> None:
+        path = engine.url.database
+        if engine.dialect.name != "sqlite" or path in (None, "", ":memory:"):
+            initialize(engine)
+            return
+        source, target = template, path
+        if not template.exists():
+            initialize(engine)
+            source, target = path, template
+        with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
+            old.backup(new)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utils, "_initialize_tables", copy)
+        yield
 
 
 @pytest.fixture(autouse=True)

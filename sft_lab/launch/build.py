@@ -159,16 +159,16 @@ def _callbacks(
     log = TrainingLog(list(corpus.sources), evaluation)
     history = AbilityHistory(suite)
     scheduler = StageScheduler()
-    guard = ForgettingGuard(data.guard, suite, history, scheduler) if data.guard else None
+    guards = [ForgettingGuard(data.guard, suite, history, scheduler)] if data.guard else []
     ui = f"mlflow ui --backend-store-uri {config.tracking_uri}"
     return [
-        *([guard] if guard else []),
+        *guards,
         evaluation,
         scheduler,  # hands over after the evaluation at a boundary
         log,
         history,
         RunRecorder(config.plain),
-        ProgressLine(log, history, suite, guard, ui),
+        ProgressLine(log, history, suite, ui),
     ]
 
 

@@ -1,15 +1,14 @@
-"""A guard against forgetting: its limits, and the rule by which it adjusts a stage's replay."""
+"""A guard against forgetting: its settings, and the checks of them."""
 
 import math
 import sys
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from sft_lab.errors import RequestError, nearest
 from sft_lab.evaluation.suite import EvaluationSuite
-from sft_lab.metrics.paired import Difference, paired_over_seeds
 from sft_lab.training.order import DataOrder, EvenOrder, OrderName, find_order
 from sft_lab.training.replan import PlanChange
 from sft_lab.training.shares import Share, parse_share
@@ -24,21 +23,21 @@ class Guard:
     """Settings of a guard, which adjusts the replay of a stage to the evaluations during it.
 
     A guarded source is one that teaches an ability with a limit. The stage starts with the shares
-    of its mixture; at each evaluation inside it a guarded source's share goes a step up the ladder
-    where an ability is below its limit, and a step down where there is room. See ``assess``.
+    of its mixture; at each evaluation inside it, a guarded source's share moves one step up the
+    ladder if an ability is below its limit, and one down if there is room. See ``assess``.
 
     Args:
         stage: The stage whose replay is adjusted.
         min_retention: By score, ``world_math/accuracy``, the part of its best earlier value
             to retain, in (0, 1].
         shares: The ladder of shares, ascending.
-        room: How far above its limit an ability must be shown to be before a share is lowered, as
-            a share of the best earlier score.
+        room: Margin above the limit that an ability must significantly exceed before a share is
+            lowered, as a part of the best earlier score.
     """
 
     stage: str
     min_retention: dict[str, float]
-    shares: list[Share] = field(  # each four times the one below
+    shares: list[Share] = field(  # each four times the previous one
         default_factory=lambda: [parse_share(v) for v in (0, "1/256", "1/64", "1/16", "1/4")]
     )
     room: float = 0.05
@@ -83,8 +82,8 @@ class Guard:
         first_cut = every - first_step % every + 1
         if first_cut >= module.plan.num_steps:
             raise RequestError(
-                f"data.guard: no evaluation lies far enough inside stage '{self.stage}' to decide "
-                f"anything: it is trained from step {first_step} to "
+                f"data.guard: no evaluation is far enough inside stage '{self.stage}' to decide "
+                f"anything: it trains from step {first_step} to "
                 f"{first_step + module.plan.num_steps}, and evaluation.every_n_steps is {every}; "
                 "set it lower."
             )
@@ -93,7 +92,7 @@ class Guard:
             for index, share in enumerate(self.shares):
                 if share.amount and not data.rows_of_share(source, share):
                     raise RequestError(
-                        f"data.guard.shares: {self.shares[index]} of '{source}' is no row at all; "
+                        f"data.guard.shares: {self.shares[index]} of '{source}' selects no row; "
                         "leave it out of the ladder."
                     )
 
@@ -113,7 +112,7 @@ def check_guard(
     """
     if guard.stage not in stages:
         raise RequestError(
-            f"data.guard.stage: there is no stage {guard.stage!r}{nearest(guard.stage, stages)}; "
+            f"data.guard.stage: no stage {guard.stage!r}{nearest(guard.stage, stages)}; "
             f"data.stages has {', '.join(stages)}."
         )
     _check_stage(guard.stage, stages[guard.stage], order)
@@ -138,7 +137,7 @@ def check_guard(
     if not any(trains(stages[guard.stage], source) for source in mixture if source not in sources):
         raise RequestError(
             f"data.guard: every source that stage '{guard.stage}' trains is guarded; a replay "
-            "share is a share beside something else. Guard fewer, or add a source to the mixture."
+            "share is relative to other sources. Guard fewer, or add a source to the mixture."
         )
 
 
@@ -192,8 +191,8 @@ def _check_limit(
     if not suite.is_mean_of_items(score):
         means = [name for name in known if suite.is_mean_of_items(name)]
         raise RequestError(
-            f"{key}: the guard compares item by item, and this score is no mean of marks of items; "
-            f"these are: {', '.join(means) or 'none'}."
+            f"{key}: the guard compares item by item, and this score is not a mean over items; "
+            f"such scores are: {', '.join(means) or 'none'}."
         )
     if not 0 < limit <= 1:
         raise RequestError(f"{key} must lie in (0, 1], got {limit}.")
@@ -201,112 +200,11 @@ def _check_limit(
     source = suite.benchmarks[benchmark].source
     if source is None:
         raise RequestError(
-            f"{key}: nothing says which source teaches it; set "
+            f"{key}: the benchmark has no source; set "
             f"evaluation.benchmarks.{benchmark}.init_args.source."
         )
     if source not in mixture:
         raise RequestError(
             f"{key}: its source {source!r} is not in the mixture of stage '{guard.stage}', which "
-            f"has {', '.join(mixture)}; add {source} with the share to start with, 0 for none."
+            f"has {', '.join(mixture)}; add {source} with its first share, 0 for none."
         )
-
-
-Standing = Literal["below", "above", "room"]
-
-
-@dataclass(frozen=True)
-class Assessment:
-    """The comparison of an ability with its limit, on the items of both evaluations.
-
-    Attributes:
-        standing: ``below`` its limit, ``above`` it, or above it with ``room`` for less replay.
-        best: The best earlier score, on these items.
-        margin: The score now minus the limit, with its 95 % interval and the number of items.
-    """
-
-    standing: Standing
-    best: float
-    margin: Difference
-
-
-def assess(
-    best: Mapping[str, float], now: Mapping[str, float], min_retention: float, room: float
-) -> Assessment | None:
-    """Compare an ability with its retention limit, item by item.
-
-    It is below where its score is below the limit, shown or not. It has room where the interval
-    of what is left above limit and room is above 0. In between, a share stays. What differs of the
-    two is paired, so that a hard benchmark, of which few items are right, has no wider doubt than
-    its changes.
-
-    The share goes up without waiting for proof. On 200 items a fall to 0.8 of the best is only just
-    shown against a limit of 0.9: in simulation, a guard that waits ends below the limit in 27 to
-    72 % of runs, this one in 5 to 13 %. Chance costs it little: where 28 of 164 items are right and
-    nothing is lost, with 15 % of them changing by chance, it ends on the highest share in 19 % of
-    runs. Asking that the score's own interval be above the limit ends there in 99 %.
-
-    Args:
-        best: Marks by item at the best evaluation.
-        now: Marks by item now; only items of both count.
-        min_retention: The part of the best to retain.
-        room: See ``Guard``.
-
-    Returns:
-        The assessment; None if no item is in both, or none of them was right at best.
-
-    >>> assess({"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 0.0}, min_retention=0.9, room=0.05).standing
-    'below'
-    """
-    items = [item for item in best if item in now]
-    if not any(best[item] > 0 for item in items):
-        return None
-
-    def above(part: float) -> Difference:
-        needed = [part * best[item] for item in items]
-        return paired_over_seeds([needed], [[now[item] for item in items]], same_runs=True)
-
-    margin = above(min_retention)
-    standing: Standing = "above"
-    if margin.value < -1e-9:  # at the limit, rounding decides nothing
-        standing = "below"
-    elif above(min_retention + room).low >= -1e-9:
-        standing = "room"
-    return Assessment(standing, sum(best[item] for item in items) / len(items), margin)
-
-
-@dataclass(frozen=True)
-class Rung:
-    """The place of a source's share on the ladder.
-
-    Attributes:
-        index: The place.
-        floor: The lowest place allowed: lower shares have failed.
-        below: Whether an ability of the source was below its limit at the previous evaluation.
-    """
-
-    index: int
-    floor: int = 0
-    below: bool = False
-
-
-def next_rung(rung: Rung, standings: Collection[Standing], top: int) -> Rung:
-    """Return the next place of a source's share.
-
-    Up where one of its abilities is below its limit, down where all have room, one place at a time.
-    A share under which an ability has fallen below its limit, having been above it, is not gone
-    back to: each can fail once, so a share does not swing for ever. One that an ability was only
-    on its way up from below under has not failed.
-
-    Args:
-        rung: Its place now.
-        standings: Of the source's abilities, as far as they were measured.
-        top: The ladder's last place.
-    """
-    if not standings:
-        return rung
-    if "below" in standings:
-        up = min(rung.index + 1, top)
-        return Rung(up, rung.floor if rung.below else up, below=True)
-    has_room = all(found == "room" for found in standings)
-    down = has_room and rung.index > rung.floor
-    return replace(rung, index=rung.index - down, below=False)

@@ -22,17 +22,15 @@ class Stage:
     Args:
         mixture: Shares by source; weights where the stage has a total.
         lr: Peak learning rate of the stage.
-        total: Size of the mixture, ``{rows: n}`` or ``{tokens: n}``, of which the shares are
-            weights.
+        total: Size of the mixture, ``{rows: n}`` or ``{tokens: n}``; shares are then weights.
         temperature: Weighs sources by their amounts to the power of 1 / temperature, above 0.
         epochs: Passes over the mixture.
         max_steps: Optimizer steps.
         max_tokens: Tokens, prompts included. The stage ends at the first limit that is reached.
-        warmup_ratio: Share of the stage's steps over which the rate rises from 0, in [0, 1].
-        lr_schedule: Course of the rate after warm-up, down to 0 for cosine and linear.
+        warmup_ratio: Part of the stage's steps over which the rate rises from 0, in [0, 1].
+        lr_schedule: Shape of the rate after warm-up; cosine and linear end at 0.
         optimizer: ``fresh`` drops the moments of the stage before, ``keep`` carries them over.
-        hand_over: What becomes of optimizer and adapters when the stage starts, where that is more
-            than ``optimizer`` says.
+        hand_over: Policy for optimizer and adapters at the stage's start; replaces ``optimizer``.
         loss: Weights of target tokens and penalties on top of the negative log-likelihood.
     """
 
@@ -58,7 +56,7 @@ class Stage:
 
     @property
     def start(self) -> HandOver:
-        """The policy by which the stage takes over from the one before."""
+        """Return the policy applied when the stage starts."""
         return self.hand_over or Continue(self.optimizer)
 
 
@@ -71,7 +69,7 @@ def trains(stage: Stage, source: str | None) -> bool:
 
 
 def check_stages(stages: Mapping[str, Stage], sources: Iterable[str]) -> None:
-    """Check everything that can be known of a schedule without reading any data.
+    """Check everything about a schedule that does not depend on the data.
 
     Raises:
         RequestError: Naming the key, its value and the fix.
@@ -164,7 +162,7 @@ def choose_rows(name: str, stage: Stage, corpus: Corpus) -> dict[str, list[int]]
     """Return the rows of a stage's mixture, indices by source, in hash rank order.
 
     Raises:
-        RequestError: If a share that is not 0 comes to no row at all, or to absurdly many.
+        RequestError: If a share that is not 0 selects no row, or absurdly many.
     """
     key = f"data.stages.{name}.mixture"
     asked = {source: share for source, share in stage.mixture.items() if share.amount}
@@ -187,7 +185,7 @@ def choose_rows(name: str, stage: Stage, corpus: Corpus) -> dict[str, list[int]]
         rows = take(share, trainable[source], corpus.loaded[source].num_tokens)
         if not rows:
             raise RequestError(
-                f"{key}.{source}: a share of {value} of {size.rows} rows is no row at all; "
+                f"{key}.{source}: a share of {value} of {size.rows} rows selects no row; "
                 "write 0 to leave the source out, or a larger share."
             )
         chosen[source] = rows

@@ -69,7 +69,7 @@ class Steady(Told):
 
 
 class Corpuswide(Told):
-    """Has a score that is no mean of marks, and does not say so."""
+    """Has a score that is not a mean over items."""
 
     def scores(self, items, verdicts):
         return {"accuracy": Score(0.125, 0.0, 1.0, len(items))}
@@ -287,12 +287,12 @@ def test_what_only_the_data_show_is_refused_before_a_run(lab: Lab) -> None:
     refused = fit(guarded(lab), "--evaluation.every_n_steps=29")
     assert refused.code == 2
     assert (
-        "no evaluation lies far enough inside stage 'second' to decide anything: it is trained "
+        "no evaluation is far enough inside stage 'second' to decide anything: it trains "
         "from step 10 to 30, and evaluation.every_n_steps is 29; set it lower." in refused.err
     )
     refused = fit(lab, "--data.guard.shares=[0, 1/40]")
     assert refused.code == 2
-    assert "data.guard.shares: 1/40 of 'math' is no row at all" in refused.err
+    assert "data.guard.shares: 1/40 of 'math' selects no row" in refused.err
     refused = fit(lab, "--data.guard.rom=0.1")
     assert refused.code == 2
     assert "unknown key 'data.guard.rom'; did you mean 'data.guard.room'?" in refused.err

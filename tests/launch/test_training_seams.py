@@ -1,4 +1,4 @@
-"""Classes of one file outside the package, named by a config: a loss term, a hand-over policy."""
+"""A loss term and a hand-over policy in one file outside the package, named by a config."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ from sft_lab.training.loss import LossTerm
 
 
 class NearBase(LossTerm):
-    """Keeps the model near its base by a KL term, and weighs one source."""
+    """Keep the model near its base by a KL term, and weight one source."""
 
     needs_base_logits = True
 
@@ -39,7 +39,7 @@ class NearBase(LossTerm):
 
 
 class Shrink(HandOver):
-    """Scales what has been trained."""
+    """Scale the trained adapters."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
@@ -52,7 +52,7 @@ class Shrink(HandOver):
 
 
 class Watch(Callback):
-    """Writes down every micro-batch and its loss; ends the run in the middle of a window."""
+    """Record the loss of every micro-batch; stop the run in the middle of a window."""
 
     def __init__(self, step: int = -1) -> None:
         self.step = step
@@ -92,7 +92,9 @@ WATCH = "--trainer.callbacks+=training_seams.Watch"
 
 
 def prepare(lab: Lab) -> Lab:
+    # Evaluations at boundaries only: the others do not concern hand-overs.
     head = (lab.folder / "tiny.yaml").read_text().split("  stages:\n")[0]
+    head = head.replace("every_n_steps: 4", "every_n_steps: null")
     lab.write("training_seams.py", SEAMS)
     for name, settings in CONFIGS.items():
         lab.write(f"{name}.yaml", f"{head}  stages:{STAGES % settings}")
@@ -105,7 +107,7 @@ def fit(lab: Lab, name: str, *arguments: str) -> None:
 
 
 def losses(lab: Lab) -> dict[str, Any]:
-    """Losses by micro-batch; one that was trained twice had the same both times."""
+    """Return losses by micro-batch; one trained twice must have the same both times."""
     found: dict[str, Any] = {}
     for line in (lab.folder / "losses.jsonl").read_text().splitlines():
         place, *content = json.loads(line)
@@ -127,14 +129,14 @@ def same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> b
 
 @pytest.fixture(scope="module")
 def whole(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Lab]:
-    """A lab with a finished run for each config."""
+    """Return a lab with a finished run for each config."""
     labs = {name: prepare(make_lab(tmp_path_factory.mktemp(name))) for name in CONFIGS}
     for name, lab in labs.items():
         fit(lab, name)
     return labs
 
 
-def test_each_policy_and_term_acts_from_its_stage_on(whole: dict[str, Lab]) -> None:
+def test_each_policy_and_term_acts_from_the_start_of_its_stage(whole: dict[str, Lab]) -> None:
     plain = list(losses(whole["plain"]).values())
     first_changed = {"loss": 6, "shrink": 6, "new": 6, "average": 14}  # 2 micro-batches a step
     for name, first in first_changed.items():
@@ -142,7 +144,7 @@ def test_each_policy_and_term_acts_from_its_stage_on(whole: dict[str, Lab]) -> N
         assert found[:first] == plain[:first], name
         assert found[first] != plain[first] or found[first + 2] != plain[first + 2], name
         assert not same(weights(whole[name]), weights(whole["plain"])), name
-    # The reported loss stays the plain one: before the term has acted, it is the same.
+    # The reported loss excludes the term, so before the first changed step it is the same.
     assert losses(whole["loss"])["[1, 0]"][1] == losses(whole["plain"])["[1, 0]"][1]
     # The evaluation at a boundary measures the stage that ended.
     for name in CONFIGS:
@@ -165,7 +167,7 @@ def test_a_run_stopped_after_a_hand_over_resumes_exactly(
 
 
 @pytest.mark.parametrize("name", ["shrink", "new", "average"])
-def test_a_fork_at_a_boundary_is_the_run_itself(whole: dict[str, Lab], name: str) -> None:
+def test_a_fork_at_a_boundary_repeats_the_run(whole: dict[str, Lab], name: str) -> None:
     lab = whole[name]
     origin = lab.runs[-1].info.run_id
     before = losses(lab)
@@ -193,7 +195,7 @@ def test_the_last_adapters_are_scored_and_exported(whole: dict[str, Lab], tmp_pa
     assert (config["r"], config["lora_alpha"]) == (12, 24)
 
 
-def test_ends_that_a_parent_did_not_keep_are_refused(whole: dict[str, Lab]) -> None:
+def test_missing_stage_ends_of_a_parent_are_refused(whole: dict[str, Lab]) -> None:
     lab = whole["plain"]
     third = "--data.stages.third.hand_over=sft_lab.training.hand_over.AverageStages"
     run_id = lab.runs[-1].info.run_id

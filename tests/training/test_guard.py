@@ -9,7 +9,8 @@ import pytest
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmarks.world import WorldMath
 from sft_lab.evaluation.suite import EvaluationSuite
-from sft_lab.training.guard import Guard, Rung, Standing, assess, check_guard, next_rung
+from sft_lab.training.guard import Guard, check_guard
+from sft_lab.training.guard_rule import Rung, Standing, assess, next_rung
 from sft_lab.training.order import OrderName
 from sft_lab.training.stage import Stage
 
@@ -37,7 +38,7 @@ def standing(best: range, now: range, count: int, min_retention: float = 0.9) ->
         (100, "room"),
     ],
 )
-def test_an_ability_stands_by_the_items_that_it_keeps(kept: int, expected: str) -> None:
+def test_an_ability_is_assessed_by_the_items_that_it_keeps(kept: int, expected: str) -> None:
     assert standing(range(100), range(kept), 200) == expected
 
 
@@ -151,7 +152,7 @@ def test_a_right_guard_passes(check: Check) -> None:
     [
         (
             {"guard": {"stage": "chatt"}},
-            r"data.guard.stage: there is no stage 'chatt' \(did you mean 'chat'\?\)",
+            r"data.guard.stage: no stage 'chatt' \(did you mean 'chat'\?\)",
         ),
         ({"guard": {"min_retention": {}}}, "data.guard.min_retention is empty"),
         (
@@ -193,8 +194,8 @@ def test_a_score_that_is_no_mean_over_items_is_refused() -> None:
             return None
 
     suite = EvaluationSuite(
-        {"told": Corpuswide("none.jsonl", max_new_tokens=4, source="math")}, every_n_steps=4
+        {"stated": Corpuswide("none.jsonl", max_new_tokens=4, source="math")}, every_n_steps=4
     )
     stages = {"chat": Stage({"general": 1, "math": "1/64"}, lr=1e-3, epochs=1)}
-    with pytest.raises(RequestError, match="is no mean of marks of items; these are: none"):
-        check_guard(Guard("chat", {"told/accuracy": 0.9}), stages, suite, "even")
+    with pytest.raises(RequestError, match="is not a mean over items; such scores are: none"):
+        check_guard(Guard("chat", {"stated/accuracy": 0.9}), stages, suite, "even")

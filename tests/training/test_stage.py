@@ -78,14 +78,14 @@ def test_a_stage_weighs_its_sources(corpus: Corpus) -> None:
     stage = replace(STAGE, mixture={"math": 1, "code": 3}, total={"rows": 4})
     # 1 row and 3 rows of the 3 that may be trained on.
     assert choose_rows("s", stage, corpus) == {"math": ranked[1:2], "code": ranked[1:4]}
-    with pytest.raises(RequestError, match=r"s\.mixture\.math: a share of 1 of 3 rows is no row"):
+    with pytest.raises(RequestError, match="math: a share of 1 of 3 rows selects no row"):
         choose_rows("s", replace(stage, total={"rows": 1}), corpus)
 
 
 @pytest.mark.parametrize(
     ("share", "message"),
     [
-        ("1/4", r"s\.mixture\.math: a share of 1/4 of 3 rows is no row at all; write 0"),
+        ("1/4", r"s\.mixture\.math: a share of 1/4 of 3 rows selects no row; write 0"),
         (1001, r"s\.mixture\.math: 1001 is more than 1000 times the source, which has 3 rows"),
         ({"rows": 3001}, r"is more than 1000 times the source"),
         ({"tokens": 10**9}, r"is more than 1000 times the source, .* tokens"),
