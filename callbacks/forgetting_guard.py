@@ -180,7 +180,9 @@ class ForgettingGuard(Callback):
         self._file(trainer)
 
     def _file(self, trainer: Trainer) -> None:
-        content = {"guard": asdict(self.guard), "decisions": self.records}
+        settings = asdict(self.guard)
+        settings["shares"] = [share.written for share in self.guard.shares]
+        content = {"guard": settings, "decisions": self.records}
         logger = run_logger(trainer)
         logger.experiment.log_text(logger.run_id, json.dumps(content, indent=2), "guard.json")
 
