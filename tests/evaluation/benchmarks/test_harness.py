@@ -254,7 +254,8 @@ def test_choices_are_graded_by_their_likelihoods(
     items = benchmark.items()
     measured = benchmark.ask(items, make_model())
     acc = acc_norm = 0
-    for question, (said, verdict) in zip(QUESTIONS, measured, strict=True):
+    for question, [answer] in zip(QUESTIONS, measured, strict=True):
+        said, verdict = answer.completion, answer.verdict
         context = ids(chat_tokenizer, question["question"])
         values = [
             log_likelihood(base, context, ids(chat_tokenizer, f" {choice}"))[0]
@@ -271,7 +272,7 @@ def test_choices_are_graded_by_their_likelihoods(
         )
         acc += marks["acc"]
         acc_norm += marks["acc_norm"]
-    scores = benchmark.scores(items, [verdict for _, verdict in measured])
+    scores = benchmark.scores(items, [answer.verdict for [answer] in measured])
     assert (scores["acc"].value, scores["acc_norm"].value) == (acc / 6, acc_norm / 6)
     assert scores["acc"].n == 6
 
@@ -346,11 +347,12 @@ def test_the_harnesss_own_model_gives_the_same(
         )
         items = benchmark.items()
         measured = benchmark.ask(items, make_model(chat=chat))
-        [score] = benchmark.scores(items, [verdict for _, verdict in measured]).values()
+        [score] = benchmark.scores(items, [answer.verdict for [answer] in measured]).values()
         key = metric if "," in metric else f"{metric},none"
         assert score.value == pytest.approx(theirs["results"][task][key], rel=1e-4)
         samples = [s for s in theirs["samples"][task] if s["filter"] in ("none", "first")]
-        for (said, _), sample in zip(measured, samples, strict=True):
+        for [answer], sample in zip(measured, samples, strict=True):
+            said = answer.completion
             responses = [response[0] for response in sample["resps"]]
             if task == "answered_sums":
                 assert [said] == responses
@@ -462,7 +464,8 @@ def test_tasks_are_measured_in_a_run_and_leave_its_training_alone(
     assert answering["protocol"]["max_new_tokens"] == 3
     assert (planned["sums"]["protocol"]["task"], planned["sums"]["items"]) == ("sums", 6)
     table = lab.json("answers/step_000012/answered_sums.json")
-    assert table["columns"] == ["id", "exact_match_first", "reason", "completion", "prompt"]
+    columns = ["id", "item", "exact_match_first", "reason", "completion", "prompt"]
+    assert table["columns"] == columns
     assert [row[0] for row in table["data"]] == [f"answered_sums/{n}" for n in (0, 2, 4)]
 
     other = tmp_path / "without"
