@@ -15,9 +15,10 @@ from sft_lab.model.qlora import check_base
 from sft_lab.paths import make_folder
 from sft_lab.runs.checkpoint import RunStamp, read_checkpoint
 from sft_lab.runs.contents import run_record
-from sft_lab.runs.fork import Fork, check_end, check_records, copy_parent_record, place_checkpoints
+from sft_lab.runs.fork import Fork, check_end, check_records
 from sft_lab.runs.lock import run_lock
 from sft_lab.runs.logger import RunLogger
+from sft_lab.runs.parent_record import copy_parent_record, place_checkpoints
 from sft_lab.runs.record import read_record
 from sft_lab.runs.resume import check_model
 from sft_lab.runs.store import RunStore

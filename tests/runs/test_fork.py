@@ -18,7 +18,8 @@ from tiny_lab import STOPPER, TINY, Lab, MakeLab
 from sft_lab.errors import RequestError
 from sft_lab.runs.checkpoint import last_checkpoint, stage_checkpoint
 from sft_lab.runs.evaluations import read_points
-from sft_lab.runs.fork import FORK_TAG, Fork, check_records, points_before
+from sft_lab.runs.fork import FORK_TAG, Fork, check_records
+from sft_lab.runs.parent_record import points_before
 from sft_lab.runs.record import RunRecord, StageRecord
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -159,7 +160,7 @@ def test_a_run_can_be_forked_from_a_fork(forks: Lab) -> None:
     [
         "sft_lab.runs.logger.RunLogger.log_points",
         "sft_lab.runs.client.StoreClient.log_artifacts",
-        "sft_lab.runs.fork.link_or_copy",  # everything is copied but the last checkpoint
+        "sft_lab.runs.parent_record.link_or_copy",  # everything is copied but the last checkpoint
         "sft_lab.callbacks.stage_scheduler.StageScheduler.on_train_start",
     ],
 )
