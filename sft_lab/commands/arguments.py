@@ -1,4 +1,4 @@
-"""Build argument parsers of commands that read no run config, all in the same form."""
+"""Build argument parsers, all alike, for commands that do not read a run config."""
 
 import argparse
 import os
@@ -11,7 +11,7 @@ TRACKING_URI = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow
 
 
 def command_parser(command: str, **settings: Any) -> argparse.ArgumentParser:
-    """Return an empty parser for a command, with its one-line help as description."""
+    """Return a parser for a command, with its one-line help as description and no arguments."""
     description = COMMANDS[command]
     return argparse.ArgumentParser(
         prog=f"sft-lab {command}",
@@ -22,15 +22,15 @@ def command_parser(command: str, **settings: Any) -> argparse.ArgumentParser:
 
 
 def add_tracking_uri(parser: argparse.ArgumentParser) -> None:
-    """Add ``--tracking_uri``, the store that a command reads."""
+    """Add ``--tracking_uri``, the store to read."""
     parser.add_argument("--tracking_uri", default=TRACKING_URI, help="default: %(default)s")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """Add ``--json``: one JSON object on stdout instead of text."""
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of text")
+    """Add ``--json``, which prints one JSON object on stdout instead of text."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object, not text")
 
 
 def in_color() -> bool:
-    """Return whether stdout is a terminal that may be coloured; NO_COLOR turns colour off."""
+    """Return True if stdout is a terminal and NO_COLOR is not set."""
     return sys.stdout.isatty() and "NO_COLOR" not in os.environ

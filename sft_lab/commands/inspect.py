@@ -1,4 +1,4 @@
-"""``inspect``: show what a config trains on, to the sample; no model is loaded."""
+"""``inspect``: show what a config trains on, down to the sample, without loading a model."""
 
 import json
 import logging
@@ -24,7 +24,7 @@ from sft_lab.training.plan import StagePlan
 
 _NUM_BINS = 10
 _BAR_WIDTH = 40
-_MAX_CONTAMINATED = 5  # rows of a source and benchmark that are shown
+_MAX_CONTAMINATED = 5  # rows shown per source and benchmark
 _TRAINED, _SPECIAL, _PLAIN = "\033[32m", "\033[2m", "\033[0m"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--stage", metavar="S", help="this stage only")
     parser.add_argument(
-        "-n", type=int, default=1, help="samples of every source of every stage; default: 1"
+        "-n", type=int, default=1, help="samples per source and stage; default: %(default)s"
     )
     add_json(parser)
     options, rest = parser.parse_known_args(arguments)
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
         raise RequestError("inspect needs --config FILE, for instance configs/world/dmt.yaml.")
     log = logging.getLogger("sft_lab.data")
     level = log.level
-    log.setLevel(logging.ERROR)  # its warnings are part of what is printed
+    log.setLevel(logging.ERROR)  # what it warns about is printed as part of the inspection
     try:
         data = plan_data(parse(rest), options.stage)
         found = inspection(data, options.stage, options.n)
@@ -65,21 +65,21 @@ def inspection(data: StagedDataModule, stage: str | None, num_samples: int) -> d
 
     Args:
         data: A planned data module.
-        stage: The stage to inspect; all by default.
-        num_samples: Samples to render of every source of every stage.
+        stage: The stage to inspect; default: all.
+        num_samples: Samples to render per source and stage.
 
     Returns:
-        ``stages`` by name: ``steps``, ``passes``, ``sequences`` with their ``fill`` in [0, 1] where
-        rows are packed, ``guarded`` with the ladder of shares by source where there is a guard,
+        ``stages`` by name: ``steps``, ``passes``, ``sequences`` and their ``fill`` in [0, 1] if
+        rows are packed, ``guarded`` with the ladder of shares by source if there is a guard,
         ``mixture`` by source with ``asked``, ``rows``, ``samples``, ``tokens`` and
-        ``target_tokens``; ``sources`` by name: ``path``, all that ``IntakeReport`` counts,
+        ``target_tokens``; ``sources`` by name: ``path``, all counts of ``IntakeReport``,
         ``held_out``, ``lengths`` in tokens; and ``samples`` in pieces.
     """
     modules = [m for m in data.stage_modules if stage in (None, m.plan.name)]
     loaded = data.corpus.loaded
     num_tokens = {name: source.num_tokens for name, source in loaded.items()}
     num_target_tokens = {name: source.num_target_tokens for name, source in loaded.items()}
-    nothing = {"samples": 0, "tokens": 0, "target_tokens": 0}  # the stage ends before its first row
+    nothing = {"samples": 0, "tokens": 0, "target_tokens": 0}  # if a stage ends before its rows
     stages: dict[str, dict[str, Any]] = {}
     for module in modules:
         plan = module.plan
@@ -140,7 +140,7 @@ def _different_rows(plan: StagePlan) -> dict[str, int]:
 
 
 def _samples(data: StagedDataModule, plan: StagePlan, count: int) -> Iterable[dict[str, Any]]:
-    """Yield the first rows of every source in the order of training."""
+    """Yield the first rows of every source, in training order."""
     taken: dict[str, list[RowRef]] = {}
     for ref in (ref for window in plan.passes[0] for refs in window for ref in refs):
         taken.setdefault(ref.source, [])
@@ -158,7 +158,7 @@ def _samples(data: StagedDataModule, plan: StagePlan, count: int) -> Iterable[di
 
 
 def pieces(row: TokenizedRow, renderer: Renderer) -> list[dict[str, Any]]:
-    """Return a row as runs of like tokens: ``text``, ``tokens``, ``trained``, ``special``."""
+    """Split a row where tokens change kind: ``text``, ``tokens``, ``trained``, ``special``."""
     tokenizer = renderer.tokenizer
     special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
     # The first token has no predecessor, so it is never trained.
@@ -175,12 +175,12 @@ def pieces(row: TokenizedRow, renderer: Renderer) -> list[dict[str, Any]]:
 
 
 def inspection_text(found: Mapping[str, Any], *, color: bool) -> str:
-    """Return an inspection for people.
+    """Return an inspection as text.
 
     Args:
-        found: What ``inspection`` returns.
-        color: Show trained tokens in green and special ones dim, by ANSI codes; otherwise trained
-            text is between ⟦ and ⟧.
+        found: The result of ``inspection``.
+        color: Show trained tokens green and special ones dim, with ANSI codes; otherwise put
+            trained text between ⟦ and ⟧.
     """
     blocks = [_stage_table(found["stages"]), _source_table(found["sources"])]
     blocks += [_histogram(name, source["lengths"]) for name, source in found["sources"].items()]
@@ -188,8 +188,8 @@ def inspection_text(found: Mapping[str, Any], *, color: bool) -> str:
     return "\n\n".join(blocks)
 
 
-def _shown(text: str) -> str:
-    """Return a row's text without what would steer the terminal: ``ESC [ 2 J`` clears it."""
+def _escape_controls(text: str) -> str:
+    """Escape control characters, with which a row could, say, clear the terminal (``ESC [2J``)."""
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
@@ -237,17 +237,17 @@ def _stage_table(stages: Mapping[str, Any]) -> str:
         if "fill" in stage
     ]
     guarded = [
-        f"{name}: a guard steers what is replayed of {source}: {', '.join(shares)}"
+        f"{name}: a guard chooses the replay share of {source}: {', '.join(shares)}"
         for name, stage in stages.items()
         for source, shares in stage.get("guarded", {}).items()
     ]
     return "\n".join([format_table(header, rows), *packed, *guarded])
 
 
-def _share(asked: Any) -> str:
-    if isinstance(asked, Mapping):
-        return " ".join(f"{amount:,} {unit}" for unit, amount in asked.items())
-    return str(asked)
+def _share(requested: Any) -> str:
+    if isinstance(requested, Mapping):
+        return " ".join(f"{amount:,} {unit}" for unit, amount in requested.items())
+    return str(requested)
 
 
 def _source_table(sources: Mapping[str, Any]) -> str:
@@ -261,12 +261,12 @@ def _source_table(sources: Mapping[str, Any]) -> str:
         rows.append(
             [name, *(f"{value:,}" for value in counts), *(f"{value:,.0f}" for value in spread)]
         )
-        reasons += [f"{name}: {line}" for line in _account(source)]
+        reasons += [f"{name}: {line}" for line in _reasons(source)]
     return "\n".join([format_table(header, rows), *reasons])
 
 
-def _account(source: Mapping[str, Any]) -> list[str]:
-    """Return a line for every reason a row was left out or repaired, with an example."""
+def _reasons(source: Mapping[str, Any]) -> list[str]:
+    """Return a line per reason for leaving out or repairing rows, each with an example."""
     file = Path(source["path"]).name
 
     def example(place: str) -> str:
@@ -274,21 +274,21 @@ def _account(source: Mapping[str, Any]) -> list[str]:
 
     counted = [("left out", source["dropped"]), ("repaired", source["repaired"])]
     lines = [
-        f"{count:,} {what}: {_shown(reason)} ({example(source['examples'][reason])})"
+        f"{count:,} {what}: {_escape_controls(reason)} ({example(source['examples'][reason])})"
         for what, counts in counted
         for reason, count in counts.items()
     ]
     if source["duplicates"]:
         lines.append(f"{source['duplicates']:,} rows repeat another row")
     for benchmark, count in source["contaminated"].items():
-        lines.append(f"{count:,} rows hold items of {benchmark}, or 13 words of one:")
+        lines.append(f"{count:,} rows contain items of {benchmark}, or 13 words of one:")
         found = (row for row in source["contaminated_rows"] if f": {benchmark} " in row)
         lines += [f"  {row}" for row in islice(found, _MAX_CONTAMINATED)]
     return lines
 
 
 def _histogram(name: str, lengths: Sequence[int]) -> str:
-    """Return bars of how many rows are how long, in tokens."""
+    """Return a histogram of row lengths in tokens."""
     first = lengths[0]
     width = (lengths[-1] - first) // _NUM_BINS + 1
     counts = Counter((length - first) // width for length in lengths)
@@ -313,14 +313,14 @@ def _sample(sample: Mapping[str, Any], color: bool) -> str:
         return head + "\n" + "".join(_colored(part) for part in parts)
     body = ""
     for is_trained, group in groupby(parts, key=lambda part: part["trained"]):
-        text = _shown("".join(part["text"] for part in group))
+        text = _escape_controls("".join(part["text"] for part in group))
         body += f"⟦{text}⟧" if is_trained else text
     return f"{head}\n{body}"
 
 
 def _colored(part: Mapping[str, Any]) -> str:
     codes = (_TRAINED if part["trained"] else "") + (_SPECIAL if part["special"] else "")
-    # A line break that is trained is shown as one: at a line's end colour cannot be seen.
-    text = _shown(part["text"])
+    # A trained line break gets a visible mark: colour does not show at the end of a line.
+    text = _escape_controls(part["text"])
     text = text.replace("\n", "↵\n") if part["trained"] else text
     return f"{codes}{text}{_PLAIN}" if codes else text

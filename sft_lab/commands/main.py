@@ -1,4 +1,4 @@
-"""The command line: ``python -m sft_lab`` and ``sft-lab``; a module per command, loaded lazily."""
+"""Run the command line, ``python -m sft_lab`` or ``sft-lab``; commands are imported lazily."""
 
 import os
 import signal
@@ -11,18 +11,18 @@ from typing import NoReturn
 from sft_lab.errors import BusyError, Interrupted, RequestError, nearest
 
 COMMANDS = {
-    "fit": "train through the stages of a strategy, measuring abilities on the way",
+    "fit": "train through the stages of a strategy and measure abilities along the way",
     "validate": "score a checkpoint (--ckpt_path), or the bare base",
     "test": "the same as validate",
-    "inspect": "show what a config trains on, to the sample; loads no model",
-    "score": "grade completions of any model; loads none",
+    "inspect": "show what a config trains on, down to the sample; loads no model",
+    "score": "grade completions of any model from a file; loads no model",
     "compare": "compare abilities of runs at every stage boundary, with paired tests",
     "study": "run a grid of runs that answers a question, on Ray; resumable",
     "report": "write a study as a page with figures and findings",
     "represent": "draw hidden states of a run's sources, before and after training",
     "export": "write a checkpoint as a PEFT adapter or a merged model",
     "doctor": "show what this machine has",
-    "world": "build the embedded world",
+    "world": "build the embedded world from scratch",
 }
 _HELP = """usage: sft-lab COMMAND [--help] ...
 
@@ -32,7 +32,7 @@ commands:
 {commands}
 
 Runs take a config: sft-lab fit --config configs/world/dmt.yaml
-  fit --plan              say what the run costs, and train nothing
+  fit --plan              estimate what the run costs and train nothing
   fit --ckpt_path last    resume the newest unfinished run of this config
   fit --from RUN@STAGE    start a new run from the end of another run's stage"""
 
@@ -41,11 +41,11 @@ def main(arguments: list[str] | None = None) -> int:
     """Run a command of the lab.
 
     Args:
-        arguments: The command and its arguments; those of the process by default.
+        arguments: The command and its arguments; default: ``sys.argv[1:]``.
 
     Returns:
         The exit code: 0 done, 1 the run failed, 2 the request was wrong, 75 another process holds
-        what is asked for, 130 and 143 after signals.
+        the run or study, 130 and 143 after signals.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     _quiet_libraries()
@@ -70,12 +70,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\nStopped by {stop}.{_how_to_resume(command, rest)}", file=sys.stderr)
         return stop.exit_code
     except BrokenPipeError:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the interpreter's own flush at exit
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it at exit
         return 1
 
 
 def help_text() -> str:
-    """Return the help of the whole command line."""
+    """Return the help text of the command line."""
     width = max(map(len, COMMANDS))
     lines = (f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     return _HELP.format(commands="\n".join(lines))
@@ -86,7 +86,7 @@ def _refuse(command: str) -> NoReturn:
         raise RequestError(f"sft-lab needs a command: {', '.join(COMMANDS)}; see sft-lab --help.")
     raise RequestError(
         f"unknown command {command!r}{nearest(command, COMMANDS)}; the commands are "
-        f"{', '.join(COMMANDS)}; see sft-lab --help."
+        f"{', '.join(COMMANDS)}. See sft-lab --help."
     )
 
 
@@ -99,12 +99,12 @@ def _how_to_resume(command: str, arguments: list[str]) -> str:
 
 
 def _quiet_libraries() -> None:
-    """Keep libraries' progress bars and advice off the terminal; show text of any encoding."""
+    """Silence libraries' progress bars and advice, and escape text that stdout cannot encode."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # rows may hold what an ASCII terminal cannot show
+        if isinstance(stream, TextIOWrapper):  # rows may contain what an ASCII terminal cannot show
             stream.reconfigure(errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""``fit --plan``: say what a run will cost, having checked its config as ``fit`` does."""
+"""``fit --plan``: check a config as ``fit`` does and estimate what the run will cost."""
 
 import argparse
 import json
@@ -16,14 +16,14 @@ from sft_lab.runs.machine import Machine, this_machine
 from sft_lab.runs.store import RunStore
 from sft_lab.terminal import format_table
 
-_UNKNOWN = "no earlier run of this base here; --measure times it"
+_UNKNOWN = "no earlier run of this base on this machine; --measure loads the model and times it"
 
 
 def plan_fit(arguments: list[str]) -> str:
     """Return what a run will cost, as text or JSON.
 
     Args:
-        arguments: Those of ``fit``, with ``--plan``; ``--measure`` loads the model and times it.
+        arguments: Arguments of ``fit`` with ``--plan``; ``--measure`` loads the model and times it.
 
     Raises:
         RequestError: If ``fit`` would refuse the request.
@@ -44,11 +44,11 @@ def plan_fit(arguments: list[str]) -> str:
 
 
 def planned_cost(config: RunConfig, *, measure: bool = False) -> RunCost:
-    """Return what a run will cost; nothing is trained and nothing recorded.
+    """Return what a run will cost, without training or recording anything.
 
     Args:
         config: The run's config.
-        measure: Load the model and time it, instead of relying on earlier runs.
+        measure: Load the model and time it instead of relying on earlier runs.
     """
     settings = config.model_settings
     if measure:
@@ -95,7 +95,7 @@ def plan_json(cost: RunCost, machine: Machine) -> dict[str, Any]:
 
 
 def plan_text(cost: RunCost, machine: Machine) -> str:
-    """Return a run's cost for people."""
+    """Return a run's cost as text."""
     header = ["stage", "steps", "passes", "samples", "tokens", "trained"]
     rows = [
         [name, *(f"{n:,}" for n in (s.steps, s.passes, s.samples, s.tokens, s.target_tokens))]
@@ -159,5 +159,5 @@ def _time_text(cost: RunCost) -> str:
     )
     return (
         f"{duration.total:,.1f} minutes: training {duration.training:,.1f}, {evaluation}; "
-        f"known from {duration.source}"
+        f"estimated from {duration.source}"
     )

@@ -1,4 +1,4 @@
-"""``score``: grade completions of any model from a file; no model is loaded."""
+"""``score``: grade completions of any model from a file, without loading a model."""
 
 import json
 from pathlib import Path
@@ -23,12 +23,12 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--out", type=Path, metavar="O", help="write one JSON row per completion")
     add_json(parser)
-    parser.add_argument("--model", metavar="M", help="mt_bench: whose judgements, of several")
+    parser.add_argument("--model", metavar="M", help="mt_bench: the model, if the file has several")
     parser.add_argument(
         "--sandbox",
         default="isolated",
         metavar="L",
-        help="for generated code: isolated, isolated_or_limited, limited; default: %(default)s",
+        help="for generated code: isolated, isolated_or_limited or limited; default: %(default)s",
     )
     options = parser.parse_args(arguments)
 

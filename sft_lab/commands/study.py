@@ -1,4 +1,4 @@
-"""``study``: run a grid of runs that answers a question, plan it, or print its commands."""
+"""``study``: run, plan or print the grid of runs that answers a question."""
 
 import json
 import sys
@@ -8,22 +8,24 @@ from sft_lab.errors import RequestError
 
 
 def main(arguments: list[str]) -> int:
-    """Run what is missing of a study; 1 where a run has failed."""
+    """Run the missing runs of a study; return 1 if a run has failed."""
     parser = command_parser(
         "study",
         usage="sft-lab study --config S [--KEY VALUE ...] [--plan | --print] [--address A] "
         "[--json]",
     )
-    parser.add_argument("--address", metavar="A", help="a Ray cluster; default: one of its own")
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--plan", action="store_true", help="say what would run, and run nothing")
-    what.add_argument(
+    parser.add_argument(
+        "--address", metavar="A", help="a running Ray cluster; default: start one on this machine"
+    )
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--plan", action="store_true", help="estimate the cost and run nothing")
+    mode.add_argument(
         "--print", action="store_true", help="print one command per run, for Slurm and others"
     )
     add_json(parser)
     options, rest = parser.parse_known_args(arguments)
     if options.print and options.json:
-        raise RequestError("--print writes commands for a shell, not JSON; leave out one of them.")
+        raise RequestError("--print prints shell commands, not JSON; leave out --print or --json.")
 
     from sft_lab.study.outcome import outcome_json, outcome_table
     from sft_lab.study.plan import plan_table, study_plan

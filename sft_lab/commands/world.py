@@ -1,4 +1,4 @@
-"""``world build``: make the embedded world from nothing."""
+"""``world build``: build the embedded world from scratch."""
 
 from pathlib import Path
 
@@ -7,16 +7,16 @@ from sft_lab.paths import make_folder
 
 
 def main(arguments: list[str]) -> int:
-    """Build sources, benchmarks, tokenizer and base into a folder."""
+    """Build sources, benchmarks, tokenizer and base in a folder."""
     parser = command_parser("world")
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     action = actions.add_parser(
-        "build", help="sources, benchmarks, tokenizer and base from nothing"
+        "build", help="build sources, benchmarks, tokenizer and base from scratch"
     )
     action.add_argument("--out", type=Path, required=True, metavar="D", help="the folder to fill")
-    action.add_argument("--seed", type=int, help="default: that of the shipped world")
+    action.add_argument("--seed", type=int, help="default: the shipped world's")
     action.add_argument(
-        "--tokens", type=int, help="pretraining budget; default: that of the shipped world"
+        "--tokens", type=int, help="pretraining budget; default: the shipped world's"
     )
     options = parser.parse_args(arguments)
 

@@ -1,4 +1,4 @@
-"""A study as its config writes it: questions, their arms, and the cells that come of them."""
+"""Define a study: its questions, their arms, and the cells that these expand to."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -14,11 +14,11 @@ Kind = Literal["single", "mixed", "ratio", "strategies", "grid"]
 
 @dataclass(frozen=True)
 class Axis:
-    """Values that config keys take one after the other.
+    """One dimension of a grid: values that config keys take in turn.
 
     Args:
         values: The values.
-        keys: Dotted keys of a run's config, which all take the same value.
+        keys: Dotted keys of a run's config; all are set to the same value.
     """
 
     values: list[Scalar]
@@ -27,12 +27,12 @@ class Axis:
 
 @dataclass(frozen=True)
 class Search:
-    """Looks for the smallest value of an arm's axis that keeps abilities, instead of trying all.
+    """Search for the smallest value of an arm's axis that keeps abilities, instead of trying all.
 
     Args:
-        axis: The axis, whose values ascend.
-        retention: The least retention of each ability, in (0, 1], by metric key.
-        confidence: How sure it must be, in (0.5, 1).
+        axis: The axis to search; its values must ascend.
+        retention: Minimum retention of each ability, in (0, 1], by metric key.
+        confidence: Required confidence, in (0.5, 1).
     """
 
     axis: str
@@ -45,12 +45,12 @@ class Arm:
     """Runs of one strategy.
 
     Args:
-        config: A strategy's file, by its name in the study's ``strategies``, or a path.
-        also: Config files laid over it.
-        set: Values by dotted key, as overrides; as text, as a command line holds them.
+        config: The strategy's file: a name in the study's ``strategies`` folder, or a path.
+        also: Config files merged over it.
+        set: Overrides by dotted key, as text, the way a command line holds them.
         grid: Axes by name; with several, every combination is a run.
-        seeds: ``seed_everything`` of its runs; the question's where not given.
-        search: Tries only the values of an axis that it needs.
+        seeds: ``seed_everything`` of its runs; default: the question's.
+        search: Run only the values of an axis that a search needs.
     """
 
     config: str
@@ -63,13 +63,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class QuestionDesign:
-    """One question.
+    """One question of a study.
 
     Args:
         title: One line.
-        arms: What is compared, by name.
-        design: How it is drawn and read, see ``study_results.Question``.
-        seeds: Of its runs; the study's where not given.
+        arms: Arms to compare, by name.
+        design: How the report draws and interprets it, see ``study_results.Question``.
+        seeds: ``seed_everything`` of its runs; default: the study's.
     """
 
     title: str
@@ -80,12 +80,12 @@ class QuestionDesign:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one run takes.
+    """Resources that one run needs.
 
     Args:
-        cpus: CPU cores, and threads that it computes with.
+        cpus: CPU cores, and the number of threads it computes with.
         gpus: GPUs; 0.5 lets two runs share one.
-        memory_gb: Main memory in GB; not counted where not given.
+        memory_gb: Main memory in GB; null reserves none.
     """
 
     cpus: int = 1
@@ -109,17 +109,17 @@ class StudyDesign:
     """A study.
 
     Args:
-        name: Its name, under which it is found again.
+        name: The study's name; ``report`` finds it by this name.
         strategies: Folder of a base's strategies, such as ``configs/world``.
         questions: Questions by name.
         seeds: ``seed_everything`` of every run.
         fractions: Amounts that questions refer to as ``${fractions}``.
         shares: Replay shares that questions refer to as ``${shares}``.
-        retention: Least retentions that questions refer to as ``${retention}``.
-        set: Values by dotted key, of every run, as an arm's.
-        resources: What one run takes.
-        attempts: How often a run that crashes is begun or gone on with.
-        report: What its report shows besides the sections that every report has.
+        retention: Minimum retentions that questions refer to as ``${retention}``.
+        set: Overrides by dotted key, for every run; an arm's win.
+        resources: Resources that one run needs.
+        attempts: How many times to start or resume a run that crashes.
+        report: Sections that the report shows in addition to the standard ones.
     """
 
     name: str
@@ -140,7 +140,7 @@ STUDY_KEYS = tuple(StudyDesign.__dataclass_fields__)
 
 @dataclass(frozen=True)
 class CellSpec:
-    """One run of a study: its place in the grid, and its config.
+    """One cell of a study: its place in the grid, and its config.
 
     Attributes:
         question: The question's name.
@@ -148,7 +148,7 @@ class CellSpec:
         axis: Its values by axis name, as text.
         seed: ``seed_everything``.
         files: Its config files, in the order of merging.
-        overrides: Values by dotted key, which win.
+        overrides: Values by dotted key, merged last.
     """
 
     question: str
@@ -160,7 +160,7 @@ class CellSpec:
 
     @property
     def name(self) -> str:
-        """Its name, and that of the run in MLflow that it is the first to need.
+        """The cell's name, and the MLflow name of the run, if this is the run's first cell.
 
         >>> CellSpec("rq4", "dmt", {"k": "1/64"}, 0, (), {}).name
         'rq4 dmt k=1/64 seed 0'
@@ -170,10 +170,10 @@ class CellSpec:
 
 
 def cells(design: StudyDesign) -> list[CellSpec]:
-    """Return every cell that is known beforehand: none of arms that search.
+    """Return every cell that is known in advance, so none of arms that search.
 
     Raises:
-        RequestError: If there is no file of a strategy's name.
+        RequestError: If a strategy's file does not exist.
     """
     return [
         cell
@@ -191,7 +191,7 @@ def arm_cells(
     arm: Arm,
     seeds: Sequence[int] | None = None,
 ) -> list[CellSpec]:
-    """Return the cells of one arm: every combination of its axes' values, under every seed."""
+    """Return the cells of one arm: every combination of its axes' values, with every seed."""
     files = [_file(design, file) for file in (arm.config, *arm.also)]
     fixed = {**design.set, **arm.set}
     found: list[CellSpec] = []

@@ -1,4 +1,4 @@
-"""Digests of what a config only names: the base's files, and classes of the user's own."""
+"""Digests of what a config only names: the base's files, the user's classes, the lab's code."""
 
 import contextlib
 import hashlib
@@ -12,19 +12,24 @@ from typing import Any
 
 from sft_lab.paths import cache_dir, is_hub_name, package_dir, resolve
 
-_LARGE = 2**26  # bytes; above it, a digest is worth keeping
+_LARGE = 2**26  # bytes; from this size on, a digest is worth caching
 _IN_CODE_DIGEST = ("sft_lab", "callbacks")
 
 
+def json_digest(content: Any) -> str:
+    """Return the SHA-256 of content as JSON with sorted keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
 def base_digest(base: str) -> str:
-    """Return what a base's weights and tokenizer are known by.
+    """Return an identifier of a base's weights and tokenizer.
 
     Args:
         base: A folder, ``world://base`` or a hub name.
 
     Returns:
-        A SHA-256 over the files of a folder; of a hub name, with the commit that lies in the cache,
-        or the name alone where none does.
+        For a folder, a SHA-256 over its files; for a hub name, ``NAME@COMMIT`` with the cached
+        commit, or ``NAME@unknown`` if nothing is cached.
     """
     path = resolve(base)
     if is_hub_name(path):
@@ -37,10 +42,10 @@ def base_digest(base: str) -> str:
 
 
 def _commit(name: str) -> str:
-    """Return the commit of a hub name's main branch in the cache; "unknown" where it has none."""
+    """Return the cached commit of a hub name's main branch, or "unknown"."""
     from huggingface_hub import try_to_load_from_cache
 
-    # The tokenizer's has been looked at last, for the plan itself.
+    # Planning has just loaded the tokenizer, so its entry is the most recent.
     for file in ("tokenizer_config.json", "config.json"):
         found = try_to_load_from_cache(name, file)
         if isinstance(found, str):
@@ -49,7 +54,7 @@ def _commit(name: str) -> str:
 
 
 def file_digest(file: Path) -> str:
-    """Return the SHA-256 of a file; of a large one kept, by its path, size and time of change."""
+    """Return the SHA-256 of a file; a large file's is cached by path, size and mtime."""
     state = file.stat()
     key = hashlib.sha256(f"{file.resolve()}\0{state.st_size}\0{state.st_mtime_ns}".encode())
     kept = cache_dir() / "files" / key.hexdigest()
@@ -59,17 +64,17 @@ def file_digest(file: Path) -> str:
     with file.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha256").hexdigest()
     if is_large:
-        with contextlib.suppress(OSError):  # it is found anew the next time
+        with contextlib.suppress(OSError):  # without the cache it is computed again next time
             kept.parent.mkdir(parents=True, exist_ok=True)
             kept.write_text(digest)
     return digest
 
 
 def class_digests(config: Any) -> dict[str, list[str]]:
-    """Return, by ``class_path``, the SHA-256 of the files that define a class and what it extends.
+    """Return, by ``class_path``, the SHA-256 of the files that define a class and its bases.
 
-    Classes of the lab are left out, whose code has a digest of its own. What such a file imports
-    is not looked at.
+    The lab's own classes are left out: ``code_digest`` covers them. Modules that these files
+    import are ignored.
     """
     return {
         path: [hashlib.sha256(file.read_bytes()).hexdigest() for file in _files(path)]
@@ -94,31 +99,31 @@ def _files(path: str) -> list[Path]:
     try:
         named = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError):
-        return []  # as a bare name, which the parser knows and which stands in the config
+        return []  # a bare name: the parser knows it, and it is part of the config
     sources: set[str] = set()
-    for one in inspect.getmro(named) if inspect.isclass(named) else (named,):
+    for defined in inspect.getmro(named) if inspect.isclass(named) else (named,):
         with contextlib.suppress(TypeError):  # built in
-            sources.add(inspect.getsourcefile(one) or "")
+            sources.add(inspect.getsourcefile(defined) or "")
     return sorted(Path(source) for source in sources if Path(source).is_file())
 
 
 _WITHOUT_EFFECT = ("analysis", "callbacks", "commands", "cost", "report", "study")
-"""Folders of the package that change no run; callbacks, a link, are added by themselves."""
+"""Folders of the package that change no run; ``callbacks`` is a link, hashed separately."""
 
 _PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes")
 
 
 def code_digest() -> str:
-    """Return the digest of the code as it lies on the disk now, and of what it stands on.
+    """Return a digest of the code now on disk, and of the versions of the packages it builds on.
 
-    It holds every module but those of rooms that only plan, compare and draw runs.
+    Modules that only plan, compare and draw runs are left out.
     """
     folders = (package_dir(), package_dir() / "callbacks")
     found = hashlib.sha256()
     for folder in folders:
         for file in sorted(folder.rglob("*.py")):
-            place = file.relative_to(folder)
-            if place.parts[0] not in _WITHOUT_EFFECT:
-                found.update(f"{folder.name}/{place}\0".encode() + file.read_bytes() + b"\0")
+            path = file.relative_to(folder)
+            if path.parts[0] not in _WITHOUT_EFFECT:
+                found.update(f"{folder.name}/{path}\0".encode() + file.read_bytes() + b"\0")
     found.update(json.dumps({name: version(name) for name in _PACKAGES}).encode())
     return found.hexdigest()

@@ -1,4 +1,4 @@
-"""Where jobs run: on a Ray cluster, embedded in this process or named by its address."""
+"""Run jobs on a Ray cluster, either embedded in this process or given by its address."""
 
 import contextlib
 import logging
@@ -15,21 +15,21 @@ from sft_lab.study.job import Ended, Job, run_job
 
 
 class Executor(Protocol):
-    """Runs jobs, as many at a time as there is room for."""
+    """Runs jobs, as many at a time as the resources allow."""
 
     def submit(self, job: Job) -> None:
-        """Take a job; those that came first begin first."""
+        """Queue a job; jobs start in the order of submission."""
 
     def wait(self, timeout_s: float) -> Sequence[Ended]:
-        """Return the jobs that have ended since, after some seconds at the latest."""
+        """Return the jobs that have ended since the last call; wait no longer than the timeout."""
 
     def stop(self) -> None:
-        """Stop what runs, each run with a checkpoint, and give everything back."""
+        """Stop all running jobs, each after saving a checkpoint, and release the resources."""
 
 
 @contextlib.contextmanager
 def signals_held_back() -> Iterator[None]:
-    """Raise ``Interrupted`` behind the block: inside Ray's compiled code an exception is lost."""
+    """Raise ``Interrupted`` only after the block: Ray's compiled code would swallow it."""
     caught: list[int] = []
     handlers = {
         number: signal.signal(number, lambda number, frame: caught.append(number))
@@ -44,8 +44,8 @@ def signals_held_back() -> Iterator[None]:
         raise Interrupted(caught[0])
 
 
-def _look_for(address: str | None) -> None:
-    """Look whether anything listens at ``HOST:PORT``: Ray itself would try for minutes.
+def _check_listening(address: str | None) -> None:
+    """Check up front that something listens at ``HOST:PORT``: Ray would retry for minutes.
 
     Raises:
         OSError: If nothing does.
@@ -56,12 +56,12 @@ def _look_for(address: str | None) -> None:
 
 
 class RayExecutor:
-    """Runs jobs as tasks of Ray, which the first of them starts.
+    """Runs jobs as Ray tasks; the first job connects to Ray or starts it.
 
     Args:
-        resources: What each job takes.
-        address: A running cluster, ``auto`` for that of this machine; by default one is started
-            for this process, over all cores and GPUs of the machine.
+        resources: Resources that each job needs.
+        address: A running cluster, or ``auto`` for this machine's; by default, one is started for
+            this process with all cores and GPUs of the machine.
     """
 
     def __init__(self, resources: Resources, address: str | None = None) -> None:
@@ -73,16 +73,16 @@ class RayExecutor:
 
     def _start(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # By default Ray runs its workers as nice as can be, behind all else on the machine.
+        # By default Ray gives its workers a lower priority than anything else on the machine.
         os.environ.setdefault("RAY_worker_niceness", "0")
-        # What Ray will do by itself in a release to come, and says so each time until then.
+        # The default of a future Ray release; until it is set, Ray warns at every start.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
             import ray
         except ImportError as fault:
             raise RequestError(
                 "study runs on Ray, which is not installed: pip install 'sft_lab[study]'; "
-                "or take --print, and run the commands elsewhere."
+                "or use --print and run the commands yourself."
             ) from fault
         quiet: dict[str, Any] = {
             "log_to_driver": False,
@@ -91,16 +91,16 @@ class RayExecutor:
         if self.address is None:
             quiet |= {"include_dashboard": False, "object_store_memory": 100 * 1024**2}
         try:
-            _look_for(self.address)
+            _check_listening(self.address)
             ray.init(address=self.address or "local", **quiet)
         except (OSError, RuntimeError, ValueError) as fault:
             raise RequestError(
                 f"--address {self.address}: no Ray cluster answers ({str(fault).splitlines()[0]}). "
-                "Start one (ray start --head), or leave --address out. Where ~/.ray/auth_token is, "
-                "ray start asks for it: set RAY_AUTH_MODE=token here and on every machine."
+                "Start one (ray start --head), or leave --address out. With ~/.ray/auth_token, "
+                "the cluster asks for a token: set RAY_AUTH_MODE=token here and on every machine."
             ) from fault
         self._ray = ray
-        self._check()
+        self._check_resources()
         resources = self.resources
         wanted: dict[str, Any] = {"num_cpus": resources.cpus, "max_retries": 0}
         if resources.gpus:
@@ -109,7 +109,7 @@ class RayExecutor:
             wanted["memory"] = int(resources.memory_gb * 10**9)
         self._task = ray.remote(**wanted)(run_job)
 
-    def _check(self) -> None:
+    def _check_resources(self) -> None:
         resources = self.resources
         nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
         wanted = {
@@ -120,17 +120,17 @@ class RayExecutor:
         if not any(all(node.get(k, 0) >= v for k, v in wanted.items()) for node in nodes):
             self._ray.shutdown()
             raise RequestError(
-                f"resources: a run takes {resources.cpus} cores, {resources.gpus} GPUs and "
+                f"resources: a run needs {resources.cpus} cores, {resources.gpus} GPUs and "
                 f"{resources.memory_gb or 0} GB, which no machine of the cluster has; "
                 "lower resources.cpus, resources.gpus or resources.memory_gb."
             )
 
     def submit(self, job: Job) -> None:
-        """Take a job.
+        """Queue a job.
 
         Raises:
-            RequestError: If Ray is not installed, or no cluster answers, or none of its machines
-                has what a job takes.
+            RequestError: If Ray is not installed, no cluster answers, or none of its machines has
+                the resources that a job needs.
         """
         if self._task is None:
             self._start()
@@ -138,7 +138,7 @@ class RayExecutor:
             self._jobs[self._task.options(name=job.name).remote(job)] = job
 
     def wait(self, timeout_s: float) -> Sequence[Ended]:
-        """Return the jobs that have ended since."""
+        """Return the jobs that have ended since the last call."""
         if not self._jobs:
             time.sleep(timeout_s)
             return []
@@ -154,21 +154,21 @@ class RayExecutor:
             result: Ended = self._ray.get(ref)
             return result
         except exceptions.RayTaskError as fault:
-            # Of our own function: a store that is gone, a folder that is not shared.
+            # Raised by our own function: the store is gone, or a folder is not shared.
             return Ended(job.digest, 1, None, str(fault).strip().splitlines()[-1])
         except exceptions.RayError as fault:
-            # Ray goes on with where its own logs are.
+            # The rest of Ray's message only points to its own logs.
             return Ended(job.digest, None, None, str(fault).strip().splitlines()[0].split(". ")[0])
 
     def stop(self) -> None:
-        """Stop what runs."""
+        """Stop all running jobs and disconnect from Ray."""
         if self._ray is not None:
             with signals_held_back():
                 self._stop()
 
     def _stop(self) -> None:
         for ref in self._jobs:
-            # As Ctrl-C in the task, which tells its process to stop and waits for it.
+            # Acts like Ctrl-C in the task, which then stops its `fit` process and waits for it.
             self._ray.cancel(ref, force=False)
         if self._jobs:
             self._ray.wait(list(self._jobs), num_returns=len(self._jobs), timeout=150)

@@ -1,4 +1,4 @@
-"""The smallest share that keeps abilities, by halving the candidates instead of trying them all."""
+"""Find the smallest share that keeps abilities by binary search instead of trying them all."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,13 +24,14 @@ class Trial:
 
 @dataclass(frozen=True)
 class Found:
-    """What a search has come to.
+    """The result of a search.
 
     Attributes:
-        value: The smallest value that was shown to keep every ability; None where none was.
-        retained: What was found of each value that was tried, in order of trial.
-        trials: Runs that it took.
-        seeds: Seeds that it had; of one, retained hold over items only, not for another seed.
+        value: The smallest value that was shown to keep every ability; None if none was.
+        retained: The conclusion about each value that was tried, in order of trial.
+        trials: Number of runs it took.
+        seeds: Number of seeds available; with one, conclusions generalize over items only, not to
+            another seed.
     """
 
     value: str | None
@@ -39,39 +40,40 @@ class Found:
     seeds: int
 
 
-def judge(
+def assess(
     marks: Mapping[str, tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]]],
     retention: Mapping[str, float],
     confidence: float,
     num_seeds: int,
 ) -> Retained:
-    """Say whether runs keep every ability: its score at the end over its best one before.
+    """Test whether the runs of a grid value retain every ability.
 
-    The verdict is about a value of the grid. Every ability's retention must be shown to be at
-    least its limit, each at the confidence asked for: that all are is then as sure. That one is
-    below its limit must be shown at a confidence corrected for their number. Seeds are added one
-    after the other, and what one more look may get wrong is shared among the looks (both
-    Bonferroni). Where there are several seeds, one alone shows nothing: how much they differ is not
-    known yet. Where there is one, what is shown holds over items only.
+    Retention is an ability's score at the end over its best score at an earlier boundary. "kept"
+    requires that every ability's retention is shown to be at least its limit, each at the given
+    confidence; the conjunction needs no correction. "not kept" requires that one is shown to be
+    below its limit, Bonferroni-corrected for the number of abilities. Seeds are added one at a
+    time, so the error probability is also split over the interim tests (Bonferroni). With several
+    seeds, the first alone is always inconclusive, because the spread between seeds is unknown.
+    With a single seed, the conclusion generalizes over items only.
 
-    Seeds and items are taken as crossed random effects; the test is Student's t with no more
-    degrees of freedom than seeds can give. It assumes that seeds scatter about normally. Where most
-    keep all and a few lose much, no test can tell from two or three.
+    Seeds and items are crossed random effects. The test is Student's t with at most one degree of
+    freedom per additional seed, and assumes roughly normal scatter between seeds: if most seeds
+    keep everything and a few lose much, two or three seeds cannot reveal it.
 
     Args:
         marks: Marks at the best boundary and at the end, each by seed, then item, by metric key.
-        retention: The least retention by metric key, in (0, 1].
+        retention: Minimum retention by metric key, in (0, 1].
         confidence: One-sided, in (0.5, 1).
-        num_seeds: Seeds that there are, those not yet run counted.
+        num_seeds: Number of seeds available, including those not yet run.
 
     >>> kept = [[1.0] * 40], [[1.0] * 40]
-    >>> judge({"math": kept}, {"math": 0.9}, 0.9, num_seeds=1)
+    >>> assess({"math": kept}, {"math": 0.9}, 0.9, num_seeds=1)
     'kept'
-    >>> judge({"math": kept}, {"math": 0.9}, 0.9, num_seeds=3)
+    >>> assess({"math": kept}, {"math": 0.9}, 0.9, num_seeds=3)
     'not shown'
     """
-    num_looks = max(num_seeds - 1, 1)
-    doubt = (1 - confidence) / num_looks
+    num_tests = max(num_seeds - 1, 1)
+    alpha = (1 - confidence) / num_tests
     all_kept = True
     for key, limit in retention.items():
         best, now = marks[key]
@@ -79,42 +81,42 @@ def judge(
             return "not shown"
         needed = [[limit * mark for mark in seed] for seed in best]
         value, p = _one_sided(needed, now)
-        if value < 0 and p < doubt / len(retention):
+        if value < 0 and p < alpha / len(retention):
             return "not kept"
-        all_kept = all_kept and value > 0 and p < doubt
+        all_kept = all_kept and value > 0 and p < alpha
     return "kept" if all_kept else "not shown"
 
 
 def _one_sided(
     before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]
 ) -> tuple[float, float]:
-    """Return the mean change of the same runs, and the chance of one so far on its side of 0."""
+    """Return the mean change of the same runs, and its one-sided p-value."""
     changes = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
     variance, df = crossed_variance(changes.mean(axis=0), [changes])
     if len(changes) == 1 or variance == 0:
         difference = paired_over_seeds(before, after, same_runs=True)
         return difference.value, difference.p / 2
     value = float(changes.mean())
-    # Satterthwaite's df are an estimate themselves, and with two seeds often far too many.
+    # Satterthwaite's df are themselves an estimate, often far too high with two seeds.
     return value, float(stats.t.sf(abs(value) / sqrt(variance), min(df, len(changes) - 1)))
 
 
 def search(
     values: Sequence[str],
     seeds: Sequence[int],
-    judged: Callable[[str, Sequence[int]], Retained | None],
+    conclude: Callable[[str, Sequence[int]], Retained | None],
 ) -> Trial | Found:
     """Return the next run that is needed, or the result.
 
-    The candidates are halved by the one in their middle, assuming that a larger share
-    keeps no less. Where a seed shows nothing, the next one is added; a value of which all seeds
-    together show nothing counts as one that does not keep. The search is stateless: the same
-    judgements give the same next run.
+    This is a binary search, which assumes that a larger share never keeps less. While a value is
+    inconclusive, another seed is added; if it stays inconclusive with all seeds, it counts as not
+    keeping. The function is stateless: the same conclusions give the same next step.
 
     Args:
         values: The candidates, ascending.
         seeds: Seeds, in the order in which they are added.
-        judged: Judges the runs of a value under some seeds; None while one of them is missing.
+        conclude: Returns the conclusion from the runs of a value with some seeds, or None while a
+            run is missing.
 
     >>> enough = {"0": "not kept", "1/64": "kept", "1/16": "kept", "1/4": "kept"}
     >>> search(list(enough), [0], lambda value, seeds: enough[value])
@@ -127,7 +129,7 @@ def search(
         value = values[(below + above) // 2]
         shown: Retained = "not shown"
         for count in range(1, len(seeds) + 1):
-            found = judged(value, seeds[:count])
+            found = conclude(value, seeds[:count])
             if found is None:
                 return Trial(value, seeds[count - 1])
             trials += 1

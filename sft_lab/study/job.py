@@ -1,4 +1,4 @@
-"""One run of a study on whatever machine it falls to: begun, gone on with, or found finished."""
+"""Run one job of a study on any machine: start it, resume it, or find it finished."""
 
 import ctypes
 import os
@@ -23,27 +23,27 @@ PARENT_TAG = "mlflow.parentRunId"
 REQUEST_WAS_WRONG, BUSY, OTHER_CODE = 2, os.EX_TEMPFAIL, os.EX_CONFIG
 _LINUX_PDEATHSIG = 1  # PR_SET_PDEATHSIG of linux/prctl.h
 _STOP_S = 120
-_HAS_OTHER_CODE = (
-    "{} has another code, or other versions of its packages, than the study was planned with; "
-    "put all machines on one, and start the study anew"
+_OTHER_CODE_REASON = (
+    "{} has different code or package versions than the study was planned with; "
+    "install the same on all machines and restart the study"
 )
 
 
 @dataclass(frozen=True)
 class Job:
-    """What a machine needs to know to fill a cell; paths are those of a shared file system.
+    """Everything a machine needs to train one run; paths are on a shared file system.
 
     Attributes:
-        digest: The run's digest, by which runs are found in the store.
-        code: Digest of the code that it was planned with, the only one that may run it.
+        digest: The run's digest, by which the store finds its runs.
+        code: Digest of the code the study was planned with; other code may not run the job.
         name: The run's name.
-        config: Its resolved config, with the name and tags that the run gets.
+        config: File of the resolved config, with the run's name and tags.
         fork: ``RUN_ID@STAGE`` to start from, or None.
         tracking_uri: The store.
         dirpath: Folder of checkpoints.
-        log: File for what ``fit`` prints; it is added to.
-        folder: The folder to work in.
-        environment: Environment variables beside those of the machine.
+        log: File to which the output of ``fit`` is appended.
+        folder: The working directory.
+        environment: Environment variables to set in addition to the machine's own.
     """
 
     digest: str
@@ -60,14 +60,14 @@ class Job:
 
 @dataclass(frozen=True)
 class Ended:
-    """How an attempt at a job ended.
+    """The result of one attempt at a job.
 
     Attributes:
         digest: The run's digest.
-        code: Exit code of ``fit``; ``BUSY`` where another process is at it, ``OTHER_CODE`` where
-            the machine may not run it, None where it was lost.
-        run_id: The finished run; None where there is none.
-        reason: Why there is none, in a line.
+        code: Exit code of ``fit``; ``BUSY`` if another process is training the run, ``OTHER_CODE``
+            if the machine's code differs, None if the machine was lost.
+        run_id: The finished run, or None.
+        reason: Why there is no finished run, in one line.
     """
 
     digest: str
@@ -82,20 +82,20 @@ def find_runs(store: RunStore, digest: str) -> list[Any]:
 
 
 def run_job(job: Job) -> Ended:
-    """Fill a cell in a process of its own, which stops when this one does."""
+    """Train the job's run in a subprocess, which stops when this process does."""
     os.chdir(job.folder)
     os.environ.update(job.environment)  # the store may need some of it too
     if code_digest() != job.code:
-        return Ended(job.digest, OTHER_CODE, None, _HAS_OTHER_CODE.format(socket.gethostname()))
+        return Ended(job.digest, OTHER_CODE, None, _OTHER_CODE_REASON.format(socket.gethostname()))
     try:
-        # Until `fit` has opened its run, nothing else tells another study that it is at work.
+        # Until `fit` has opened its run, only this lock shows other studies that it is in progress.
         with run_lock(job.dirpath / "cells" / job.digest, f"cell '{job.name}'"):
-            return _fill(job)
+            return _run(job)
     except BusyError as fault:
         return Ended(job.digest, BUSY, None, str(fault))
 
 
-def _fill(job: Job) -> Ended:
+def _run(job: Job) -> Ended:
     store = RunStore(job.tracking_uri)
     runs = find_runs(store, job.digest)
     finished = next((run for run in runs if run.info.status == "FINISHED"), None)
@@ -103,8 +103,8 @@ def _fill(job: Job) -> Ended:
         return Ended(job.digest, 0, finished.info.run_id)
     if running := [run.info.run_id for run in runs if run.info.status == "RUNNING"]:
         raise BusyError(
-            f"run {running[0][:8]} of this cell still runs, in another process; "
-            "stop it, or mark it killed in MLflow if its machine is gone"
+            f"run {running[0][:8]} of this cell is still running in another process; "
+            "stop it, or set its status to KILLED in MLflow if its machine is gone"
         )
     command = [sys.executable, "-m", "sft_lab", "fit", *fit_arguments(job, runs)]
     job.log.parent.mkdir(parents=True, exist_ok=True)
@@ -132,8 +132,8 @@ def _fill(job: Job) -> Ended:
     if code == 0 and done is not None:
         return Ended(job.digest, 0, done.info.run_id)
     if code == 0:
-        said = f"fit has ended, but {job.tracking_uri} holds no finished run of it"
-        return Ended(job.digest, REQUEST_WAS_WRONG, None, said)
+        reason = f"fit exited with 0, but {job.tracking_uri} holds no finished run of this cell"
+        return Ended(job.digest, REQUEST_WAS_WRONG, None, reason)
     return Ended(job.digest, code, None, _last_line(job.log, begin))
 
 
@@ -141,8 +141,8 @@ def fit_arguments(job: Job, runs: list[Any]) -> list[str]:
     """Return the arguments of ``fit``.
 
     Args:
-        job: What is asked for.
-        runs: Runs of it that have not finished, newest first: the newest is gone on with.
+        job: The job.
+        runs: Its unfinished runs, newest first; the newest one is resumed.
     """
     arguments = [f"--config={job.config}"]
     if runs:
@@ -152,14 +152,14 @@ def fit_arguments(job: Job, runs: list[Any]) -> list[str]:
 
 
 def _stop_with(parent: int) -> Any:
-    """Return what a child does at its start to be told to stop when its parent dies."""
+    """Return a ``preexec_fn`` that has the kernel stop the child when its parent dies."""
     if sys.platform != "linux":
         return None
     libc = ctypes.CDLL(None)
 
     def prepare() -> None:
         libc.prctl(_LINUX_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before it was asked
+        if os.getppid() != parent:  # the parent died before prctl took effect
             os._exit(143)
 
     return prepare

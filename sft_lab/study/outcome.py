@@ -1,4 +1,4 @@
-"""How a study ended, for people and as JSON."""
+"""Format the outcome of a study, as text and as JSON."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,13 +10,13 @@ from sft_lab.terminal import format_table
 
 
 class Outcome(NamedTuple):
-    """How a study ended.
+    """The outcome of a study.
 
     Attributes:
         name: The study's name.
-        run_id: Its run in MLflow.
+        run_id: The study's own run in MLflow.
         progress: The progress of every run, by digest.
-        searches: What searches have come to.
+        searches: The results of its searches.
     """
 
     name: str
@@ -26,12 +26,12 @@ class Outcome(NamedTuple):
 
     @property
     def is_complete(self) -> bool:
-        """Whether every run has finished."""
+        """True if every run has finished."""
         return all(p.state == "finished" for p in self.progress.values())
 
 
 def outcome_table(outcome: Outcome) -> str:
-    """Return how a study ended: counts, and every run that failed with its reason."""
+    """Return the number of finished runs, and every failed run with its reason."""
     states = [p.state for p in outcome.progress.values()]
     lines = [f"{states.count('finished')} of {len(states)} runs finished."]
     failed = [p for p in outcome.progress.values() if p.state == "failed"]
@@ -42,7 +42,7 @@ def outcome_table(outcome: Outcome) -> str:
 
 
 def outcome_json(outcome: Outcome) -> dict[str, Any]:
-    """Return how a study ended as plain values."""
+    """Return an outcome as plain values."""
     states = [p.state for p in outcome.progress.values()]
     return {
         "name": outcome.name,

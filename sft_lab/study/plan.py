@@ -1,4 +1,4 @@
-"""What a study will cost, before it is run."""
+"""Estimate what a study will cost before it runs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,37 +10,37 @@ from sft_lab.terminal import format_table
 
 
 def study_plan(study: Study) -> dict[str, Any]:
-    """Return every run with its steps and tokens, and the sums of what is left to train.
+    """Return every run with its steps and tokens, and the totals of what is left to train.
 
     Returns:
-        ``runs``, each with ``name``, ``cells``, ``state``, ``steps`` of the whole run,
-        ``steps_to_train`` behind its fork, ``samples``, ``tokens``, ``forked_from``, ``minutes``
-        behind its fork (None where no earlier run tells) and ``memory`` in bytes at its height;
-        ``cells``, how many they fill; ``finished``; ``steps_to_train``, ``steps_without_forks``
-        and ``minutes`` of all that is missing, one run after the other; ``searches`` with what each
-        may ask for besides, and ``minutes_at_most`` with that.
+        ``runs``, each with ``name``, ``cells``, ``digest``, ``state``, ``steps`` of the whole run,
+        ``steps_to_train`` after its fork, ``samples``, ``tokens``, ``forked_from``, ``minutes``
+        after its fork (None if no earlier run gives a speed) and peak ``memory`` in bytes;
+        ``cells``, the number of cells they fill; ``finished``; ``steps_to_train``,
+        ``steps_without_forks`` and ``minutes`` of all missing runs, trained sequentially;
+        ``searches`` with the most runs that each may add, and ``minutes_at_most`` including those.
     """
-    there = finished_runs(study)
+    finished = finished_runs(study)
     names = {run.digest: run.name for run in study.runs}
     runs: list[dict[str, Any]] = [
         {
             "name": run.name,
             "cells": [cell.name for cell in run.cells],
             "digest": run.digest,
-            "state": "finished" if run.digest in there else "missing",
+            "state": "finished" if run.digest in finished else "missing",
             "steps": sum(run.steps.values()),
-            "steps_to_train": 0 if run.digest in there else run.steps_to_train,
+            "steps_to_train": 0 if run.digest in finished else run.steps_to_train,
             "samples": run.samples,
             "tokens": run.tokens,
             "forked_from": f"{names[run.fork.run]}@{run.fork.stage}" if run.fork else None,
-            "minutes": 0.0 if run.digest in there else minutes_to_train(run),
+            "minutes": 0.0 if run.digest in finished else _minutes_to_train(run),
             "memory": run.cost.memory.total if run.cost else None,
         }
         for run in study.runs
     ]
     missing = [run for run in runs if run["state"] == "missing"]
     minutes = _sum([run["minutes"] for run in missing])
-    asked = [_search_plan(key, runs, there) for key, runs in study.searched.items()]
+    searches = [_search_plan(key, runs, finished) for key, runs in study.searched.items()]
     return {
         "name": study.design.name,
         "cells": sum(len(run.cells) for run in study.runs),
@@ -48,21 +48,21 @@ def study_plan(study: Study) -> dict[str, Any]:
         "steps_to_train": sum(run["steps_to_train"] for run in missing),
         "steps_without_forks": sum(run["steps"] for run in missing),
         "minutes": minutes,
-        "minutes_at_most": _sum([minutes, *(search["minutes_at_most"] for search in asked)]),
-        "searches": asked,
+        "minutes_at_most": _sum([minutes, *(search["minutes_at_most"] for search in searches)]),
+        "searches": searches,
         "runs": runs,
     }
 
 
 def _search_plan(
-    key: SearchKey, runs: Sequence[StudyRun], there: Mapping[str, str]
+    key: SearchKey, runs: Sequence[StudyRun], finished: Mapping[str, str]
 ) -> dict[str, Any]:
-    missing = [run for run in runs if run.digest not in there]
+    missing = [run for run in runs if run.digest not in finished]
     return {
         **key._asdict(),
         "runs_at_most": len(missing),
         "steps_at_most": sum(run.steps_to_train for run in missing),
-        "minutes_at_most": _sum([minutes_to_train(run) for run in missing]),
+        "minutes_at_most": _sum([_minutes_to_train(run) for run in missing]),
     }
 
 
@@ -71,15 +71,15 @@ def _sum(minutes: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(minutes) else None
 
 
-def minutes_to_train(run: StudyRun) -> float | None:
-    """Return the minutes of a run, of which a fork saves as much as its share of the steps."""
+def _minutes_to_train(run: StudyRun) -> float | None:
+    """Return the minutes of a run, scaled by its share of steps that no fork saves."""
     if run.cost is None or run.cost.minutes is None:
         return None
     return run.cost.minutes.total * run.steps_to_train / sum(run.steps.values())
 
 
 def plan_table(plan: dict[str, Any]) -> str:
-    """Return a plan for people."""
+    """Return a plan as text."""
     header = [
         "run",
         "state",
@@ -111,8 +111,8 @@ def plan_table(plan: dict[str, Any]) -> str:
         f"{plan['steps_without_forks']} without forks."
     ]
     summary += [
-        f"{search['question']} {search['arm']} searches in up to {search['runs_at_most']} runs "
-        f"more, of {search['steps_at_most']} steps."
+        f"{search['question']} {search['arm']} searches in up to {search['runs_at_most']} more "
+        f"runs, of {search['steps_at_most']} steps."
         for search in plan["searches"]
     ]
     return "\n".join([format_table(header, rows), "", *summary, _minutes_text(plan)])
@@ -123,4 +123,4 @@ def _minutes_text(plan: dict[str, Any]) -> str:
     if most is None:
         return "Minutes are unknown: the store holds no run of this base on this machine."
     span = f"{least:.0f}" if least == most else f"{least:.0f} to {most:.0f}"
-    return f"About {span} minutes, one run after the other."
+    return f"About {span} minutes, one run at a time."

@@ -1,4 +1,4 @@
-"""One table that updates while a study runs; where nobody watches, a line for every change."""
+"""Show a study's progress: a live table on a terminal, elsewhere a line for every change."""
 
 import sys
 import time
@@ -21,18 +21,18 @@ _MOST_ROWS = 30
 
 
 class ProgressTable:
-    """Shows how far a study is.
+    """Shows the progress of a study's runs.
 
     Args:
-        store: The store, which says how far a run is that is running.
-        stream: Where to.
+        store: The store, from which the steps of running runs are read.
+        stream: Stream to write to.
     """
 
     def __init__(self, store: RunStore, stream: TextIO = sys.stderr) -> None:
         self.store = store
         self.console = Console(file=stream)
         self.began = time.monotonic()
-        self._told: dict[str, tuple[Any, ...]] = {}
+        self._printed: dict[str, tuple[Any, ...]] = {}
         self._live: Live | None = None
         self._stack = ExitStack()
 
@@ -52,16 +52,16 @@ class ProgressTable:
             return
         for digest, p in progress.items():
             now = (p.state, p.attempts, p.losses)
-            if self._told.get(digest) != now and (p.state != "waiting" or p.reason):
+            if self._printed.get(digest) != now and (p.state != "waiting" or p.reason):
                 reason = f": {p.reason}" if p.reason else ""
-                again = ", to be tried again" if p.reason and p.state != "failed" else ""
+                again = ", will be retried" if p.reason and p.state != "failed" else ""
                 done = sum(q.state == "finished" for q in progress.values())
                 state = "found finished" if p.was_there else p.state
                 line = (
                     f"{self._minutes()} {done}/{len(progress)} {p.run.name}: {state}{again}{reason}"
                 )
                 self.console.print(line, highlight=False, soft_wrap=True, markup=False)
-            self._told[digest] = now
+            self._printed[digest] = now
 
     def _minutes(self) -> str:
         minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
@@ -83,14 +83,14 @@ class ProgressTable:
                 str(step) if running or p.state == "finished" else "",
                 str(total),
                 str(p.attempts or ""),
-                # Not as markup: it may hold brackets.
+                # As Text, not markup: a reason may contain brackets.
                 Text(shorten(p.reason, 60, placeholder=" \N{HORIZONTAL ELLIPSIS}")),
             )
         return table
 
 
 def _rows_to_show(progress: Mapping[str, Progress]) -> list[tuple[str, Progress]]:
-    """Return all runs, or of many those that are not finished, as many as a screen holds."""
+    """Return all runs, or if they do not fit on a screen, the unfinished ones first."""
     rows = list(progress.items())
     if len(rows) <= _MOST_ROWS:
         return rows
@@ -99,7 +99,7 @@ def _rows_to_show(progress: Mapping[str, Progress]) -> list[tuple[str, Progress]
 
 
 def _steps_taken(store: RunStore) -> dict[str, int]:
-    """Return the last logged step of runs that are running, by digest."""
+    """Return the last logged step of every running run, by digest."""
     found: dict[str, int] = {}
     for run in store.runs():
         digest = run.data.tags.get(CELL_TAG)

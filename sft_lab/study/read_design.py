@@ -1,4 +1,4 @@
-"""Reads a study's config and refuses what cannot be right, before any run is laid out."""
+"""Read a study's config and refuse invalid values before any run is planned."""
 
 import itertools
 import re
@@ -20,10 +20,10 @@ _NAME = r"[A-Za-z0-9_.-]+"
 
 
 def read_design(composed: Composed) -> StudyDesign:
-    """Return the design that a config holds, checked as far as it can be without any run's config.
+    """Return a config's design, checked as far as possible without parsing any run's config.
 
     Raises:
-        RequestError: Naming the key, where it was written, the value and the fix.
+        RequestError: If a value is wrong; names the key, its file and line, the value and the fix.
     """
     hints = get_type_hints(StudyDesign)
     nested = {key: hints[key] for key in ("questions", "resources", "report")}
@@ -32,17 +32,17 @@ def read_design(composed: Composed) -> StudyDesign:
     for key in ("name", "strategies", "questions"):
         if not whole.get(key):
             raise RequestError(
-                f"{composed.origin(key)}{key}: a study needs it; see configs/studies/rq4.yaml."
+                f"{composed.origin(key)}{key}: required in a study; see configs/studies/rq4.yaml."
             )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--study", type=StudyDesign)
     try:
         parsed = parser.parse_object({"study": _with_sets_as_text(whole)})
         design: StudyDesign = parser.instantiate(parsed).study
-    except ArgumentError as fault:
-        raise RequestError(explain(str(fault).replace("study.", ""), composed)) from fault
-    for key, why in _faults(design):
-        raise RequestError(f"{composed.origin(key)}{key}{why}")
+    except ArgumentError as error:
+        raise RequestError(explain(str(error).replace("study.", ""), composed)) from error
+    for key, fault in _faults(design):
+        raise RequestError(f"{composed.origin(key)}{key}{fault}")
     return design
 
 
@@ -63,9 +63,9 @@ def read_sections(config: Mapping[str, Any]) -> list[ReportSection]:
 
 
 def _with_sets_as_text(value: Any) -> Any:
-    """Return a config in which every value under ``set`` is text, as an override on a command line.
+    """Return a config in which every value under ``set`` is text, like a command-line override.
 
-    The parser would otherwise make the classes that it names, which is for the run to do.
+    The parser would otherwise instantiate the classes named there, which only the run may do.
     """
     if not isinstance(value, dict):
         return value
@@ -78,26 +78,25 @@ def _with_sets_as_text(value: Any) -> Any:
 
 
 def _faults(design: StudyDesign) -> Iterator[tuple[str, str]]:
-    """Yield keys and what is wrong with them."""
+    """Yield wrong keys, each with the rest of its message."""
     if not re.fullmatch(rf"(?!\.){_NAME}", design.name):
         yield (
             "name",
-            " becomes a folder; use letters, digits, _, - and . (not as the first), "
-            f"got {design.name!r}.",
+            f" names a folder; use letters, digits, _, - and . (not first), got {design.name!r}.",
         )
     if design.attempts < 1:
         yield "attempts", f" must be 1 or more, got {design.attempts}."
     yield from _faults_of_seeds("seeds", design.seeds)
-    takes = design.resources
-    if takes.cpus < 1 or takes.gpus < 0:
-        yield "resources", f": cpus must be 1 or more and gpus 0 or more, got {takes}."
-    if takes.memory_gb is not None and takes.memory_gb <= 0:
-        yield "resources.memory_gb", f" must be above 0, got {takes.memory_gb}."
+    needed = design.resources
+    if needed.cpus < 1 or needed.gpus < 0:
+        yield "resources", f": cpus must be 1 or more and gpus 0 or more, got {needed}."
+    if needed.memory_gb is not None and needed.memory_gb <= 0:
+        yield "resources.memory_gb", f" must be above 0, got {needed.memory_gb}."
     yield from _faults_of_set("set", design.set)
     for name, question in design.questions.items():
         yield from _faults_of_name(f"questions.{name}", name)
         if not question.arms:
-            yield f"questions.{name}.arms", " is empty; a question has at least one arm."
+            yield f"questions.{name}.arms", " is empty; give at least one arm."
         yield from _faults_of_seeds(f"questions.{name}.seeds", question.seeds)
         for arm_name, arm in question.arms.items():
             yield from _faults_of_name(f"questions.{name}.arms.{arm_name}", arm_name)
@@ -108,22 +107,22 @@ def _faults_of_seeds(key: str, seeds: Sequence[int] | None) -> Iterator[tuple[st
     if seeds == []:
         yield key, " is empty; give at least one, such as [0]."
     elif seeds and (min(seeds) < 0 or len(set(seeds)) < len(seeds)):
-        yield key, f" must be 0 or more, and each once, got {seeds}."
+        yield key, f" must be distinct and 0 or more, got {seeds}."
 
 
 def _faults_of_name(key: str, name: str) -> Iterator[tuple[str, str]]:
     if not re.fullmatch(_NAME, name):
-        yield key, f" becomes files and anchors; use letters, digits, _, . and -, got {name!r}."
+        yield key, f" names files and anchors; use letters, digits, _, . and -, got {name!r}."
 
 
 def _faults_of_set(key: str, values: Iterable[str]) -> Iterator[tuple[str, str]]:
     for name in values:
         if name.split(".")[0] not in GROUPS:
-            yield key, f": {name!r} does not begin with {', '.join(GROUPS)}."
+            yield key, f": {name!r} must begin with one of {', '.join(GROUPS)}."
 
 
 def _amount(value: Scalar) -> Fraction | str:
-    """Return a number as what it amounts to: 0.25 is 1/4."""
+    """Return a number as a fraction, so that 0.25 equals 1/4; other text unchanged."""
     try:
         return Fraction(str(value))
     except (ValueError, ZeroDivisionError):
@@ -140,7 +139,7 @@ def _faults_of_arm(key: str, arm: Arm) -> Iterator[tuple[str, str]]:
             counts = f"{len(axis.values)} values and {len(axis.keys)} keys"
             yield f"{key}.grid.{name}", f" needs values and keys, got {counts}."
         if len({_amount(value) for value in axis.values}) < len(axis.values):
-            yield f"{key}.grid.{name}.values", f" has a value twice: {axis.values}."
+            yield f"{key}.grid.{name}.values", f" repeats a value: {axis.values}."
         yield from _faults_of_set(f"{key}.grid.{name}.keys", axis.keys)
     for (name, axis), (other, after) in itertools.combinations(arm.grid.items(), 2):
         if shared := set(axis.keys).intersection(after.keys):
@@ -151,7 +150,7 @@ def _faults_of_arm(key: str, arm: Arm) -> Iterator[tuple[str, str]]:
         axes = ", ".join(arm.grid) or "none"
         yield f"{key}.search.axis", f": the grid has {axes}, got {arm.search.axis!r}."
     elif len(arm.grid) > 1:
-        yield f"{key}.search", f": a search goes along one axis, the grid has {len(arm.grid)}."
+        yield f"{key}.search", f": a search takes a grid of one axis, got {len(arm.grid)}."
     if not 0.5 < arm.search.confidence < 1:
         yield f"{key}.search.confidence", f" must lie in (0.5, 1), got {arm.search.confidence}."
     if not arm.search.retention:
@@ -167,13 +166,13 @@ def _faults_of_arm(key: str, arm: Arm) -> Iterator[tuple[str, str]]:
 
 
 def _faults_of_searched(key: str, values: Sequence[Scalar]) -> Iterator[tuple[str, str]]:
-    seen = ", ".join(map(str, values))
+    given = ", ".join(map(str, values))
     try:
         amounts = [Fraction(str(value)) for value in values]
     except (ValueError, ZeroDivisionError):
-        yield key, f": a search looks for the smallest, so they must be numbers, got {seen}."
+        yield key, f": a search needs numbers, to find the smallest, got {given}."
         return
     if any(low >= high for low, high in pairwise(amounts)):
         by_amount = dict(zip(amounts, map(str, values), strict=True))
-        rising = ", ".join(text for _, text in sorted(by_amount.items()))
-        yield key, f": a search needs values that rise: {rising}; got {seen}."
+        ascending = ", ".join(text for _, text in sorted(by_amount.items()))
+        yield key, f": a search needs ascending values: {ascending}; got {given}."

@@ -1,8 +1,7 @@
-"""The study's own run in MLflow, under which its runs are nested: its config, cells and report."""
+"""Record a study as an MLflow run of its own: config, cells and report, its runs nested below."""
 
-import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,6 +11,7 @@ from sft_lab.runs.lock import is_alive, is_elsewhere, this_process
 from sft_lab.runs.results import read_result
 from sft_lab.runs.store import PROCESS_TAG, RunStore
 from sft_lab.study.design import CellSpec, StudyDesign
+from sft_lab.study.digests import json_digest
 from sft_lab.study.halving import Found
 from sft_lab.study.job import CELL_TAG, PARENT_TAG
 from sft_lab.study.runner import Progress
@@ -25,20 +25,20 @@ _CELLS = "cells.json"
 
 @dataclass(frozen=True)
 class ParentRun:
-    """A study's run in MLflow."""
+    """A study's own run in MLflow."""
 
     store: RunStore
     run_id: str
 
     def end(self, status: str) -> None:
-        """Close it: FINISHED, FAILED where cells are missing, KILLED where it was stopped."""
+        """Set the final status: FINISHED, FAILED if cells are missing, KILLED if it was stopped."""
         self.store.client.set_terminated(self.run_id, status)
 
     def give_up(self, digest: str | None = None) -> None:
-        """Mark runs KILLED whose machine is gone; of those of this machine the store knows itself.
+        """Mark running runs of other machines KILLED; the store itself corrects this machine's.
 
         Args:
-            digest: Those of a run; of the whole study where not given.
+            digest: Only runs of this digest; by default, all runs of the study.
         """
         for run in self.store.runs():
             tags = run.data.tags
@@ -57,13 +57,13 @@ class ParentRun:
         progress: Mapping[str, Progress],
         found: Mapping[SearchKey, Found | None],
     ) -> None:
-        """File what became of every cell; the file is written anew each time.
+        """Write the state of every cell and the results of the searches, replacing the last file.
 
         Args:
             design: The study.
-            example: A run of it, which says what is measured.
-            progress: What became of every run, by digest.
-            found: What the searches have come to.
+            example: One of its runs, for the abilities that all of them measure.
+            progress: The progress of every run, by digest.
+            found: The results of the searches so far.
         """
         rows = [
             {
@@ -83,7 +83,7 @@ class ParentRun:
             }
             for cell, p in sorted(
                 ((cell, p) for p in progress.values() for cell in p.run.cells),
-                key=lambda row: place(design, row[0]),
+                key=lambda row: _grid_position(design, row[0]),
             )
         ]
         content = {
@@ -100,8 +100,8 @@ class ParentRun:
         self.store.client.log_text(self.run_id, json.dumps(content, indent=2), _CELLS)
 
 
-def place(design: StudyDesign, cell: CellSpec) -> tuple[int, ...]:
-    """Return where a cell stands in the order in which the design is written."""
+def _grid_position(design: StudyDesign, cell: CellSpec) -> tuple[int, ...]:
+    """Return a sort key that puts cells in the order of the design."""
     arms = design.questions[cell.question].arms
     grid = arms[cell.arm].grid
     return (
@@ -113,18 +113,17 @@ def place(design: StudyDesign, cell: CellSpec) -> tuple[int, ...]:
 
 
 def study_digest(config: Mapping[str, Any]) -> str:
-    """Return the digest of a study's config; what its report shows does not count."""
-    runs = {key: value for key, value in config.items() if key != "report"}
-    return hashlib.sha256(json.dumps(runs, sort_keys=True, default=str).encode()).hexdigest()
+    """Return the digest of a study's config, without its report section."""
+    return json_digest({key: value for key, value in config.items() if key != "report"})
 
 
 def open_parent(
     store: RunStore, experiment: str, artifacts: str | None, name: str, config: Mapping[str, Any]
 ) -> ParentRun:
-    """Return the run of a study: the newest of the same config that has not finished, or a new one.
+    """Return a study's own run: the newest unfinished one with the same config, or a new one.
 
     Raises:
-        BusyError: If it goes on in another process.
+        BusyError: If the study is already running in another process.
     """
     digest = study_digest(config)
     client = store.client
@@ -134,14 +133,14 @@ def open_parent(
         process = run.data.tags.get(PROCESS_TAG, "")
         if run.info.status == "RUNNING" and process and is_alive(process):
             raise BusyError(
-                f"study {name} goes on already, in process {process} "
-                f"(MLflow run {run.info.run_id[:8]}). Stop that one first, or wait for it; where "
-                "its machine is gone, set the run's status to KILLED."
+                f"study {name} is already running in process {process} "
+                f"(MLflow run {run.info.run_id[:8]}). Stop it or wait for it; if its machine is "
+                "gone, set the run's status to KILLED in MLflow."
             )
         client.set_tag(run.info.run_id, PROCESS_TAG, this_process())
         client.update_run(run.info.run_id, status="RUNNING")
         found = ParentRun(store, run.info.run_id)
-        found.give_up()  # Ray stops what a driver has begun when that is gone
+        found.give_up()  # Ray has stopped all jobs of a driver that is gone
         return found
     experiment_id = client.open_experiment(experiment, artifacts)
     tags = {STUDY_TAG: name, _DIGEST_TAG: digest, PROCESS_TAG: this_process(), "command": "study"}
@@ -151,7 +150,7 @@ def open_parent(
 
 
 def find_parents(store: RunStore, name: str = "%") -> list[Any]:
-    """Return the runs of studies of a name, or of all, newest first; makes no store."""
+    """Return the own runs of studies of a name, or of all, newest first; never creates a store."""
     if not store.is_there:
         return []
     experiments = [experiment.experiment_id for experiment in store.client.search_experiments()]
@@ -162,15 +161,15 @@ def find_parents(store: RunStore, name: str = "%") -> list[Any]:
         filter_string=f"tags.`{STUDY_TAG}` LIKE '{name}'",
         order_by=["attributes.start_time DESC"],
     )
-    # In a pattern, _ stands for any letter.
+    # LIKE matches any character for _, so the name is compared again.
     return [run for run in found if name in ("%", run.data.tags[STUDY_TAG])]
 
 
 def read_study(store: RunStore, run_id: str) -> StudyResults:
-    """Return a study as it stands: its cells, each with its run once that has finished.
+    """Return a study's results so far: its cells, each with its run if that has finished.
 
     Raises:
-        RequestError: If the run is none of a study.
+        RequestError: If the run is not a study's.
     """
     content = json.loads(store.artifact_text(run_id, _CELLS))
     by_id = {run.info.run_id: run for run in store.runs()}
@@ -179,7 +178,7 @@ def read_study(store: RunStore, run_id: str) -> StudyResults:
     return StudyResults(
         name=content["name"],
         abilities=content["abilities"],
-        sources=_sources(content, [by_id[run_id] for run_id in sorted(ids)]),
+        sources=content["sources"],
         searches=[SearchResult(**row) for row in content["searches"]],
         questions=[
             Question(
@@ -201,13 +200,3 @@ def read_study(store: RunStore, run_id: str) -> StudyResults:
             for name, question in content["questions"].items()
         ],
     )
-
-
-def _sources(content: Mapping[str, Any], runs: Sequence[Any]) -> Mapping[str, str]:
-    """Return the source that teaches each ability, by the ability's name."""
-    if "sources" in content:
-        recorded: Mapping[str, str] = content["sources"]
-        return recorded
-    # Files of before name abilities only; a run logs a loss for each source that it trains.
-    trained = {key for run in runs for key in run.data.metrics}
-    return {name: name for name in content["abilities"] if f"train_loss/{name}" in trained}

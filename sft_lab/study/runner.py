@@ -1,4 +1,4 @@
-"""Fills the cells of a study: what is finished is kept, what crashed is tried again."""
+"""Run the missing cells of a study, retrying runs that crash."""
 
 import math
 import time
@@ -12,23 +12,23 @@ from sft_lab.study.job import BUSY, OTHER_CODE, REQUEST_WAS_WRONG, Ended, Job
 from sft_lab.study.runs import StudyRun
 
 State = Literal["waiting", "queued", "busy", "finished", "failed"]
-_MOST_LOSSES = 20  # of machines under one run, as when it takes more memory than there is
+_MOST_LOSSES = 20  # machines lost by one run, as when it needs more memory than they have
 
 
 @dataclass
 class Progress:
-    """How far a run of a study is.
+    """The progress of one run of a study.
 
     Attributes:
         run: The run.
-        state: ``waiting`` for the run that it forks from, ``queued`` or running, ``busy`` where
-            another process has it, or at its end.
-        attempts: Crashes counted against it.
-        losses: Machines lost under it.
+        state: ``waiting`` for the run it forks from, ``queued`` or running, ``busy`` if another
+            process is training it, ``finished`` or ``failed``.
+        attempts: Number of crashes.
+        losses: Number of machines lost while running it.
         run_id: The finished run.
-        reason: Why it has failed, or was tried again last.
-        was_there: Finished before this study began.
-        ask_at: When a busy run is asked for again, by the monotonic clock.
+        reason: Why it failed, or was last retried.
+        was_there: True if it had finished before this study started.
+        ask_at: When to submit a busy run again, by the monotonic clock.
     """
 
     run: StudyRun
@@ -43,34 +43,35 @@ class Progress:
 
 @dataclass
 class Runner:
-    """Runs what is missing.
+    """Runs the missing runs of a study.
 
     Args:
-        executor: Where.
-        make_job: Gives the job of a run, and of ``RUN_ID@STAGE`` that it starts from.
-        attempts: How often a run may crash before it is given up.
-        lost: Called with a run under which its machine was lost, before it is tried again.
-        tell: Called with the progress of every run whenever something has changed, and every few
+        executor: Executor of the jobs.
+        make_job: Makes the job of a run that starts from ``RUN_ID@STAGE``, or from the base if
+            that is None.
+        attempts: Number of crashes after which a run has failed.
+        on_lost: Called with a run whose machine was lost, before it is retried.
+        on_progress: Called with the progress of every run after every change, and every few
             seconds.
-        poll_s: Seconds between two calls of ``tell``.
-        busy_s: Seconds until a run that another process has is asked for again.
+        poll_s: Most seconds between two calls of ``on_progress``.
+        busy_s: Seconds until a busy run is submitted again.
     """
 
     executor: Executor
     make_job: Callable[[StudyRun, str | None], Job]
     attempts: int = 3
-    lost: Callable[[StudyRun], None] = lambda run: None
-    tell: Callable[[Mapping[str, Progress]], None] = lambda progress: None
+    on_lost: Callable[[StudyRun], None] = lambda run: None
+    on_progress: Callable[[Mapping[str, Progress]], None] = lambda progress: None
     poll_s: float = 2.0
     busy_s: float = 15.0
     progress: dict[str, Progress] = field(default_factory=dict)
 
     def run(self, runs: Sequence[StudyRun], finished: Mapping[str, str]) -> dict[str, Progress]:
-        """Run what is missing of some runs; those of earlier calls are known.
+        """Run those runs that have not finished; runs of earlier calls are remembered.
 
         Args:
-            runs: The runs; a run that is forked from comes before those that are.
-            finished: Run ids by digest of those that the store holds as finished.
+            runs: The runs; forks come after the run they start from.
+            finished: Run ids by digest of all finished runs in the store.
 
         Returns:
             The progress of all runs so far, by digest.
@@ -85,7 +86,7 @@ class Runner:
                 self._finish(run.digest, finished[run.digest], was_there=True)
         while True:
             self._submit()
-            self.tell(self.progress)
+            self.on_progress(self.progress)
             if all(p.state in ("finished", "failed") for p in self.progress.values()):
                 return self.progress
             for ended in self.executor.wait(self.poll_s):
@@ -105,7 +106,7 @@ class Runner:
                 start = f"{source.run_id}@{fork.stage}"
             self.executor.submit(self.make_job(progress.run, start))
             if is_due:
-                progress.ask_at = math.inf  # it stays busy until the answer is there
+                progress.ask_at = math.inf  # stays busy until this attempt has ended
             else:
                 progress.state = "queued"
 
@@ -119,20 +120,20 @@ class Runner:
             progress.state, progress.ask_at = "busy", time.monotonic() + self.busy_s
             return
         if ended.code == OTHER_CODE:
-            # It refuses within seconds, and would take one cell after the other.
+            # That machine refuses within seconds, so it would fail one cell after another.
             progress.state = "waiting"
             raise RequestError(f"cell '{progress.run.name}': {ended.reason}.")
-        # A machine that is lost says nothing of the run; a crash may come again.
+        # A lost machine is not the run's fault, so only crashes count as attempts.
         progress.attempts += ended.code is not None
         if ended.code is None:
             progress.losses += 1
-            self.lost(progress.run)
-        given_up = (
+            self.on_lost(progress.run)
+        has_failed = (
             ended.code == REQUEST_WAS_WRONG
             or progress.attempts >= self.attempts
             or progress.losses >= _MOST_LOSSES
         )
-        progress.state = "failed" if given_up else "waiting"
+        progress.state = "failed" if has_failed else "waiting"
 
     def _finish(self, digest: str, run_id: str, *, was_there: bool = False) -> None:
         progress = self.progress[digest]

@@ -1,6 +1,5 @@
-"""The runs of a study: equal cells once, each with a digest, and what can be forked from what."""
+"""Plan the runs of a study: one run for all equal cells, a digest for each, and its fork."""
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,7 @@ from sft_lab.launch.build import plan_data
 from sft_lab.launch.parser import parse_files
 from sft_lab.launch.run_config import RunConfig
 from sft_lab.study.design import CellSpec
-from sft_lab.study.digests import base_digest, class_digests, code_digest
+from sft_lab.study.digests import base_digest, class_digests, code_digest, json_digest
 from sft_lab.training.data_modules import StagedDataModule
 from sft_lab.training.shares import Share
 
@@ -24,31 +23,31 @@ CostOf = Callable[[StagedDataModule, RunConfig], RunCost]
 
 @dataclass(frozen=True)
 class SharedStages:
-    """The run, and the last of its stages, from whose end another run can start."""
+    """A run and one of its stages, from whose end another run can start."""
 
-    run: str  # the other run's digest
+    run: str  # digest
     stage: str
 
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One run that fills one cell, or several that are equal.
+    """One run, which fills one cell or several equal ones.
 
     Attributes:
-        digest: Of config, data, base and code: equal ones need to run once only.
-        cells: The cells that it fills, of which the first names it.
+        digest: Digest of config, data, base and code; equal cells have the same.
+        cells: The cells that it fills; the first one gives its name.
         steps: Optimizer steps of each stage, by name.
         samples: Samples trained on.
         tokens: Tokens trained on, prompts included.
-        stages: The stages as they are compared, by name.
-        base: Digest of all else that decides its numbers.
-        config: Its config; what it leaves to the machine is resolved where the study is planned.
+        stages: Each stage in canonical form, for comparison, by name.
+        base: Digest of everything but the stages that decides its numbers.
+        config: Its config; machine-dependent values are resolved once, when the study is planned.
         abilities: Metric key of each benchmark's first score, by the source that teaches it; a
-            source's second benchmark, and one without a source, go by the benchmark's own name.
+            source's further benchmarks, and those without a source, go by the benchmark's name.
         sources: The source that teaches each ability, by the ability's name, where there is one.
-        scores: Metric keys of all scores of which more is better.
-        cost: What it will cost without a fork, where it was asked for.
-        fork: What it can be forked from.
+        scores: Metric keys of all scores where higher is better.
+        cost: Its cost without a fork, if requested.
+        fork: The run and stage it can start from.
     """
 
     digest: str
@@ -72,40 +71,40 @@ class StudyRun:
 
     @property
     def steps_to_train(self) -> int:
-        """Optimizer steps that are left to train behind the fork."""
+        """Optimizer steps to train after the fork."""
         shared = list(self.stages).index(self.fork.stage) + 1 if self.fork else 0
         return sum(list(self.steps.values())[shared:])
 
 
 def plan_runs(
     cells: Sequence[CellSpec],
-    tell: Callable[[int, int], None] = lambda done, total: None,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
     cost: CostOf | None = None,
 ) -> list[StudyRun]:
-    """Return the runs that fill all cells, every config checked and laid out as ``fit`` does it.
+    """Return the runs that fill all cells, every config checked and planned as by ``fit``.
 
     Args:
         cells: The cells.
-        tell: Called with how many are laid out, of how many.
-        cost: Says what a run will cost, by its data and resolved config.
+        on_progress: Called with the number of cells planned so far, and the total.
+        cost: Returns what a run will cost, given its data and config.
 
     Raises:
         RequestError: If the config of a cell is wrong, naming the cell.
     """
     found: dict[str, StudyRun] = {}
     for index, cell in enumerate(cells):
-        tell(index, len(cells))
+        on_progress(index, len(cells))
         run = plan_run(cell, cost)
         if run.digest in found:
             known = found[run.digest]
             run = replace(known, cells=(*known.cells, cell))
         found[run.digest] = run
-    tell(len(cells), len(cells))
+    on_progress(len(cells), len(cells))
     return with_forks(list(found.values()))
 
 
 def plan_run(cell: CellSpec, cost: CostOf | None = None) -> StudyRun:
-    """Lay out one cell, as in ``plan_runs``.
+    """Return the run of one cell, as ``plan_runs`` does.
 
     Raises:
         RequestError: If its config is wrong, naming the cell.
@@ -113,7 +112,7 @@ def plan_run(cell: CellSpec, cost: CostOf | None = None) -> StudyRun:
     try:
         config = cell_config(cell)
         data = plan_data(config)
-        run = describe(cell, config, data)
+        run = _study_run(cell, config, data)
         return replace(run, cost=cost(data, config)) if cost is not None else run
     except RequestError as fault:
         raise RequestError(f"cell '{cell.name}': {fault}") from fault
@@ -128,18 +127,11 @@ def cell_config(cell: CellSpec) -> RunConfig:
     return parse_files(cell.files, cell.overrides)
 
 
-def describe(cell: CellSpec, config: RunConfig, data: StagedDataModule) -> StudyRun:
-    """Return the run of one cell.
-
-    Args:
-        cell: The cell.
-        config: Its config.
-        data: What that trains on.
-    """
+def _study_run(cell: CellSpec, config: RunConfig, data: StagedDataModule) -> StudyRun:
     plain = config.plain
     comparable = identity(plain)
     stages = comparable["data"].pop("stages")
-    comparable["data"].pop("k", None)  # acts through the shares of stages alone
+    comparable["data"].pop("k", None)  # has an effect only through the shares of stages
     parsed = config.values.data.stages
     compared = {name: _canonical(stage, parsed[name].mixture) for name, stage in stages.items()}
     digests = {
@@ -149,14 +141,14 @@ def describe(cell: CellSpec, config: RunConfig, data: StagedDataModule) -> Study
         "base": base_digest(str(plain["model"]["base"])),
         "renderer": data.corpus.renderer.fingerprint,
         "classes": class_digests(plain),
-        # What a person has hooked into the run may decide its numbers; a resume does not ask.
+        # A user's hooks may change the numbers; `identity` leaves them out.
         "hooks": [plain["trainer"][key] for key in ("callbacks", "plugins")],
     }
-    base = _digest([comparable, digests])
+    base = json_digest([comparable, digests])
     schedule = data.schedule
     seen = schedule.seen(schedule.num_steps)
     return StudyRun(
-        digest=_digest([base, list(compared.items())]),
+        digest=json_digest([base, list(compared.items())]),
         cells=(cell,),
         steps={stage.name: stage.num_steps for stage in schedule.stages},
         samples=seen.samples,
@@ -192,8 +184,8 @@ def _sources(suite: EvaluationSuite) -> dict[str, str]:
 
 
 def _canonical(stage: Mapping[str, Any], shares: Mapping[str, Share]) -> str:
-    """Return a stage as it is compared: a share of 0 is as none, and 0.25 as 1/4."""
-    # In order of names: the order in which a mixture is written decides nothing.
+    """Return a stage in canonical form: shares of 0 are dropped, and 0.25 equals 1/4."""
+    # Sorted by name: the order within a mixture has no effect.
     mixture = {
         source: [share.kind, str(share.amount)]
         for source, share in sorted(shares.items())
@@ -203,9 +195,9 @@ def _canonical(stage: Mapping[str, Any], shares: Mapping[str, Share]) -> str:
 
 
 def with_forks(runs: Sequence[StudyRun]) -> list[StudyRun]:
-    """Return the runs, each with the earlier one that shares most of its first stages.
+    """Return the runs, each with a fork from the earlier run that shares most of its first stages.
 
-    A run trains its own last stage itself, since equal runs have been made one before.
+    A run always trains its own last stage: runs that share all stages have been merged before.
     """
     placed: list[StudyRun] = []
     for run in runs:
@@ -224,8 +216,8 @@ def _shared_stages(run: StudyRun, other: StudyRun) -> int:
     if run.base != other.base:
         return 0
     shared = 0
-    for one, two in zip(list(run.stages.items())[:-1], other.stages.items(), strict=False):
-        if one != two:
+    for mine, theirs in zip(list(run.stages.items())[:-1], other.stages.items(), strict=False):
+        if mine != theirs:
             break
         shared += 1
     return shared
@@ -233,9 +225,5 @@ def _shared_stages(run: StudyRun, other: StudyRun) -> int:
 
 @cache
 def planned_code() -> str:
-    """Return the digest of the code that this process plans with, whatever becomes of the files."""
+    """Return the digest of the code that this process plans with, computed once."""
     return code_digest()
-
-
-def _digest(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Arms that search: the runs that they need one after the other, judged by their answers."""
+"""Run arms that search: choose each next run by the answers of the earlier ones."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +13,12 @@ from sft_lab.metrics.forgetting import best_boundary
 from sft_lab.runs.results import Point, RunResult, read_answers, read_result
 from sft_lab.runs.store import RunStore
 from sft_lab.study.design import Arm, CellSpec, Search, StudyDesign, arm_cells
-from sft_lab.study.halving import Found, Retained, Trial, judge, search
+from sft_lab.study.halving import Found, Retained, Trial, assess, search
 from sft_lab.study.runs import cell_config
 
 
 class SearchKey(NamedTuple):
-    """An arm that searches."""
+    """Question and arm of a search."""
 
     question: str
     arm: str
@@ -26,13 +26,13 @@ class SearchKey(NamedTuple):
 
 @dataclass(frozen=True)
 class ArmSearch:
-    """One search.
+    """The search of one arm.
 
     Attributes:
         key: Question and arm.
         arm: The arm.
-        search: What it looks for.
-        cells: All cells of its grid, of which it runs some.
+        search: Its settings.
+        cells: All cells of its grid; a search runs only some of them.
     """
 
     key: SearchKey
@@ -41,18 +41,18 @@ class ArmSearch:
     cells: Sequence[CellSpec]
 
     def next(self, run_ids: Mapping[str, str | None], store: RunStore) -> CellSpec | Found | None:
-        """Return the cell that is needed next, or the result; None where a run has failed.
+        """Return the cell that is needed next, or the result; None if a run has failed.
 
         Args:
-            run_ids: By cell name, the run of those that were tried; None of one that failed.
+            run_ids: Runs tried so far, by cell name; None for one that failed.
             store: The store that holds them.
         """
-        by_place = {(cell.axis[self.search.axis], cell.seed): cell for cell in self.cells}
+        cell_at = {(cell.axis[self.search.axis], cell.seed): cell for cell in self.cells}
         failed = False
 
-        def judged(value: str, seeds: Sequence[int]) -> Retained | None:
+        def conclude(value: str, seeds: Sequence[int]) -> Retained | None:
             nonlocal failed
-            names = [by_place[value, seed].name for seed in seeds]
+            names = [cell_at[value, seed].name for seed in seeds]
             if any(name not in run_ids for name in names):
                 return None
             ids = [run_ids[name] for name in names]
@@ -60,14 +60,14 @@ class ArmSearch:
                 failed = True
                 return None
             marks = retained_marks(store, [str(run_id) for run_id in ids], self.search.retention)
-            return judge(marks, self.search.retention, self.search.confidence, len(all_seeds))
+            return assess(marks, self.search.retention, self.search.confidence, len(all_seeds))
 
         values = list(map(str, self.arm.grid[self.search.axis].values))
         all_seeds = list(dict.fromkeys(cell.seed for cell in self.cells))
-        step = search(values, all_seeds, judged)
+        step = search(values, all_seeds, conclude)
         if failed:
             return None
-        return by_place[step.value, step.seed] if isinstance(step, Trial) else step
+        return cell_at[step.value, step.seed] if isinstance(step, Trial) else step
 
 
 def searches(design: StudyDesign) -> Iterator[ArmSearch]:
@@ -79,40 +79,41 @@ def searches(design: StudyDesign) -> Iterator[ArmSearch]:
                 yield ArmSearch(SearchKey(name, arm_name), arm, arm.search, found)
 
 
-def check_search(one: ArmSearch, scores: Sequence[str]) -> None:
-    """Refuse a search by a score that its runs do not have, or that is no mean over items.
+def check_search(arm_search: ArmSearch, scores: Sequence[str]) -> None:
+    """Check that every limited score of a search exists and is a mean over items.
 
     Raises:
-        RequestError: Naming the score, and the right ones.
+        RequestError: If one does not or is not; names it and the possible ones.
     """
-    where = f"questions.{one.key.question}.arms.{one.key.arm}.search.retention"
-    for key in one.search.retention:
+    question, arm = arm_search.key
+    where = f"questions.{question}.arms.{arm}.search.retention"
+    for key in arm_search.search.retention:
         if key not in scores:
             raise RequestError(
-                f"{where}: no run measures {key!r}{nearest(key, scores)}; there are "
+                f"{where}: no run measures {key!r}{nearest(key, scores)}; its scores are "
                 f"{', '.join(scores)}."
             )
-    suite = build_data(cell_config(one.cells[0])).evaluation
-    for key in one.search.retention:
+    suite = build_data(cell_config(arm_search.cells[0])).evaluation
+    for key in arm_search.search.retention:
         if not suite.is_mean_of_items(key):
             means = [score for score in scores if suite.is_mean_of_items(score)]
             raise RequestError(
-                f"{where}: a search compares item by item, and {key} is no mean of marks of items; "
-                f"these are: {', '.join(means) or 'none'}."
+                f"{where}: a search compares item by item, but {key} is not a mean over items; "
+                f"use one of: {', '.join(means) or 'none'}."
             )
 
 
 def retained_marks(
     store: RunStore, run_ids: Sequence[str], keys: Mapping[str, float]
 ) -> dict[str, tuple[list[list[float]], list[list[float]]]]:
-    """Return an ability's marks at its best boundary before the end, and at the end, by run.
+    """Return, by metric key, each run's marks at its best boundary before the end, and at the end.
 
-    Items are those that all of these evaluations could grade, the same in each.
+    Only items that all of these evaluations could grade are kept.
     """
     results = [read_result(store, store.client.get_run(run_id)) for run_id in run_ids]
     marks = {}
     for key in keys:
-        best = [_outcomes(store, result, best_before(result, key), key) for result in results]
+        best = [_outcomes(store, result, _best_before(result, key), key) for result in results]
         now = [_outcomes(store, result, result.boundaries[-1], key) for result in results]
         items = graded_in_all([*best, *now])
         marks[key] = (
@@ -122,7 +123,7 @@ def retained_marks(
     return marks
 
 
-def best_before(result: RunResult, key: str) -> Point:
+def _best_before(result: RunResult, key: str) -> Point:
     """Return the best boundary before the last one, the reference of forgetting."""
     best = best_boundary(history_of(result, key), result.boundaries[-1].step)
     return next(point for point in result.boundaries if best and point.step == best.step)
@@ -132,7 +133,7 @@ def _outcomes(store: RunStore, result: RunResult, point: Point, key: str) -> Out
     benchmark, _, name = key.partition("/")
     mark = result.benchmarks[benchmark].marks[name]
     if mark is None:
-        raise RequestError(f"a search cannot go by {key}: it is no mean over items.")
+        raise RequestError(f"a search cannot compare {key}: it is not a mean over items.")
     return outcomes(read_answers(store, result.run_id, benchmark, point.step), mark)
 
 
@@ -142,44 +143,39 @@ RunCell = Callable[[CellSpec], str | None]
 def run_searches(
     design: StudyDesign, store: RunStore, run_cell: RunCell
 ) -> dict[SearchKey, Found | None]:
-    """Run what every search needs, until each has come to its result.
+    """Run all searches to their ends and return the results, None for one with a failed run.
 
     Args:
         design: The study.
         store: The store of its runs.
-        run_cell: Runs a cell and returns its run's id, None where it fails.
+        run_cell: Runs a cell and returns its run's id, or None if it fails.
     """
     found: dict[SearchKey, Found | None] = {}
-    for one in searches(design):
+    for arm_search in searches(design):
         run_ids: dict[str, str | None] = {}
-        while True:
-            step = one.next(run_ids, store)
-            if isinstance(step, CellSpec):
-                run_ids[step.name] = run_cell(step)
-                continue
-            found[one.key] = step
-            break
+        while isinstance(step := arm_search.next(run_ids, store), CellSpec):
+            run_ids[step.name] = run_cell(step)
+        found[arm_search.key] = step
     return found
 
 
 def search_results(
     design: StudyDesign, found: Mapping[SearchKey, Found | None]
 ) -> list[SearchResult]:
-    """Return what searches have come to, as plain data; nothing of one whose run has failed."""
-    ended = ((one, found.get(one.key)) for one in searches(design))
+    """Return the results of the searches that have ended, as plain data."""
     return [
         SearchResult(
-            question=one.key.question,
-            arm=one.key.arm,
-            axis=one.search.axis,
-            retention=one.search.retention,
-            confidence=one.search.confidence,
+            question=arm_search.key.question,
+            arm=arm_search.key.arm,
+            axis=arm_search.search.axis,
+            retention=arm_search.search.retention,
+            confidence=arm_search.search.confidence,
             value=result.value,
             retained=result.retained,
             trials=result.trials,
-            grid=len(one.cells),
+            grid=len(arm_search.cells),
             seeds=result.seeds,
         )
-        for one, result in ended
-        if result is not None
+        for arm_search in searches(design)
+        if (result := found.get(arm_search.key)) is not None
     ]

@@ -1,4 +1,4 @@
-"""The commands of a study: its plan, its run, the commands that would run it elsewhere."""
+"""Read, plan and run a study, or print the commands that run it elsewhere."""
 
 import copy
 import os
@@ -42,14 +42,14 @@ from sft_lab.training.data_modules import StagedDataModule
 
 
 class Study(NamedTuple):
-    """A study that has been read and laid out.
+    """A study that has been read and planned.
 
     Attributes:
         design: Its design.
         config: Its config, resolved.
-        runs: Its runs, but for those that searches will ask for.
-        example: A run of it, which has what all of them share.
-        searched: The runs that each search may ask for besides; laid out for a plan alone.
+        runs: Its runs, without those that searches may add.
+        example: One of its runs, for what all of them share.
+        searched: The runs that each search may add; planned only with costs.
     """
 
     design: StudyDesign
@@ -60,7 +60,7 @@ class Study(NamedTuple):
 
     @property
     def logger(self) -> Mapping[str, Any]:
-        """The settings of the logger that all runs share."""
+        """Settings of the logger that all runs share."""
         return self.example.config.logger
 
     @property
@@ -70,49 +70,48 @@ class Study(NamedTuple):
 
 
 def read_study_config(arguments: list[str]) -> tuple[StudyDesign, Mapping[str, Any]]:
-    """Return design and resolved config of a study.
+    """Return the design and the resolved config of a study.
 
     Args:
-        arguments: ``--config FILE``, overrides ``--KEY VALUE``.
+        arguments: ``--config FILE`` and overrides ``--KEY VALUE``.
 
     Raises:
-        RequestError: If something is wrong with them.
+        RequestError: If an argument or a value is wrong.
     """
     composed, files, rest = compose(arguments, STUDY_KEYS)
     if not files:
         raise RequestError("study needs --config FILE, for instance configs/studies/rq4.yaml.")
     if rest:
-        raise RequestError(f"study knows no {rest[0]}; see python -m sft_lab study --help.")
+        raise RequestError(f"study has no option {rest[0]}; see python -m sft_lab study --help.")
     return read_design(composed), composed.resolved()
 
 
 def lay_out(arguments: list[str], *, with_cost: bool = False) -> Study:
-    """Read a study and lay out all its runs.
+    """Read a study and plan all its runs.
 
     Args:
-        arguments: What stands behind ``study``.
-        with_cost: Say of every run what it will cost.
+        arguments: Command-line arguments of ``study``.
+        with_cost: Estimate what every run will cost.
 
     Raises:
-        RequestError: If something is wrong with the study or with the config of a cell.
+        RequestError: If the study or the config of a cell is wrong.
     """
     silence()
     design, config = read_study_config(arguments)
-    told = _tell_layout if sys.stderr.isatty() else _tell_nothing
     cost = _cost_of() if with_cost else None
-    runs = plan_runs(cells(design), told, cost)
-    first = next((one.cells[0] for one in searches(design)), None)
+    runs = plan_runs(cells(design), _report_layout, cost)
+    first = next((arm_search.cells[0] for arm_search in searches(design)), None)
     if not runs and first is None:
-        raise RequestError("questions: the study has no run.")
+        raise RequestError("questions: the study has no runs; give a question at least one arm.")
     known = [*runs, *([plan_run(first)] if first is not None else [])]
     stores = {run.config.tracking_uri for run in known}
     if len(stores) > 1:
         raise RequestError(
-            f"the runs of a study share one store, got {', '.join(sorted(stores))}; "
+            f"all runs of a study must use one store, got {', '.join(sorted(stores))}; "
             "set trainer.logger.init_args.tracking_uri under set."
         )
-    for one in searches(design):
-        check_search(one, known[-1].scores)
+    for arm_search in searches(design):
+        check_search(arm_search, known[-1].scores)
     searched = _searched(design, runs, cost) if cost is not None else {}
     return Study(design, config, runs, known[-1], searched)
 
@@ -120,29 +119,27 @@ def lay_out(arguments: list[str], *, with_cost: bool = False) -> Study:
 def _searched(
     design: StudyDesign, runs: Sequence[StudyRun], cost: CostOf
 ) -> dict[SearchKey, list[StudyRun]]:
-    """Return the runs that each search may ask for, but for those that are laid out already."""
+    """Return the runs that each search may add to those already planned."""
     known = {run.digest: run for run in runs}
     new: dict[SearchKey, list[str]] = {}
-    for one in searches(design):
-        asked = {run.digest: run for run in (plan_run(cell, cost) for cell in one.cells)}
-        new[one.key] = [digest for digest in asked if digest not in known]
-        known |= {digest: asked[digest] for digest in new[one.key]}
+    for arm_search in searches(design):
+        grid = {run.digest: run for run in (plan_run(cell, cost) for cell in arm_search.cells)}
+        new[arm_search.key] = [digest for digest in grid if digest not in known]
+        known |= {digest: grid[digest] for digest in new[arm_search.key]}
     forked = {run.digest: run for run in with_forks(list(known.values()))}
     return {key: [forked[digest] for digest in digests] for key, digests in new.items()}
 
 
-def _tell_layout(done: int, total: int) -> None:
-    end = "\n" if done == total else ""
-    sys.stderr.write(f"\rlaying out {done} of {total} cells{end}")
-    sys.stderr.flush()
-
-
-def _tell_nothing(done: int, total: int) -> None:
-    return
+def _report_layout(done: int, total: int) -> None:
+    """Report on a terminal how many cells have been planned."""
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        sys.stderr.write(f"\rplanning cells: {done} of {total}{end}")
+        sys.stderr.flush()
 
 
 def _cost_of() -> CostOf:
-    """Return what says what a run will cost, by the speed of earlier runs in its store."""
+    """Return a function that estimates a run's cost from the speed of earlier runs in its store."""
     speeds: dict[str, KnownSpeeds] = {}
 
     def cost(data: StagedDataModule, config: RunConfig) -> RunCost:
@@ -156,7 +153,7 @@ def _cost_of() -> CostOf:
 
 
 def finished_runs(study: Study) -> dict[str, str]:
-    """Return run ids by digest of what the store holds as finished."""
+    """Return the ids of all finished runs in the store, by digest."""
     found: dict[str, str] = {}
     for run in reversed(study.store.runs()):
         digest = run.data.tags.get(CELL_TAG)
@@ -166,9 +163,9 @@ def finished_runs(study: Study) -> dict[str, str]:
 
 
 def print_commands(study: Study) -> str:
-    """Return a command for every run that is missing, to be run in any order, anywhere.
+    """Return a command for every missing run; they may run in any order on any machine.
 
-    Writes each run's config, which the command names. The same study finds the results afterwards.
+    Write the config that each command names. Afterwards the same study finds the finished runs.
     """
     finished = finished_runs(study)
     return "\n".join(
@@ -179,9 +176,9 @@ def print_commands(study: Study) -> str:
 
 
 def write_config(study: Study, run: StudyRun, tags: Mapping[str, str]) -> Path:
-    """Write the resolved config of a run, named and tagged so that the study finds it.
+    """Write a run's resolved config, with the name and tags by which the study finds the run.
 
-    The file is named after the strategy, of which a run takes its tag.
+    The file is named after the strategy, because ``fit`` takes the strategy tag from it.
     """
     config = copy.deepcopy(dict(run.config.plain))
     logger = find_run_logger(config["trainer"]["logger"])["init_args"]
@@ -194,24 +191,24 @@ def write_config(study: Study, run: StudyRun, tags: Mapping[str, str]) -> Path:
 
 
 def searches_left_out(study: Study) -> str:
-    """Return which runs cannot be printed, since they depend on results; nothing where all can."""
-    names = [f"{one.key.question} {one.key.arm}" for one in searches(study.design)]
+    """Return a note on searches, whose runs cannot be printed; empty if there are none."""
+    names = [" ".join(arm_search.key) for arm_search in searches(study.design)]
     if not names:
         return ""
     return (
-        f"not printed, since their runs depend on results: the searches {', '.join(names)}; "
-        "the same command without --print runs them."
+        f"not printed, because their runs depend on earlier results: searches {', '.join(names)}; "
+        "run them with the same command without --print."
     )
 
 
 def run_study(study: Study, address: str | None) -> Outcome:
-    """Run what is missing of a study; its run in MLflow tells how it ended.
+    """Run the missing runs of a study and record the outcome in its MLflow run.
 
     Raises:
-        BusyError: If it goes on in another process.
+        BusyError: If the study is already running in another process.
     """
     folder = _folder(study) / study_digest(study.config)
-    # The run's process is read and written in two steps; of two equal commands one takes the lock.
+    # `open_parent` reads and then writes the process tag; the lock excludes a second command.
     with run_lock(folder, f"study {study.design.name}"):
         return _run(study, address)
 
@@ -248,7 +245,7 @@ def _fill(study: Study, parent: ParentRun, executor: Executor) -> Outcome:
     def record(progress: Mapping[str, Progress]) -> None:
         parent.record(study.design, study.example, progress, found)
 
-    def tell(progress: Mapping[str, Progress]) -> None:
+    def show(progress: Mapping[str, Progress]) -> None:
         states = {digest: p.state for digest, p in progress.items()}
         if states != recorded:
             record(progress)
@@ -268,8 +265,8 @@ def _fill(study: Study, parent: ParentRun, executor: Executor) -> Outcome:
             executor,
             lambda run, fork: make_job(study, parent, run, fork),
             attempts=study.design.attempts,
-            lost=lambda run: parent.give_up(run.digest),
-            tell=tell,
+            on_lost=lambda run: parent.give_up(run.digest),
+            on_progress=show,
         )
         progress = runner.run(study.runs, finished_runs(study))
         found |= run_searches(study.design, study.store, run_cell)
@@ -279,7 +276,7 @@ def _fill(study: Study, parent: ParentRun, executor: Executor) -> Outcome:
 
 
 def make_job(study: Study, parent: ParentRun, run: StudyRun, fork: str | None) -> Job:
-    """Return the job of a run, from nothing where the checkpoint to fork from is gone."""
+    """Return the job of a run; it starts from the base if the checkpoint to fork from is gone."""
     folder = Path.cwd()
     dirpath = Path(run.config.plain["checkpoint"]["dirpath"])
     if fork is not None and not stage_checkpoint(dirpath, *fork.split("@")).is_file():
@@ -305,6 +302,6 @@ def make_job(study: Study, parent: ParentRun, run: StudyRun, fork: str | None) -
 
 
 def _forwarded(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that runs read: folders, the world, access to servers."""
+    """Return the environment variables that runs read: folders, the world, access to servers."""
     prefixes = ("SFT_LAB_", "MLFLOW_", "HF_")
     return {name: value for name, value in environment.items() if name.startswith(prefixes)}

@@ -1,4 +1,4 @@
-"""A study over two Ray workers of a real cluster on loopback, one of which is killed."""
+"""Run a study on a real Ray cluster on loopback and kill one of its two workers."""
 
 import os
 import time
@@ -26,13 +26,13 @@ def cluster(study_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 
 def fits_under(cluster: Cluster) -> list[psutil.Process]:
-    """The runs that the worker has begun."""
+    """Return the ``fit`` processes that the worker has started."""
     children = psutil.Process(cluster.worker.pid).children(recursive=True)
-    # Ray may call the interpreter by another of its names.
+    # Without argv[0]: Ray may start the interpreter under another name.
     return [child for child in children if child.cmdline()[1:4] == ["-m", "sft_lab", "fit"]]
 
 
-def test_a_machine_that_is_lost_costs_no_step_before_a_checkpoint(
+def test_losing_a_machine_loses_no_step_before_the_last_checkpoint(
     study_lab: Lab, cluster: Cluster
 ) -> None:
     lab = study_lab
@@ -43,13 +43,13 @@ def test_a_machine_that_is_lost_costs_no_step_before_a_checkpoint(
         assert time.monotonic() < deadline
         assert process.poll() is None, process.communicate()
         time.sleep(0.1)
-    began = {run.info.run_id for run in lab.runs}
+    started = {run.info.run_id for run in lab.runs}
     cluster.kill_worker()
     out, err = process.communicate(timeout=500)
     assert process.returncode == 0, err
     assert "4 of 4 runs finished." in out
-    assert began <= {run.info.run_id for run in lab.runs}
-    assert len(lab.runs) == 4  # the lost one's run was gone on with
+    assert started <= {run.info.run_id for run in lab.runs}
+    assert len(lab.runs) == 4  # the lost run was resumed
     assert {cell["state"] for cell in recorded_study(lab)["cells"]} == {"finished"}
     for found in lab.runs:
         lab.points("train_loss/all", found.info.run_id)  # no step twice

@@ -45,7 +45,7 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return write
 
 
-def test_a_grid_is_every_value_under_every_seed(write: Any) -> None:
+def test_a_grid_is_every_value_with_every_seed(write: Any) -> None:
     design, _ = read_study_config(write())
     found = cells(design)
     assert [cell.name for cell in found] == [
@@ -79,13 +79,13 @@ def test_one_key_can_be_changed_on_the_command_line(write: Any) -> None:
         ("--questions.q.arms={'a$b': {config: dmt.yaml}}", "got 'a$b'"),
         ("--attempts=0", "attempts must be 1 or more, got 0"),
         ("--questions.q.arms.dmt.grid.k.values=[]", "got 0 values and 1 keys"),
-        ("--questions.q.arms.dmt.grid.k.values=[1, 1]", "has a value twice"),
-        ("--questions.q.arms.dmt.grid.k.values=[0.25, 1/4]", "has a value twice"),
+        ("--questions.q.arms.dmt.grid.k.values=[1, 1]", "repeats a value"),
+        ("--questions.q.arms.dmt.grid.k.values=[0.25, 1/4]", "repeats a value"),
         (
             "--questions.q.arms.dmt.grid.j={values: [1], keys: [data.k]}",
             "grid: two axes set data.k, k and j",
         ),
-        ("--questions.q.arms.dmt.grid.k.keys=[dta.k]", "'dta.k' does not begin with"),
+        ("--questions.q.arms.dmt.grid.k.keys=[dta.k]", "'dta.k' must begin with one of"),
         (
             "--questions.q.arms.dmt.grid={'k #2': {values: [1], keys: [data.k]}}",
             "names an axis; use letters, digits, _, . and -, got 'k #2'",
@@ -94,17 +94,17 @@ def test_one_key_can_be_changed_on_the_command_line(write: Any) -> None:
         ("--questions.q.design=ratios", "ratios"),
         ("--questions.q.arms.dmt.search={axis: j, retention: {a/b: 0.9}}", "got 'j'"),
         ("--questions.q.arms.dmt.search={axis: k, retention: {a/b: 2}}", "(0, 1], got 2"),
-        ("--set={dta.k: 1}", "set: 'dta.k' does not begin with"),
+        ("--set={dta.k: 1}", "set: 'dta.k' must begin with one of"),
         ("--set=3", "set: Expected a dict"),
         ("--resources={cpus: 0}", "cpus must be 1 or more"),
         ("--resources={memory_gb: -4}", "memory_gb must be above 0, got -4"),
         ("--name=..", "got '..'"),
-        ("--seeds=[-1]", "seeds must be 0 or more, and each once, got [-1]"),
-        ("--questions.q.seeds=[0, 0]", "questions.q.seeds must be 0 or more, and each once"),
-        ("--questions.q.arms.other.seeds=[-7]", "questions.q.arms.other.seeds must be 0 or more"),
+        ("--seeds=[-1]", "seeds must be distinct and 0 or more, got [-1]"),
+        ("--questions.q.seeds=[0, 0]", "questions.q.seeds must be distinct and 0 or more"),
+        ("--questions.q.arms.other.seeds=[-7]", "questions.q.arms.other.seeds must be distinct"),
     ],
 )
-def test_what_cannot_be_right_is_refused_by_its_key(
+def test_an_invalid_value_is_refused_and_its_key_named(
     write: Any, override: str, message: str
 ) -> None:
     with pytest.raises(RequestError, match=re.escape(message)):
@@ -114,12 +114,12 @@ def test_what_cannot_be_right_is_refused_by_its_key(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ("[1/4, 1/64, 0]", "a search needs values that rise: 0, 1/64, 1/4; got 1/4, 1/64, 0."),
-        ("[low, high]", "so they must be numbers, got low, high."),
-        ("[0, 1/0]", "so they must be numbers, got 0, 1/0."),
+        ("[1/4, 1/64, 0]", "a search needs ascending values: 0, 1/64, 1/4; got 1/4, 1/64, 0."),
+        ("[low, high]", "a search needs numbers, to find the smallest, got low, high."),
+        ("[0, 1/0]", "a search needs numbers, to find the smallest, got 0, 1/0."),
     ],
 )
-def test_a_search_needs_values_that_rise(
+def test_a_search_needs_ascending_values(
     write: Any, tmp_path: Path, values: str, message: str
 ) -> None:
     key = "questions.q.arms.dmt.grid.k.values"
@@ -133,32 +133,32 @@ def test_a_search_needs_values_that_rise(
         read_study_config([*write(), f"--config={file}", search])
 
 
-def test_a_name_that_becomes_a_file_is_refused_with_its_place(write: Any, tmp_path: Path) -> None:
+def test_a_name_unfit_for_a_file_is_refused_with_its_line(write: Any, tmp_path: Path) -> None:
     (config,) = write(questions={"a/b": STUDY["questions"]["q"]})
     with pytest.raises(RequestError) as refused:
         read_study_config([config])
     line = (tmp_path / "study.yaml").read_text().splitlines().index("  a/b:") + 1
     assert str(refused.value) == (
-        f"{tmp_path}/study.yaml, line {line}: questions.a/b becomes files and anchors; use "
+        f"{tmp_path}/study.yaml, line {line}: questions.a/b names files and anchors; use "
         "letters, digits, _, . and -, got 'a/b'."
     )
 
 
-def test_an_unknown_strategy_is_refused_by_its_file(write: Any) -> None:
+def test_an_unknown_strategy_is_refused_and_its_file_named(write: Any) -> None:
     design, _ = read_study_config([*write(), "--strategies=configs/nowhere"])
     with pytest.raises(RequestError, match=r"configs/nowhere/dmt\.yaml"):
         cells(design)
 
 
 @pytest.mark.parametrize("file", sorted((CONFIGS / "studies").glob("*.yaml")), ids=lambda f: f.stem)
-def test_every_study_of_ours_can_be_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_shipped_study_can_be_read(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(CONFIGS.parent)
     design, _ = read_study_config([f"--config={file}"])
     assert cells(design)
     assert f"--config configs/studies/{file.name}" in file.read_text()
 
 
-def test_search_and_guard_of_a_study_are_asked_for_the_same(
+def test_search_and_guard_of_a_study_have_the_same_limits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(CONFIGS.parent)
@@ -167,4 +167,4 @@ def test_search_and_guard_of_a_study_are_asked_for_the_same(
     assert search is not None
     guarded = next(cell for cell in cells(design) if cell.arm == "guarded")
     assert cell_config(guarded).plain["data"]["guard"]["min_retention"] == search.retention
-    assert set(search.retention.values()) == {0.9}  # as the file's first line says
+    assert set(search.retention.values()) == {0.9}  # "nine tenths" in the file's comment

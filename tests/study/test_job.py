@@ -1,4 +1,4 @@
-"""A job where it falls to: what it refuses, and what it asks of ``fit``."""
+"""Run a study's job: what it refuses, and how it calls ``fit``."""
 
 import os
 import pickle
@@ -27,7 +27,7 @@ from sft_lab.study.study import lay_out, make_job
 
 @pytest.fixture
 def job(study_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Job:
-    """The study's first job, as a driver with settings of its own hands it out."""
+    """The study's first job, as made by a driver with its own environment."""
     monkeypatch.chdir(study_lab.folder)
     monkeypatch.setenv("SFT_LAB_WORLD", str(study_lab.world))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlruns/other.db")
@@ -36,7 +36,9 @@ def job(study_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Job:
     return make_job(study, ParentRun(study.store, "p"), study.runs[0], None)
 
 
-def test_a_job_brings_along_what_its_study_was_planned_with(study_lab: Lab, job: Job) -> None:
+def test_a_job_carries_the_settings_that_its_study_was_planned_with(
+    study_lab: Lab, job: Job
+) -> None:
     assert job.tracking_uri == "sqlite:///mlruns/other.db"
     config = yaml.safe_load(job.config.read_text())
     assert config["trainer"]["logger"]["init_args"]["tracking_uri"] == "sqlite:///mlruns/other.db"
@@ -46,14 +48,14 @@ def test_a_job_brings_along_what_its_study_was_planned_with(study_lab: Lab, job:
     assert job.code == code_digest()
 
 
-def test_another_code_than_the_planned_one_is_refused(job: Job) -> None:
+def test_a_machine_with_different_code_is_refused(job: Job) -> None:
     ended = run_job(replace(job, code="0" * 64, environment={}))
     assert (ended.code, ended.run_id) == (os.EX_CONFIG, None)
-    assert "another code" in ended.reason
-    assert not job.log.exists()  # nothing was begun
+    assert "different code" in ended.reason
+    assert not job.log.exists()  # nothing was started
 
 
-def test_a_cell_that_another_process_is_at_is_left_to_it(job: Job) -> None:
+def test_a_cell_that_another_process_is_training_is_left_alone(job: Job) -> None:
     job = replace(job, environment={})
     with held(job.dirpath / "cells" / job.digest):
         ended = run_job(job)
@@ -62,23 +64,23 @@ def test_a_cell_that_another_process_is_at_is_left_to_it(job: Job) -> None:
     assert not job.log.exists()
 
 
-def test_a_cell_whose_run_still_runs_is_left_to_that(job: Job) -> None:
+def test_a_cell_whose_run_is_still_running_is_left_alone(job: Job) -> None:
     client = RunStore(job.tracking_uri).client
     tags = {DIGEST_TAG: "d", CELL_TAG: job.digest, PROCESS_TAG: this_process()}
     running = client.create_run(client.create_experiment("e"), tags=tags).info.run_id
     ended = run_job(replace(job, environment={}))
     assert (ended.code, ended.run_id) == (os.EX_TEMPFAIL, None)
-    assert f"run {running[:8]} of this cell still runs" in ended.reason
+    assert f"run {running[:8]} of this cell is still running" in ended.reason
 
 
-def test_a_run_that_is_recorded_elsewhere_is_not_trained_again(
+def test_a_run_recorded_in_another_store_is_not_retried(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.executable", "/bin/true")
     ended = run_job(replace(job, environment={}))
     assert (ended.code, ended.run_id) == (2, None)
     assert "sqlite:///mlruns/other.db holds no finished run" in ended.reason
-    # What was run can be run again from the log.
+    # The log's first line is a command that can be run again.
     command = shlex.split(job.log.read_text().splitlines()[0])
     assert command[:5] == ["$", "/bin/true", "-m", "sft_lab", "fit"]
     config = parse(command[5:])
@@ -94,14 +96,14 @@ run_job(pickle.load(open(sys.argv[1], "rb")))
 
 
 @pytest.mark.slow
-def test_what_a_killed_worker_began_is_left_to_end_and_then_gone_on_with(
+def test_a_killed_workers_run_is_left_to_stop_and_then_resumed(
     job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     job = replace(job, environment={})
     (tmp_path / "job").write_bytes(pickle.dumps(job))
     store = RunStore(job.tracking_uri)
-    store.client.search_experiments()  # makes it, as a study does before its first job
+    store.client.search_experiments()  # creates the store, as a study does before its first job
     worker = subprocess.Popen([sys.executable, "-c", WORKER, str(tmp_path / "job")])
     deadline = time.monotonic() + 300
     while not list(job.dirpath.glob("*/last.ckpt")):
@@ -118,13 +120,13 @@ def test_what_a_killed_worker_began_is_left_to_end_and_then_gone_on_with(
 
 
 @pytest.mark.parametrize("name", ["rq1: math", "[x]", "dmt #2", "a=${oc.env:HOME}", "1", "'x'"])
-def test_a_dumped_config_is_read_back_as_it_was(name: str, tmp_path: Path) -> None:
+def test_a_dumped_config_is_read_back_unchanged(name: str, tmp_path: Path) -> None:
     config = {"trainer": {"logger": {"init_args": {"run_name": name, "tags": {"cell": "12e345"}}}}}
     (tmp_path / "cell.yaml").write_text(dump(config), encoding="utf-8")
     assert compose_files([str(tmp_path / "cell.yaml")], {}).resolved() == config
 
 
-def test_printed_commands_hold_what_a_machine_would_decide_for_itself(study_lab: Lab) -> None:
+def test_printed_commands_contain_resolved_machine_dependent_values(study_lab: Lab) -> None:
     arms = {"one": {"config": "./math.yaml", "set": {"model.optimizer": "${best_optimizer:}"}}}
     study = {**STUDY, "questions": {"q": {"title": "?", "arms": arms}}}
     study_lab.write("study.yaml", yaml.safe_dump(study, sort_keys=False))

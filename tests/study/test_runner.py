@@ -1,4 +1,4 @@
-"""The runner over an executor that ends jobs as the test says."""
+"""Run cells with an executor that ends jobs as scripted by the test."""
 
 import os
 import time
@@ -28,13 +28,13 @@ def study_run(name: str, *stages: str, base: str = "b") -> StudyRun:
         tokens=0,
         stages={stage: stage for stage in stages},
         base=base,
-        config=cast(RunConfig, None),  # a runner does not read it
+        config=cast(RunConfig, None),  # the runner does not read it
         abilities={},
     )
 
 
 class Scripted:
-    """Ends one job a call, oldest first, as scripted by name; by default it finishes."""
+    """Ends one job per call, oldest first, as scripted by name; by default it finishes."""
 
     def __init__(self, script: dict[str, list[tuple[int | None, str]]]) -> None:
         self.script = {name: deque(ends) for name, ends in script.items()}
@@ -72,7 +72,7 @@ def test_runs_that_share_stages_start_from_the_first_of_them() -> None:
             study_run("code_only", "code"),
             study_run("sequential", "code", "math", "general"),
             study_run("other_end", "code", "math", "chat"),
-            study_run("same_but_for_the_rest", "code", "math", base="another seed"),
+            study_run("other_seed", "code", "math", base="another seed"),
         ]
     )
     assert [run.fork for run in runs] == [
@@ -86,25 +86,25 @@ def test_runs_that_share_stages_start_from_the_first_of_them() -> None:
     Runner(executor, make_job).run(runs, finished={})
     assert executor.submitted == [
         ("code_only", None),
-        ("same_but_for_the_rest", None),
+        ("other_seed", None),
         ("sequential", "run-code_only@code"),
         ("other_end", "run-sequential@math"),
     ]
 
 
-def test_a_run_is_never_forked_within_its_own_last_stage() -> None:
+def test_a_run_always_trains_its_own_last_stage() -> None:
     # Both end with `code`: nothing would be left to train.
     assert with_forks([study_run("a", "code", "math"), study_run("b", "code")])[1].fork is None
 
 
-def test_what_is_finished_is_not_run_again_and_can_be_forked_from() -> None:
+def test_a_finished_run_is_not_run_again_and_can_be_forked_from() -> None:
     runs = with_forks([study_run("one", "code"), study_run("two", "code", "math")])
     executor = Scripted({})
     Runner(executor, make_job).run(runs, finished={"one": "old-run"})
     assert executor.submitted == [("two", "old-run@code")]
 
 
-def test_a_crash_is_tried_again_and_then_given_up_while_the_rest_goes_on() -> None:
+def test_a_crash_is_retried_up_to_the_limit_while_the_rest_continues() -> None:
     executor = Scripted({"bad": [(CODE, "out of memory")] * 9, "shaky": [(CODE, "disk")] * 2})
     runner = Runner(executor, make_job, attempts=3)
     runner.run([study_run(n, n) for n in ("bad", "shaky", "good")], finished={})
@@ -114,7 +114,7 @@ def test_a_crash_is_tried_again_and_then_given_up_while_the_rest_goes_on() -> No
     assert runner.progress["shaky"].attempts == 2
 
 
-def test_a_wrong_request_is_not_tried_again() -> None:
+def test_a_wrong_request_is_not_retried() -> None:
     executor = Scripted({"wrong": [(2, "error: unknown key")]})
     runner = Runner(executor, make_job, attempts=3)
     runner.run([study_run("wrong", "a")], finished={})
@@ -122,26 +122,26 @@ def test_a_wrong_request_is_not_tried_again() -> None:
     assert len(executor.submitted) == 1
 
 
-def test_a_machine_with_other_code_stops_the_study_before_it_takes_the_other_cells() -> None:
-    executor = Scripted({"a": [(OTHER_CODE, "host has another code")]})
+def test_a_machine_with_different_code_stops_the_study_before_it_fails_other_cells() -> None:
+    executor = Scripted({"a": [(OTHER_CODE, "host has different code")]})
     runner = Runner(executor, make_job)
-    with pytest.raises(RequestError, match="cell 'q a seed 0': host has another code"):
+    with pytest.raises(RequestError, match="cell 'q a seed 0': host has different code"):
         runner.run([study_run("a", "x"), study_run("b", "x", base="c")], {})
     assert states(runner) == {"a": "waiting", "b": "queued"}
 
 
 def test_a_lost_machine_does_not_count_as_a_crash() -> None:
     executor = Scripted({"run": [(LOST, "node died")] * 5})
-    told: list[str] = []
-    runner = Runner(executor, make_job, attempts=1, lost=lambda run: told.append(run.name))
+    lost: list[str] = []
+    runner = Runner(executor, make_job, attempts=1, on_lost=lambda run: lost.append(run.name))
     runner.run([study_run("run", "a")], finished={})
     assert states(runner) == {"run": "finished"}
-    assert told == ["q run seed 0"] * 5
+    assert lost == ["q run seed 0"] * 5
     assert (runner.progress["run"].attempts, runner.progress["run"].losses) == (0, 5)
 
 
-def test_a_run_that_another_process_trains_is_waited_for_while_the_rest_goes_on() -> None:
-    executor = Scripted({"shared": [(BUSY, "still runs")] * 9})
+def test_a_run_that_another_process_trains_is_awaited_while_the_rest_continues() -> None:
+    executor = Scripted({"shared": [(BUSY, "still running")] * 9})
     runner = Runner(executor, make_job, attempts=1, busy_s=0)
     runner.run([study_run(n, n) for n in ("shared", "mine")], finished={})
     assert states(runner) == {"shared": "finished", "mine": "finished"}
@@ -149,8 +149,8 @@ def test_a_run_that_another_process_trains_is_waited_for_while_the_rest_goes_on(
     assert executor.submitted[:2] == [("shared", None), ("mine", None)]
 
 
-def test_a_run_that_another_process_trains_is_not_asked_for_all_the_time() -> None:
-    executor = Scripted({"shared": [(BUSY, "still runs")]})
+def test_a_run_that_another_process_trains_is_not_submitted_again_at_once() -> None:
+    executor = Scripted({"shared": [(BUSY, "still running")]})
     runner = Runner(executor, make_job, busy_s=0.2)
     begin = time.monotonic()
     runner.run([study_run("shared", "a")], finished={})
@@ -158,14 +158,14 @@ def test_a_run_that_another_process_trains_is_not_asked_for_all_the_time() -> No
     assert time.monotonic() - begin >= 0.2
 
 
-def test_a_run_whose_machine_is_always_lost_is_given_up() -> None:
+def test_a_run_whose_machine_is_lost_every_time_fails_in_the_end() -> None:
     executor = Scripted({"hungry": [(LOST, "out of memory")] * 100})
     runner = Runner(executor, make_job, attempts=1)
     runner.run([study_run("hungry", "a")], finished={})
     assert states(runner) == {"hungry": "failed"}
 
 
-def test_where_the_run_to_fork_from_has_failed_all_is_trained() -> None:
+def test_if_the_run_to_fork_from_fails_all_stages_are_trained() -> None:
     runs = with_forks([study_run("one", "code"), study_run("two", "code", "math")])
     executor = Scripted({"one": [(2, "error")]})
     runner = Runner(executor, make_job)

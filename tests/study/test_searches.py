@@ -10,10 +10,10 @@ from sft_lab.runs.results import Point
 from sft_lab.study import search
 
 
-def test_marks_are_of_the_items_that_every_evaluation_could_grade(
+def test_only_items_that_every_evaluation_graded_are_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # A judge could not be read at one place of each evaluation, a different one.
+    # One item of each evaluation has no rating, a different one each time.
     ratings: dict[str, dict[int, list[float | None]]] = {
         "one": {0: [1, 1, 1, 1], 5: [9, None, 7, 6], 9: [8, 7, None, 5]},
         "two": {0: [1, 1, 1, 1], 5: [4, 3, 2, 1], 9: [3, 2, 1, 9]},

@@ -1,4 +1,4 @@
-"""Studies on a real, embedded Ray over the tiny world."""
+"""Run studies of the tiny world on a real, embedded Ray."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from tiny_lab import Lab
 pytestmark = pytest.mark.slow
 
 
-def test_a_study_runs_equal_cells_once_forks_the_rest_and_goes_on_where_it_was(
+def test_a_study_runs_equal_cells_once_forks_the_rest_and_can_be_resumed(
     study_lab: Lab,
 ) -> None:
     lab = study_lab
@@ -29,12 +29,12 @@ def test_a_study_runs_equal_cells_once_forks_the_rest_and_goes_on_where_it_was(
     forked = runs[cells["both", 0]["run_id"]]
     assert forked.data.tags["sft_lab.forked_from"] == f"{cells['math', 0]['run_id']}@first"
     assert forked.data.tags["mlflow.parentRunId"] == study["run_id"]
-    # A forked run is that of nothing but its own config, to the last bit.
+    # A forked run equals an unforked one of the same config, to the last bit.
     assert lab.fit("--data.k=0", "--trainer.logger.init_args.run_name=alone").code == 0
     alone = next(r for r in lab.runs if r.info.run_name == "alone").info.run_id
     for key in ("train_loss/all", "lr", "world_math/accuracy", "val_loss/math"):
         assert lab.points(key, cells["both", 0]["run_id"]) == lab.points(key, alone), key
-    # All is there: the same command finds it.
+    # Nothing is missing: the same command finds all runs finished.
     code, out, err = run_study(lab)
     assert code == 0, err
     assert len(lab.runs) == 3
@@ -47,18 +47,18 @@ def test_a_killed_study_loses_nothing(study_lab: Lab) -> None:
     wait_for_checkpoint(lab, process)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    began = {run.info.run_id for run in lab.runs}
+    started = {run.info.run_id for run in lab.runs}
     code, out, err = run_study(lab)
     assert code == 0, err
     assert "2 of 2 runs finished." in out
-    assert began <= {run.info.run_id for run in lab.runs}
-    assert len(lab.runs) == 2  # what had begun was gone on with
+    assert started <= {run.info.run_id for run in lab.runs}
+    assert len(lab.runs) == 2  # the started run was resumed
     assert {run.info.status for run in lab.runs} == {"FINISHED"}
     for found in lab.runs:
         lab.points("train_loss/all", found.info.run_id)  # no step twice
 
 
-def test_a_run_that_fails_is_reported_and_the_rest_goes_on(study_lab: Lab) -> None:
+def test_a_failed_run_is_reported_and_the_rest_continues(study_lab: Lab) -> None:
     lab = study_lab
     lab.write(
         "breaks.py",
@@ -82,11 +82,11 @@ def test_a_run_that_fails_is_reported_and_the_rest_goes_on(study_lab: Lab) -> No
     cells = {c["arm"]: c for c in recorded_study(lab)["cells"]}
     assert cells["bad"]["state"] == "failed"
     assert cells["math"]["state"] == "finished"
-    # The second attempt went on with the first one's run.
+    # The second attempt resumed the first one's run.
     assert len(lab.runs) == 2
 
 
-def test_ctrl_c_ends_a_study_with_its_runs_saved(study_lab: Lab) -> None:
+def test_ctrl_c_stops_a_study_with_its_runs_saved(study_lab: Lab) -> None:
     lab = study_lab
     process = start_study(lab)
     wait_for_checkpoint(lab, process)

@@ -1,4 +1,4 @@
-"""What a study says before it runs, and what it refuses."""
+"""Test ``study --plan`` and ``--print``, run digests, and requests that a study refuses."""
 
 import copy
 import json
@@ -24,7 +24,7 @@ from sft_lab.study.runs import plan_run
 from sft_lab.study.study import read_study_config
 
 
-def test_commands_for_elsewhere_and_the_plan(study_lab: Lab) -> None:
+def test_a_study_is_planned_and_its_commands_printed(study_lab: Lab) -> None:
     printed = study_lab("study", "--config=study.yaml", "--print")
     assert printed.code == 0, printed.err
     commands = printed.out.splitlines()
@@ -36,8 +36,8 @@ def test_commands_for_elsewhere_and_the_plan(study_lab: Lab) -> None:
     assert plan["runs"][1]["forked_from"] == "q math seed 0@first"
 
 
-def changed(lab: Lab, **arm: Any) -> str:
-    """Write the study with one more arm and return what is said of it."""
+def refused(lab: Lab, **arm: Any) -> str:
+    """Write the study with this arm alone and return the error it gives."""
     questions = {"q": {**STUDY["questions"]["q"], "arms": {"one": arm}}}
     lab.write("study.yaml", yaml.safe_dump({**STUDY, "questions": questions}, sort_keys=False))
     outcome = lab("study", "--config=study.yaml", "--plan")
@@ -46,34 +46,35 @@ def changed(lab: Lab, **arm: Any) -> str:
     return outcome.err
 
 
-def test_a_search_by_a_score_that_no_run_has_is_refused_before_any_runs(study_lab: Lab) -> None:
+def test_a_search_by_an_unknown_score_is_refused_up_front(study_lab: Lab) -> None:
     grid = {"k": {"values": ["1/4", 1], "keys": ["data.k"]}}
     search = {"axis": "k", "retention": {"world_mth/accuracy": 0.9}}
-    said = changed(study_lab, config="./tiny.yaml", grid=grid, search=search)
-    assert "no run measures 'world_mth/accuracy' (did you mean 'world_math/accuracy'?)" in said
+    error = refused(study_lab, config="./tiny.yaml", grid=grid, search=search)
+    assert "no run measures 'world_mth/accuracy' (did you mean 'world_math/accuracy'?)" in error
 
 
-def test_a_search_by_a_score_that_is_no_mean_over_items_is_refused_before_any_runs(
+def test_a_search_by_a_score_that_is_not_a_mean_over_items_is_refused_up_front(
     study_lab: Lab,
 ) -> None:
     study_lab.write("prompts.jsonl", json.dumps(IFEVAL[0]) + "\n")
-    told = {
+    followed = {
         "class_path": "sft_lab.evaluation.benchmarks.ifeval.benchmark.IFEval",
         "init_args": {"path": "prompts.jsonl", "max_new_tokens": 2},
     }
-    said = changed(
+    error = refused(
         study_lab,
         config="./tiny.yaml",
-        set={"evaluation.benchmarks": {"followed": told}},
+        set={"evaluation.benchmarks": {"followed": followed}},
         grid={"k": {"values": ["1/4", 1], "keys": ["data.k"]}},
         search={"axis": "k", "retention": {"followed/instruction_strict": 0.9}},
     )
-    assert "followed/instruction_strict is no mean of marks of items" in said
-    assert "these are: world_math/accuracy, followed/prompt_strict, followed/prompt_loose." in said
+    assert "followed/instruction_strict is not a mean over items" in error
+    means = "world_math/accuracy, followed/prompt_strict, followed/prompt_loose"
+    assert f"use one of: {means}." in error
 
 
 def search_alone(lab: Lab) -> None:
-    """Write a study of one arm, which searches among 2 values under 2 seeds."""
+    """Write a study of one arm, which searches among 2 values with 2 seeds."""
     arm = {
         "config": "./tiny.yaml",
         "grid": {"k": {"values": ["1/4", 1], "keys": ["data.k"]}},
@@ -83,17 +84,17 @@ def search_alone(lab: Lab) -> None:
     lab.write("study.yaml", yaml.safe_dump(study, sort_keys=False))
 
 
-def test_a_wrong_key_of_a_cell_is_refused_with_the_cell(study_lab: Lab) -> None:
-    said = changed(study_lab, config="./tiny.yaml", set={"data.stages.second.lrr": 1})
-    assert "cell 'q one seed 0': --data.stages.second.lrr: unknown key" in said
+def test_a_wrong_key_of_a_cell_is_refused_and_the_cell_named(study_lab: Lab) -> None:
+    error = refused(study_lab, config="./tiny.yaml", set={"data.stages.second.lrr": 1})
+    assert "cell 'q one seed 0': --data.stages.second.lrr: unknown key" in error
 
 
 def test_a_cell_without_a_logger_is_refused(study_lab: Lab) -> None:
-    said = changed(study_lab, config="./tiny.yaml", set={"trainer.logger": None})
-    assert "cell 'q one seed 0': trainer.logger must be sft_lab.runs.logger.RunLogger" in said
+    error = refused(study_lab, config="./tiny.yaml", set={"trainer.logger": None})
+    assert "cell 'q one seed 0': trainer.logger must be sft_lab.runs.logger.RunLogger" in error
 
 
-def test_runs_that_differ_in_a_callback_are_two(study_lab: Lab) -> None:
+def test_cells_that_differ_in_a_callback_are_two_runs(study_lab: Lab) -> None:
     hook = [{"class_path": "lightning.pytorch.callbacks.Timer"}]
     arms = {
         "plain": {"config": "./math.yaml"},
@@ -105,7 +106,7 @@ def test_runs_that_differ_in_a_callback_are_two(study_lab: Lab) -> None:
     assert [run["name"] for run in plan["runs"]] == ["q plain seed 0", "q hooked seed 0"]
 
 
-def test_a_source_may_have_a_second_benchmark(
+def test_a_second_benchmark_of_a_source_is_an_ability_of_its_own(
     study_lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(study_lab.folder)
@@ -126,7 +127,7 @@ def test_a_source_may_have_a_second_benchmark(
 
 
 @pytest.mark.parametrize("study", ["tiny", "study.yaml"])
-def test_a_report_of_nothing_is_refused_and_makes_nothing(study_lab: Lab, study: str) -> None:
+def test_a_report_without_runs_is_refused_and_writes_nothing(study_lab: Lab, study: str) -> None:
     before = sorted(study_lab.folder.iterdir())
     outcome = study_lab("report", f"--study={study}", "--out=report")
     assert outcome.code == 2
@@ -134,13 +135,14 @@ def test_a_report_of_nothing_is_refused_and_makes_nothing(study_lab: Lab, study:
     assert sorted(study_lab.folder.iterdir()) == before
 
 
-def test_only_the_report_is_filed_of_a_folder_that_holds_more(study_lab: Lab) -> None:
+def test_only_the_report_is_logged_from_a_folder_with_other_files(study_lab: Lab) -> None:
     lab = study_lab
     parent = open_parent(lab.store, "sft_lab", None, "tiny", STUDY)
     cell = {"question": "q", "arm": "math", "axis": {}, "seed": 0, "run_id": None}
     content = {
         "name": "tiny",
         "abilities": {},
+        "sources": {},
         "questions": {"q": {"title": "?", "design": "grid"}},
         "cells": [cell],
         "searches": [],
@@ -148,9 +150,9 @@ def test_only_the_report_is_filed_of_a_folder_that_holds_more(study_lab: Lab) ->
     lab.store.client.log_text(parent.run_id, json.dumps(content), "cells.json")
     outcome = lab("report", f"--study={parent.run_id}", "--out=.")
     assert outcome.code == 0, outcome.err
-    filed = {a.path for a in lab.store.client.list_artifacts(parent.run_id, "report")}
-    assert {"report/report.html", "report/report.md"} <= filed
-    assert not {path for path in filed if path.endswith(("yaml", "mlruns"))}
+    logged = {a.path for a in lab.store.client.list_artifacts(parent.run_id, "report")}
+    assert {"report/report.html", "report/report.md"} <= logged
+    assert not {path for path in logged if path.endswith(("yaml", "mlruns"))}
     assert (lab.folder / "report.html").is_file()
 
 
@@ -159,7 +161,7 @@ def digests(lab: Lab) -> list[str]:
     return [run["digest"] for run in plan["runs"]]
 
 
-def test_runs_on_other_weights_are_others(study_lab: Lab) -> None:
+def test_changed_base_weights_change_every_digest(study_lab: Lab) -> None:
     before = digests(study_lab)
     world = study_lab.folder / "world"
     shutil.copytree(study_lab.world, world)
@@ -171,7 +173,7 @@ def test_runs_on_other_weights_are_others(study_lab: Lab) -> None:
     assert not set(digests(lab)) & set(before)
 
 
-def test_runs_scored_by_other_code_of_ones_own_are_others(
+def test_a_changed_user_class_changes_digests(
     study_lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(sys.modules, "scripted", raising=False)  # another test's
@@ -186,7 +188,7 @@ def test_runs_scored_by_other_code_of_ones_own_are_others(
     assert digests(study_lab) != before
 
 
-def test_a_hub_name_stands_for_the_commit_that_is_in_the_cache(
+def test_a_hub_name_is_identified_by_its_cached_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
@@ -199,7 +201,7 @@ def test_a_hub_name_stands_for_the_commit_that_is_in_the_cache(
     assert base_digest("someone/base") == "someone/base@abc123"
 
 
-def test_of_two_equal_studies_at_once_one_is_refused(study_lab: Lab) -> None:
+def test_a_study_that_another_process_runs_is_refused(study_lab: Lab) -> None:
     _, config = read_study_config([f"--config={study_lab.folder / 'study.yaml'}"])
     with held(study_lab.folder / "mlruns/studies/tiny" / study_digest(config)):
         outcome = study_lab("study", "--config=study.yaml")
@@ -220,15 +222,15 @@ def test_of_two_equal_studies_at_once_one_is_refused(study_lab: Lab) -> None:
         ("checkpoint.every_n_steps", 0, "checkpoint.every_n_steps must be 1 or more, got 0"),
     ],
 )
-def test_what_fit_would_refuse_is_refused_with_the_cell(
+def test_a_value_that_fit_would_refuse_is_refused_and_the_cell_named(
     study_lab: Lab, key: str, value: Any, message: str
 ) -> None:
-    said = changed(study_lab, config="./tiny.yaml", set={"model.quantization": "nf4", key: value})
-    assert said.startswith("error: cell 'q one seed 0': ")
-    assert message in said
+    error = refused(study_lab, config="./tiny.yaml", set={"model.quantization": "nf4", key: value})
+    assert error.startswith("error: cell 'q one seed 0': ")
+    assert message in error
 
 
-def test_a_default_that_is_written_out_changes_no_digest(study_lab: Lab) -> None:
+def test_writing_out_a_default_changes_no_digest(study_lab: Lab) -> None:
     arms = {
         "short": {"config": "./math.yaml"},
         "long": {"config": "./math.yaml", "set": {"data.order": "even", "trainer.callbacks": None}},
@@ -239,7 +241,7 @@ def test_a_default_that_is_written_out_changes_no_digest(study_lab: Lab) -> None
 
 
 def finish_elsewhere(lab: Lab, digest: str) -> None:
-    """File a run as a printed command leaves it."""
+    """Record a finished run as a printed command does."""
     client = lab.store.client
     known = client.get_experiment_by_name("sft_lab")
     experiment = known.experiment_id if known else client.create_experiment("sft_lab")
@@ -247,9 +249,7 @@ def finish_elsewhere(lab: Lab, digest: str) -> None:
     client.set_terminated(run.info.run_id, "FINISHED")
 
 
-def test_a_study_of_which_nothing_is_missing_needs_no_ray(
-    study_lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_study_needs_no_ray(study_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     missing = digests(study_lab)
     assert study_lab("study", "--config=study.yaml", "--print").out
@@ -263,14 +263,14 @@ def test_a_study_of_which_nothing_is_missing_needs_no_ray(
     assert "2 of 2 runs finished." in outcome.out
 
 
-def test_runs_that_searches_will_ask_for_are_said_not_to_be_printed(study_lab: Lab) -> None:
+def test_searches_are_named_as_not_printed(study_lab: Lab) -> None:
     search_alone(study_lab)
     printed = study_lab("study", "--config=study.yaml", "--print")
     assert (printed.code, printed.out.strip()) == (0, "")
     assert "q finder" in printed.err
 
 
-def test_a_plan_holds_what_searches_may_ask_for(study_lab: Lab) -> None:
+def test_a_plan_includes_what_searches_may_add(study_lab: Lab) -> None:
     search_alone(study_lab)
     plan = json.loads(study_lab("study", "--config=study.yaml", "--plan", "--json").out)
     (search,) = plan["searches"]
@@ -278,12 +278,12 @@ def test_a_plan_holds_what_searches_may_ask_for(study_lab: Lab) -> None:
         "question": "q",
         "arm": "finder",
         "runs_at_most": 4,
-        "steps_at_most": 2 * (5 + 7 + 10),  # of each seed the first stage once
+        "steps_at_most": 2 * (5 + 7 + 10),  # the first stage once per seed
         "minutes_at_most": None,
     }
     assert (plan["cells"], plan["steps_to_train"]) == (0, 0)
-    said = study_lab("study", "--config=study.yaml", "--plan").out
-    assert "q finder searches in up to 4 runs more" in said
+    text = study_lab("study", "--config=study.yaml", "--plan").out
+    assert "q finder searches in up to 4 more runs" in text
 
 
 def test_a_study_in_json_is_one_object(study_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,12 +291,12 @@ def test_a_study_in_json_is_one_object(study_lab: Lab, monkeypatch: pytest.Monke
         finish_elsewhere(study_lab, digest)
     outcome = study_lab("study", "--config=study.yaml", "--json")
     assert outcome.code == 0, outcome.err
-    said = json.loads(outcome.out)
-    assert (said["name"], said["finished"], said["failed"]) == ("tiny", 2, 0)
-    assert [(run["name"], run["state"]) for run in said["runs"]] == [
+    printed = json.loads(outcome.out)
+    assert (printed["name"], printed["finished"], printed["failed"]) == ("tiny", 2, 0)
+    assert [(run["name"], run["state"]) for run in printed["runs"]] == [
         ("q math seed 0", "finished"),
         ("q both k=0 seed 0", "finished"),
     ]
-    refused = study_lab("study", "--config=study.yaml", "--print", "--json")
-    assert (refused.code, refused.out) == (2, "")
-    assert "--print" in refused.err
+    outcome = study_lab("study", "--config=study.yaml", "--print", "--json")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "--print" in outcome.err
