@@ -1,4 +1,4 @@
-"""A few rows of every benchmark, in the form of its own files."""
+"""Provide a few rows of every benchmark in its published file format."""
 
 import gzip
 import json
@@ -41,7 +41,7 @@ QUESTIONS = [
 
 
 def write_benchmarks(folder: Path) -> Path:
-    """Write them as the data sets' own files lie in a folder, and return the folder."""
+    """Write them under the data sets' own file names, and return the folder."""
     files: dict[str, list[dict[str, Any]]] = {
         "gsm8k/test.jsonl": GSM8K,
         "humaneval/HumanEval.jsonl.gz": HUMANEVAL,

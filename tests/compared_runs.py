@@ -1,4 +1,4 @@
-"""Runs that never ran: what a finished run says, from a few marks."""
+"""Make up finished runs from a few marks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -37,9 +37,9 @@ def run(
     prompt: str = "q",
     entry: BenchmarkRecord = ENTRY,
 ) -> RunResult:
-    """A run of one benchmark, ``gsm8k``, with its marks at step 0, 10, 20, ...
+    """Return a run of one benchmark, ``gsm8k``, given its marks at steps 0, 10, 20, ...
 
-    Items are i0, i1, ...; None where one could not be graded. Each stage trains math.
+    Items are i0, i1, ...; the mark of an ungraded item is None. Each stage trains math.
     """
     named = {
         f"s{n}": StageRecord(10, 1, {"math": "1"}, {}, "")
@@ -76,7 +76,7 @@ def run(
 
 
 def group(name: str, *boundaries: Boundaries, **changes: Any) -> RunGroup:
-    """Runs of a name, one for each seed, as a row of a comparison."""
+    """Return the runs of one name, one per seed, as a row of a comparison."""
     runs = {seed: run(name, marks, seed, **changes) for seed, marks in enumerate(boundaries)}
     return RunGroup(name, runs)
 
@@ -84,12 +84,12 @@ def group(name: str, *boundaries: Boundaries, **changes: Any) -> RunGroup:
 def compared(
     groups: Sequence[RunGroup], reference: int = 0, mismatches: Sequence[Mismatch] = ()
 ) -> RunComparison:
-    """The comparison of such runs."""
+    """Return the comparison of made-up runs."""
     return comparison(groups, reference, mismatches, answers)
 
 
 def measurements() -> Measurements:
-    """The marks of such runs."""
+    """Return a reader of the marks of made-up runs."""
     return Measurements(answers)
 
 

@@ -1,4 +1,4 @@
-"""A judge's endpoint on loopback, which can also fail, stall, drop and answer nonsense."""
+"""Serve a judge's endpoint on loopback that can also fail, stall, drop and answer nonsense."""
 
 import json
 import threading
@@ -33,7 +33,7 @@ DROP = Reply(drop=True)
 
 
 class Server(ThreadingHTTPServer):
-    """Answers a prompt by its planned replies, then by ``[[7]]``; remembers what was asked."""
+    """Answers a prompt with its planned replies, then with ``[[7]]``; records all requests."""
 
     daemon_threads = True
 
@@ -99,7 +99,7 @@ class Handler(BaseHTTPRequestHandler):
     def handle(self) -> None:
         try:
             super().handle()
-        except ConnectionError:  # whoever asked has given up
+        except ConnectionError:  # the client has given up
             self.close_connection = True
 
 

@@ -1,4 +1,4 @@
-"""Another process that holds a lock of a run, a cell or a study."""
+"""Hold the lock of a run, a cell or a study in another process."""
 
 import subprocess
 import sys
@@ -19,7 +19,7 @@ with run_lock(Path(sys.argv[1])):
 
 @contextmanager
 def held(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """Another process that holds a folder."""
+    """Hold a folder's lock in another process while the block runs."""
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True
     )

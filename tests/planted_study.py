@@ -1,7 +1,7 @@
-"""A study of made-up runs with effects planted in it, and a reader of their answers.
+"""Make up a study whose runs have planted effects, and read their answers.
 
-Items differ in difficulty, and an item is right where its run's ability exceeds it; so runs of
-equal ability agree on nearly all items, and what a report ought to find is known.
+Items differ in difficulty, and an item is right if the run's ability exceeds its difficulty. So
+runs of equal ability agree on nearly all items, and the findings of a correct report are known.
 """
 
 import random
@@ -42,9 +42,9 @@ class PlantedStudy:
 
     Args:
         abilities: Metric keys by ability.
-        sources: The sources of abilities that do not go by their source's name.
+        sources: Source of each ability that is not named after its source.
         base: The base model's name.
-        items: Items of each benchmark.
+        items: Number of items of each benchmark.
     """
 
     abilities: Mapping[str, str] = field(default_factory=lambda: dict(ABILITIES))
@@ -67,7 +67,7 @@ class PlantedStudy:
     def run(
         self, name: str, seed: int, stages: Mapping[str, Levels], steps: int = 100
     ) -> RunResult:
-        """Return the run of a name and seed, whose stages end at the abilities given."""
+        """Return the run with this name and seed, whose stages end at the given abilities."""
         run_id = f"{name}-{seed}".replace(" ", "-").replace("/", "of")
         if run_id in self.runs:
             return self.runs[run_id]
@@ -161,7 +161,7 @@ def grown(top: float, level: str, bottom: float = 0.05) -> float:
 
 
 def rq1(study: PlantedStudy) -> Question:
-    """Math and code rise with their amount; general stays as it is."""
+    """Plant: math and code grow with their amount; general stays the same."""
     cells = []
     for source, full in ALONE.items():
         for fraction in FRACTIONS:
@@ -173,7 +173,7 @@ def rq1(study: PlantedStudy) -> Question:
 
 
 def rq2(study: PlantedStudy) -> Question:
-    """Mixing gains 20 points of math at 1/64, loses 20 of general in full, and leaves code."""
+    """Plant: mixing gains 20 points of math at 1/64, costs 20 of general at 1, and spares code."""
     cells = []
     for fraction in FRACTIONS:
         scarce = fraction == "1/64"
@@ -190,7 +190,7 @@ def rq2(study: PlantedStudy) -> Question:
 
 
 def rq3(study: PlantedStudy) -> Question:
-    """Own data decide; the amount of the others changes nothing, but general with special data."""
+    """Plant: only an ability's own data matters, except that general suffers from special data."""
     cells = []
     for arm in ("vary_special", "vary_general", "vary_special_little_general"):
         for fraction in FRACTIONS:
@@ -204,7 +204,7 @@ def rq3(study: PlantedStudy) -> Question:
 
 
 def rq4(study: PlantedStudy, seeds: tuple[int, ...] = (0, 1, 2)) -> Question:
-    """Sequential forgets math and half of code; DMT keeps both; more k costs general."""
+    """Plant: sequential forgets math and half of code; DMT keeps both; a larger k costs general."""
     plans: dict[tuple[str, str], dict[str, Levels]] = {
         ("math_only", ""): {"math": ALONE["math"]},
         ("code_only", ""): {"code": ALONE["code"]},
@@ -236,7 +236,7 @@ def rq4(study: PlantedStudy, seeds: tuple[int, ...] = (0, 1, 2)) -> Question:
 
 
 def grid(study: PlantedStudy) -> Question:
-    """Two arms over rows, equal in everything but chance."""
+    """Plant: two arms over rows that differ only by chance."""
     cells = []
     for arm in ("equal_counts", "equal_shares"):
         for rows in ("500", "2000"):
@@ -247,7 +247,7 @@ def grid(study: PlantedStudy) -> Question:
 
 
 def whole(study: PlantedStudy) -> StudyResults:
-    """Return all questions."""
+    """Return a study of all these questions."""
     makers: list[Callable[[PlantedStudy], Question]] = [rq1, rq2, rq3, rq4, grid]
     return study.results("planted", *(make(study) for make in makers))
 

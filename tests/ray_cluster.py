@@ -1,4 +1,4 @@
-"""Two Ray workers on loopback, started as separate processes, as ``ray start`` does on machines."""
+"""Start a Ray cluster of two nodes on loopback, each a separate ``ray start`` process."""
 
 import os
 import socket
@@ -49,7 +49,7 @@ class Cluster:
             )
 
     def kill_worker(self) -> None:
-        """Kill the worker with SIGKILL, and whatever it has started, as a power cut would."""
+        """Kill the worker and all its descendants with SIGKILL, like a power cut."""
         kill_tree(self.worker)
 
     def stop(self) -> None:

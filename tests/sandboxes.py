@@ -1,4 +1,4 @@
-"""Programs for the sandbox's tests, and the levels and routes that this machine can hold."""
+"""Run programs for the sandbox's tests, at the levels and routes that this machine supports."""
 
 import shutil
 import time
@@ -36,7 +36,7 @@ def run(
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the processes that a process has started, and those that they have, and so on."""
+    """Return all descendants of a process."""
     children: list[int] = []
     with suppress(FileNotFoundError, ProcessLookupError):  # gone by now
         for file in Path(f"/proc/{pid}/task").glob("*/children"):
@@ -45,7 +45,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def status(pid: int) -> dict[str, str]:
-    """Return what the kernel tells of a process, by name."""
+    """Return a process's fields in ``/proc/PID/status``, by name."""
     with suppress(FileNotFoundError, ProcessLookupError):
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
         return dict(line.split(":\t") for line in lines)
@@ -53,9 +53,9 @@ def status(pid: int) -> dict[str, str]:
 
 
 def running(pid: int, limit_s: float = 30.0) -> list[int]:
-    """Wait for a process to run a program in the sandbox; return its descendants, the first first.
+    """Wait for a process to run a program in the sandbox; return its descendants, oldest first.
 
-    The program, behind its system call filter, is the last of them.
+    The last of them is the program, under its system call filter.
     """
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
@@ -68,7 +68,7 @@ def running(pid: int, limit_s: float = 30.0) -> list[int]:
 
 @pytest.fixture(scope="session")
 def util_linux(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of programs without bubblewrap."""
+    """A folder of tools without bubblewrap."""
     folder = tmp_path_factory.mktemp("tools")
     for path in (folder, folder.parent, folder.parent.parent):
         path.chmod(0o755)  # for a test that runs as another user
@@ -90,7 +90,7 @@ def choose(route: str, monkeypatch: pytest.MonkeyPatch, util_linux: Path) -> Non
 def route(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, util_linux: Path
 ) -> Route:
-    """A route to isolation, the only one to be found."""
+    """A route to isolation, with the other one hidden."""
     choose(request.param, monkeypatch, util_linux)
     return request.param
 
@@ -99,7 +99,7 @@ def route(
 def level(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, util_linux: Path
 ) -> Level:
-    """A level, by each of its routes."""
+    """A level, once per route to it."""
     if request.param == "limited":
         return "limited"
     choose(request.param, monkeypatch, util_linux)

@@ -1,4 +1,4 @@
-"""Studies of the tiny world, run in a process of their own."""
+"""Run studies of the tiny world in a subprocess."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 import yaml
 from tiny_lab import Lab
 
-# 5 steps of math; the same and 5 of general, forked; and a copy of the first.
+# 5 steps of math; a fork of it with 5 more of general; and a copy of the first.
 STUDY: dict[str, Any] = {
     "name": "tiny",
     "strategies": ".",

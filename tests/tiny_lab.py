@@ -1,4 +1,4 @@
-"""Fixtures that run the command line over the tiny world, each in a folder of its own."""
+"""Provide fixtures that run the command line over the tiny world, each in its own folder."""
 
 import io
 import json
@@ -40,7 +40,7 @@ data:
 """
 EVALUATED_STEPS = [0, 4, 5, 8, 12]
 
-# What a run of the tiny config scores is decided here, one share per evaluation.
+# Fixes the scores of a run of the tiny config, one per evaluation.
 SCRIPTED = '''
 from sft_lab.evaluation.benchmark import Benchmark, Verdict
 
@@ -68,7 +68,7 @@ evaluation:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended and what it printed."""
+    """A command's exit code and output."""
 
     code: Any
     out: str
@@ -84,7 +84,7 @@ class Terminal(io.StringIO):
 
 @dataclass(frozen=True)
 class Lab:
-    """The command line in one folder, over the tiny world; ``tiny.yaml`` lies there."""
+    """Runs the command line in a folder with ``tiny.yaml``, over the tiny world."""
 
     folder: Path
     world: Path
@@ -98,7 +98,7 @@ class Lab:
             patch.chdir(self.folder)
             patch.syspath_prepend(str(self.folder))
             patch.setenv("SFT_LAB_WORLD", str(self.world))
-            # MLflow itself sets it, for the next run too; what is set first is undone behind it.
+            # MLflow sets it itself, so have MonkeyPatch restore it afterwards.
             patch.setenv("MLFLOW_TRACKING_URI", "")
             patch.delenv("MLFLOW_TRACKING_URI")
             try:
@@ -126,7 +126,7 @@ class Lab:
 
     @property
     def runs(self) -> list[Any]:
-        """The folder's runs, newest first; none where no store has been made."""
+        """The folder's runs, newest first; empty if there is no store."""
         return self.store.runs() if (self.folder / "mlruns/mlflow.db").exists() else []
 
     @property
@@ -135,7 +135,7 @@ class Lab:
         return run
 
     def points(self, key: str, run_id: str | None = None) -> dict[int, float]:
-        """The points of a metric by step; fails if a step is there twice."""
+        """Return a metric's points by step; fail if a step was logged twice."""
         run_id = run_id or self.run.info.run_id
         history = self.store.client.get_metric_history(run_id, key)
         assert len({point.step for point in history}) == len(history), key
@@ -176,7 +176,7 @@ def make_lab(tiny_world: Path) -> MakeLab:
 
 @pytest.fixture
 def lab(make_lab: MakeLab, tmp_path: Path) -> Lab:
-    """The command line in an empty folder."""
+    """A lab in a folder of its own."""
     return make_lab(tmp_path)
 
 
@@ -207,14 +207,14 @@ def _copied_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _own_store(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Undo behind each test that MLflow names its store to all later ones, and to subprocesses."""
+    """Undo after each test that MLflow exports its store to later tests and subprocesses."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
 
 
 @dataclass(frozen=True)
 class FinishedRun:
-    """A run of the tiny config that ended well, and what it printed. Change nothing in it."""
+    """A successful run of the tiny config and its output; shared, so do not modify it."""
 
     lab: Lab
     outcome: Outcome
@@ -235,7 +235,7 @@ from lightning import Callback
 
 
 class Stop(Callback):
-    """Raises, or sends this process a signal, in the middle of the window behind a step."""
+    """Raises, or sends this process a signal, in the middle of the window after a step."""
 
     def __init__(self, step: int, signal: int = 0) -> None:
         self.step, self.signal = step, signal
@@ -251,7 +251,7 @@ class Stop(Callback):
 
 @pytest.fixture
 def stopped_lab(lab: Lab) -> Iterator[Lab]:
-    """A lab with ``stopper.Stop``, to be given with ``--trainer.callbacks``."""
+    """A lab with ``stopper.Stop`` for ``--trainer.callbacks``."""
     lab.write("stopper.py", STOPPER)
     yield lab
     os.environ.pop("PL_GLOBAL_SEED", None)

@@ -1,7 +1,7 @@
-"""A stand-in for vLLM's server on loopback: its endpoints for LoRA, with transformers behind them.
+"""Stand in for vLLM's server on loopback: its LoRA endpoints, implemented with transformers.
 
-It answers as vLLM does, token by token and status by status, where its sources say so (the
-OpenAI-compatible server of vLLM 0.10.2 and later); it can also fail, stall and answer nonsense.
+Tokens, statuses and messages follow the source of vLLM's OpenAI-compatible server (0.10.2 and
+later); the stand-in can also fail, stall and answer nonsense.
 """
 
 import copy
@@ -22,7 +22,7 @@ COMPLETIONS, LOAD, UNLOAD = (
 
 
 class RefusedError(Exception):
-    """An answer in vLLM's form of an error."""
+    """An error response in vLLM's format."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -30,7 +30,7 @@ class RefusedError(Exception):
 
 
 class VllmStandIn(ThreadingHTTPServer):
-    """Serves a base and the adapters it is told to load; remembers what it was asked."""
+    """Serves a base and the adapters it is asked to load; records all requests."""
 
     daemon_threads = True
 
@@ -46,9 +46,9 @@ class VllmStandIn(ThreadingHTTPServer):
         self.max_lora_rank, self.max_model_len = 16, 256
         self.key: str | None = None
         self.adapters: dict[str, tuple[Path, Any]] = {}
-        self.loaded: list[str] = []  # names, in order, also of those that are gone
+        self.loaded: list[str] = []  # names in order, including unloaded ones
         self.ranks: list[int] = []
-        self.planned: dict[str, list[Reply | None]] = {}  # None is what it would answer
+        self.planned: dict[str, list[Reply | None]] = {}  # None: the regular answer
         self.bodies: dict[str, list[dict[str, Any]]] = {}
         self.open = self.most_open = 0
         self.lock = threading.Lock()
@@ -112,7 +112,7 @@ class VllmStandIn(ThreadingHTTPServer):
     def _generate(
         self, model: Any, prompt: Sequence[int], body: Mapping[str, Any]
     ) -> tuple[list[int], str]:
-        """Return the token ids, with the token that ended them, and why they ended."""
+        """Return the token ids, including the token that ended them, and the finish reason."""
         ends = set(body.get("stop_token_ids") or ())
         if not body.get("ignore_eos"):
             ends.add(self.tokenizer.eos_token_id)
@@ -196,7 +196,7 @@ class Handler(BaseHTTPRequestHandler):
     def handle(self) -> None:
         try:
             super().handle()
-        except ConnectionError:  # whoever asked has given up
+        except ConnectionError:  # the client has given up
             self.close_connection = True
 
 

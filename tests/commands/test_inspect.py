@@ -1,4 +1,4 @@
-"""What ``inspect`` says a config trains on."""
+"""Test what ``inspect`` prints about a config's stages, sources and samples."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ from tiny_lab import Lab, Terminal
 
 @pytest.fixture
 def inspected(lab: Lab, four_rows: Path) -> Lab:
-    """A folder whose config trains four rows of 18, 17, 16 and 15 tokens, 3 of each targets."""
+    """A lab whose config trains four rows of 18, 17, 16 and 15 tokens, each with 3 targets."""
     lab.write(
         "four.yaml",
         f"corpus: {{sources: {{four: {{path: {four_rows}}}}}, val_rows: 0}}\n"
@@ -24,7 +24,7 @@ def test_the_plan_is_counted_by_source(inspected: Lab) -> None:
     assert outcome.code == 0, outcome.err
     found = json.loads(outcome.out)
     first, second = found["stages"]["first"], found["stages"]["second"]
-    # Six rows in windows of four; 24 of general with 6 of math.
+    # Six rows in windows of four, then 24 of general with 6 of math.
     assert (first["steps"], first["passes"], second["steps"]) == (2, 1, 8)
     assert first["mixture"]["four"] == {
         "asked": 1,
@@ -46,7 +46,7 @@ def test_the_plan_is_counted_by_source(inspected: Lab) -> None:
 
 @pytest.fixture
 def alone(lab: Lab, four_rows: Path) -> Lab:
-    """A folder with a config of those four rows only."""
+    """A lab with a config of those four rows only."""
     lab.write(
         "alone.yaml",
         "model: {base: world://base}\n"
@@ -63,7 +63,7 @@ def test_rows_left_out_are_counted_by_reason(alone: Lab) -> None:
     lines = outcome.out.splitlines()
     reason = "longer than max_length 16 (e.g. line 1 of four.jsonl)"
     assert f"four: 2 left out: {reason}" in lines
-    assert outcome.err == ""  # said once
+    assert outcome.err == ""  # reported once, on stdout
     table = [line.split() for line in lines]
     # Two rows, each trained twice: 2 (15 + 16) tokens.
     assert ["only", "four", "1", "2", "4", "100.0", "62", "100.0", "12", "100.0"] in table
@@ -71,7 +71,7 @@ def test_rows_left_out_are_counted_by_reason(alone: Lab) -> None:
     assert ["15", "█" * 40, "1"] in table
 
 
-def test_rows_cannot_steer_the_terminal(alone: Lab) -> None:
+def test_control_characters_in_rows_are_escaped(alone: Lab) -> None:
     row = {"prompt": "a\033[2Jb\tc", "completion": "d\x9be\nf"}
     (alone.folder / "hostile.jsonl").write_text(json.dumps(row))
     assert (
@@ -80,7 +80,7 @@ def test_rows_cannot_steer_the_terminal(alone: Lab) -> None:
     )
 
 
-def test_samples_show_what_is_trained(alone: Lab) -> None:
+def test_samples_mark_trained_text(alone: Lab) -> None:
     command = ("inspect", "--config=alone.yaml", "-n=9")
     plain = alone(*command).out
     assert "18 tokens, 3 trained\n<user>What is 1+1?<end><assistant>⟦00<end>⟧\n" in plain
@@ -92,7 +92,7 @@ def test_samples_show_what_is_trained(alone: Lab) -> None:
     assert f"What is 1+1?{dim}<end><assistant>{plain_again}{answer}" in terminal.getvalue()
 
 
-def test_the_samples_are_the_first_that_are_trained(lab: Lab) -> None:
+def test_the_samples_are_the_first_rows_in_training_order(lab: Lab) -> None:
     outcome = lab("inspect", "--config=tiny.yaml", "--json", "-n2")
     samples = json.loads(outcome.out)["samples"]
     shown = [(sample["stage"], sample["source"]) for sample in samples]
@@ -130,7 +130,7 @@ def test_a_wrong_request_is_refused(lab: Lab, arguments: list[str], message: str
     assert outcome.out == ""
 
 
-def test_contamination_is_looked_for_among_all_items_not_those_measured(
+def test_contamination_is_checked_against_all_items_not_only_measured_ones(
     alone: Lab,
 ) -> None:
     asked = [f"How many {word} are in the big old box by the door now?" for word in ("a", "b")]

@@ -1,4 +1,4 @@
-"""What the command line refuses, and how; what it prints."""
+"""Test what the command line refuses, with which message, and what it prints."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ from tiny_lab import Lab
 
 
 def refused(lab: Lab, *arguments: str) -> str:
-    """Run what must be refused, see that it is as it should be, and return the message."""
+    """Run a command that must be refused without leaving anything, and return its message."""
     outcome = lab(*arguments)
     assert outcome.code == 2, (outcome.code, outcome.err)
     lines = [line for line in outcome.err.splitlines() if line.strip()]
@@ -84,7 +84,7 @@ def free_port() -> int:
         ("--trainer.accelerator=gpu", "trainer: No supported gpu backend"),
         ("--trainer.logger=false", "trainer.logger must be sft_lab.runs.logger.RunLogger"),
         ("--trainer.logger.init_args.tracking_uri=ftp://x", "got 'ftp://x'"),
-        # A folder cannot be made under a file; permissions mean nothing to root.
+        # A folder under a file cannot be made even by root, who ignores permissions.
         ("--trainer.logger.init_args.tracking_uri=sqlite:///tiny.yaml/m.db", "tiny.yaml"),
         ("--trainer.logger.init_args.artifact_location=tiny.yaml/a", "tiny.yaml/a"),
         ("--checkpoint.dirpath=tiny.yaml/c", "checkpoint.dirpath"),
@@ -95,14 +95,14 @@ def free_port() -> int:
     ],
 )
 @pytest.mark.slow
-def test_a_wrong_value_is_refused_before_a_run_is_made(
+def test_a_wrong_value_is_refused_before_a_run_is_created(
     lab: Lab, override: str, message: str
 ) -> None:
     lab.write("empty.jsonl", "")
     assert message in refused(lab, "fit", "--config=tiny.yaml", override)
 
 
-def test_a_server_that_is_not_there_is_named(lab: Lab) -> None:
+def test_an_unreachable_server_is_named(lab: Lab) -> None:
     uri = f"http://127.0.0.1:{free_port()}"
     override = f"--trainer.logger.init_args.tracking_uri={uri}"
     assert f"no MLflow server answers at {uri}" in refused(
@@ -141,7 +141,7 @@ def test_a_wrong_command_is_refused(lab: Lab, arguments: list[str], message: str
     assert lab.runs == []
 
 
-def test_a_tokenizer_without_template_needs_one_named(lab: Lab, make_tokenizer) -> None:  # type: ignore[no-untyped-def]
+def test_a_tokenizer_without_template_needs_corpus_template(lab: Lab, make_tokenizer) -> None:  # type: ignore[no-untyped-def]
     make_tokenizer().save_pretrained(lab.folder / "bare")
     (lab.folder / "bare/config.json").write_bytes((lab.world / "base/config.json").read_bytes())
     message = refused(lab, "fit", "--config=tiny.yaml", "--model.base=bare")
@@ -159,7 +159,7 @@ def test_a_later_file_sets_one_share_and_leaves_the_rest(lab: Lab) -> None:
     assert stages["first"]["mixture"] == {"math": 1}
 
 
-def test_a_printed_config_is_one_that_can_be_given(lab: Lab) -> None:
+def test_a_printed_config_can_be_used_as_config(lab: Lab) -> None:
     printed = lab.fit("--data.k=1/2", "--print_config").out
     lab.write("printed.yaml", printed)
     again = lab("fit", "--config=printed.yaml", "--print_config")
@@ -183,7 +183,7 @@ def test_help_is_printed(lab: Lab, arguments: list[str], text: str) -> None:
     assert text in outcome.out
 
 
-def test_no_file_is_left_by_help(lab: Lab) -> None:
+def test_help_leaves_no_files(lab: Lab) -> None:
     before = sorted(Path(lab.folder).iterdir())
     lab("fit", "--help")
     lab.fit("--print_config")
@@ -191,7 +191,7 @@ def test_no_file_is_left_by_help(lab: Lab) -> None:
 
 
 @pytest.mark.slow
-def test_a_terminal_in_ascii_shows_any_text(lab: Lab) -> None:
+def test_an_ascii_terminal_gets_escapes(lab: Lab) -> None:
     command = [sys.executable, "-m", "sft_lab", "inspect", "--config=tiny.yaml"]
     environment = {
         **os.environ,
@@ -203,4 +203,4 @@ def test_a_terminal_in_ascii_shows_any_text(lab: Lab) -> None:
         command, cwd=lab.folder, env=environment, capture_output=True, text=True, check=False
     )
     assert shown.returncode == 0, shown.stderr
-    assert "\\u27e6" in shown.stdout  # the bracket before what is trained
+    assert "\\u27e6" in shown.stdout  # the bracket before trained text

@@ -24,7 +24,7 @@ data:
 
 @pytest.fixture
 def compose(tmp_path: Path) -> Compose:
-    """Merges file contents in order, then overrides; files are 0.yaml, 1.yaml and so on."""
+    """Merge file contents in order, then overrides; the files are 0.yaml, 1.yaml and so on."""
     (tmp_path / "shared").mkdir()
     (tmp_path / "shared" / "trainer.yaml").write_text("precision: 32-true\nlogger:\n  name: x\n")
 
@@ -69,7 +69,7 @@ def test_references_follow_an_override(compose: Compose) -> None:
     assert mixture(referring, "specialize") == {"math": 1, "code": "1/16"}
 
 
-def test_a_share_of_another_kind_takes_its_place(compose: Compose) -> None:
+def test_a_share_of_another_kind_replaces_the_first(compose: Compose) -> None:
     rows = "data: {k: {rows: 500}}"
     for composed in (
         compose(DMT, rows, "data: {k: {tokens: 9}}"),
@@ -89,7 +89,7 @@ def test_another_class_does_not_inherit_arguments(compose: Compose) -> None:
     assert compose(first, "logger: {class_path: a.C}").resolved()["logger"] == {"class_path": "a.C"}
 
 
-def test_a_group_may_be_a_file_beside_the_one_that_says_it(
+def test_a_group_may_be_a_file_relative_to_the_one_that_names_it(
     compose: Compose, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path / "shared")  # wherever the command runs
@@ -167,7 +167,7 @@ def test_files_of_other_editors_are_read(compose: Compose) -> None:
         ("a: 1\ntrainer: no.yaml", r"0\.yaml, line 2: trainer refers to no\.yaml, but "),
     ],
 )
-def test_a_file_that_is_no_config_names_file_and_line(
+def test_an_error_in_a_file_names_file_and_line(
     compose: Compose, content: str, message: str
 ) -> None:
     with pytest.raises(RequestError, match=message) as caught:
@@ -185,7 +185,7 @@ def test_a_file_that_is_no_config_names_file_and_line(
         ("???", r"line 3: data\.j: Missing mandatory value"),
     ],
 )
-def test_a_reference_to_nothing_names_file_line_and_key(
+def test_an_unresolvable_reference_names_file_line_and_key(
     compose: Compose, value: str, message: str
 ) -> None:
     with pytest.raises(RequestError, match=message) as caught:
@@ -243,7 +243,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
     return config
 
 
-def test_identity_is_what_decides_the_numbers() -> None:
+def test_identity_contains_only_what_changes_the_numbers() -> None:
     for path in ("trainer.logger", "checkpoint.every_n_steps", "ckpt_path"):
         assert digest(changed(path, "other")) == digest(run())
     for path in ("seed_everything", "model.base", "data.k", "trainer.precision"):
@@ -254,7 +254,7 @@ def test_the_order_of_stages_is_part_of_a_run() -> None:
     config = run()
     config["data"]["stages"] = dict(reversed(config["data"]["stages"].items()))
     assert digest(config) != digest(run())
-    # Other keys stand in no order.
+    # The order of other keys has no effect.
     assert digest(dict(reversed(run().items()))) == digest(run())
 
 
@@ -287,7 +287,7 @@ def resumable(new: dict[str, Any], started_stages: int) -> None:
         ("trainer.precision", "bf16-mixed", r"^trainer\.precision: .* 32-true, .* bf16-mixed"),
     ],
 )
-def test_what_has_been_trained_cannot_change(path: str, value: Any, message: str) -> None:
+def test_settings_already_trained_with_cannot_change(path: str, value: Any, message: str) -> None:
     with pytest.raises(RequestError, match=message):
         resumable(changed(path, value), started_stages=1)
 
@@ -313,7 +313,7 @@ def test_k_may_change_while_only_later_stages_use_it() -> None:
         resumable(new, 2)
 
 
-def test_trained_stages_keep_their_place() -> None:
+def test_trained_stages_keep_their_order() -> None:
     reordered = run()
     reordered["data"]["stages"] = dict(reversed(reordered["data"]["stages"].items()))
     with pytest.raises(RequestError, match=r"data\.stages: the run has trained specialize in this"):

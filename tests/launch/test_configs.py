@@ -1,4 +1,4 @@
-"""Every config that is a run parses and plans."""
+"""Parse and plan every shipped config of a run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +36,7 @@ Plan = Callable[..., Schedule]
 
 @pytest.fixture
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
-    """Parses a config and lays out its stages over the shipped world, without training."""
+    """Parse a config and plan its stages over the shipped world, without training."""
     monkeypatch.chdir(tmp_path)
 
     def planned(path: Path, *arguments: str) -> Schedule:
@@ -53,7 +53,7 @@ def named(folder: str) -> list[Path]:
     return [path for path in RUNS if path.parent.name == folder]
 
 
-def test_every_config_is_looked_at() -> None:
+def test_every_config_is_tested() -> None:
     assert {path.parent.name for path in RUNS} == {
         "world",
         "llama2_7b",
@@ -73,7 +73,7 @@ def test_a_world_config_plans_its_stages(plan: Plan, path: Path) -> None:
     [*named("llama2_7b"), *named("qwen2.5_0.5b")],
     ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
-def test_a_config_of_hub_names_plans_over_local_files(
+def test_a_config_with_hub_names_plans_over_local_files(
     plan: Plan, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SFT_LAB_BASE", "world://base")
@@ -82,7 +82,7 @@ def test_a_config_of_hub_names_plans_over_local_files(
         rows = [chat(f"{source} {n}?", str(n)) for n in range(300)]
         write_jsonl(tmp_path / f"{source}.jsonl", rows)
         monkeypatch.setenv(f"SFT_LAB_{source.upper()}", str(tmp_path / f"{source}.jsonl"))
-    # The isolation that the configs ask for is not everywhere to be had.
+    # The isolation that the configs ask for is unavailable on some machines.
     schedule = plan(path, f"{SANDBOX}=isolated_or_limited")
     assert stage_names(schedule) == STRATEGIES[path.stem]
     assert all(stage.stage.epochs == 3 for stage in schedule.stages)
@@ -98,7 +98,7 @@ def test_a_config_of_real_files_plans(
     assert schedule.seen(schedule.num_steps).samples >= 500
 
 
-def test_the_replay_share_is_one_value(plan: Plan) -> None:
+def test_the_replay_share_is_set_by_one_key(plan: Plan) -> None:
     dmt, mixed = CONFIGS / "world/dmt.yaml", CONFIGS / "world/mixed_sequential.yaml"
     replayed = [
         plan(dmt, f"--data.k={k}").stages[1].num_steps - plan(mixed).stages[1].num_steps

@@ -1,4 +1,4 @@
-"""Classes of one file outside the package, named by a config: a source format, a data order."""
+"""Train with a source format and a data order from a file outside the package."""
 
 import json
 
@@ -15,7 +15,7 @@ from sft_lab.training.order import DataOrder, RowRef
 
 
 class Dialogue(SourceFormat):
-    """``lines``: what two people say by turns."""
+    """``lines``: two speakers taking turns."""
 
     def __init__(self, key: str = "lines") -> None:
         self.key = key
@@ -63,7 +63,7 @@ def test_a_source_format_is_a_class(seams: Lab) -> None:
     assert "missing key 'lines'" in refused.err
 
 
-def test_a_changed_source_format_is_read_anew(seams: Lab) -> None:
+def test_a_changed_source_format_invalidates_the_cache(seams: Lab) -> None:
     assert seams(*INSPECT, *TALK, FORMAT).code == 0
     seams.write("other.py", SEAMS.replace('split("|")', 'split("|")[:1]'))
     refused = seams(*INSPECT, *TALK, FORMAT.replace("data_seams.", "other."))

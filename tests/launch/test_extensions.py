@@ -1,4 +1,4 @@
-"""Extensions of the docs, each one file: a source, a benchmark, a strategy, a callback."""
+"""Run the extensions of the docs, each one file: a source, a benchmark, a strategy, a callback."""
 
 import gzip
 import json
@@ -49,7 +49,7 @@ def test_a_benchmark_is_a_class(lab: Lab) -> None:
     write_jsonl(lab.folder / "rhymes.jsonl", items)
     outcome = lab.fit("--config=rhymes.yaml", *POEMS)
     assert outcome.code == 0, outcome.err
-    # Every answer ends on the empty rhyme.
+    # Every answer ends in the empty rhyme.
     scores = lab.points("rhymes/accuracy")
     assert scores == pytest.approx(dict.fromkeys([0, 4, 5, 8, 12, 14], 2 / 3))
     # After the stage that trains poems; before that there is only the change.
@@ -152,7 +152,7 @@ def test_a_test_question_in_a_source_is_reported_and_dropped_on_request(lab: Lab
     )
 
 
-def test_the_field_s_benchmarks_are_measured_beside_one_s_own(
+def test_published_benchmarks_are_measured_next_to_a_runs_own(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SFT_LAB_DATA", str(write_benchmarks(lab.folder / "data")))
@@ -171,9 +171,7 @@ def test_the_field_s_benchmarks_are_measured_beside_one_s_own(
     assert table["columns"][:4] == ["id", "strict", "flexible", "reason"]
 
 
-def test_several_samples_of_a_problem_are_drawn_in_the_run(
-    lab: Lab, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_draws_several_samples_per_problem(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFT_LAB_DATA", str(write_benchmarks(lab.folder / "data")))
     lab.write(
         "samples.yaml",
@@ -203,7 +201,7 @@ from sft_lab.evaluation.benchmark import Benchmark, Item, Verdict
 
 
 class Conversation(Benchmark):
-    """Asks the same once more, whatever has been answered."""
+    """Asks the same again, whatever the answer was."""
 
     score_names = ("accuracy",)
 
@@ -217,7 +215,7 @@ class Conversation(Benchmark):
 '''
 
 
-def test_samples_stay_apart_in_later_turns(lab: Lab) -> None:
+def test_samples_stay_independent_in_later_turns(lab: Lab) -> None:
     lab.write("conversation.py", CONVERSATION)
     lab.write(
         "conversation.yaml",
@@ -236,5 +234,5 @@ def test_samples_stay_apart_in_later_turns(lab: Lab) -> None:
     completions = [row[place] for row in table["data"]]
     assert [row[0] for row in table["data"]] == ["math/0"] * 5 + ["math/0/2"] * 5
     assert len(set(completions[:5])) == 5
-    # All five are asked the same, and still draw apart.
+    # All five get the same prompt and still draw different answers.
     assert len(set(completions[5:])) == 5

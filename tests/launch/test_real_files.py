@@ -1,4 +1,4 @@
-"""``inspect`` over the real files, held against counts that are made another way."""
+"""Compare ``inspect`` on the real files with independent counts."""
 
 import gzip
 import json
@@ -46,7 +46,7 @@ def instructions(rows: list[dict[str, str]]) -> Pairs:
 
 @pytest.fixture(scope="module")
 def pairs(data: Path) -> dict[str, Pairs]:
-    """Prompt and answer of every row that should be trained on, by source."""
+    """Prompts and answers of all rows to be trained on, by source."""
     alpaca = json.loads((data / "code_alpaca/code_alpaca_2k.json").read_text(encoding="utf-8"))
     with gzip.open(data / "code_alpaca/new_codealpaca.json.gz", "rt", encoding="utf-8") as stream:
         codegen = json.load(stream)
@@ -59,7 +59,7 @@ def pairs(data: Path) -> dict[str, Pairs]:
     }
 
 
-def test_rows_and_tokens_are_those_counted_by_hand(
+def test_rows_and_tokens_equal_independent_counts(
     inspected: dict[str, Any], pairs: dict[str, Pairs]
 ) -> None:
     from tokenizers import Tokenizer
@@ -98,7 +98,7 @@ def test_packed_sequences_are_97_percent_full(inspected: dict[str, Any]) -> None
     assert stage["fill"] >= 0.97
 
 
-def test_patterns_take_code_and_maths_out_of_chats(
+def test_patterns_remove_code_and_maths_from_chats(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SFT_LAB_DATA", str(data))

@@ -1,4 +1,4 @@
-"""A whole run from the command line: what it leaves in MLflow and what a person sees."""
+"""Run the tiny config from the command line; check its MLflow record and its output."""
 
 import hashlib
 from pathlib import Path
@@ -14,7 +14,7 @@ from sft_lab.training.schedule import stage_lr
 from sft_lab.training.stage import Stage
 
 
-def test_a_run_says_what_it_is(finished: FinishedRun) -> None:
+def test_a_run_records_its_name_tags_and_parameters(finished: FinishedRun) -> None:
     run = finished.lab.run
     assert run.info.status == "FINISHED"
     assert run.info.run_name == "tiny k=1/4 seed 0"
@@ -32,7 +32,7 @@ def test_a_run_says_what_it_is(finished: FinishedRun) -> None:
     assert "version.torch" in params
 
 
-def test_a_run_has_the_users_name_and_tags_beside_the_labs(lab: Lab) -> None:
+def test_a_run_has_the_users_name_and_tags_next_to_the_labs(lab: Lab) -> None:
     tags = '{"mlflow.parentRunId": "1f", "sft_lab.cell": "dmt, seed 0", "strategy": "mine"}'
     logger = "--trainer.logger.init_args"
     outcome = lab(
@@ -46,7 +46,7 @@ def test_a_run_has_the_users_name_and_tags_beside_the_labs(lab: Lab) -> None:
     assert (found["strategy"], found["command"]) == ("tiny", "validate")  # the lab's own win
 
 
-def test_config_plan_and_samples_are_kept(finished: FinishedRun) -> None:
+def test_config_plan_and_samples_are_recorded(finished: FinishedRun) -> None:
     lab = finished.lab
     config = yaml.safe_load(lab.artifact("config.yaml").read_text())
     assert config["data"]["stages"]["second"]["mixture"] == {"general": 1, "math": "1/4"}
@@ -78,12 +78,12 @@ def test_scores_are_measured_before_between_and_after_the_stages(finished: Finis
         assert set(EVALUATED_STEPS) <= set(finished.lab.points(key)), key
 
 
-def test_every_step_is_logged_on_axes_that_runs_share(finished: FinishedRun) -> None:
+def test_every_step_is_logged_on_shared_axes(finished: FinishedRun) -> None:
     lab = finished.lab
     steps = list(range(1, 13))
     for key in ("train_loss/all", "lr", "speed/tokens_per_s", "time/eval_share"):
         assert list(lab.points(key)) == steps, key
-    # 5 windows of 4 rows, then 25 rows, of which the last window has one.
+    # 5 windows of 4 rows, then 25 rows: 6 windows of 4 and one of 1.
     samples = [0, 4, 8, 12, 16, 20, 24, 28, 32, 36, 40, 44, 45]
     assert list(lab.points("progress/samples").values()) == samples
     assert list(lab.points("progress/stage").values()) == [0] * 5 + [1] * 8
@@ -93,7 +93,7 @@ def test_every_step_is_logged_on_axes_that_runs_share(finished: FinishedRun) -> 
     assert 0 < lab.points("time/eval_share")[12] < 1
 
 
-def test_the_rate_of_every_step_is_the_schedules(finished: FinishedRun) -> None:
+def test_the_learning_rate_of_every_step_follows_the_schedule(finished: FinishedRun) -> None:
     first, second = Stage({"math": 1}, lr=1e-2), Stage({"general": 1}, lr=5e-3)
     rates = [stage_lr(first, step, 5) for step in range(5)]
     rates += [stage_lr(second, step, 7) for step in range(7)]
@@ -101,7 +101,7 @@ def test_the_rate_of_every_step_is_the_schedules(finished: FinishedRun) -> None:
     assert rates[0] == 1e-2  # one step of warm-up
 
 
-def test_every_answer_is_kept(finished: FinishedRun) -> None:
+def test_every_answer_is_recorded(finished: FinishedRun) -> None:
     for step in EVALUATED_STEPS:
         table = finished.lab.json(f"answers/step_{step:06d}/scripted.json")
         assert table["columns"] == ["id", "item", "accuracy", "reason", "completion", "prompt"]
@@ -145,7 +145,9 @@ def test_a_log_file_gets_plain_lines(finished: FinishedRun) -> None:
     assert steps[0].endswith("left  world_math 0.0 scripted 25.0")
 
 
-def test_the_end_shows_every_boundary_and_the_way_to_the_browser(finished: FinishedRun) -> None:
+def test_a_run_ends_with_a_table_of_boundaries_and_the_mlflow_command(
+    finished: FinishedRun,
+) -> None:
     *table, empty, browser = finished.outcome.out.splitlines()[-6:]
     assert (empty, browser) == (
         "",
@@ -160,7 +162,7 @@ def test_the_end_shows_every_boundary_and_the_way_to_the_browser(finished: Finis
 
 
 @pytest.mark.slow
-def test_a_terminal_gets_one_line_that_moves(lab: Lab) -> None:
+def test_a_terminal_gets_one_line_that_is_rewritten(lab: Lab) -> None:
     outcome = lab.fit(stream=Terminal())
     moving = [line for line in outcome.out.split("\r") if line.startswith("first 3/5  step 3/12")]
     assert len(moving) == 1

@@ -1,4 +1,4 @@
-"""Whole runs whose benchmarks are answered by a stand-in for a vLLM server."""
+"""Train whole runs that evaluate on a stand-in for a vLLM server."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from sft_lab.evaluation.benchmark import Benchmark
 from sft_lab.evaluation.benchmarks.harness.task import HarnessTask
 from sft_lab.evaluation.suite import EvaluationSuite
 
-# Answers as long as the tiny model's are, so that they differ from step to step.
+# Long enough for the tiny model's answers to differ from step to step.
 LONGER = "--evaluation.benchmarks.world_math.init_args.max_new_tokens=24"
 
 
@@ -26,7 +26,7 @@ def answers(lab: Lab) -> list[object]:
 
 
 @pytest.mark.slow
-def test_a_run_is_measured_as_by_the_native_engine(
+def test_a_run_has_the_same_scores_as_with_the_native_engine(
     vllm: VllmStandIn, make_lab: MakeLab, tmp_path: Path
 ) -> None:
     for name in ("native", "vllm"):
@@ -36,10 +36,10 @@ def test_a_run_is_measured_as_by_the_native_engine(
     outcome = served.fit(LONGER, *engine(vllm))
     assert outcome.code == 0, outcome.err
     assert answers(served) == answers(native)
-    assert len({str(found) for found in answers(native)}) > 1  # training has changed them
+    assert len({str(found) for found in answers(native)}) > 1  # training changes them
     for key in ("world_math/accuracy", "val_loss/math", "train_loss/all"):
         assert served.points(key) == native.points(key), key
-    # Each evaluation had adapters of its own, and none is left.
+    # Each evaluation loaded its own adapter and unloaded it.
     assert [name.rpartition("-")[0] for name in vllm.loaded] == [
         f"sft_lab-step-{step}" for step in EVALUATED_STEPS
     ]
@@ -50,7 +50,7 @@ def test_a_run_is_measured_as_by_the_native_engine(
 
 
 @pytest.mark.slow
-def test_a_run_whose_server_fails_goes_on_with_another_one(vllm: VllmStandIn, lab: Lab) -> None:
+def test_a_run_whose_server_fails_can_resume_with_another_one(vllm: VllmStandIn, lab: Lab) -> None:
     arguments = [*engine(vllm), "--evaluation.vllm.max_tries=2"]
     vllm.planned[COMPLETIONS] = [ERROR_500, Reply(b"nonsense")] * 20
     vllm.planned[COMPLETIONS].insert(0, None)  # the trial at start-up
@@ -64,7 +64,7 @@ def test_a_run_whose_server_fails_goes_on_with_another_one(vllm: VllmStandIn, la
     assert list(lab.points("world_math/accuracy")) == EVALUATED_STEPS
 
 
-def test_a_server_is_looked_for_before_a_run_begins(vllm: VllmStandIn, lab: Lab) -> None:
+def test_a_server_is_checked_before_a_run_is_created(vllm: VllmStandIn, lab: Lab) -> None:
     gone = ["--evaluation.engine=vllm", "--evaluation.vllm.base_url=http://127.0.0.1:9"]
     outcome = lab.fit(*gone)
     assert outcome.code == 2
@@ -80,7 +80,7 @@ def test_a_server_is_looked_for_before_a_run_begins(vllm: VllmStandIn, lab: Lab)
     assert lab.runs == []
 
 
-def test_a_rank_that_the_server_does_not_take_ends_a_run_before_its_first_step(
+def test_an_adapter_rank_above_the_servers_limit_fails_before_the_first_step(
     vllm: VllmStandIn, lab: Lab
 ) -> None:
     vllm.max_lora_rank = 1
@@ -92,7 +92,7 @@ def test_a_rank_that_the_server_does_not_take_ends_a_run_before_its_first_step(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--model.lora=null"], "model.lora is null, and evaluation.engine vllm hands adapters"),
         (["--evaluation.weights=merged"], "evaluation.weights merged says how this process"),
@@ -100,10 +100,12 @@ def test_a_rank_that_the_server_does_not_take_ends_a_run_before_its_first_step(
         (["--evaluation.vllm.max_tries=0"], "evaluation.vllm.max_tries must be 1 or more, got 0"),
     ],
 )
-def test_what_a_server_cannot_do_is_refused(lab: Lab, arguments: list[str], said: str) -> None:
+def test_settings_that_vllm_does_not_support_are_refused(
+    lab: Lab, arguments: list[str], message: str
+) -> None:
     outcome = lab.fit("--evaluation.engine=vllm", *arguments)
     assert outcome.code == 2
-    assert said in outcome.err
+    assert message in outcome.err
 
 
 def test_tasks_that_need_likelihoods_are_refused() -> None:
