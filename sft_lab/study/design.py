@@ -98,7 +98,7 @@ class ReportDesign:
     """A study's report.
 
     Args:
-        sections: Sections of the user's own, shown before the one on methods.
+        sections: The user's own sections, shown before the one on methods.
     """
 
     sections: list[ReportSection] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""A section of a report from outside the package: one file, and a line in the study's config."""
+"""Build a report with a section from outside the package: one file and a line of YAML."""
 
 import json
 
@@ -39,7 +39,7 @@ SECTIONS = [
 
 @pytest.fixture
 def recorded(study_lab: Lab) -> tuple[Lab, str]:
-    """A lab whose study asks for sections of its own and has run, though no cell has."""
+    """A lab with a recorded study whose config adds report sections; none of its cells has run."""
     lab = study_lab
     study = {**STUDY, "report": {"sections": SECTIONS}}
     lab.write("mine.py", MINE)
@@ -81,5 +81,5 @@ def test_a_wrong_section_is_refused_before_anything_runs(recorded: tuple[Lab, st
     assert "Traceback" not in outcome.err
 
 
-def test_another_section_makes_no_other_study() -> None:
+def test_report_sections_do_not_change_the_digest_of_a_study() -> None:
     assert study_digest({**STUDY, "report": {"sections": SECTIONS}}) == study_digest(STUDY)
