@@ -28,7 +28,7 @@ class AbilityHistory(Callback):
     Attributes:
         history: Every evaluation so far, in order of steps.
         best_marks: By score, the mark of each item at the best full evaluation at a stage boundary;
-            without scores that are no mean over items.
+            without scores that are not a mean over items.
     """
 
     def __init__(self, suite: EvaluationSuite) -> None:

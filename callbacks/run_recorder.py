@@ -83,7 +83,7 @@ class RunRecorder(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # In a resumed run, what a guard had planned anew by its checkpoint.
+        # A resumed run restores the plan changes of its checkpoint.
         self._record_plans(trainer, pl_module)
 
     def on_evaluation_end(
@@ -92,7 +92,7 @@ class RunRecorder(Callback):
         """File the answers, and then the scores, of an evaluation."""
         if not isinstance(pl_module, SFTModule):
             return
-        self._record_plans(trainer, pl_module)  # a guard may have planned anew by now
+        self._record_plans(trainer, pl_module)  # a guard may have changed the plan
         logger = run_logger(trainer)
         client, run_id = logger.experiment, logger.run_id
         folder = f"answers/step_{evaluation.step:06d}"

@@ -115,7 +115,7 @@ def run_cost(
         speed: Its speed, as ``KnownSpeeds`` finds it by ``run_parameters``; None if unknown.
 
     Raises:
-        RequestError: If the model's settings are wrong or there is no such base.
+        RequestError: If the model's settings are wrong or the base is unknown.
     """
     size = model_size(settings.base, settings.quantization, settings.lora, settings.precision)
     num_tokens = {name: loaded.num_tokens for name, loaded in data.corpus.loaded.items()}

@@ -38,7 +38,7 @@ def model_size(
         precision: Precision of the Trainer.
 
     Raises:
-        RequestError: If there is no such base, or its architecture cannot run on fake tensors.
+        RequestError: If the base is unknown, or its architecture cannot run on fake tensors.
     """
     targets = None if lora is None else lora.target_modules
     key = targets if targets is None or isinstance(targets, str) else tuple(targets)

@@ -20,12 +20,12 @@ from sft_lab.training.plan import Bin, Window
 class Batch(TypedDict):
     """One micro-batch of training sequences, each of one row or of several, end to end.
 
-    There is no attention mask: on the right of a sequence, padding is seen by no token of it.
+    There is no attention mask: padding is on the right, where no token attends to it.
 
     Attributes:
         input_ids: int64 ``[B, T]``, right-padded.
         position_ids: int64 ``[B, T]``, from 0 at the start of every row, by which a model knows
-            that rows of a sequence must not see each other; padding goes on counting.
+            that rows of a sequence must not see each other; padding continues the count.
         labels: int64 ``[B, T]``, -100 wherever there is no loss, as at the first token of every
             row; not shifted.
         source_ids: int64 ``[B, T]``, every token's source by its position in ``corpus.sources``.
@@ -53,7 +53,7 @@ def collate(corpus: Corpus, bins: Sequence[Bin], window_target_tokens: int) -> B
             end = start + len(row.input_ids)
             ids[place, start:end] = row.input_ids
             for first, last in row.spans:
-                # The first token follows on nothing of its own row: it is no target.
+                # The first token has no predecessor in its own row, so it is not a target.
                 first = max(first, 1)
                 labels[place, start + first : start + last] = row.input_ids[first:last]
             # To the end: padding belongs to the last row, so that nothing starts with it.
@@ -131,7 +131,7 @@ class HeldOutBatches(Dataset[Batch]):
 class PassSampler(Sampler[int]):
     """Indices in order from ``start``.
 
-    Its length is that of the whole pass, by which Lightning knows the last batch.
+    Its length is that of the whole pass, so that Lightning recognizes the last batch.
     """
 
     def __init__(self, length: int) -> None:

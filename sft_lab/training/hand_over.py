@@ -1,4 +1,4 @@
-"""The hand-over between two stages: what becomes of the optimizer's state and of the adapters."""
+"""Hand over optimizer state and adapters from one stage to the next."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class HandOver:
     Set ``stages.X.hand_over: {class_path: my_policies.MyPolicy, init_args: {...}}``. A policy may
     change values of trained parameters, optimizer state, and stack adapters by
     ``model.adapters.freeze_and_restart``: all of that is in every checkpoint. State of its own
-    would not be; what earlier stages leave behind comes with the ``Boundary``.
+    would not be; the ends of earlier stages come with the ``Boundary``.
 
     Attributes:
         needs_ends: Keep the trained parameters at the end of every stage, as ``Boundary.ends``.
@@ -141,7 +141,7 @@ class HandOvers:
         """Check that the ends which policies of later stages need have been kept.
 
         Args:
-            num_ended: Stages of which the weights at the end have already been left behind.
+            num_ended: Stages whose final weights have already been kept.
 
         Raises:
             RequestError: If the run, or the one that it was forked from, has not kept them.

@@ -141,7 +141,7 @@ class SFTModule(LightningModule):
         }
 
     def _lr(self, step: int) -> float:
-        # Asked for at every step: the schedule may change while the run goes on.
+        # Read at every step: the schedule may change during the run.
         if self.schedule is None:
             raise RuntimeError(
                 "StageScheduler has not set the schedule; it must be among the callbacks."

@@ -50,7 +50,7 @@ class MixturePass:
     batch_size: int
 
     def rng(self, *parts: object) -> random.Random:
-        """Return a generator for this pass; ``parts`` tell several of them apart."""
+        """Return a generator for this pass; ``parts`` distinguish several of them."""
         return seeded(self.seed, self.stage_name, self.pass_index, *parts)
 
 

@@ -75,7 +75,7 @@ def parse_share(value: Any) -> Share:
 
 @dataclass(frozen=True)
 class Size:
-    """How much of a source may be trained on."""
+    """The trainable part of a source."""
 
     rows: int
     tokens: int
