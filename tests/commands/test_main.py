@@ -89,9 +89,9 @@ def free_port() -> int:
         ("--trainer.logger.init_args.artifact_location=tiny.yaml/a", "tiny.yaml/a"),
         ("--checkpoint.dirpath=tiny.yaml/c", "checkpoint.dirpath"),
         ("--checkpoint.every_n_steps=0", "checkpoint.every_n_steps must be 1 or more, got 0"),
-        ("--ckpt_path=gone.ckpt", "--ckpt_path gone.ckpt: there is no such file"),
+        ("--ckpt_path=gone.ckpt", "--ckpt_path gone.ckpt: no such file"),
         ("--ckpt_path=last", "holds no unfinished run of this config"),
-        ("--ckpt_path=tiny.yaml", "tiny.yaml is damaged or no checkpoint"),
+        ("--ckpt_path=tiny.yaml", "tiny.yaml is damaged or not a checkpoint"),
     ],
 )
 @pytest.mark.slow
