@@ -310,4 +310,4 @@ def test_inspect_says_what_is_steered(lab: Lab) -> None:
     guarded(lab)
     shown = lab("inspect", "--config=tiny.yaml", "--config=guarded.yaml", "-n0")
     assert shown.code == 0, shown.err
-    assert "second: a guard steers what is replayed of math: 0, 1/20, 1/2, 1" in shown.out
+    assert "second: a guard chooses the replay share of math: 0, 1/20, 1/2, 1" in shown.out
