@@ -31,8 +31,9 @@ class ForgettingGuard(Callback):
     it; the next one, at the cut, does. A resumed run restores its decisions before any batch is
     requested, so this callback must come before ``StageScheduler``.
 
-    Logs ``guard/share/<source>``, the share from then on, and ``guard/limit/<score>``, the score
-    below which an ability counts as forgotten, and writes ``guard.json``, a record per decision.
+    Logs ``guard_share/<source>``, the share from then on, and ``guard_limit/<benchmark>_<score>``,
+    the score below which an ability counts as forgotten, and writes ``guard.json``, a record per
+    decision.
 
     Args:
         guard: The settings.
@@ -136,7 +137,8 @@ class ForgettingGuard(Callback):
                 "steps_left": self._steps_left(step + 1),
             }
         )
-        self._log(trainer, {f"guard/limit/{key}": a["limit"] for key, a in abilities.items()})
+        limits = {key.replace("/", "_"): a["limit"] for key, a in abilities.items()}
+        self._log(trainer, {f"guard_limit/{key}": limit for key, limit in limits.items()})
 
     def _assess(self, key: str, evaluation: Evaluation) -> dict[str, Any] | None:
         """Return the assessment of an ability; None without scores above 0 to compare with."""
@@ -174,7 +176,7 @@ class ForgettingGuard(Callback):
 
     def _log(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         shares = {source: self.guard.shares[rung.index] for source, rung in self.rungs.items()}
-        metrics |= {f"guard/share/{source}": float(s.amount) for source, s in shares.items()}
+        metrics |= {f"guard_share/{source}": float(s.amount) for source, s in shares.items()}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=trainer.global_step)
         self._file(trainer)

@@ -111,8 +111,8 @@ EXACT = (
     "lr",
     "progress/samples",
     "progress/tokens",
-    "guard/share/math",
-    "guard/limit/told/accuracy",
+    "guard_share/math",
+    "guard_limit/told_accuracy",
     "change_from_base/math",
 )
 
@@ -159,10 +159,10 @@ def test_replay_follows_what_is_measured(unbroken: tuple[Lab, str]) -> None:
         (28, "1/20", "1/2"),  # it falls again
         (32, "1/2", "1/2"),  # room, but 1/20 has failed
     ]
-    assert lab.points("guard/share/math") == {
+    assert lab.points("guard_share/math") == {
         10: 0, 12: 1 / 20, 16: 1 / 2, 20: 1 / 2, 24: 1 / 20, 28: 1 / 2, 32: 1 / 2
     }  # fmt: skip
-    assert lab.points("guard/limit/told/accuracy") == dict.fromkeys(range(12, 33, 4), 0.5)
+    assert lab.points("guard_limit/told_accuracy") == dict.fromkeys(range(12, 33, 4), 0.5)
     assert (
         "guard at step 12: math from 0 to 1/20: "
         "told/accuracy below 50.0 by 20.0 [-20.0, -20.0]" in out
@@ -277,7 +277,7 @@ def test_a_guard_that_never_acts_changes_nothing(make_lab: MakeLab, tmp_path: Pa
     # Passes are cut where a guard may act, so places differ; what is trained does not.
     assert list(batches(with_guard).values()) == list(batches(without).values())
     for key in EXACT:
-        if not key.startswith("guard/"):
+        if not key.startswith("guard_"):
             assert with_guard.points(key) == without.points(key), key
     plans = [lab.json("record.json")["stages"] for lab in labs]
     assert plans[0] == plans[1]
