@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from tiny_lab import FinishedRun
+from tiny_lab import Lab
 
 from sft_lab.analysis.study_results import Cell, Question, StudyResults
 from sft_lab.report.report import build_report
@@ -12,10 +12,9 @@ from sft_lab.runs.results import ItemAnswer, RunResult, read_answers, read_resul
 KEY = "scripted/accuracy"
 
 
-def test_forgetting_is_the_same_in_the_log_in_compare_and_in_a_report(
-    finished: FinishedRun,
-) -> None:
-    lab = finished.lab
+def test_forgetting_is_the_same_in_the_log_in_compare_and_in_a_report(lab: Lab) -> None:
+    outcome = lab.fit("--config=scripted.yaml", f"--evaluation.primary={{math: {KEY}}}")
+    assert outcome.code == 0, outcome.err
     store, run_id = lab.store, lab.run.info.run_id
     result = read_result(store, lab.run)
 
@@ -40,7 +39,7 @@ def test_forgetting_is_the_same_in_the_log_in_compare_and_in_a_report(
     assert cell["forgetting"] == pytest.approx(0.25)
     assert cell["retention"] == pytest.approx(2 / 3)
     for name in ("forgetting", "retention", "backward_transfer"):
-        logged = lab.points(f"{name}/{KEY}")[12]
+        logged = lab.points(f"{name}/math")[12]
         assert cell[name] == of_run["changes"][KEY][name] == pytest.approx(logged)
     assert drop["before"] == test["before"].replace(result.name, "tiny") == "tiny after first"
     assert drop["difference"] == test["difference"]["value"] == -cell["forgetting"]
