@@ -116,7 +116,9 @@ def load_run(run: str, tracking_uri: str = TRACKING_URI) -> LoadedRun:
     """
     from sft_lab.runs.results import read_result
     from sft_lab.runs.store import RunStore
+    from sft_lab.terminal import silence
 
+    silence()
     store = RunStore(tracking_uri)
     return LoadedRun(read_result(store, store.find(run)), store)
 
@@ -144,8 +146,10 @@ def compare(
     """
     from sft_lab.analysis.comparison import compare as compare_runs
     from sft_lab.runs.store import RunStore
+    from sft_lab.terminal import silence
 
     loaded = [run for run in runs if isinstance(run, LoadedRun)]
+    silence()
     uri = tracking_uri or (loaded[0].store.tracking_uri if loaded else TRACKING_URI)
     names = [run.run_id if isinstance(run, LoadedRun) else run for run in runs]
     return compare_runs(RunStore(uri), names, reference, over_seeds)
@@ -175,9 +179,12 @@ def evaluate(
         RequestError: If a benchmark's file is unusable or its grading is unavailable here.
     """
     from sft_lab.data.rendering import Renderer
+    from sft_lab.errors import RequestError
     from sft_lab.evaluation.evaluator import Evaluator
     from sft_lab.evaluation.suite import EvaluationSuite
 
+    if not benchmarks:
+        raise RequestError("evaluate needs at least one benchmark, such as {'gsm8k': GSM8K(...)}.")
     suite = EvaluationSuite(dict(benchmarks), batch_size=batch_size)
     for benchmark in benchmarks.values():
         benchmark.check()

@@ -1,6 +1,7 @@
 """Tables for people: plain text, columns aligned, percent instead of shares."""
 
 import logging
+import os
 import warnings
 from collections.abc import Sequence
 
@@ -34,6 +35,7 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def silence() -> None:
     """Keep the libraries' advice out of what a person watches; their warnings stay."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (

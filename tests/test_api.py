@@ -40,6 +40,8 @@ def test_fit_returns_the_run_with_scores_answers_and_curves(notebook: Lab) -> No
     assert len(answers) == 4
     assert {"item", "prompt", "completion", "accuracy"} <= set(answers.columns)
     assert not run.curves.empty
+    with pytest.raises(RequestError, match="step 999: the run was evaluated at steps 0, 5"):
+        run.answers(step=999)
     again = sft_lab.load_run(run.name)
     assert again.result == run.result
 
@@ -62,6 +64,9 @@ def test_compare_takes_runs_and_names(finished: FinishedRun) -> None:
         "scripted",
     ]
     assert sorted({point.step for point in run.result.points}) == EVALUATED_STEPS
+    assert {"fit", "load_run", "compare", "evaluate"} <= set(dir(sft_lab))
+    with pytest.raises(RequestError, match="at least one run"):
+        sft_lab.compare([])
     with pytest.raises(RequestError, match="gone"):
         sft_lab.compare(["gone"], tracking_uri=uri)
 

@@ -16,6 +16,7 @@ from sft_lab.analysis.measurements import (
 )
 from sft_lab.analysis.protocols import Mismatch, mismatches, refuse
 from sft_lab.analysis.run_groups import over_seeds, single_runs
+from sft_lab.errors import RequestError
 from sft_lab.metrics.score import Score
 from sft_lab.runs.results import ItemAnswer, RunResult, read_answers
 from sft_lab.runs.store import RunStore
@@ -86,6 +87,10 @@ def compare(
         RequestError: If a name fits no run, more than one, or one that has not trained; if a seed
             is there twice; or if protocols differ and may not.
     """
+    if not names:
+        raise RequestError(
+            "compare needs at least one run; name an id, a beginning of one, or a name."
+        )
     find = over_seeds if group_seeds else single_runs
     groups = find(store, names)
     index = 0

@@ -4,6 +4,7 @@ from typing import Any
 
 import pandas as pd
 
+from sft_lab.errors import RequestError
 from sft_lab.runs.results import RunResult, read_answers
 from sft_lab.runs.store import RunStore
 
@@ -63,8 +64,12 @@ def answers_frame(store: RunStore, result: RunResult, step: int | None = None) -
         step: The evaluation to read; all of them by default.
 
     Raises:
-        RequestError: If the answers of an evaluation are unavailable.
+        RequestError: If there was no evaluation at that step, or its answers are unavailable.
     """
+    steps = [point.step for point in result.points]
+    if step is not None and step not in steps:
+        known = ", ".join(map(str, steps))
+        raise RequestError(f"step {step}: the run was evaluated at steps {known}.")
     rows: list[dict[str, Any]] = []
     for point in result.points:
         if step not in (None, point.step):

@@ -1,4 +1,4 @@
-"""How many items an evaluation may take, when evaluations have a share of a run's time."""
+"""The number of items that an evaluation may use, given a share of a run's time."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from math import floor
 
 from sft_lab.errors import RequestError
 
-MIN_ITEMS = 16  # of a benchmark; fewer say nothing at all
+MIN_ITEMS = 16  # per benchmark; fewer are uninformative
 
 
 def budget_share(budget: float | str | None) -> float | None:
@@ -35,14 +35,14 @@ def budget_share(budget: float | str | None) -> float | None:
 
 @dataclass(frozen=True)
 class Pace:
-    """What is known of a run when the first evaluation between boundaries is due.
+    """The speed of a run, known when the first evaluation between boundaries is due.
 
     Attributes:
         evaluation_s: Seconds that a full evaluation takes.
         step_s: Seconds that an optimizer step takes.
         num_steps: Optimizer steps of the whole run.
         num_full: Evaluations on all items: before the first step, and at stage boundaries.
-        num_between: All others.
+        num_between: All other evaluations.
     """
 
     evaluation_s: float
@@ -53,16 +53,16 @@ class Pace:
 
 
 def items_between(num_items: Mapping[str, int], budget: float, pace: Pace) -> dict[str, int]:
-    """Return how many items of each benchmark an evaluation between boundaries may take.
+    """Return how many items of each benchmark an evaluation between boundaries may use.
 
-    Full evaluations are paid for first; the others share what is left of the budget, and take the
-    same part of every benchmark, but no fewer than 16 items: where full evaluations alone need
-    more than the budget, it is exceeded.
+    Full evaluations come first; the others share the rest of the budget and use the same fraction
+    of every benchmark, but at least 16 items: if the full evaluations alone need more than the
+    budget, it is exceeded.
 
     Args:
         num_items: All items, by benchmark.
         budget: Share of the run's time that evaluations may take, in (0, 1).
-        pace: How fast the run is.
+        pace: The speed of the run.
 
     >>> pace = Pace(evaluation_s=60, step_s=1, num_steps=1900, num_full=2, num_between=4)
     >>> items_between({"math": 300}, 0.1, pace)  # 1900 / 9 s in all, 211 - 120 for four: 23 s each

@@ -1,4 +1,4 @@
-"""Completions of any model, read from a file, and what grading them gives."""
+"""Completions of any model, read from a file, and the result of grading them."""
 
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ class GradedFile:
     """A graded file.
 
     Attributes:
-        rows: Task id, item and verdict of every row, in the file's order; no item if it is unknown.
+        rows: Task id, item and verdict of every row, in file order; no item if it is unknown.
         tasks: All tasks that the file could have answered.
         details: Facts for the report, such as the level of the sandbox.
     """

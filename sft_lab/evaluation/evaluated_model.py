@@ -11,10 +11,10 @@ class EvaluatedModel:
     """Completes prompts and scores continuations during one evaluation.
 
     Args:
-        weights: What the engine's ``serving`` yields.
-        engine: Answers.
+        weights: The value that the engine's ``serving`` yields.
+        engine: The engine that answers.
         renderer: The run's tokenizer and chat template.
-        decoding: How completions are made, unless a call says otherwise.
+        decoding: Default decoding of completions; a call may override it.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The evaluator: a model, a suite and a step give scores and answers; it knows no Lightning."""
+"""Evaluate a model on a suite, independently of Lightning."""
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -24,13 +24,13 @@ class Evaluation:
     Attributes:
         step: Optimizer steps taken.
         scores: All scores by metric key.
-        abilities: Keys of the scores of which more is better.
-        marks: By score, the mark of each item that the score is the mean of; without the scores
-            that are no such mean, as a perplexity.
+        abilities: Keys of the scores for which higher is better.
+        marks: By score, the mark of each item whose mean is the score; scores that are not a mean
+            over items, such as a perplexity, are absent.
         answers: All answers by benchmark, in the order of its file; the answers to an item follow
             each other.
         losses: Held-out losses by metric key, ``val_loss/<source>``.
-        num_items: How many items were used, by benchmark, where not all were.
+        num_items: Number of items used, by benchmark, for benchmarks measured in part.
     """
 
     step: int
@@ -43,14 +43,14 @@ class Evaluation:
 
 
 class Evaluator:
-    """Measures a model on the benchmarks of a suite, and leaves the model as it was.
+    """Measures a model on the benchmarks of a suite and leaves the model unchanged.
 
     Args:
         suite: The benchmarks and the engine.
         renderer: The run's tokenizer and chat template.
-        dtype: The type that training computes in; merged weights take it.
+        dtype: Compute dtype of training; merged weights use it too.
         forward_context: Returns the context of forward passes, such as autocast.
-        report: Called with a line for people as each part begins.
+        report: Called with a progress line as each part begins.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class Evaluator:
         Args:
             model: A causal language model of transformers, or PEFT's wrapper around one.
             step: Optimizer steps taken.
-            num_items: How many items to use, by benchmark; all by default.
-            losses: Returns held-out losses; called while the weights are held for the evaluation.
+            num_items: Number of items to use, by benchmark; all by default.
+            losses: Returns held-out losses; called while the evaluation weights are in place.
         """
         found: Mapping[str, float] = {}
         answers: dict[str, list[Answer]] = {}
@@ -140,7 +140,7 @@ def item_marks(answers: Sequence[Answer], mark: str) -> dict[str, float]:
     """Return the mean mark of each item's answers; items that could not be graded are left out.
 
     Args:
-        answers: Of one benchmark.
+        answers: Answers to one benchmark.
         mark: Name of the mark.
     """
     values: defaultdict[str, list[float]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Items, and answers to them with their verdicts."""
+"""Items, answers and their verdicts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ class Item:
     """One problem, or one turn of a conversation.
 
     Attributes:
-        id: Its name, unique within the benchmark.
+        id: Unique within the benchmark.
         messages: A conversation that ends with the user's turn.
-        row: The row it came from.
-        text: A text to continue as it is, without a chat template, in place of messages.
-        group: The problem that a turn belongs to; answers of one group count as one item in paired
-            tests. Empty if the item is a problem of its own.
+        row: The row of the file.
+        text: A text to continue verbatim, without a chat template, instead of messages.
+        group: The problem that a turn belongs to; paired tests count the answers of one group as
+            one item. Empty if the item is not part of another one.
     """
 
     id: str
@@ -31,7 +31,7 @@ class Item:
 
 
 Mark = bool | float | tuple[bool, ...]
-"""A grader's value for a completion, under one name; a tuple if an item has several parts."""
+"""A value that a grader gives a completion; a tuple if an item has several parts."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Verdict:
     """One graded completion.
 
     Attributes:
-        marks: The grader's values by name; None if it could not decide.
-        reason: What was read from the completion, or why it failed.
+        marks: The grader's values by name; None if the completion could not be graded.
+        reason: The answer read from the completion, or why it failed.
     """
 
     marks: Mapping[str, Mark] | None

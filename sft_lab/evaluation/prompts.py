@@ -33,7 +33,7 @@ class Prompts:
         return hashlib.sha256(json.dumps(self.token_ids).encode()).hexdigest()
 
     def indices(self, num_items: int | None = None) -> list[int]:
-        """Return the places of so many items, all by default; fewer are a subset of more."""
+        """Return the indices of this many items, all by default; smaller choices nest in larger."""
         return sorted(self._ranked[:num_items])
 
 

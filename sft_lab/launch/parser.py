@@ -258,7 +258,9 @@ def explain(message: str, written: Composed) -> str:
     )
     text = re.sub(r"^Call to compute_fn of link .* failed: ", "", text)
     key = _written_key(keys, text, written)
-    return f"{written.origin(key)}{key}: {text}".removeprefix(": ")
+    origin = written.origin(key)
+    named = "" if origin == f"--{key}: " else f"{key}: "  # a flag is its key
+    return f"{origin}{named}{text}".removeprefix(": ")
 
 
 def _written_key(keys: list[str], text: str, written: Composed) -> str:

@@ -104,6 +104,8 @@ class RunStore:
     def find(self, name: str) -> Any:
         """Return the run of an id, of the unique beginning of one, or the newest run of a name.
 
+        Of a name's runs a finished one is preferred: a later attempt that failed does not hide it.
+
         Raises:
             RequestError: If there is none, or several ids begin like that.
         """
@@ -118,4 +120,5 @@ class RunStore:
             raise RequestError(
                 f"no run {name!r} in {self.tracking_uri}; most recent: {newest or 'none'}."
             )
-        return (by_id or by_name)[0]
+        finished = [run for run in by_name if run.info.status == "FINISHED"]
+        return (by_id or finished or by_name)[0]

@@ -1,4 +1,4 @@
-"""Answers of the model under evaluation: greedy or sampled, in batches, with an end."""
+"""Engines that generate answers with the model under evaluation, greedily or by sampling."""
 
 from sft_lab.data.batching import batches_longest_first
 from sft_lab.evaluation.generation.decoding import GREEDY, Decoding

@@ -1,4 +1,4 @@
-"""The rows that are answered together."""
+"""The rows that are generated together."""
 
 from collections.abc import Sequence
 from itertools import accumulate
@@ -12,17 +12,17 @@ from sft_lab.evaluation.generation.kv_cache import RoomyCache, kept_rows
 
 
 class Batch:
-    """The rows being answered: what they have seen, and what is put in next.
+    """The rows being generated: their cache, and their next inputs.
 
-    All rows end together, with the last token there is of them or of their drafts; before its first
-    token a row is padded.
+    Rows are left-padded: all end at the same position, with the last token of the row or of its
+    draft.
 
     Args:
-        model: Answers.
-        rows: Which prompts they are.
+        model: The model that answers.
+        rows: Indices of their prompts.
         texts: Token ids of each prompt and its draft.
-        drafts: Token ids of each draft; checked by the first pass, then given up.
-        pad_token_id: Token before a row's first.
+        drafts: Token ids of each draft; checked by the first pass, then dropped.
+        pad_token_id: Padding token.
     """
 
     def __init__(
@@ -47,10 +47,10 @@ class Batch:
         return len(self.rows)
 
     def forward(self, model: PreTrainedModel) -> Tensor:
-        """Return the logits of every row's last token and its draft's, ``[B, T, V]``."""
+        """Return the logits at every row's last token and its draft's tokens, ``[B, T, V]``."""
         mask = self.attention_mask
         if self.input_ids.shape[1] == 1 and self.cache.takes_rows and _takes_masks(model):
-            # What transformers would make of it for one more token, in a tenth of the time.
+            # The mask that transformers would build for one more token, in a tenth of the time.
             mask = mask.bool()[:, None, None]
         logits: Tensor = model(
             input_ids=self.input_ids,
@@ -63,13 +63,13 @@ class Batch:
         return logits
 
     def push(self, token_ids: Tensor, going: list[bool], right: list[int]) -> None:
-        """Append a token to the rows that go on, and drop the others.
+        """Append a token to the rows that continue, and drop the others.
 
         Args:
-            token_ids: What was chosen behind a row's last token, or there and behind every token of
-                its draft, ``[N]``, row after row.
-            going: Which rows go on.
-            right: How many tokens of each row's draft are kept.
+            token_ids: The token chosen after a row's last token and after every token of its draft,
+                ``[N]``, row by row.
+            going: Whether each row continues.
+            right: Number of tokens kept of each row's draft.
         """
         self.position_ids = self.position_ids[:, -1:] + 1
         wrong = [len(draft) - n for draft, n in zip(self.drafts, right, strict=True)]
@@ -95,7 +95,7 @@ class Batch:
         self.attention_mask = torch.cat([self.attention_mask, seen], dim=-1)
 
     def join(self, others: Sequence["Batch"]) -> None:
-        """Take over the rows of other batches."""
+        """Append the rows of other batches."""
         longest = max(batch.attention_mask.shape[1] for batch in (self, *others))
         batches = (self, *others)
         self.padding = [
@@ -119,7 +119,7 @@ class Batch:
             self.attention_mask = self.attention_mask[keep]
 
     def _forget_padding(self) -> None:
-        """Give up what is padding in every row, so that the longest row decides the width."""
+        """Drop padding that all rows share, so that the longest row sets the width."""
         shared = min(self.padding)
         if shared and self.cache.takes_rows:
             self.attention_mask = self.attention_mask[:, shared:]
@@ -135,7 +135,7 @@ class Batch:
 
 
 def joined(batches: Sequence[Batch | None]) -> Batch | None:
-    """Make one batch of those that have rows left."""
+    """Join the batches that have rows left; None if there are none."""
     going = [batch for batch in batches if batch]
     if not going:
         return None
@@ -146,6 +146,6 @@ def joined(batches: Sequence[Batch | None]) -> Batch | None:
 
 
 def _takes_masks(model: PreTrainedModel) -> bool:
-    """Say whether a mask ``[B, 1, T, S]`` reaches attention as it is."""
+    """Return whether a mask ``[B, 1, T, S]`` reaches attention unchanged."""
     sdpa: bool = model.config._attn_implementation == "sdpa"
     return sdpa and model.is_backend_compatible()

@@ -22,8 +22,8 @@ class Engine(ABC):
     ``evaluation.engine: {class_path: ..., init_args: ...}``.
     """
 
-    name: ClassVar[str]
-    """The name in messages and in the run's record."""
+    name: ClassVar[str] = ""
+    """The name in messages and in the run's record; by default that of the class."""
 
     gives_likelihoods: ClassVar[bool] = False
     """Whether ``log_likelihoods`` is implemented."""
@@ -33,6 +33,11 @@ class Engine(ABC):
 
     needs_adapters: ClassVar[bool] = False
     """Whether it cannot answer for a model that is trained in full."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Name a class that has no name of its own after itself."""
+        super().__init_subclass__(**kwargs)
+        cls.name = cls.name or cls.__name__
 
     def serving(self, model: Any, step: int, dtype: torch.dtype) -> AbstractContextManager[Any]:
         """Return a context that holds the weights to answer with during one evaluation.

@@ -34,11 +34,12 @@ def make_engine(
 
     Args:
         name: ``native``, ``transformers_continuous`` or ``vllm``.
-        batch_size: Most answers generated at a time.
-        batch_tokens: Most tokens in a batch of ``native``, padding and room for answers counted.
-        vllm: The server of ``vllm``; the one on this machine's port 8000 if not given.
+        batch_size: Maximum number of answers generated at a time.
+        batch_tokens: Maximum number of tokens in a batch of ``native``, including padding and room
+            for answers.
+        vllm: The server for ``vllm``; port 8000 on this machine by default.
         weights: The weights that an engine in this process answers with.
-        drafts: Whether ``native`` tries a prompt's last answer as a draft of the next one.
+        drafts: Whether ``native`` tries a prompt's previous answer as a draft of the next one.
     """
     if name == "native":
         return NativeEngine(batch_size, batch_tokens, weights=weights, drafts=drafts)
@@ -48,11 +49,11 @@ def make_engine(
 
 
 class LocalEngine(Engine):
-    """An engine in this process: weights as trained, dequantised or merged; likelihoods.
+    """An engine in this process, which also gives likelihoods.
 
     Args:
-        batch_size: Most answers generated at a time.
-        batch_tokens: Most tokens in a batch, padding and room for answers counted.
+        batch_size: Maximum number of answers generated at a time.
+        batch_tokens: Maximum number of tokens in a batch, including padding and room for answers.
         weights: The weights to answer with; see ``EvaluationSuite``.
     """
 
@@ -91,20 +92,20 @@ class LocalEngine(Engine):
 
 
 class NativeEngine(LocalEngine):
-    """One batch, longest rows first; rows leave it as they end, and others take their places.
+    """Generates in one batch, longest rows first; waiting rows replace those that end.
 
-    A prompt that is answered again, greedily, gets its last answer as a draft. Samples are not kept
-    as drafts, for each token of them hangs on all probabilities before it; nor are answers inside a
-    conversation, whose prompts hold what was answered before.
+    A prompt that is answered again, greedily, gets its previous answer as a draft. Samples are not
+    kept as drafts, since each of their tokens depends on all probabilities before it; nor are
+    answers inside a conversation, whose prompts contain earlier answers.
 
     Args:
         batch_size: See ``LocalEngine``.
         batch_tokens: See ``LocalEngine``.
         weights: See ``LocalEngine``.
-        drafts: Whether last answers are kept and tried.
+        drafts: Whether previous answers are kept and tried.
 
     Attributes:
-        earlier: The last answers, part of a checkpoint; None if they are not kept.
+        earlier: The previous answers, part of a checkpoint; None if they are not kept.
     """
 
     name = "native"
@@ -170,11 +171,11 @@ class NativeEngine(LocalEngine):
 
 
 class TransformersContinuous(LocalEngine):
-    """transformers' continuous batching: a paged cache, and a new prompt as soon as a row ends.
+    """Generates by transformers' continuous batching: a paged cache, rows replaced as they end.
 
-    It has no stop strings: a completion goes on to its end token and is cut then. Its samples are
-    drawn from one stream, not by their numbers, and depend on what they are batched with; from one
-    evaluation to the next they are the same.
+    It has no stop strings: a completion runs to its end token and is cut afterwards. Samples are
+    drawn from one random stream, not by their numbers, and depend on the rest of the batch; every
+    evaluation draws the same stream.
     """
 
     name = "transformers_continuous"
@@ -203,11 +204,11 @@ class TransformersContinuous(LocalEngine):
         from transformers import ContinuousBatchingConfig, GenerationConfig
 
         each = decoding.num_samples if samples is None else 1
-        # Adapters sit inside the base, so that what they wrap has the method and is adapted.
+        # PEFT injects adapters into the base, so the base has the method and is adapted.
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         draw: dict[str, Any] = {"do_sample": decoding.temperature > 0}
         if draw["do_sample"]:
-            # top_k would otherwise be 50.
+            # top_k defaults to 50.
             draw |= {"temperature": decoding.temperature, "top_p": decoding.top_p, "top_k": 0}
         settings = GenerationConfig(
             max_new_tokens=max_new_tokens,
@@ -216,14 +217,14 @@ class TransformersContinuous(LocalEngine):
             num_return_sequences=each,
             **draw,
         )
-        # Left to itself it would take most of the memory that is free, which is the training's.
+        # By default it takes most of the free memory, which training needs.
         tokens = max(map(len, prompts)) + max_new_tokens
         batching = ContinuousBatchingConfig(
             max_requests_per_batch=self.batch_size,
             num_blocks=self.batch_size * (tokens // ContinuousBatchingConfig.page_size + 1),
             seed=decoding.seed,
         )
-        # It seeds the global random state, that of greedy decoding too.
+        # It seeds the global random state, even for greedy decoding.
         with torch.random.fork_rng(), evaluating(base):
             outputs = base.generate_batch(
                 [list(prompt) for prompt in prompts], settings, batching, warmup=False

@@ -9,16 +9,16 @@ from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 from typing_extensions import override
 
-CACHE_ROOM = 16  # tokens; all that is held is copied once in so many
+CACHE_ROOM = 16  # tokens; the cache is copied once per this many
 
 
 class RoomyLayer(DynamicLayer):
-    """Keys and values of one layer, with room for some tokens more.
+    """Keys and values of one layer, with spare room for more tokens.
 
-    transformers' own layer copies all it holds for every token, which took a fifth of the time on a
-    CPU, and again for every row that leaves. Here a token is written behind the last, a row that
-    leaves is overwritten by one from the end, and new rows are written behind the others. Rows end
-    together; what a shorter one has before its first token is never attended to.
+    transformers' own layer copies its whole content for every token, a fifth of the time on a CPU,
+    and again for every row that leaves. Here a token is appended in place, a row that leaves is
+    overwritten by one from the end, and new rows are appended. Rows are aligned at their ends; the
+    positions before a shorter row's first token are never attended to.
     """
 
     def __init__(self) -> None:
@@ -37,7 +37,7 @@ class RoomyLayer(DynamicLayer):
         new = (key_states, value_states)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            # As they are: room can wait for the next token, when the prompt's activations are gone.
+            # No spare room yet: it is added at the next token, once the prompt's activations are freed.
             self._memory = list(new)
             self._size, self._end = len(key_states), key_states.shape[-2]
             self.keys, self.values = new
@@ -59,14 +59,14 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = self._in_use()
 
     def forget(self, num_tokens: int) -> None:
-        """Give up the first tokens, which no row attends to any more."""
+        """Drop the first tokens, which no row attends to any more."""
         self._start += num_tokens
         self.keys, self.values = self._in_use()
 
     def forget_last(self, num_tokens: Tensor) -> None:
-        """Give up the last tokens of each row, int64 ``[rows]``; the others again end together."""
+        """Drop this many last tokens of each row, int64 ``[rows]``, and realign the row ends."""
         places = torch.arange(self.get_seq_length(), device=num_tokens.device)
-        # What a row has too little of is its first token again, to which no row attends.
+        # A row that becomes too short repeats its first token, which is never attended to.
         places = (places - num_tokens[:, None]).clamp(min=0)[:, None, :, None]
         self._memory = [
             states.gather(2, places.expand(-1, states.shape[1], -1, states.shape[3]))
@@ -76,7 +76,7 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = self._in_use()
 
     def compact(self) -> None:
-        """Copy what is in use, where that lies in a larger memory, and give the rest up."""
+        """Release unused memory by copying the part in use."""
         used = self._in_use()
         held = [memory.untyped_storage().nbytes() for memory in self._memory]
         if held == [states.nbytes for states in used]:
@@ -86,7 +86,7 @@ class RoomyLayer(DynamicLayer):
         self.keys, self.values = self._in_use()
 
     def join(self, others: Sequence["RoomyLayer"]) -> None:
-        """Take over rows of other layers, behind the own; all end together."""
+        """Append the rows of other layers, aligned at their ends."""
         length = max(layer.get_seq_length() for layer in (self, *others))
         self._make_room(self._size + sum(other._size for other in others), length, 0)
         self._start = self._end - length
@@ -104,15 +104,15 @@ class RoomyLayer(DynamicLayer):
         return keys, values
 
     def _make_room(self, rows: int, length: int, num_tokens: int) -> None:
-        """See to it that so many tokens up to the end have a place, and so many new ones."""
+        """Grow the memory, if needed, to hold ``length`` tokens per row and ``num_tokens`` new ones."""
         held_rows, _, held_tokens, _ = self._memory[0].shape
         if rows <= held_rows and length <= self._end and self._end + num_tokens <= held_tokens:
             return
         own = self.get_seq_length()
-        self.keys = self.values = None  # or the old memory would stay beside the new
+        self.keys = self.values = None  # or the old memory would be kept alive next to the new one
         for place, held in enumerate(self._memory):
             shape = (rows, held.shape[1], length + num_tokens + CACHE_ROOM, held.shape[3])
-            # Zeros: what is not attended to is still multiplied, and must be finite.
+            # Zeros: masked positions are still multiplied and must be finite.
             memory = held.new_zeros(shape)
             used = held[: self._size, :, self._start : self._end]
             memory[: self._size, :, length - own : length] = used
@@ -121,7 +121,7 @@ class RoomyLayer(DynamicLayer):
 
 
 class RoomyCache(DynamicCache):
-    """A cache of transformers whose layers of full attention are roomy; others are its own."""
+    """A transformers cache whose full-attention layers are ``RoomyLayer``; others are unchanged."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config=config)
@@ -131,33 +131,33 @@ class RoomyCache(DynamicCache):
 
     @property
     def takes_rows(self) -> bool:
-        """Whether rows can join; a window or a recurrent state is not known to be able to."""
+        """Whether rows can join: not with a sliding window or a recurrent state."""
         return all(isinstance(layer, RoomyLayer) for layer in self.layers)
 
     def forget(self, num_tokens: int) -> None:
-        """Give up the first tokens, which no row attends to any more."""
+        """Drop the first tokens, which no row attends to any more."""
         for layer in self.layers:
             cast(RoomyLayer, layer).forget(num_tokens)
 
     def forget_last(self, num_tokens: Tensor) -> None:
-        """Give up the last tokens of each row, int64 ``[rows]``; the others again end together."""
+        """Drop this many last tokens of each row, int64 ``[rows]``, and realign the row ends."""
         for layer in self.layers:
             cast(RoomyLayer, layer).forget_last(num_tokens)
 
     def compact(self) -> None:
-        """Copy what is in use, where that lies in a larger memory, and give the rest up."""
+        """Release unused memory by copying the part in use."""
         for layer in self.layers:
             if isinstance(layer, RoomyLayer):
                 layer.compact()
 
     def join(self, others: Sequence["RoomyCache"]) -> None:
-        """Take over the rows of other caches, behind the own; all end together."""
+        """Append the rows of other caches, aligned at their ends."""
         for layer, *new in zip(self.layers, *(other.layers for other in others), strict=True):
             cast(RoomyLayer, layer).join(cast(list[RoomyLayer], new))
 
 
 def kept_rows(going: list[bool]) -> list[int]:
-    """Return where the rows of a shrunken batch come from, as few moved as can be.
+    """Return the source index of each row of a shrunken batch, moving as few as possible.
 
     >>> kept_rows([True, False, True, False, True])
     [0, 4, 2]

@@ -11,8 +11,8 @@ from sft_lab.data.batching import batches_longest_first
 from sft_lab.evaluation.generation.engine import TokenPair
 from sft_lab.model.qlora import plain_causal_lm
 
-_HEAD_TOKENS = 1024  # positions whose logits exist at a time; a text may have many, each of V
-_DEFAULT_LENGTH = 2048  # of a model whose config has no limit, as in lm-evaluation-harness
+_HEAD_TOKENS = 1024  # positions whose logits, V values each, are held at a time
+_DEFAULT_LENGTH = 2048  # if the config has no limit; as in lm-evaluation-harness
 
 
 def max_length(model: Any) -> int:
@@ -34,9 +34,9 @@ def log_likelihoods(
     Args:
         model: A causal language model of transformers, or PEFT's wrapper around one, in eval mode.
         pairs: Contexts and continuations.
-        pad_token_id: Token that fills the right of short rows; no token that counts sees it.
-        batch_size: Most rows at a time.
-        batch_tokens: Most tokens at a time; not limited if not given.
+        pad_token_id: Token that pads short rows on the right; no scored token attends to it.
+        batch_size: Maximum number of rows at a time.
+        batch_tokens: Maximum number of tokens at a time; unlimited by default.
     """
     longest = max_length(model)
     found: dict[int, tuple[float, bool]] = {}

@@ -1,17 +1,17 @@
-"""Strings that end an answer, found while its tokens come one by one."""
+"""Strings that end an answer, detected while its tokens are generated."""
 
 from collections.abc import Callable, Sequence
 
 Decode = Callable[[Sequence[int]], str]
 
-_UNFINISHED = "\ufffd"  # what tokenizers print for the first bytes of a character
+_UNFINISHED = "\ufffd"  # printed by tokenizers for an incomplete character
 
 
 def before_stop(text: str, stop_strings: Sequence[str]) -> str:
     r"""Return a text up to the first stop string in it, or all of it.
 
-    The first is the one that is complete first, and of several that end together the longest: what
-    is cut off does not depend on how a text is cut into tokens.
+    The first is the one completed first; if several end together, the longest. So the cut does not
+    depend on tokenization.
 
     >>> before_stop("a = 1\nprint(a)\ndef f", ["\ndef", "\nprint"])
     'a = 1'
@@ -24,14 +24,14 @@ def before_stop(text: str, stop_strings: Sequence[str]) -> str:
 
 
 class StopWatch:
-    """Sees the tokens of one answer and says when it holds a stop string.
+    """Watches the tokens of one answer for a stop string.
 
-    A token may end in the middle of a character, and what a token reads as may depend on the one
-    before it; so tokens are read behind those before them, and only up to a whole character.
+    A token may end in the middle of a character, and its text may depend on the token before it;
+    so tokens are decoded together with those before them, and only up to a whole character.
 
     Args:
-        decode: The text of token ids.
-        stop_strings: What ends the answer.
+        decode: Turns token ids into text.
+        stop_strings: The strings that end the answer.
     """
 
     def __init__(self, decode: Decode, stop_strings: Sequence[str]) -> None:
@@ -39,12 +39,12 @@ class StopWatch:
         self.stop_strings = stop_strings
         self._longest = max(map(len, stop_strings))
         self._token_ids: list[int] = []
-        self._context = 0  # tokens from here to _read are read again, for what follows them
+        self._context = 0  # tokens from here to _read are decoded again, as context
         self._read = 0
         self._tail = ""
 
     def add(self, token_id: int) -> bool:
-        """Take the next token and return whether a stop string is complete."""
+        """Add the next token and return whether a stop string is complete."""
         self._token_ids.append(token_id)
         known = self.decode(self._token_ids[self._context : self._read])
         text = self.decode(self._token_ids[self._context :])
@@ -55,6 +55,6 @@ class StopWatch:
         self._tail = window[max(0, len(window) - self._longest + 1) :]
         if not any(stop in window for stop in self.stop_strings):
             return False
-        # The text of the whole decides; pieces of it may read otherwise.
+        # The whole text decides: pieces of it may decode differently.
         whole = self.decode(self._token_ids)
         return any(stop in whole for stop in self.stop_strings)

@@ -1,1 +1,1 @@
-"""The vLLM engine: a server that is handed the adapters."""
+"""The vLLM engine: a server that is given the adapters."""

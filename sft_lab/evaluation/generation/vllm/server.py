@@ -1,4 +1,4 @@
-"""A vLLM server: where it is, and requests that are repeated while it cannot answer."""
+"""A vLLM server: its address, and requests with retries."""
 
 import json
 import logging
@@ -29,11 +29,11 @@ class VllmError(RuntimeError):
 
 
 class VllmRefusalError(VllmError):
-    """The server has answered, and will not do what it is asked.
+    """The server has answered and refuses the request.
 
     Args:
         status: Its HTTP status.
-        message: What it says.
+        message: Its error message.
     """
 
     def __init__(self, status: int, message: str) -> None:
@@ -44,17 +44,16 @@ class VllmRefusalError(VllmError):
 
 @dataclass(frozen=True)
 class VllmServer:
-    """The server that answers in the place of this process.
+    """The server that answers instead of this process.
 
     Args:
-        base_url: Its address; ``/v1`` may stand behind it.
-        model: The name under which it lists the base; needed where that is another one than
-            ``model.base``.
+        base_url: Its address, with or without ``/v1``.
+        model: The name under which it lists the base; needed if it differs from ``model.base``.
         adapter_dir: Folder that it reads adapters from, at the same path as here; the system's
-            temporary folder where not given. Adapters are removed after each evaluation.
-        api_key_env: Environment variable with the key, where it was started with one.
-        timeout_s: Longest wait for one answer in each try, in seconds.
-        max_tries: Tries for each answer.
+            temporary folder by default. Adapters are removed after each evaluation.
+        api_key_env: Environment variable with the key, if it was started with one.
+        timeout_s: Longest wait for an answer per try, in seconds.
+        max_tries: Maximum number of tries per answer.
 
     Raises:
         RequestError: If a value is out of range.
@@ -93,14 +92,14 @@ class VllmServer:
 
 
 class VllmClient:
-    """Requests to a server, for the time of a ``with``.
+    """Sends requests to a server, for the duration of a ``with`` block.
 
-    A try that fails for a passing reason (429, 5xx, a time-out, a dropped connection, a reply that
-    is none) is repeated after the server's ``Retry-After`` or with exponential back-off.
+    A try that fails for a transient reason (429, 5xx, a time-out, a dropped connection, an invalid
+    reply) is repeated after the server's ``Retry-After`` or with exponential back-off.
 
     Args:
         server: The server.
-        concurrency: Connections that are open at a time.
+        concurrency: Maximum number of open connections.
 
     Raises:
         RequestError: If the key is missing.
@@ -136,15 +135,15 @@ class VllmClient:
         timeout_s: float | None = None,
         refusals: Collection[int] = (),
     ) -> T:
-        """POST a body, or GET where there is none, and return what the reply holds.
+        """POST a body, or GET without one, and return the parsed reply.
 
         Args:
-            path: Behind the address.
+            path: Path below the address.
             body: What to send, as JSON.
-            parse: Reads a reply; raises ValueError where it is none.
-            max_tries: Tries, where they are not the server's.
-            timeout_s: Longest wait in each, in seconds, where it is not the server's.
-            refusals: Statuses from 500 on that are an answer here, not a passing failure.
+            parse: Parses a reply; raises ValueError if it is invalid.
+            max_tries: Maximum number of tries; the server's by default.
+            timeout_s: Longest wait per try, in seconds; the server's by default.
+            refusals: Statuses from 500 on that count as refusals, not as transient failures.
 
         Raises:
             VllmRefusalError: If the server refuses.
@@ -174,7 +173,7 @@ class VllmClient:
         raise VllmError(reason)
 
     def _message(self, reply: httpx2.Response) -> str:
-        """Return what a refusal says, without the key, which a server may echo."""
+        """Return the message of a refusal, without the key, which a server may echo."""
         try:
             body = json.loads(reply.content)
             error = body.get("error", body)
@@ -186,7 +185,7 @@ class VllmClient:
 
 
 def _asked_pause(reply: httpx2.Response) -> float | None:
-    """Return the seconds that a server asks to be left alone for, where it says so in seconds."""
+    """Return the pause that a server asks for, in seconds; None if it gives none in seconds."""
     try:
         return min(max(float(reply.headers["Retry-After"]), 0.0), _LONGEST_ASKED_PAUSE_S)
     except (KeyError, ValueError):
@@ -200,7 +199,7 @@ def ask_server(
     parse: Callable[[bytes], T],
     **settings: Any,
 ) -> T:
-    """Ask one thing and wait for it; arguments and errors are those of ``VllmClient.ask``."""
+    """Send one request and wait for its reply; see ``VllmClient.ask``."""
 
     async def ask() -> T:
         async with VllmClient(server, concurrency=1) as client:
