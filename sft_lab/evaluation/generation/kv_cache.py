@@ -37,7 +37,7 @@ class RoomyLayer(DynamicLayer):
         new = (key_states, value_states)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-            # No spare room yet: it is added at the next token, once the prompt's activations are freed.
+            # Spare room is added at the next token, once the activations of the prompt are freed.
             self._memory = list(new)
             self._size, self._end = len(key_states), key_states.shape[-2]
             self.keys, self.values = new
@@ -104,7 +104,7 @@ class RoomyLayer(DynamicLayer):
         return keys, values
 
     def _make_room(self, rows: int, length: int, num_tokens: int) -> None:
-        """Grow the memory, if needed, to hold ``length`` tokens per row and ``num_tokens`` new ones."""
+        """Grow the memory, if needed, to ``length`` tokens per row and ``num_tokens`` new ones."""
         held_rows, _, held_tokens, _ = self._memory[0].shape
         if rows <= held_rows and length <= self._end and self._end + num_tokens <= held_tokens:
             return
