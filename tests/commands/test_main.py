@@ -34,12 +34,12 @@ def free_port() -> int:
     ("override", "message"),
     [
         ("--data.stages.first.lrr=1", "unknown key 'data.stages.first.lrr'; did you mean"),
-        ("--data.stages.first.lr=fast", "--data.stages.first.lr: data.stages.first.lr: Expected"),
-        ("--data.batch_size=many", "--data.batch_size: data.batch_size: Expected a int. Got"),
+        ("--data.stages.first.lr=fast", "--data.stages.first.lr: Expected"),
+        ("--data.batch_size=many", "--data.batch_size: Expected a int. Got"),
         ("--data.batch_size=5", "data.batch_size must be a multiple of data.micro_batch_size"),
         (
             "--data.k=1/0",
-            "--data.k: data.k: a share cannot divide by zero, got 1/0. Write",
+            "--data.k: a share cannot divide by zero, got 1/0. Write",
         ),
         (
             "--data.k={rows: 1.5}",
@@ -56,7 +56,7 @@ def free_port() -> int:
         ("--data.k=-1/16", "got -1/16"),
         (
             "--data.stages.first.mixture.math=-1",
-            "--data.stages.first.mixture.math: data.stages.first.mixture.math: a share must be 0",
+            "--data.stages.first.mixture.math: a share must be 0",
         ),
         ("--data.stages.first.mixture.maths=1", "'maths' (did you mean 'math'?)"),
         ("--data.stages.first.mixture.math=0", "every share is 0"),
