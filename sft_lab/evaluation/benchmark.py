@@ -1,4 +1,4 @@
-"""What every benchmark is: items read from a file, a prompt each, and a grader."""
+"""The base class of benchmarks: items read from a file, a prompt for each, and a grader."""
 
 import hashlib
 import json
@@ -26,37 +26,38 @@ class Benchmark(ABC):
     """Items with a grader; a new benchmark is a subclass that names its fields and grades answers.
 
     A line is a JSON object, ``{"id": "m1", "messages": [{"role": "user", "content": "2 + 2?"}]}``,
-    with the ``row_fields`` of the benchmark beside them; a subclass for rows of another form
-    overrides ``item``.
+    plus the ``row_fields`` of the benchmark; a subclass for rows of another form overrides
+    ``item``.
 
     Args:
         path: JSONL file (also ``.gz``), or ``world://`` name of a packaged one; read on the first
-            use, not here.
+            use, not when the benchmark is built.
         max_new_tokens: Longest completion, in tokens.
-        source: The SFT source that teaches this ability, from which backward transfer counts.
-        num_examples: Use only so many rows, spread evenly over the file; all when not given.
+        source: The SFT source that teaches this ability; the first stage that trains it starts
+            forgetting and backward transfer.
+        num_examples: Use only this many rows, spread evenly over the file; all by default.
 
     Raises:
         RequestError: If an argument is out of range.
     """
 
     score_names: tuple[str, ...]
-    """The scores, each of which is a metric key; the first stands for the benchmark."""
+    """Names of the scores, which end metric keys; the first is the benchmark's main score."""
 
     scale: tuple[float, float] = (0.0, 1.0)
-    """Least and greatest value of the scores."""
+    """Lowest and highest possible score."""
 
     turns: ClassVar[int] = 1
-    """Most answers to an item, those to ``follow_up`` counted."""
+    """Maximum number of answers to an item, including answers to ``follow_up``."""
 
     chance: float = 0.0
-    """The score of guessing; there is nothing to forget before a score lies above it."""
+    """The score of guessing; forgetting is undefined until a score is above it."""
 
     needs_likelihoods: ClassVar[bool] = False
     """Whether ``measure`` asks the engine for likelihoods."""
 
     decides_decoding: ClassVar[bool] = False
-    """Whether ``decoding`` is the benchmark's own, so that a config cannot set it."""
+    """Whether the benchmark fixes ``decoding`` itself, so that a config cannot set it."""
 
     row_fields: ClassVar[Mapping[str, type]] = {}
 
@@ -87,9 +88,9 @@ class Benchmark(ABC):
     def measure(
         self, items: Sequence[Item], prompts: Sequence[Sequence[int]], model: EvaluatedModel
     ) -> list[list[Answer]]:
-        """Return the graded answers to each item: by default completions, follow-ups after them.
+        """Return the graded answers to each item: by default completions, then follow-ups.
 
-        A benchmark that asks otherwise, for instance for likelihoods, overrides this.
+        A benchmark that measures something else, such as likelihoods, overrides this.
 
         Args:
             items: The items.
@@ -98,7 +99,7 @@ class Benchmark(ABC):
         """
         answers: list[list[Answer]] = [[] for _ in items]
         asked = list(enumerate(items))
-        samples: list[int] | None = None  # of every prompt; then of each conversation its own
+        samples: list[int] | None = None  # all of each prompt at first, then one per conversation
         while asked:
             completions = model.complete(prompts, self.max_new_tokens, samples=samples)
             if samples is None:
@@ -120,18 +121,18 @@ class Benchmark(ABC):
 
     @abstractmethod
     def grade(self, items: Sequence[Item], completions: Sequence[str]) -> list[Verdict]:
-        """Grade completions, one of each item given, in order."""
+        """Grade one completion per item, in order."""
 
     def scores(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, Score]:
         """Return the scores of graded completions, by name.
 
-        By default a score is the share of the marks of its name that are true, with Wilson's
-        interval, or a bootstrap over items where one has several completions. Completions that
-        the grader could say nothing of are in none.
+        By default a score is the share of true marks of the same name, with Wilson's interval, or
+        a bootstrap over items if an item has several completions. Completions that could not be
+        graded are left out.
 
         Args:
             items: The item of each completion; one may have several.
-            verdicts: What ``grade`` has returned for them.
+            verdicts: Their verdicts, from ``grade``.
         """
         known = [
             (item.id, verdict.marks)
@@ -148,28 +149,28 @@ class Benchmark(ABC):
 
     @classmethod
     def for_grading(cls, path: str, sandbox: LevelChoice) -> "Benchmark":
-        """Build the benchmark that ``score`` grades a file by; it generates nothing.
+        """Build the benchmark with which ``score`` grades a file; it generates nothing.
 
         Args:
             path: The benchmark's own file.
-            sandbox: How generated programs are contained, where there are any.
+            sandbox: How generated programs are contained, if there are any.
         """
         return cls(path=path, max_new_tokens=1)
 
     def grade_file(self, path: str, model: str | None = None) -> GradedFile:
-        """Grade a file of completions, or whatever else the benchmark's field hands around.
+        """Grade a file of completions, or of another format that is standard for the benchmark.
 
         Args:
             path: By default JSONL with ``task_id`` and ``completion``; also ``.gz``.
-            model: Whose rows, if a file may hold those of several models.
+            model: The model whose rows to grade, if a file may hold several models.
 
         Raises:
             RequestError: If the file or a row is unusable.
         """
         if model is not None:
             raise RequestError(
-                f"--model chooses among the models of a file; those of {type(self).__name__} "
-                "name none."
+                f"--model selects one of several models in a file; files of {type(self).__name__} "
+                "name no model. Leave it out."
             )
         items = {item.id: item for item in self.items()}
         rows = read_completions(path)
@@ -185,45 +186,45 @@ class Benchmark(ABC):
         )
 
     def check(self) -> None:  # noqa: B027 - most have nothing to check
-        """Make sure, before anything is trained, that completions can be graded.
+        """Check, before anything is trained, that completions can be graded.
 
         Raises:
             RequestError: If they cannot.
         """
 
     def is_ability(self, score_name: str) -> bool:
-        """Say whether more of a score is better, so that one can speak of forgetting; by default.
+        """Return whether a higher score is better; by default it is.
 
-        Others are measured and logged, and nothing is derived from them.
+        Other scores are measured and logged, but have no forgetting or retention.
         """
         return True
 
     def mark_of(self, score_name: str) -> str | None:
-        """Return the name of the mark that a score is the mean of over items, as paired tests need.
+        """Return the name of the mark whose mean over items is the score; paired tests need it.
 
-        By default it is the score's own name. None says that the score is no such mean.
+        By default it is the score's own name; None if the score is not a mean over items.
         """
         return score_name
 
     @property
     def decoding(self) -> Decoding:
-        """How completions are made, if ``decides_decoding``."""
-        raise NotImplementedError(f"{type(self).__name__} has no decoding of its own.")
+        """The decoding of completions, if ``decides_decoding``."""
+        raise NotImplementedError(f"{type(self).__name__} does not fix its decoding.")
 
     def conditions(self) -> dict[str, str]:
-        """Return what grading ran under, which is recorded and changes no verdict."""
+        """Return the conditions of grading, which are recorded but change no verdict."""
         return {}
 
     def follow_up(self, item: Item, completion: str) -> Item | None:
-        """Return what is asked once an item has been answered; by default nothing is."""
+        """Return the next turn after an answer; None by default."""
         return None
 
     def texts(self, item: Item) -> list[str]:
-        """Return the texts of an item that no training row should hold; by default its prompt."""
+        """Return the texts that no training row should contain; by default the prompt."""
         return [message["content"] for message in item.messages]
 
     def protocol(self) -> dict[str, Any]:
-        """Return what decides a score besides the items; a subclass adds its own settings."""
+        """Return the settings that affect a score; a subclass adds its own."""
         return {
             "benchmark": type(self).__name__,
             "scores": list(self.score_names),
@@ -231,13 +232,13 @@ class Benchmark(ABC):
         }
 
     def digest(self) -> str:
-        """Return the sha256 of protocol and items: scores compare only where it is equal."""
+        """Return the sha256 of protocol and items: scores are comparable only if it is equal."""
         items = [[item.id, item.messages, item.text, dict(item.row)] for item in self.items()]
         document = {"protocol": self.protocol(), "items": items}
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
     def items(self) -> list[Item]:
-        """Return the problems in file order; the file is read once.
+        """Return the items to measure, in file order; the file is read once.
 
         Raises:
             RequestError: If the file or a row is unusable; names the file, the line and the key.
@@ -247,7 +248,7 @@ class Benchmark(ABC):
         return list(self._items)
 
     def all_items(self) -> list[Item]:
-        """Return the problems of the whole file; ``items`` are those of them that are measured."""
+        """Return all items of the file; ``items`` returns the ones that are measured."""
         if self._all_items is None:
             self._all_items = list(self._read())
         return list(self._all_items)
@@ -265,11 +266,11 @@ class Benchmark(ABC):
                 raise ValueError(f"key '{key}' must be {_json_name(kind)}, {_got(row[key])}.")
 
     def item(self, row: Mapping[str, Any], number: int) -> Item:
-        """Make an item of a row.
+        """Build an item from a row.
 
         Args:
             row: An object of the file.
-            number: How many rows stand before it.
+            number: Number of rows before it.
 
         Raises:
             ValueError: If a key is missing or wrong; the caller adds file and line.
@@ -298,7 +299,7 @@ class Benchmark(ABC):
                 item = self.item(row, number)
                 if item.id in first_line:
                     raise ValueError(
-                        f"id '{item.id}' stands on line {first_line[item.id]} already; "
+                        f"id '{item.id}' is already on line {first_line[item.id]}; "
                         "give every row its own."
                     )
             except ValueError as error:
@@ -316,7 +317,7 @@ class Benchmark(ABC):
                 f"num_examples is {self.num_examples}, but {self.path} has {len(items)} rows. "
                 "Leave it out to use all."
             )
-        # Files are often sorted by kind: the first rows would stand for one kind only.
+        # Files are often sorted by kind: the first rows would all be of one kind.
         return [items[i * len(items) // self.num_examples] for i in range(self.num_examples)]
 
 

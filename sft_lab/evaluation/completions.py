@@ -17,7 +17,7 @@ class GradedFile:
     """A graded file.
 
     Attributes:
-        rows: Task id, item and verdict of every row, in file order; no item if it is unknown.
+        rows: Task id, item and verdict of every row, in file order; the item is None if unknown.
         tasks: All tasks that the file could have answered.
         details: Facts for the report, such as the level of the sandbox.
     """

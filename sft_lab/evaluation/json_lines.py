@@ -10,10 +10,10 @@ from sft_lab.errors import RequestError
 
 
 def json_lines(path: str, name: str) -> Iterator[tuple[int, Any]]:
-    """Yield the values of a JSONL file, also ``.gz``, with their lines.
+    """Yield the line number and value of each row of a JSONL file, also ``.gz``.
 
     Raises:
-        RequestError: If the file or a line cannot be read; names it by ``name``.
+        RequestError: If the file or a line cannot be read; the message begins with ``name``.
     """
     try:
         with cast(
@@ -34,7 +34,7 @@ def json_lines(path: str, name: str) -> Iterator[tuple[int, Any]]:
                     ) from error
                 except (ValueError, RecursionError) as error:  # 5,000 digits; 100,000 brackets
                     raise RequestError(
-                        f"{name}, line {number}: no JSON that can be read: {error}."
+                        f"{name}, line {number}: unreadable JSON: {error}."
                     ) from error
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error

@@ -1,4 +1,4 @@
-"""Grade completions of any model from a file, as ``score`` does."""
+"""Grade a file of completions of any model, for the command ``score``."""
 
 import errno
 import gzip
@@ -35,11 +35,11 @@ class Graded:
         benchmark: Its short name or class path.
         rows: Task id and verdict of every completion, in the file's order.
         scores: By name.
-        missing: Tasks without a completion, in order; they are in no score.
-        unknown: Task ids that no problem has, each once; they are in no score.
+        missing: Tasks without a completion, in order; not part of any score.
+        unknown: Task ids without a problem, each once; not part of any score.
         is_share: Whether scores lie in [0, 1]; ratings are printed as they are.
-        details: What belongs to one benchmark: ``sandbox``, the level that programs ran at;
-            ``unparsable``, judgements without a rating.
+        details: Facts about one benchmark: ``sandbox``, the level at which programs ran;
+            ``unparsable``, the number of judgements without a rating.
     """
 
     benchmark: str
@@ -51,7 +51,7 @@ class Graded:
     details: Mapping[str, str | int] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """Return scores and what is missing as plain values."""
+        """Return scores, missing and unknown tasks as plain values."""
         named = {name.replace("_at_", "@"): asdict(s) for name, s in self.scores.items()}
         return {
             "benchmark": self.benchmark,
@@ -62,7 +62,7 @@ class Graded:
         }
 
     def table(self) -> str:
-        """Return the scores for people: percent, ratings as they are, 95 % intervals."""
+        """Return the scores as a table: shares in percent, ratings unscaled, 95 % intervals."""
         show = percent if self.is_share else (lambda value: f"{value:.2f}")
         rows = [
             [name, show(score["value"]), show(score["low"]), show(score["high"]), str(score["n"])]
@@ -82,7 +82,7 @@ class Graded:
         """Write one JSON row per completion: ``task_id``, ``verdicts``, ``reason``.
 
         Raises:
-            RequestError: If the file cannot be written; a file that was there is then as it was.
+            RequestError: If the file cannot be written; an existing file is then unchanged.
         """
         lines = [
             json.dumps({"task_id": task_id, "verdicts": v.marks, "reason": v.reason}) + "\n"
@@ -91,8 +91,8 @@ class Graded:
         content = "".join(lines).encode()
         if path.suffix == ".gz":
             content = gzip.compress(content, mtime=0)
-        # Written beside its place and moved there whole, but a pipe or a device is written to: not
-        # by its resolved name, which /dev/stdout may not have.
+        # Written next to its target and moved into place. A pipe or a device is written directly,
+        # and not by its resolved name, which /dev/stdout may lack.
         target = path if is_special(path) else path.resolve()
         beside = target if is_special(path) else target.with_name(f".{target.name}.{os.getpid()}")
         try:
@@ -106,32 +106,32 @@ class Graded:
 
 
 def is_special(path: Path) -> bool:
-    """Whether a path is there and is no regular file."""
+    """Return whether a path exists and is not a regular file."""
     return path.exists() and not path.is_file()
 
 
 def check_out(path: Path, *inputs: str) -> None:
-    """Make sure, before anything is graded, that a file can be written.
+    """Check, before anything is graded, that a file can be written.
 
     Raises:
-        RequestError: If it cannot, or is one of those that are read.
+        RequestError: If it cannot, or is one of the input files.
     """
     for given in inputs:
         if path.exists() and Path(given).exists() and path.samefile(given):
-            raise RequestError(f"--out {path} is a file that is read; name another.")
+            raise RequestError(f"--out {path} is one of the input files; name another.")
     if path.is_dir():
         raise RequestError(f"--out {path} is a folder; name a file.")
     writable = path if path.exists() else path.resolve().parent
     if not os.access(writable, os.W_OK):
-        missing = OSError(errno.ENOENT, "there is no such folder")
+        missing = OSError(errno.ENOENT, "no such folder")
         denied = OSError(errno.EACCES, "permission denied")
         raise _unwritable(path, denied if writable.exists() else missing)
 
 
 def _unwritable(path: Path, fault: OSError) -> RequestError:
     return RequestError(
-        f"--out {path} cannot be written: {fault.strerror}. Name a file in a folder that is there "
-        "and that you may write to."
+        f"--out {path} cannot be written: {fault.strerror}. Name a file in an existing folder "
+        "that you may write to."
     )
 
 
@@ -176,7 +176,7 @@ def grade_file(
         completions: JSONL (also ``.gz``) with ``task_id`` and ``completion``, of MT-Bench a judge's
             ``*_single.jsonl``.
         sandbox: How generated programs are contained.
-        model: Whose rows, if a file holds those of several models.
+        model: The model whose rows to grade, if a file holds several models.
 
     Raises:
         RequestError: If a file or a row is unusable, or the sandbox is unavailable.

@@ -1,4 +1,4 @@
-"""What is measured inside a run: the benchmarks, how often, and on which weights."""
+"""The evaluation settings of a run: its benchmarks, how often, and with which weights."""
 
 from collections.abc import Mapping
 
@@ -20,32 +20,31 @@ from sft_lab.terminal import percent
 
 
 class EvaluationSuite:
-    """The benchmarks of a run and how they are measured.
+    """The benchmarks of a run and the settings to measure them with.
 
     Args:
         benchmarks: Benchmarks by name; the name begins their metric keys.
-        every_n_steps: Optimizer steps between evaluations; besides these there is one before the
-            first step and one at every stage boundary.
-        batch_size: Most answers generated at a time.
-        batch_tokens: Most tokens in a batch, padding and room for answers counted; with many long
-            prompts, batches become smaller. Not limited where not given.
-        weights: ``live`` generates with the weights as they are trained; ``dequantized`` with the
-            4-bit layers dequantised once an evaluation, the adapters beside them as in training:
-            the same arithmetic without its slowest part, for the memory of those layers in the
-            compute type; ``merged`` with an unquantised copy of base and adapters: the same
-            function up to rounding, fastest, for the memory of the copy.
+        every_n_steps: Optimizer steps between evaluations; in addition, a run is evaluated before
+            the first step and at every stage boundary.
+        batch_size: Maximum number of answers generated at a time.
+        batch_tokens: Maximum number of tokens in a batch, including padding and room for answers;
+            with many long prompts, batches become smaller. Unlimited by default.
+        weights: ``live`` generates with the weights as trained; ``dequantized`` dequantises the
+            4-bit layers once per evaluation and keeps the adapters separate as in training: the
+            same arithmetic without its slowest part, at the cost of holding those layers in the
+            compute dtype; ``merged`` uses an unquantised copy of base and adapters: the same
+            function up to rounding, fastest, at the cost of holding the copy.
         engine: ``native``; ``transformers_continuous``, which needs CUDA; or ``vllm``, a server
             that answers with its own base and the adapters of the run.
-        vllm: The server of ``vllm``; the one on this machine's port 8000 where not given.
-        decoding: How answers are made, by benchmark; greedily where not given.
-        drafts: Whether ``native`` tries an item's last answer as a draft: one pass checks what took
-            a pass a token, and the answer is the same up to rounding. Greedy answers only; they are
-            kept in the checkpoint.
-        budget: Share of a run's time that evaluations may take, ``10%`` or ``0.1``: the ones
-            between stage boundaries then use a part of the items, always the same one, which is
-            chosen by the run's pace when the first of them is due.
-
-        primary: By source, the score that stands for its ability, such as ``{math:
+        vllm: The server for ``vllm``; port 8000 on this machine by default.
+        decoding: Decoding settings by benchmark; greedy by default.
+        drafts: Whether ``native`` tries an item's previous answer as a draft: one pass verifies the
+            whole draft instead of generating token by token, and the answer is the same up to
+            rounding. Greedy answers only; the previous answers are part of the checkpoint.
+        budget: Share of a run's time that evaluations may take, ``10%`` or ``0.1``: evaluations
+            between stage boundaries then use a fixed part of the items, whose size is chosen from
+            the run's speed when the first of them is due.
+        primary: By source, the score that represents its ability, such as ``{math:
             gsm8k/flexible}``; by default the first score of the source's first benchmark.
 
     Raises:
@@ -85,9 +84,9 @@ class EvaluationSuite:
         )
         if not self.engine.is_local and weights != "live":
             raise RequestError(
-                f"evaluation.weights {weights} says how this process generates, and with "
-                f"evaluation.engine {self.engine.name} a server does, from the base it has loaded; "
-                "set it to live."
+                f"evaluation.weights {weights} applies to engines in this process, but "
+                f"evaluation.engine {self.engine.name} generates on a server, from the base it "
+                "has loaded; set weights to live."
             )
         for name, benchmark in benchmarks.items():
             if benchmark.needs_likelihoods and not self.engine.gives_likelihoods:
@@ -103,8 +102,7 @@ class EvaluationSuite:
                 )
             if benchmarks[name].decides_decoding:
                 raise RequestError(
-                    f"evaluation.decoding: {name!r} decides itself how answers are made; "
-                    "leave it out."
+                    f"evaluation.decoding: {name!r} fixes its own decoding; leave it out."
                 )
         self.benchmarks: Mapping[str, Benchmark] = benchmarks
         self.every_n_steps = every_n_steps
@@ -118,14 +116,14 @@ class EvaluationSuite:
         self._rendered: tuple[Renderer, dict[str, Prompts]] | None = None
 
     def decoding(self, name: str) -> Decoding:
-        """Return how a benchmark's answers are made."""
+        """Return the decoding of a benchmark's answers."""
         benchmark = self.benchmarks[name]
         if benchmark.decides_decoding:
             return benchmark.decoding
         return self._decoding.get(name, GREEDY)
 
     def prompts(self, renderer: Renderer) -> dict[str, Prompts]:
-        """Return the prompts of every benchmark; made once for each renderer."""
+        """Return the prompts of every benchmark; rendered once per renderer."""
         if self._rendered is None or self._rendered[0] is not renderer:
             prompts = {name: Prompts(b.items(), renderer) for name, b in self.benchmarks.items()}
             self._rendered = (renderer, prompts)
@@ -142,7 +140,8 @@ class EvaluationSuite:
     def _primary(self, chosen: Mapping[str, str]) -> dict[str, str]:
         """Return the score of each ability by source, or by benchmark if it has no source.
 
-        Ratings do not compare with shares, and scores of which less is better are not abilities.
+        Ratings are excluded, since they are not comparable with shares, and so are scores for which
+        lower is better.
         """
         known: dict[str, list[str]] = {}
         for name, benchmark in self.benchmarks.items():
@@ -155,7 +154,7 @@ class EvaluationSuite:
                 fix = (
                     f"choose one of {', '.join(known[source])}"
                     if source in known
-                    else (f"abilities are those of {', '.join(known) or 'no benchmark'}")
+                    else (f"sources with such a benchmark: {', '.join(known) or 'none'}")
                 )
                 raise RequestError(
                     f"evaluation.primary.{source}: {key} is not a score in [0, 1] of a benchmark "
@@ -164,17 +163,17 @@ class EvaluationSuite:
         return {source: chosen.get(source, keys[0]) for source, keys in known.items()}
 
     def is_mean_of_items(self, key: str) -> bool:
-        """Say whether a score is the mean of a mark of every item."""
+        """Return whether a score is a mean over items."""
         name, _, score_name = key.partition("/")
         return self.benchmarks[name].mark_of(score_name) is not None
 
     def shown(self, key: str, value: float) -> str:
-        """Return a score for people: percent of [0, 1], a rating as it is."""
+        """Return a score as text: a share in percent, a rating unscaled."""
         in_percent = self.benchmarks[key.partition("/")[0]].scale == (0, 1)
         return percent(value) if in_percent else f"{value:.2f}"
 
     def is_due(self, step: int, boundaries: list[int]) -> bool:
-        """Say whether an evaluation belongs before optimizer step ``step``, or behind the last one.
+        """Return whether an evaluation is due after ``step`` optimizer steps.
 
         Args:
             step: Optimizer steps taken.

@@ -86,7 +86,7 @@ def test_wrong_arguments_are_refused(arguments: dict[str, Any], message: str) ->
         ),
         (json.dumps(row("b", word=3)), "'word' must be a string, got 3"),
         (json.dumps({"id": "b", "messages": row("b")["messages"]}), "'word' is missing; Echo"),
-        (json.dumps(row("a")), "id 'a' stands on line 1 already"),
+        (json.dumps(row("a")), "id 'a' is already on line 1"),
     ],
 )
 def test_wrong_rows_name_file_and_line(tmp_path: Path, line: str, message: str) -> None:

@@ -209,12 +209,12 @@ def test_a_wrong_row_of_completions_is_named(
 def test_wrong_requests_are_named(score: Callable[..., Scored], tmp_path: Path) -> None:
     given = answers(("GSM8K/0", "#### 0"))
     assert "no benchmark 'gsm'; there are gsm8k, humaneval" in score("gsm", GSM8K, given).err
-    assert "--model chooses among" in score("gsm8k", GSM8K, given, "--model=m").err
+    assert "--model selects one of" in score("gsm8k", GSM8K, given, "--model=m").err
     assert "'task_id' is missing" in score("humaneval", GSM8K, given, "--sandbox=limited").err
     wrong = score("humaneval", HUMANEVAL, given, "--sandbox=strict")
     assert "sandbox must be isolated, isolated_or_limited or limited, got 'strict'" in wrong.err
     taken = score("gsm8k", GSM8K, given, f"--out={tmp_path / 'completions.jsonl'}")
-    assert "is a file that is read" in taken.err
+    assert "is one of the input files" in taken.err
     assert len((tmp_path / "completions.jsonl").read_text().splitlines()) == 1
     nowhere = score("gsm8k", GSM8K, given, f"--out={tmp_path / 'no/out.jsonl'}")
     assert "--out" in nowhere.err
@@ -277,7 +277,7 @@ def test_json_that_cannot_be_read_is_named(
     (tmp_path / "c.jsonl").write_text(line)
     files = [f"--problems={tmp_path / 'p.jsonl'}", f"--completions={tmp_path / 'c.jsonl'}"]
     assert main(["score", "gsm8k", *files]) == 2
-    assert "c.jsonl, line 1: no JSON that can be read" in capsys.readouterr().err
+    assert "c.jsonl, line 1: unreadable JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The answers while they are made: how their next token is chosen, and when they end."""
+"""The answers during generation: choosing the next token, and detecting the end."""
 
 from collections.abc import Collection, Sequence
 
@@ -16,15 +16,15 @@ class Answers:
         prompts: Token ids of each prompt.
         max_new_tokens: Longest completion, in tokens.
         eos_token_ids: Tokens that end a completion.
-        decoding: How tokens are chosen, and the strings that end a completion.
-        samples: Which of its prompt's samples each completion is; the first where not given.
-        decode: The text of token ids; needed for stop strings.
+        decoding: Decoding settings, with the strings that end a completion.
+        samples: Sample number of each completion among its prompt's samples; 0 by default.
+        decode: Turns token ids into text; needed for stop strings.
 
     Attributes:
-        token_ids: Of each completion, without the token that ended it.
+        token_ids: Token ids of each completion, without the token that ended it.
 
     Raises:
-        ValueError: If there are stop strings, but no ``decode``.
+        ValueError: If there are stop strings but no ``decode``.
     """
 
     def __init__(
@@ -49,20 +49,20 @@ class Answers:
         self._watches: list[StopWatch] | None = None
         if decoding.stop_strings:
             if decode is None:
-                raise ValueError("stop strings are found in text; generate needs decode.")
+                raise ValueError("stop strings are searched in text: generate needs decode.")
             self._watches = [StopWatch(decode, decoding.stop_strings) for _ in prompts]
 
     def choose(self, rows: Sequence[int], lengths: Sequence[int], logits: Tensor) -> Tensor:
-        """Return the next token of some rows, and the one behind each token of their drafts.
+        """Return the next token of some rows, and the token after each token of their drafts.
 
         Args:
-            rows: Which completions, ``B`` of them.
-            lengths: Length of each one's draft, in tokens; samples have none.
-            logits: ``[B, T, V]`` of the last tokens put in, drafts at the end; ``T`` is the length
-                of the longest draft and 1.
+            rows: Indices of the ``B`` completions.
+            lengths: Draft length of each, in tokens; samples have no drafts.
+            logits: ``[B, T, V]`` of the last input tokens, drafts at the end; ``T`` is 1 plus the
+                length of the longest draft.
 
         Returns:
-            Token ids, int64 ``[N]``, row after row: ``N`` is ``B`` and the tokens of all drafts.
+            Token ids, int64 ``[N]``, row by row: ``N`` is ``B`` plus the tokens of all drafts.
         """
         if self._draws is None:
             places = torch.arange(logits.shape[1] - 1, -1, -1, device=logits.device)
@@ -77,15 +77,15 @@ class Answers:
         )
 
     def add(self, row: int, token_ids: Sequence[int], draft: Sequence[int]) -> tuple[bool, int]:
-        """Take what was chosen behind each token of a draft, as far as the draft was right.
+        """Append the chosen tokens of one completion, up to the first wrong token of its draft.
 
         Args:
-            row: Which completion.
-            token_ids: What was chosen, one more than the draft has.
+            row: Index of the completion.
+            token_ids: The chosen tokens, one more than the draft has.
             draft: The draft, which may be empty.
 
         Returns:
-            Whether the completion goes on, and how many tokens of the draft were right.
+            Whether the completion continues, and how many tokens of the draft were right.
         """
         for place, token_id in enumerate(token_ids):
             going = self._add(row, token_id)

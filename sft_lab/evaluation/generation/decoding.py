@@ -1,4 +1,4 @@
-"""How the next token is chosen: the most probable one, or a draw that a seed decides."""
+"""Decoding settings: greedy, or sampling with reproducible seeds."""
 
 import hashlib
 from collections.abc import Sequence
@@ -12,16 +12,16 @@ from sft_lab.errors import RequestError
 
 @dataclass(frozen=True)
 class Decoding:
-    """How answers are made from a model's probabilities.
+    """Settings for generating answers from a model's probabilities.
 
-    A sample is decided by the seed, its number and its prompt alone, not by the prompts beside it
-    nor by the random state of the training. Evaluations of one run draw the same numbers, so that
-    scores move because the model does.
+    A sample depends on the seed, its number and its prompt alone, not on the rest of the batch or
+    the random state of training. All evaluations of a run draw the same numbers, so that scores
+    change only because the model does.
 
     Args:
         temperature: Divides the logits; 0 takes the most probable token.
         top_p: Draw from the most probable tokens that together reach this probability, in (0, 1].
-        num_samples: Answers to each prompt.
+        num_samples: Number of answers to each prompt.
         seed: Seed of the draws.
         stop_strings: An answer ends before the first of these that is complete.
 
@@ -44,23 +44,23 @@ class Decoding:
             raise RequestError(f"decoding: num_samples must be 1 or more, got {self.num_samples}.")
         if self.temperature == 0 and (self.num_samples > 1 or self.top_p < 1):
             raise RequestError(
-                "decoding: at temperature 0 every answer is the most probable one, got num_samples "
+                "decoding: at temperature 0 every answer is the most probable one; got num_samples "
                 f"{self.num_samples} and top_p {self.top_p}; set temperature above 0, or both to 1."
             )
         if isinstance(self.stop_strings, str) or not all(self.stop_strings):
             raise RequestError(
-                "decoding: stop_strings must be a list of strings that are not empty, "
+                "decoding: stop_strings must be a list of non-empty strings, "
                 f"got {self.stop_strings!r}."
             )
 
     def rows(
         self, prompts: Sequence[Sequence[int]], samples: Sequence[int] | None
     ) -> list[tuple[Sequence[int], int]]:
-        """Return the prompt and the sample number of every answer that is wanted, in order.
+        """Return the prompt and the sample number of every requested answer, in order.
 
         Args:
             prompts: Token ids of each prompt.
-            samples: Number of the one sample wanted of each; all of them where not given.
+            samples: The one sample number requested of each prompt; all of them by default.
 
         >>> SAMPLED = Decoding(temperature=1.0, num_samples=2)
         >>> SAMPLED.rows([[5], [6]], None)
@@ -79,7 +79,7 @@ class Decoding:
         return int.from_bytes(digest[:8]) % 2**63
 
     def draws(self, prompt: Sequence[int], sample: int, num_tokens: int) -> Tensor:
-        """Return the numbers that decide one answer, float32 ``[num_tokens]`` in [0, 1)."""
+        """Return the random numbers of one answer, float32 ``[num_tokens]`` in [0, 1)."""
         generator = torch.Generator().manual_seed(self.seed_of(prompt, sample))
         return torch.rand(num_tokens, generator=generator)
 
@@ -111,6 +111,6 @@ def nucleus_tokens(logits: Tensor, draws: Tensor, *, temperature: float, top_p: 
     probabilities, token_ids = probabilities.sort(dim=-1, descending=True, stable=True)
     reached = probabilities.cumsum(-1)
     last = (reached - probabilities < top_p).sum(-1, keepdim=True) - 1
-    # Of two rounding errors neither may lead out of the nucleus.
+    # Neither of two rounding errors may lead out of the nucleus.
     place = torch.searchsorted(reached, draws[:, None] * reached.gather(-1, last), right=True)
     return token_ids.gather(-1, place.minimum(last)).squeeze(-1)

@@ -1,4 +1,4 @@
-"""Drafts of answers: what was answered to a prompt before is often answered again."""
+"""Drafts of answers: a model often repeats its previous answer to a prompt."""
 
 import hashlib
 from array import array
@@ -11,19 +11,20 @@ _MARGIN = 8  # tokens of a draft that are tried even where drafts are wrong from
 
 
 class Drafts:
-    """The drafts of one call of ``generate``, each cut to what is likely to be right.
+    """The drafts of one call of ``generate``, each cut to the length that is likely to be right.
 
-    A pass over a draft costs its whole length, and gains what is right from its start. So once some
-    have been tried, the others are cut to twice what was right on average, and a margin.
+    A pass over a draft costs its whole length and gains only the tokens before the first wrong one.
+    So once some have been tried, the others are cut to twice the mean number of right tokens, plus
+    a margin.
 
     Args:
         drafts: Token ids that each answer may begin with.
-        max_new_tokens: Longest answer, in tokens; the last one of it is never drafted.
+        max_new_tokens: Longest answer, in tokens; its last token is never drafted.
 
     >>> drafts = Drafts([[5] * 30, [6] * 30], max_new_tokens=21)
     >>> len(drafts.of(0))
     20
-    >>> drafts.tell(0, num_right=3)
+    >>> drafts.record(0, num_right=3)
     >>> len(drafts.of(1))
     14
     """
@@ -33,14 +34,14 @@ class Drafts:
         self._num_tried = self._num_right = 0
 
     def of(self, row: int) -> Sequence[int]:
-        """Return what is tried of a row's draft."""
+        """Return the part of a row's draft to try."""
         draft = self._drafts[row]
         if not self._num_tried:
             return draft
         return draft[: 2 * self._num_right // self._num_tried + _MARGIN]
 
-    def tell(self, row: int, num_right: int) -> None:
-        """Say how many tokens of a row's draft were right."""
+    def record(self, row: int, num_right: int) -> None:
+        """Record how many tokens of a row's draft were right."""
         if self._drafts[row]:
             self._num_tried += 1
             self._num_right += num_right
@@ -49,26 +50,25 @@ class Drafts:
 class EarlierAnswers:
     """The last answer to every prompt, as token ids; part of a checkpoint.
 
-    Which drafts there are decides what is computed in one pass, and with it how sums are rounded: a
-    run that goes on must have the same ones to repeat an unbroken run to the bit. So an evaluation
-    has what others have answered for its drafts, and when it is made again, at the same step, it
-    has them again.
+    Drafts determine what is computed in one pass, and so how sums are rounded: a resumed run needs
+    the same drafts to repeat an unbroken run to the bit. So an evaluation takes its drafts from
+    evaluations at other steps only, and gets the same ones if it is repeated at the same step.
     """
 
     def __init__(self) -> None:
         self._step: int | None = None
         self._drafts: dict[str, array[int]] = {}
-        self._answers: dict[str, array[int]] = {}  # of the last evaluation, if other than drafts
+        self._answers: dict[str, array[int]] = {}  # of the last evaluation, unless drafts
 
     def begin(self, step: int) -> None:
-        """Begin an evaluation; all that was answered at another step is a draft from now on."""
+        """Begin an evaluation; answers from another step become drafts."""
         if step != self._step:
             self._drafts |= self._answers
             self._answers = {}
             self._step = step
 
     def of(self, prompt: Sequence[int]) -> Sequence[int]:
-        """Return the draft for a prompt; an empty one where there is none."""
+        """Return the draft for a prompt, or an empty one."""
         return self._drafts.get(_key(prompt), ())
 
     def keep(self, prompt: Sequence[int], answer: Sequence[int]) -> None:
@@ -79,7 +79,7 @@ class EarlierAnswers:
             self._answers[key] = kept
 
     def state_dict(self) -> dict[str, Any]:
-        """Return drafts and answers: each behind each other, int32, with lengths and keys."""
+        """Return drafts and answers, each concatenated as int32, with lengths and keys."""
         return {
             "step": self._step,
             "drafts": _joined(self._drafts),
@@ -87,7 +87,7 @@ class EarlierAnswers:
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take a state in place of what there is."""
+        """Replace the current state."""
         self._step = state_dict["step"]
         self._drafts = _split(state_dict["drafts"])
         self._answers = _split(state_dict["answers"])

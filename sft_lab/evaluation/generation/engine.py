@@ -1,4 +1,4 @@
-"""The interface of an engine: what answers prompts and scores continuations in an evaluation."""
+"""The interface of an engine, which answers prompts and scores continuations."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
@@ -15,10 +15,10 @@ TokenPair = tuple[Sequence[int], Sequence[int]]
 
 
 class Engine(ABC):
-    """Answers prompts with a model as it is now, and leaves the model as it was.
+    """Answers prompts with the current weights of a model and leaves the model unchanged.
 
     ``serving`` brackets every evaluation; ``complete`` and ``log_likelihoods`` are called inside it
-    with what it yields. An engine of one's own is a subclass, named in a config by
+    with what it yields. A custom engine is a subclass, named in a config by
     ``evaluation.engine: {class_path: ..., init_args: ...}``.
     """
 
@@ -29,10 +29,10 @@ class Engine(ABC):
     """Whether ``log_likelihoods`` is implemented."""
 
     is_local: ClassVar[bool] = True
-    """Whether it answers in this process, with ``evaluation.weights`` and this machine's memory."""
+    """Whether it runs in this process and so uses ``evaluation.weights`` and local memory."""
 
     needs_adapters: ClassVar[bool] = False
-    """Whether it cannot answer for a model that is trained in full."""
+    """Whether it supports only models trained with adapters."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Name a class that has no name of its own after itself."""
@@ -45,7 +45,7 @@ class Engine(ABC):
         Args:
             model: A causal language model of transformers, or PEFT's wrapper around one.
             step: Optimizer steps taken; an evaluation repeated after a resume has the same step.
-            dtype: The type that training computes in.
+            dtype: Compute dtype of training.
 
         Returns:
             A context whose value ``complete`` and ``log_likelihoods`` take as their model.
@@ -65,7 +65,7 @@ class Engine(ABC):
         decoding: Decoding = GREEDY,
         samples: Sequence[int] | None = None,
     ) -> list[str]:
-        """Return the completions of prompts as text; those of one prompt follow each other.
+        """Return the completions of prompts as text; samples of one prompt are adjacent.
 
         Args:
             model: The value of ``serving``.
@@ -73,10 +73,10 @@ class Engine(ABC):
             max_new_tokens: Longest completion, in tokens.
             eos_token_ids: Tokens that end a completion and are not part of it.
             pad_token_id: Token that fills short prompts.
-            decode: Returns the text of token ids.
-            decoding: How tokens are chosen, and the strings before which a completion ends.
-            samples: Number of the one sample wanted of each prompt, as in a continued conversation;
-                all ``decoding.num_samples`` of them if not given.
+            decode: Turns token ids into text.
+            decoding: Decoding settings, with the strings before which a completion ends.
+            samples: The one sample number requested of each prompt, as in a continued conversation;
+                all ``decoding.num_samples`` of them by default.
         """
 
     def log_likelihoods(
@@ -86,8 +86,8 @@ class Engine(ABC):
 
         Args:
             model: The value of ``serving``.
-            pairs: Contexts, none of them empty, and continuations. What is too long for the model
-                is cut on the left.
+            pairs: Non-empty contexts and their continuations, cut on the left if too long for the
+                model.
             pad_token_id: Token that fills short rows.
 
         Returns:
@@ -105,22 +105,22 @@ class Engine(ABC):
 
         Args:
             base: The base, as ``model.base`` names it.
-            rank: Rank of the adapters; None if the base is trained in full.
-            num_tokens: Longest prompt and completion together.
+            rank: Rank of the adapters; None if all weights are trained.
+            num_tokens: Longest prompt plus completion, in tokens.
 
         Raises:
             RequestError: If it cannot.
         """
 
     def weights_name(self, base: str) -> str:
-        """Return for the run's record which weights answer."""
+        """Return a name for the weights that answer, for the run's record."""
         return self.name
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs to repeat an evaluation to the bit."""
+        """Return the state that a resumed run needs to repeat an evaluation to the bit."""
         return {}
 
     def load_state_dict(  # noqa: B027 - most have no state
         self, state_dict: Mapping[str, Any]
     ) -> None:
-        """Restore what ``state_dict`` returned."""
+        """Restore the state that ``state_dict`` returned."""

@@ -16,8 +16,8 @@ from sft_lab.evaluation.generation.drafts import Drafts
 from sft_lab.evaluation.generation.kv_cache import RoomyCache
 from sft_lab.evaluation.generation.stop_strings import Decode
 
-PASS_TOKENS = 2048  # of prompts and drafts in one pass, padding counted; one alone may be longer
-_REFILL = 4  # new rows are let in when a batch has lost one part in so many
+PASS_TOKENS = 2048  # of prompts and drafts per pass, with padding; a single row may be longer
+_REFILL = 4  # new rows join when one in this many places of the batch is free
 
 
 def generate(
@@ -34,39 +34,38 @@ def generate(
     decode: Decode | None = None,
     drafts: Sequence[Sequence[int]] | None = None,
 ) -> list[list[int]]:
-    """Continue prompts; greedily, as ``model.generate(do_sample=False)`` does.
+    """Complete prompts; greedily by default, as ``model.generate(do_sample=False)`` does.
 
-    The longest rows come first, so that too big a batch fails early. A row leaves the batch when it
-    ends, and prompts that wait take the places, so that the last long answers do not pay for the
-    rest. Drafts change no completion but by rounding: each token is chosen as it would be without
-    them. The model's modes, gradient checkpointing and the global random state are afterwards what
-    they were.
+    The longest rows come first, so that too large a batch fails early. A row leaves the batch when
+    it ends and a waiting prompt takes its place, so that a few long answers do not hold up the
+    rest. Drafts change completions only by rounding: each token is chosen as it would be without
+    them. The model's modes, gradient checkpointing and the global random state are restored.
 
     Args:
         model: A causal language model of transformers, or PEFT's wrapper around one.
-        prompts: Token ids of each prompt; of each there is one completion here, whatever
+        prompts: Token ids of each prompt; each gets one completion here, whatever
             ``decoding.num_samples`` is.
         max_new_tokens: Longest completion, in tokens.
         eos_token_ids: Tokens that end a completion.
-        pad_token_id: Token that fills the left of shorter prompts; never attended to.
-        batch_size: Most rows at a time; all where not given.
-        batch_tokens: Most tokens at a time, padding and room for completions counted; a row that is
-            longer by itself is answered alone. Not limited where not given.
-        decoding: How tokens are chosen, and the strings that end a completion.
-        samples: Which of its prompt's samples each completion is; the first where not given.
-        decode: The text of token ids; needed for stop strings.
-        drafts: Token ids with which each completion may begin, as one does that was made before; of
-            greedy ones only. What a draft has right takes one pass for all its tokens; what is
-            wrong is not kept. Not used by a base with a sliding window, whose cache could not give
-            up what is wrong, nor by one whose positions turn otherwise in a longer text.
+        pad_token_id: Token that pads shorter prompts on the left; never attended to.
+        batch_size: Maximum number of rows at a time; all by default.
+        batch_tokens: Maximum number of tokens at a time, including padding and room for
+            completions; a row above it is generated alone. Unlimited by default.
+        decoding: Decoding settings, with the strings that end a completion.
+        samples: Sample number of each completion among its prompt's samples; 0 by default.
+        decode: Turns token ids into text; needed for stop strings.
+        drafts: Token ids that each greedy completion is likely to begin with, such as an earlier
+            completion. One pass verifies a whole draft; wrong tokens are discarded. Ignored for a
+            base with a sliding window, whose cache cannot discard tokens, and for one whose rotary
+            frequencies depend on the text's length.
 
     Returns:
-        Token ids of each completion, without the prompt and without the token that ended it. Where
-        a stop string ended it, its last tokens hold that string.
+        Token ids of each completion, without the prompt and without the token that ended it. If a
+        stop string ended it, its last tokens contain that string.
 
     Raises:
-        ValueError: If there is no prompt, an empty one, nothing to generate, stop strings without
-            ``decode``, drafts of samples, or not one draft a prompt.
+        ValueError: If there are no prompts or an empty one, a limit is below 1, stop strings come
+            without ``decode``, or drafts are not one per prompt of greedy completions.
     """
     if not prompts or not all(prompts):
         raise ValueError("generate needs at least one prompt and no empty one.")
@@ -85,7 +84,7 @@ def generate(
     answers = Answers(prompts, max_new_tokens, eos_token_ids, decoding, samples, decode)
     batch_size = min(batch_size or len(prompts), len(prompts))
     takes_rows = RoomyCache(model.config).takes_rows
-    if drafts is None or not takes_rows or _turns_by_length(model):
+    if drafts is None or not takes_rows or _rope_depends_on_length(model):
         drafts = [()] * len(prompts)
     lengths = [len(prompt) + len(draft) for prompt, draft in zip(prompts, drafts, strict=True)]
     waiting = deque(sorted(range(len(prompts)), key=lambda row: -lengths[row]))
@@ -110,10 +109,10 @@ def generate(
 
 
 class _Prefill:
-    """Reads prompts, and drafts behind them, so many tokens in a pass.
+    """Reads prompts followed by their drafts, in passes of limited size.
 
-    In one pass over all of them the short ones would be padded like the longest, and activations
-    could take more memory than the keys and values that stay.
+    In a single pass, short prompts would be padded to the longest, and activations could take more
+    memory than the keys and values that are kept.
     """
 
     def __init__(
@@ -131,7 +130,7 @@ class _Prefill:
         self.pass_tokens = pass_tokens
 
     def __call__(self, rows: list[int], answers: Answers) -> Iterator[Batch]:
-        """Give rows their first tokens, and yield them in batches."""
+        """Generate the first tokens of rows, and yield the rows in batches."""
         while rows:
             drafts = [self.drafts.of(row) for row in rows]
             texts = [[*self.prompts[row], *draft] for row, draft in zip(rows, drafts, strict=True)]
@@ -142,35 +141,35 @@ class _Prefill:
             batch = Batch(self.model, some, texts[:size], drafts[:size], self.pad_token_id)
             right = _advance(self.model, batch, answers)
             for row, num_right in zip(some, right, strict=True):
-                self.drafts.tell(row, num_right)
+                self.drafts.record(row, num_right)
             if batch:
-                # Until the last pass, no batch may hold what only its ended rows have needed.
+                # Until the last pass, no batch may hold memory that only its ended rows needed.
                 batch.cache.compact()
                 yield batch
 
 
 def _advance(model: PreTrainedModel, batch: Batch, answers: Answers) -> list[int]:
-    """Give every row its next tokens, and let those go that end.
+    """Generate the next tokens of every row, and drop the rows that end.
 
     Returns:
-        How many tokens of each row's draft were right.
+        The number of right tokens in each row's draft.
     """
     lengths = [len(draft) for draft in batch.drafts]
     token_ids = answers.choose(batch.rows, lengths, batch.forward(model))
     chosen = iter(token_ids.tolist())
     going, right = [], []
     for row, draft in zip(batch.rows, batch.drafts, strict=True):
-        goes_on, num_right = answers.add(row, list(islice(chosen, len(draft) + 1)), draft)
-        going.append(goes_on)
+        continues, num_right = answers.add(row, list(islice(chosen, len(draft) + 1)), draft)
+        going.append(continues)
         right.append(num_right)
     batch.push(token_ids, going, right)
     return right
 
 
-def _turns_by_length(model: PreTrainedModel) -> bool:
-    """Say whether rotary frequencies hang on the longest position of a pass.
+def _rope_depends_on_length(model: PreTrainedModel) -> bool:
+    """Return whether rotary frequencies depend on the longest position of a pass.
 
-    There a pass over a draft would turn the prompt as if the whole draft were a part of the text.
+    If so, a pass over a draft would rotate the prompt as if the whole draft were part of the text.
     """
     found = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
     kinds = [found, *(each for each in found.values() if isinstance(each, dict))]
@@ -178,9 +177,10 @@ def _turns_by_length(model: PreTrainedModel) -> bool:
 
 
 def _without_gradients(model: PreTrainedModel) -> AbstractContextManager[Any]:
-    """Return the mode to generate in: inference where nothing is trained, a tenth faster.
+    """Return the mode to generate in: inference mode, a tenth faster, if nothing is trained.
 
-    What a forward keeps in its layers there, as 8-bit ones do, could not be trained with.
+    Layers that cache tensors in a forward pass, as 8-bit ones do, could not be trained afterwards
+    in inference mode.
     """
     trained = any(parameter.requires_grad for parameter in model.parameters())
     return torch.no_grad() if trained else torch.inference_mode()
@@ -188,7 +188,7 @@ def _without_gradients(model: PreTrainedModel) -> AbstractContextManager[Any]:
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Switch dropout off, and with it gradient checkpointing, which would switch the cache off."""
+    """Turn off dropout and gradient checkpointing, which would disable the cache."""
     training = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -196,7 +196,7 @@ def test_between_passes_nothing_is_held_but_keys_and_values_of_rows_that_go_on(
 
 def test_only_what_was_tried_tells_how_much_of_drafts_is_right() -> None:
     drafts = Drafts([[], [6] * 30], max_new_tokens=21)
-    drafts.tell(0, num_right=0)
+    drafts.record(0, num_right=0)
     assert len(drafts.of(1)) == 20
 
 

@@ -204,7 +204,7 @@ def test_a_low_temperature_is_greedy() -> None:
         ({"temperature": 1.0, "num_samples": 0}, "num_samples must be 1 or more, got 0"),
         ({"num_samples": 5}, "at temperature 0 .* got num_samples 5"),
         ({"stop_strings": ["a", ""]}, r"got \['a', ''\]"),
-        ({"stop_strings": "def"}, "must be a list of strings .* got 'def'"),
+        ({"stop_strings": "def"}, "must be a list of non-empty strings, got 'def'"),
     ],
 )
 def test_impossible_decoding_is_refused(settings: dict[str, Any], message: str) -> None:

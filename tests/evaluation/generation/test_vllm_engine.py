@@ -191,7 +191,7 @@ def test_a_failure_that_passes_changes_no_answer(
     ("failure", "said"),
     [
         (ERROR_500, "HTTP 500, out of memory"),
-        (Reply(b"nonsense"), "the reply is no completion, got 'nonsense'"),
+        (Reply(b"nonsense"), "the reply is not a completion, got 'nonsense'"),
         (Reply(b"{}", wait_s=60), "no answer within 0.3 s"),
         (Reply(b'{"message": "too long"}', 400), "HTTP 400, too long"),
     ],

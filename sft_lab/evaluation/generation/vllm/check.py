@@ -1,4 +1,4 @@
-"""Whether a vLLM server can answer in a run, found out before anything is trained."""
+"""Check, before anything is trained, that a vLLM server can answer in a run."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,26 +21,26 @@ from sft_lab.evaluation.generation.vllm.server import (
 )
 from sft_lab.paths import resolve
 
-_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what --max-lora-rank takes
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values that --max-lora-rank accepts
 
 
 def check_server(server: VllmServer, base: str, *, rank: int, num_tokens: int) -> str:
-    """Make sure that a server can be asked, has the base, and takes adapters while it runs.
+    """Check that a server answers, has the base, and accepts adapters at runtime.
 
-    Whether it takes adapters of this rank, and reads the folder they lie in, is seen when it loads
-    the first ones, before the first step.
+    Whether it accepts adapters of this rank, and can read their folder, shows when it loads the
+    first ones, before the first step.
 
     Args:
         server: The server.
-        base: The base that is trained.
+        base: The base model of the run.
         rank: Rank of the adapters, for the command in the message.
-        num_tokens: Longest prompt and its answer, in tokens.
+        num_tokens: Longest prompt plus answer, in tokens.
 
     Returns:
-        The base that the server says it has loaded.
+        The base that the server reports.
 
     Raises:
-        RequestError: If not; says how to start the server.
+        RequestError: If not; the message gives the command to start the server.
     """
     served_rank = min((allowed for allowed in _RANKS if allowed >= rank), default=_RANKS[-1])
     fix = (
@@ -67,21 +67,21 @@ def check_server(server: VllmServer, base: str, *, rank: int, num_tokens: int) -
 
 
 def _check_runtime_lora(server: VllmServer, fix: str) -> None:
-    """Ask it to load nothing: 400 where it could, 404 where it has no such thing."""
+    """Send an empty request to load adapters: 400 if the server could, 404 if it cannot."""
     try:
         ask_server(server, LOAD, {"lora_name": "", "lora_path": ""}, bytes, max_tries=1)
     except VllmRefusalError as fault:
         if fault.status not in (404, 405):
             return
         raise RequestError(
-            f"{server} was not started for adapters that change while it runs; {fix}"
+            f"{server} was not started for adapters that change at runtime; {fix}"
         ) from None
 
 
 def _base_card(
     server: VllmServer, cards: Sequence[Mapping[str, Any]], base: str
 ) -> Mapping[str, Any]:
-    """Return what a server lists of the base."""
+    """Return the entry of the base in a server's list of models."""
     bases = [card for card in cards if not card.get("parent")]
     for card in bases:
         names = [str(card["id"]), str(card.get("root") or card["id"])]
@@ -96,7 +96,7 @@ def _base_card(
 
 
 def _is_among(base: str, names: Sequence[str]) -> bool:
-    """Whether one of several names or paths is a base as a config names it."""
+    """Return whether one of several names or paths is the base that a config names."""
     known = Path(resolve(base))
     return base in names or any(
         known.exists() and Path(name).exists() and known.samefile(name) for name in names

@@ -1,4 +1,4 @@
-"""Generation by a vLLM server, which is handed the adapters as they are at each evaluation."""
+"""Generation by a vLLM server, which is given the current adapters at each evaluation."""
 
 import logging
 import os
@@ -38,19 +38,19 @@ from sft_lab.paths import make_folder
 
 log = logging.getLogger(__name__)
 
-_UNLOAD_S = 30.0  # seconds; nothing is lost where it takes longer
+_UNLOAD_S = 30.0  # seconds; nothing is lost if it takes longer
 
 
 class VllmEngine(Engine):
     """Sends every prompt as token ids to a vLLM server and reads token ids back.
 
-    Their text, the end tokens and the stop strings are this project's, so that a completion is what
-    the native engine would make of the same tokens. A sample is drawn by a seed of its own, which
-    follows from the seed of the decoding, its number and its prompt.
+    Decoding to text, end tokens and stop strings are handled here, so that a completion equals what
+    the native engine returns for the same tokens. Each sample has its own seed, derived from the
+    decoding's seed, the sample's number and its prompt.
 
     Args:
         server: The server.
-        concurrency: Requests that are open at a time.
+        concurrency: Maximum number of open requests.
     """
 
     name = "vllm"
@@ -61,7 +61,7 @@ class VllmEngine(Engine):
         self.server = server
         self.concurrency = concurrency
         self.served_base: str | None = None
-        """What the server says it has loaded; known once it has been checked."""
+        """The base that the server reports; known after ``check``."""
 
     @override
     def check(self, base: str, *, rank: int | None, num_tokens: int) -> None:
@@ -77,19 +77,19 @@ class VllmEngine(Engine):
 
     @override
     def serving(self, model: Any, step: int, dtype: torch.dtype) -> AbstractContextManager[Any]:
-        # A resumed run may evaluate the same step again; other adapters were served then.
+        # A resumed run may evaluate the same step again, with other adapters.
         return self.holding(model, f"sft_lab-step-{step}-{uuid4().hex}")
 
     @contextmanager
     def holding(self, model: Any, name: str) -> Iterator[str]:
-        """Have the server hold a model's adapters as they are now, for the time of a ``with``.
+        """Load a model's current adapters into the server for the duration of a ``with`` block.
 
         Args:
             model: PEFT's wrapper around a model.
-            name: A name that the server has never held: its cache of prompts goes by it.
+            name: A name that is new to the server, whose prompt cache is keyed by it.
 
         Yields:
-            The name, by which ``complete`` asks for them.
+            The name under which ``complete`` requests them.
 
         Raises:
             RequestError: If the server does not load them.
@@ -98,7 +98,7 @@ class VllmEngine(Engine):
         with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=self.server.adapter_dir) as made:
             folder = Path(made).resolve()
             save_trained(model, folder)
-            os.chmod(folder, 0o755)  # the server may run as somebody else
+            os.chmod(folder, 0o755)  # the server may run as another user
             try:
                 self._load(name, folder)
             except VllmRefusalError as fault:
@@ -178,18 +178,18 @@ class VllmEngine(Engine):
         if faults:
             raise VllmError(
                 f"{self.server} has not answered a prompt, after up to {self.server.max_tries} "
-                f"tries: {faults[0]}. See whether it is well; the run goes on with --ckpt_path "
-                "last."
+                f"tries: {faults[0]}. Check the server, then resume the run with "
+                "--ckpt_path last."
             )
         return answers
 
     def _load(self, name: str, folder: Path) -> None:
         body = {"lora_name": name, "lora_path": str(folder)}
         try:
-            # 500 is how it refuses what does not fit.
+            # 500: it refuses adapters that do not fit.
             ask_server(self.server, LOAD, body, bytes, refusals=(500,))
         except VllmRefusalError as fault:
-            # The name is ours alone: a try before has come through, and its reply has not.
+            # The name is unique: an earlier try has succeeded, but its reply was lost.
             if "already been loaded" not in fault.message:
                 raise
         except VllmError as fault:

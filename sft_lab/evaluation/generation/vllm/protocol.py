@@ -1,4 +1,4 @@
-"""What is asked of a vLLM server, and how its replies are read."""
+"""Requests to a vLLM server, and parsing its replies."""
 
 import json
 from collections.abc import Collection, Mapping, Sequence
@@ -9,8 +9,8 @@ from sft_lab.evaluation.generation.decoding import GREEDY, Decoding
 MODELS, COMPLETIONS = "/v1/models", "/v1/completions"
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
 
-# A server fills what a request leaves out from the model's generation_config.json, which of an
-# instruction-tuned model may hold a repetition penalty.
+# A server fills missing fields from the model's generation_config.json, which may contain a
+# repetition penalty for an instruction-tuned model.
 _NEUTRAL = {
     "top_k": 0,
     "min_p": 0.0,
@@ -36,8 +36,8 @@ def completion_request(
         prompt: Token ids.
         max_new_tokens: Longest answer, in tokens.
         eos_token_ids: Tokens that end it.
-        decoding: How tokens are chosen, and the strings that end it.
-        sample: Which of its prompt's samples it is.
+        decoding: Decoding settings, with the strings that end it.
+        sample: Its number among its prompt's samples.
     """
     request = {
         "model": model,
@@ -47,7 +47,7 @@ def completion_request(
         "top_p": decoding.top_p,
         "stop": list(decoding.stop_strings),
         "stop_token_ids": sorted(eos_token_ids),
-        "ignore_eos": True,  # its own, so that only the above end an answer
+        "ignore_eos": True,  # the server's own, so that only those above end an answer
         "return_token_ids": True,
         **_NEUTRAL,
     }
@@ -57,10 +57,10 @@ def completion_request(
 
 
 def model_cards(body: bytes) -> list[Mapping[str, Any]]:
-    """Return what a server lists of its bases and adapters, each with its ``id``.
+    """Return the bases and adapters that a server lists, each with its ``id``.
 
     Raises:
-        ValueError: If the reply is no such list.
+        ValueError: If the reply is not such a list.
     """
     try:
         cards = json.loads(body)["data"]
@@ -73,13 +73,13 @@ def completed_token_ids(body: bytes) -> list[int]:
     """Return the token ids of an answer, the one that ended it included.
 
     Raises:
-        ValueError: If the reply is no answer, or not a whole one.
+        ValueError: If the reply is not a complete answer.
     """
     try:
         choice = json.loads(body)["choices"][0]
         reason, token_ids = choice["finish_reason"], choice.get("token_ids")
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as fault:
-        raise ValueError(f"the reply is no completion, got {_shown(body)}") from fault
+        raise ValueError(f"the reply is not a completion, got {_shown(body)}") from fault
     if reason not in ("stop", "length"):
         raise ValueError(f"the answer was not finished, finish_reason {reason!r}")
     if not isinstance(token_ids, list) or not all(isinstance(each, int) for each in token_ids):
