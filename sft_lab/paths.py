@@ -50,8 +50,15 @@ def resolve(path: str) -> str:
     return str(target)
 
 
-def find_config(path: str) -> Path:
+def find_config(
+    path: str, option: str = "--config", example: str = "configs/world/dmt.yaml"
+) -> Path:
     """Return a config file: as given, or of that name inside the package, so that any folder works.
+
+    Args:
+        path: The path as given.
+        option: The option that gave it, for the message.
+        example: A file that would do, for the message.
 
     Raises:
         RequestError: If the file is in neither place.
@@ -64,7 +71,7 @@ def find_config(path: str) -> Path:
         if packaged.is_file():
             return packaged
     kind = "is a folder" if given.is_dir() else "does not exist"
-    raise RequestError(f"--config {path}: {kind}; give a YAML file such as configs/world/dmt.yaml.")
+    raise RequestError(f"{option} {path}: {kind}; give a YAML file such as {example}.")
 
 
 def is_hub_name(name: str) -> bool:

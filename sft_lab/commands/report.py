@@ -9,7 +9,7 @@ import yaml
 
 from sft_lab.commands.arguments import add_tracking_uri, command_parser
 from sft_lab.errors import RequestError
-from sft_lab.paths import make_folder
+from sft_lab.paths import find_config, make_folder
 from sft_lab.report.report import build_report
 from sft_lab.report.section import ReportSection
 from sft_lab.report.writing import write_report
@@ -32,6 +32,7 @@ def find_study(store: RunStore, study: str) -> tuple[str, list[ReportSection]]:
         RequestError: If there is no such study.
     """
     if study.endswith((".yaml", ".yml")):
+        find_config(study, "--study", "configs/studies/rq1.yaml")
         design, _ = read_study_config([f"--config={study}"])
         parents = find_parents(store, design.name)
         if not parents:

@@ -47,7 +47,7 @@ def _unknown(
             unknown = _unknown_in_class if is_class else _unknown_in_type
             yield from unknown(key, value, groups[key])
         elif key not in others:
-            yield key, [*groups, *others]
+            yield key, list(dict.fromkeys([*groups, *others]))
 
 
 def _unknown_in_class(key: str, values: Any, owner: Any) -> Iterator[tuple[str, list[str]]]:

@@ -266,14 +266,15 @@ def explain(message: str, written: Composed) -> str:
 def _written_key(keys: list[str], text: str, written: Composed) -> str:
     """Return the key of a wrong value; for an entry of a dict the parser leaves out its name."""
     value = text.rpartition("Got value: ")[2]
+    entries: list[str] = []
     for key in reversed(written.origins):
         if keys and key.startswith(f"{keys[0]}.") and _share_fault(written, key) == text:
             return key
-        if len(keys) == 2 and key.startswith(f"{keys[0]}.") and key.endswith(f".{keys[1]}"):
-            found = OmegaConf.select(written.config, key)
-            if str(found) == value:
+        if len(keys) > 1 and key.startswith(f"{keys[0]}.") and key.endswith(f".{keys[1]}"):
+            entries.append(key)
+            if len(keys) == 2 and str(OmegaConf.select(written.config, key)) == value:
                 return key
-    return ".".join(keys)
+    return ".".join([*entries, *keys[2:]] if len(entries) == 1 else keys)
 
 
 def _share_fault(written: Composed, key: str) -> str | None:

@@ -54,7 +54,7 @@ class RunConfig:
         parts = [
             "" if self.command == "fit" else self.command,
             self.strategy,
-            "" if k is None else f"k={k}",
+            "" if k is None else f"k={_written(k)}",
             f"seed {self.seed}",
         ]
         return " ".join(part for part in parts if part)
@@ -83,6 +83,13 @@ class RunConfig:
             optimizer=model["optimizer"],
             precision="32-true" if precision is None else str(precision),  # Lightning's default
         )
+
+
+def _written(share: Any) -> str:
+    """Return a share as part of a name: ``1/16``, or ``500 rows``."""
+    if isinstance(share, Mapping):
+        return " ".join(f"{amount} {unit}" for unit, amount in share.items())
+    return str(share)
 
 
 def find_run_logger(loggers: Any) -> Any:

@@ -55,6 +55,15 @@ def free_port() -> int:
         ),
         ("--data.k=-1/16", "got -1/16"),
         (
+            "--data.stages.second.loss=[{class_path: no.Such}]",
+            "--data.stages.second.loss: No module named 'no'",
+        ),
+        (
+            "--data.stages.second.hand_over="
+            "{class_path: sft_lab.training.hand_over.Continue, init_args: {optimizer: foo}}",
+            "--data.stages.second.hand_over: data.stages.second.hand_over.optimizer: Expected",
+        ),
+        (
             "--data.stages.first.mixture.math=-1",
             "--data.stages.first.mixture.math: a share must be 0",
         ),
@@ -128,6 +137,10 @@ def test_an_error_names_file_and_line(lab: Lab) -> None:
         (["fit", "--config=tiny.yaml", "--modle.base=x"], "--modle.base"),
         (["validate", "--config=tiny.yaml", "--ckpt_path=gone.ckpt"], "no such file"),
         (["compare", "gone"], "no run 'gone'"),
+        (
+            ["report", "--study=gone.yaml", "--out=o"],
+            "--study gone.yaml: does not exist; give a YAML file such as configs/studies/rq1.yaml",
+        ),
         (["export", "--ckpt_path=gone.ckpt", "--out=out"], "no such file"),
         (["trane"], "unknown command 'trane'; the commands are fit, validate"),
         ([], "sft-lab needs a command"),
