@@ -11,6 +11,7 @@ from statistics import median
 from typing import Any
 
 from sft_lab.commands.arguments import add_json, command_parser, in_color
+from sft_lab.data.intake_report import unused_line
 from sft_lab.data.rendering import Renderer
 from sft_lab.data.tokenized_row import IGNORED, TokenizedRow
 from sft_lab.errors import RequestError
@@ -280,8 +281,10 @@ def _reasons(source: Mapping[str, Any]) -> list[str]:
     ]
     if source["duplicates"]:
         lines.append(f"{source['duplicates']:,} rows repeat another row")
+    if unused := unused_line(source["unused_keys"]):
+        lines.append(_escape_controls(unused))
     for benchmark, count in source["contaminated"].items():
-        lines.append(f"{count:,} rows contain items of {benchmark}, or 13 words of one:")
+        lines.append(f"{count:,} rows contain an item of {benchmark}, or 13 words of one:")
         found = (row for row in source["contaminated_rows"] if f": {benchmark} " in row)
         lines += [f"  {row}" for row in islice(found, _MAX_CONTAMINATED)]
     return lines

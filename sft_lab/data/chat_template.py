@@ -53,13 +53,13 @@ class ChatTemplate:
             texts += self._apply(chats, tools, add_generation_prompt)
         return texts
 
-    def check_tools(
+    def check_complete(
         self, conversation: Conversation, text: str, *, add_generation_prompt: bool
     ) -> None:
-        """Refuse a template that silently leaves out tools or tool calls, as most do.
+        """Refuse a template that silently leaves out tools, tool calls or reasoning, as most do.
 
         Args:
-            conversation: Any conversation; one without tools passes.
+            conversation: Any conversation; one without these passes.
             text: The text that the template makes of it.
             add_generation_prompt: As it was for the text.
 
@@ -69,9 +69,10 @@ class ChatTemplate:
         without: dict[str, Conversation] = {}
         if conversation.tools:
             without["tools"] = Conversation(conversation.messages)
-        if any(message.get("tool_calls") for message in conversation.messages):
-            silent = [{**message, "tool_calls": None} for message in conversation.messages]
-            without["tool calls"] = Conversation(tuple(silent), conversation.tools)
+        for part, key in (("tool calls", "tool_calls"), ("reasoning", "reasoning_content")):
+            if any(message.get(key) for message in conversation.messages):
+                silent = [{**message, key: None} for message in conversation.messages]
+                without[part] = Conversation(tuple(silent), conversation.tools)
         for part, other in without.items():
             try:
                 [bare] = self.texts([other], add_generation_prompt=add_generation_prompt)
@@ -92,7 +93,7 @@ class ChatTemplate:
     ) -> list[str]:
         try:
             rendered: list[str] = self._tokenizer.apply_chat_template(
-                [list(messages) for messages in chats],
+                [list(map(_said, messages)) for messages in chats],
                 tools=list(tools) or None,
                 chat_template=self.source,
                 add_generation_prompt=add_generation_prompt,
@@ -107,3 +108,10 @@ class ChatTemplate:
                 f"corpus.template: {self.label} cannot render the roles {roles}: {fault}."
             ) from fault
         return rendered
+
+
+def _said(message: Message) -> Message:
+    """Return a message without its weight, which is not part of the text."""
+    if "weight" not in message:
+        return message
+    return {key: value for key, value in message.items() if key != "weight"}

@@ -1,4 +1,4 @@
-"""Cleaning: reduce a conversation to what can be trained on, and name every repair."""
+"""Reduce a conversation to what can be trained on, and name every repair."""
 
 import json
 from collections.abc import Callable
@@ -27,8 +27,8 @@ def clean(conversation: Conversation) -> Cleaned:
     Real chats are logs: many begin or break off in the middle.
 
     Raises:
-        RowError: If there is no answered question, a message of the first exchange is empty, a
-            system or tool message is out of place, or a text is not valid Unicode.
+        RowError: If no question is answered, a message of the first exchange is empty, a system or
+            tool message is out of place, or a text is not valid Unicode.
     """
     kept = list(conversation.messages)
     repairs = []
@@ -44,18 +44,18 @@ def clean(conversation: Conversation) -> Cleaned:
     try:
         json.dumps([cleaned.messages, cleaned.tools], ensure_ascii=False).encode()
     except UnicodeEncodeError as fault:
-        raise RowError("half of a surrogate pair, which is no text") from fault
+        raise RowError("invalid Unicode: half of a surrogate pair") from fault
     return Cleaned(cleaned, tuple(repairs))
 
 
 def _check_order(kept: list[Message]) -> None:
     if kept[0]["role"] == "tool":
-        raise RowError("a tool message that answers no call")
+        raise RowError("a tool message without a call")
     for before, message in pairwise(kept):
         if message["role"] == "system":
             raise RowError("a system message in the middle")
         if message["role"] == "tool" and not (before["role"] == "tool" or before.get("tool_calls")):
-            raise RowError("a tool message that answers no call")
+            raise RowError("a tool message without a call")
 
 
 def _without_empty_system(kept: list[Message]) -> list[Message]:
@@ -100,13 +100,18 @@ def _merged(kept: list[Message]) -> list[Message]:
     merged: list[Message] = []
     for message in kept:
         last: Message = merged[-1] if merged else {}
-        if message["role"] != last.get("role") or message["role"] not in ("user", "assistant"):
+        if message["role"] != last.get("role") or message["role"] == "tool":
             merged.append(message)
             continue
         if last.get("tool_calls"):
-            raise RowError("a tool call that nothing answers")
-        contents = [turn["content"] for turn in (last, message) if turn["content"].strip()]
-        merged[-1] = {**message, **last, "content": "\n\n".join(contents)}
+            raise RowError("a tool call without a result")
+        if message.get("weight") != last.get("weight"):
+            raise RowError("two answers in a row, of which one has weight 0")
+        merged[-1] = {**message, **last}
+        for key in ("content", "reasoning_content"):
+            said = [turn[key] for turn in (last, message) if turn.get(key, "").strip()]
+            if said or key == "content":
+                merged[-1][key] = "\n\n".join(said)
         if message.get("name") != last.get("name"):
             del merged[-1]["name"]
     return merged

@@ -19,7 +19,7 @@ from sft_lab.data.intake import Sample, samples
 from sft_lab.data.intake_report import IntakeReport, check_dropped
 from sft_lab.data.render_pool import Rows, render
 from sft_lab.data.rendering import Renderer
-from sft_lab.data.sources import Source, check_source, content_digest
+from sft_lab.data.sources import Source, check_source, content_digest, source_files
 from sft_lab.data.token_cache import cache_entry
 from sft_lab.data.token_store import TokenStore, TokenWriter
 from sft_lab.data.tokenized_row import RowTooLongError, TokenizedRow, TooLong
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 Items = Mapping[str, Mapping[str, Sequence[str]]]
 """Texts of benchmark items, by benchmark and item id."""
 
-_CACHE_VERSION = 2  # raise it if cleaning, rendering or checks change the tokens of the same input
+_CACHE_VERSION = 3  # raise it if cleaning, rendering or checks change the tokens of the same input
 
 
 class Corpus:
@@ -138,7 +138,7 @@ class Corpus:
         decisive = {
             "version": _CACHE_VERSION,
             "content": content,
-            "ending": "".join(Path(source.path).suffixes[-2:]),
+            "endings": ["".join(file.suffixes[-2:]) for file in source_files(name, source) or []],
             "source": settings,
             "renderer": self.renderer.fingerprint,
             "max_length": self.max_length,

@@ -2,165 +2,112 @@
 
 import hashlib
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, get_args
 
 from sft_lab.data.conversation import Conversation, Message, RowError
+from sft_lab.data.turns import optional_text, read_json, read_tools, read_turns, text, with_system
 
-FormatName = Literal["messages", "sharegpt", "alpaca", "gsm8k", "rft", "prompt_completion"]
-
-_SHAREGPT_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-}
-_ROLES = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "assistant": "assistant",
-    "tool": "tool",
-}
-_MAX_DEPTH = 100  # templates copy tools recursively, up to Python's limit
-
-
-def text(row: Mapping[str, Any], key: str) -> str:
-    """Return a string value of a row.
-
-    Raises:
-        RowError: If the key is missing or its value is not a string.
-    """
-    if key not in row:
-        raise RowError(f"missing key '{key}'")
-    if not isinstance(row[key], str):
-        raise RowError(f"'{key}' is {type(row[key]).__name__}, expected a string")
-    return str(row[key])
-
-
-def _single_turn(prompt: str, answer: str) -> Conversation:
-    return Conversation(
-        ({"role": "user", "content": prompt}, {"role": "assistant", "content": answer})
-    )
-
-
-def gsm8k(row: Mapping[str, Any]) -> Conversation:
-    """``question``, ``answer``."""
-    return _single_turn(text(row, "question"), text(row, "answer"))
-
-
-def rft(row: Mapping[str, Any]) -> Conversation:
-    """``query``, ``response``: the rejection-sampled GSM8K paths of arXiv 2308.01825."""
-    return _single_turn(text(row, "query"), text(row, "response"))
-
-
-def alpaca(row: Mapping[str, Any]) -> Conversation:
-    """``instruction``, ``input`` (may be empty or absent), ``output``."""
-    prompt = text(row, "instruction")
-    if row.get("input") and text(row, "input").strip():
-        prompt += "\n\n" + text(row, "input")
-    return _single_turn(prompt, text(row, "output"))
-
-
-def prompt_completion(row: Mapping[str, Any]) -> Conversation:
-    """``prompt``, ``completion``, both strings."""
-    return _single_turn(text(row, "prompt"), text(row, "completion"))
-
-
-def sharegpt(row: Mapping[str, Any]) -> Conversation:
-    """``conversations``: a list of ``from``, ``value``."""
-    found = []
-    for turn in _turns(row, "conversations"):
-        speaker = text(turn, "from")
-        if speaker not in _SHAREGPT_ROLES:
-            raise RowError(f"unknown speaker {_shortened(speaker)}")
-        found.append({"role": _SHAREGPT_ROLES[speaker], "content": text(turn, "value")})
-    return Conversation(tuple(found))
+FormatName = Literal[
+    "messages", "sharegpt", "alpaca", "gsm8k", "rft", "prompt_completion", "orca", "dolly"
+]
 
 
 def messages(row: Mapping[str, Any]) -> Conversation:
     """``messages``: a list of ``role``, ``content``; optionally ``tools``, a list of JSON schemas.
 
-    Messages may also have ``name``, ``tool_calls`` and ``tool_call_id``, as in OpenAI's chat API. A
-    list may also be a JSON string, for Parquet files, whose columns have one type.
+    Messages may also have ``name``, ``tool_calls``, ``tool_call_id`` and ``reasoning_content``, as
+    in the APIs of OpenAI and others, and ``weight``, where 0 means no loss. Any list may also be a
+    JSON string, for Parquet files, whose columns have one type.
     """
-    tools = tuple(_functions(row, "tools"))
-    return Conversation(tuple(_message(turn) for turn in _turns(row, "messages")), tools)
+    return Conversation(with_system(row, read_turns(row, "messages")), read_tools(row, wrap=False))
 
 
-def _message(turn: Mapping[str, Any]) -> Message:
-    role = text(turn, "role")
-    if role not in _ROLES:
-        raise RowError(f"unknown role {_shortened(role)}")
-    calls = _functions(turn, "tool_calls")
-    if calls and role != "assistant":
-        raise RowError(f"'tool_calls' in a message of role '{role}'")
-    silent = bool(calls) and turn.get("content") is None
-    message: Message = {"role": _ROLES[role], "content": "" if silent else text(turn, "content")}
-    for key in ("name", "tool_call_id"):
-        if turn.get(key) is not None:
-            message[key] = text(turn, key)
-    if calls:
-        message["tool_calls"] = [_parsed_arguments(call) for call in calls]
-    return message
+def sharegpt(row: Mapping[str, Any]) -> Conversation:
+    """``conversations``: a list of ``from``, ``value``; optionally ``system`` and ``tools``.
+
+    A turn of ``function_call`` holds a call as JSON, one of ``observation`` its result.
+    """
+    return Conversation(
+        with_system(row, read_turns(row, "conversations")), read_tools(row, wrap=True)
+    )
 
 
-def _turns(row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
-    turns = row.get(key)
-    if not isinstance(turns, list) or not all(isinstance(turn, Mapping) for turn in turns):
-        raise RowError(f"'{key}' is not a list of turns")
-    return turns
+def alpaca(row: Mapping[str, Any]) -> Conversation:
+    """``instruction``, ``output``; optionally ``input``, ``system``, ``history``."""
+    return _exchange(row, "instruction", "output", context="input")
 
 
-def _shortened(value: str) -> str:
-    """Return a role or speaker for a message: a hostile one may be long, or invalid Unicode."""
-    return repr(value[:40])
+def gsm8k(row: Mapping[str, Any]) -> Conversation:
+    """``question``, ``answer``."""
+    return _exchange(row, "question", "answer")
 
 
-def _functions(row: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    """Return tools or tool calls; each has a name, at its top level or under ``function``."""
-    if row.get(key) in (None, ""):
+def rft(row: Mapping[str, Any]) -> Conversation:
+    """``query``, ``response``: the rejection-sampled GSM8K paths of arXiv 2308.01825."""
+    return _exchange(row, "query", "response")
+
+
+def orca(row: Mapping[str, Any]) -> Conversation:
+    """``question``, ``response``; optionally ``system_prompt``."""
+    return _exchange(row, "question", "response")
+
+
+def dolly(row: Mapping[str, Any]) -> Conversation:
+    """``instruction``, ``response``; optionally ``context``."""
+    return _exchange(row, "instruction", "response", context="context")
+
+
+def prompt_completion(row: Mapping[str, Any]) -> Conversation:
+    """``prompt``, ``completion``: strings, or lists of ``role``, ``content``.
+
+    Of lists only the completion's answers carry loss, as in TRL.
+    """
+    if not isinstance(row.get("prompt"), list):
+        return _exchange(row, "prompt", "completion")
+    given = [
+        {**message, "weight": 0} if message["role"] == "assistant" else message
+        for message in read_turns(row, "prompt")
+    ]
+    if isinstance(row.get("completion"), str):
+        answers = [_assistant(text(row, "completion"))]
+    else:
+        answers = read_turns(row, "completion")
+    return Conversation(with_system(row, [*given, *answers]), read_tools(row, wrap=True))
+
+
+def _exchange(
+    row: Mapping[str, Any], question: str, answer: str, context: str | None = None
+) -> Conversation:
+    """Return a question and its answer, after the earlier ones of ``history``."""
+    prompt = text(row, question)
+    if context is not None and (more := optional_text(row, context)):
+        prompt += "\n\n" + more
+    turns = [*_history(row), _user(prompt), _assistant(text(row, answer))]
+    return Conversation(with_system(row, turns))
+
+
+def _history(row: Mapping[str, Any]) -> list[Message]:
+    """Return the pairs of an earlier question and answer under ``history``."""
+    if row.get("history") in (None, ""):
         return []
-    found = _json(row[key], key)
-    if not isinstance(found, list):
-        raise RowError(f"'{key}' is not a list")
-    for entry in found:
-        function = entry.get("function", entry) if isinstance(entry, dict) else None
-        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise RowError(f"'{key}' holds a function without a name")
+    pairs = read_json(row["history"], "history")
+    if not isinstance(pairs, list):
+        raise RowError("'history' is not a list of questions and answers")
+    found = []
+    for pair in pairs:
+        if not isinstance(pair, list) or [type(part) for part in pair] != [str, str]:
+            raise RowError("'history' is not a list of questions and answers")
+        found += [_user(pair[0]), _assistant(pair[1])]
     return found
 
 
-def _parsed_arguments(call: dict[str, Any]) -> dict[str, Any]:
-    # OpenAI's API gives arguments as a JSON string; chat templates serialise an object, and would
-    # quote the string a second time.
-    function = call.get("function", call)
-    arguments = function.get("arguments")
-    if isinstance(arguments, str):
-        arguments = _json(arguments, "arguments")
-    if not isinstance(arguments, dict):
-        raise RowError("'arguments' of a tool call are no object")
-    parsed = {**function, "arguments": arguments}
-    return {**call, "function": parsed} if "function" in call else parsed
+def _user(content: str) -> Message:
+    return {"role": "user", "content": content}
 
 
-def _json(value: Any, key: str) -> Any:
-    try:
-        plain = json.loads(value if isinstance(value, str) else json.dumps(value))
-        depth = _depth(plain)
-    except (TypeError, ValueError, RecursionError) as fault:
-        raise RowError(f"'{key}' is not JSON") from fault
-    if depth > _MAX_DEPTH:
-        raise RowError(f"'{key}' is nested deeper than {_MAX_DEPTH}")
-    return plain
-
-
-def _depth(value: Any) -> int:
-    inner = value.values() if isinstance(value, dict) else value
-    return 1 + max(map(_depth, inner), default=0) if isinstance(value, dict | list) else 0
+def _assistant(content: str) -> Message:
+    return {"role": "assistant", "content": content}
 
 
 class SourceFormat:
@@ -197,15 +144,21 @@ FORMATS: dict[FormatName, tuple[frozenset[str], Callable[[Mapping[str, Any]], Co
     "gsm8k": (frozenset({"question", "answer"}), gsm8k),
     "rft": (frozenset({"query", "response"}), rft),
     "prompt_completion": (frozenset({"prompt", "completion"}), prompt_completion),
+    "orca": (frozenset({"question", "response"}), orca),
+    "dolly": (frozenset({"instruction", "response"}), dolly),
 }
 if set(FORMATS) != set(get_args(FormatName)):
     raise TypeError("FormatName and FORMATS name different formats.")
 
 
 def detect(row: Mapping[str, Any]) -> FormatName | None:
-    """Return the format whose keys the row has, or None.
+    """Return the format whose keys the row has, or None; keys that hold something win.
 
-    >>> detect({"question": "1+1?", "answer": "2"})
+    >>> detect({"question": "1+1?", "answer": "2", "messages": None})
     'gsm8k'
     """
-    return next((name for name, (keys, _) in FORMATS.items() if keys <= row.keys()), None)
+    filled = {key for key, value in row.items() if value is not None}
+    found = (
+        name for held in (filled, set(row)) for name, (keys, _) in FORMATS.items() if keys <= held
+    )
+    return next(found, None)

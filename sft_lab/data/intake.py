@@ -1,4 +1,4 @@
-"""Intake: filter, clean and deduplicate the rows of a source, and account for every row."""
+"""Filter, clean and deduplicate the rows of a source, and account for every row."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -8,6 +8,7 @@ from sft_lab.data.cleaning import clean
 from sft_lab.data.contamination import ItemIndex
 from sft_lab.data.conversation import Conversation, RowError, sample_digest
 from sft_lab.data.duplicates import near_duplicates
+from sft_lab.data.fields import Fields
 from sft_lab.data.formats import FORMATS, FormatName, SourceFormat, detect
 from sft_lab.data.intake_report import MAX_LISTED, IntakeReport
 from sft_lab.data.sources import Source, rows
@@ -52,18 +53,13 @@ def samples(
         # Rows left out for another reason do not count. Lengths are unknown here, so a row may be
         # left out as a near duplicate of one that later turns out to be too long.
         kept = _deduplicated(name, source, index, drop_contaminated, IntakeReport())
-        found = {sample.id: "\n".join(texts(sample.conversation)) for sample in kept}
+        found = {sample.id: "\n".join(sample.conversation.texts) for sample in kept}
         duplicates = near_duplicates(found, source.near_duplicates)
     for sample in _deduplicated(name, source, index, drop_contaminated, report):
         if sample.id in duplicates:
             report.drop(f"near duplicate ({source.near_duplicates} or more alike)", sample.place)
         else:
             yield sample
-
-
-def texts(conversation: Conversation) -> list[str]:
-    """Return the text of every message."""
-    return [message["content"] for message in conversation.messages]
 
 
 def _deduplicated(
@@ -73,7 +69,7 @@ def _deduplicated(
     drop_copies = source.duplicates == "drop" or source.near_duplicates is not None
     seen: set[str] = set()
     for sample in _cleaned(name, source, report):
-        if (match := index.find(texts(sample.conversation))) is not None:
+        if (match := index.find(sample.conversation.texts)) is not None:
             report.contaminated[match.benchmark] += 1
             if len(report.contaminated_rows) < MAX_LISTED:
                 report.contaminated_rows.append(
@@ -81,7 +77,7 @@ def _deduplicated(
                     f"{match.words}"
                 )
             if drop_contaminated:
-                report.drop(f"holds an item of {match.benchmark}", sample.place)
+                report.drop(f"contains an item of {match.benchmark}", sample.place)
                 continue
         if sample.id in seen:
             report.duplicates += 1
@@ -96,7 +92,7 @@ def _cleaned(name: str, source: Source, report: IntakeReport) -> Iterator[Sample
     """Yield the usable samples that the source's filters keep."""
     chosen = source.row_filter(name)
     row_format = source.format
-    for place, row in rows(name, source):
+    for place, row, content in rows(name, source):
         report.rows += 1
         row_format = row_format or detect(row)
         where = f"corpus.sources.{name}: {source.path}, {place}"
@@ -113,7 +109,9 @@ def _cleaned(name: str, source: Source, report: IntakeReport) -> Iterator[Sample
             report.drop(f"not where {source.where}", place)
             continue
         try:
-            cleaned = clean(_read(row_format, row))
+            conversation, unread = _read(row_format, content)
+            report.count_unused(unread - chosen.keys)
+            cleaned = clean(conversation)
         except RowError as fault:
             report.drop(str(fault), place, unusable=True)
             continue
@@ -122,7 +120,7 @@ def _cleaned(name: str, source: Source, report: IntakeReport) -> Iterator[Sample
                 f"{where}: format {type(row_format).__name__} failed on this row: "
                 f"{type(fault).__name__}: {fault}"
             ) from fault
-        if (reason := chosen.reason(texts(cleaned.conversation))) is not None:
+        if (reason := chosen.reason(cleaned.conversation.texts)) is not None:
             report.drop(reason, place)
             continue
         digest = sample_digest(cleaned.conversation)
@@ -134,10 +132,17 @@ def _cleaned(name: str, source: Source, report: IntakeReport) -> Iterator[Sample
         )
 
 
-def _read(row_format: FormatName | SourceFormat, row: Mapping[str, Any]) -> Conversation:
+def _read(
+    row_format: FormatName | SourceFormat, row: Mapping[str, Any]
+) -> tuple[Conversation, set[str]]:
+    """Return a row as a conversation, and the keys that its format did not read.
+
+    Which keys a format from outside the package reads is its own affair.
+    """
     if not isinstance(row_format, SourceFormat):
-        return FORMATS[row_format][1](row)
+        fields = Fields(row)
+        return FORMATS[row_format][1](fields), fields.unread
     try:
-        return row_format.conversation(row)
+        return row_format.conversation(row), set()
     except KeyError as fault:
         raise RowError(f"missing key {fault}") from fault

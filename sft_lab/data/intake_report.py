@@ -1,14 +1,17 @@
-"""The intake report: how many rows of a source were used, repaired and left out, and why."""
+"""Report how many rows of a source were used, repaired and left out, and why."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from sft_lab.data.sources import Source
 from sft_lab.errors import RequestError
 
-MAX_LISTED = 20  # contaminated rows and items that a report names one by one
+MAX_LISTED = 20  # contaminated rows that a report lists, and unused keys that a line names
+_MAX_KEYS = 1000  # unused keys that are counted one by one; rows may have keys of their own
+_MAX_KEY = 60  # characters of a key in a report
+_OTHER_KEYS = "(other keys)"
 
 
 @dataclass
@@ -22,7 +25,9 @@ class IntakeReport:
         examples: The place of the first row of each reason and repair.
         unusable: Dropped rows that cannot be used, by reason; the others were left out on request.
         duplicates: Rows with the same content as an earlier row, used or not.
-        contaminated: Rows that hold a benchmark's items, by benchmark.
+        unused_keys: Rows that have something under a key that their format does not read, by key;
+            keys of turns are written ``messages[].key``.
+        contaminated: Rows that contain a benchmark's items, by benchmark.
         contaminated_rows: The first of them, each with its place, item and shared words.
     """
 
@@ -32,6 +37,7 @@ class IntakeReport:
     examples: dict[str, str] = field(default_factory=dict)
     unusable: Counter[str] = field(default_factory=Counter)
     duplicates: int = 0
+    unused_keys: Counter[str] = field(default_factory=Counter)
     contaminated: Counter[str] = field(default_factory=Counter)
     contaminated_rows: list[str] = field(default_factory=list)
 
@@ -47,6 +53,13 @@ class IntakeReport:
         self.repaired[repair] += 1
         self.examples.setdefault(repair, place)
 
+    def count_unused(self, keys: Iterable[str]) -> None:
+        """Count a row that has something under keys that are not read."""
+        for key in keys:
+            named = key[:_MAX_KEY].encode("utf-8", "replace").decode()
+            is_counted = named in self.unused_keys or len(self.unused_keys) < _MAX_KEYS
+            self.unused_keys[named if is_counted else _OTHER_KEYS] += 1
+
     @property
     def lines(self) -> list[str]:
         """Return the findings as text, a line each."""
@@ -58,8 +71,10 @@ class IntakeReport:
             found.append(f"repaired: {_listed(self.repaired)}")
         if self.duplicates:
             found.append(f"{self.duplicates} rows repeat another row")
+        if self.unused_keys:
+            found.append(unused_line(self.unused_keys))
         for benchmark, count in self.contaminated.items():
-            found.append(f"{count} rows hold items of {benchmark}, or 13 words of one")
+            found.append(f"{count} rows contain an item of {benchmark}, or 13 words of one")
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -73,13 +88,22 @@ class IntakeReport:
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "IntakeReport":
         """Return the report that ``to_json`` wrote."""
-        keys = ("dropped", "repaired", "unusable", "contaminated")
+        keys = ("dropped", "repaired", "unusable", "unused_keys", "contaminated")
         counters = {key: Counter(values[key]) for key in keys}
         return cls(**{**values, **counters})
 
 
 def _listed(counts: Counter[str]) -> str:
     return ", ".join(f"{count} {reason}" for reason, count in counts.items())
+
+
+def unused_line(unused_keys: Mapping[str, int]) -> str:
+    """Return unused keys, those of most rows first, as a line; empty if there are none."""
+    most = Counter(unused_keys).most_common(MAX_LISTED)
+    named = [f"{key} ({count:,} rows)" for key, count in most]
+    if more := len(unused_keys) - len(most):
+        named.append(f"and {more:,} more")
+    return f"keys not used: {', '.join(named)}" if named else ""
 
 
 def check_dropped(name: str, source: Source, report: IntakeReport) -> None:

@@ -88,12 +88,14 @@ class Renderer:
         """Return a conversation as the text that is tokenised.
 
         Raises:
-            RequestError: If the template cannot render it, or leaves out its tools or tool calls.
+            RequestError: If the template cannot render it, or leaves out a part of it.
         """
         if not isinstance(conversation, Conversation):
             conversation = Conversation(tuple(conversation))
         [text] = self._template.texts([conversation], add_generation_prompt=add_generation_prompt)
-        self._template.check_tools(conversation, text, add_generation_prompt=add_generation_prompt)
+        self._template.check_complete(
+            conversation, text, add_generation_prompt=add_generation_prompt
+        )
         return text
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
@@ -119,7 +121,8 @@ class Renderer:
             RequestError: If the template rewrites earlier turns, so that no prompt is a prefix.
             RowTooLongError: If the row is longer than ``max_length``.
             RowError: If tokens merge across the border of a prompt and its answer, an answer has no
-                tokens, a text holds a special token, or the last turn is not the assistant's.
+                tokens, a text holds a special token, the last turn is not the assistant's, or
+                every answer has weight 0.
         """
         [row] = self.rows([conversation], max_length, too_long)
         if isinstance(row, RowError):
@@ -133,6 +136,8 @@ class Renderer:
         too_long: TooLong = "drop",
     ) -> list[TokenizedRow | RowError]:
         """Tokenise training rows; the loss falls on assistant turns and their end tokens only.
+
+        A turn of weight 0 carries no loss.
 
         Targets come from prefix difference: an evaluation prompt is, token for token, the beginning
         of a training row.
@@ -180,8 +185,10 @@ class Renderer:
 
     def _check_texts(self, conversation: Conversation) -> None:
         """Refuse texts that the tokenizer would read as the start or end of a turn."""
-        for message in conversation.messages:
-            if self._special and (match := self._special.search(message["content"])):
+        if self._special is None:
+            return
+        for text in conversation.strings:
+            if match := self._special.search(text):
                 raise RowError(f"a text that holds the special token {match[0]}")
 
     def _turns(self, conversations: Sequence[Conversation]) -> list[list["_Turn"]]:
@@ -203,11 +210,16 @@ class Renderer:
 
         prompts = texts(0, add_generation_prompt=True)
         answered = texts(1, add_generation_prompt=False)
-        flat = map(_Turn, chain.from_iterable(indices), prompts, answered)
+        trained = (
+            conversation.messages[index].get("weight") != 0
+            for conversation, turns in zip(conversations, indices, strict=True)
+            for index in turns
+        )
+        flat = map(_Turn, chain.from_iterable(indices), prompts, answered, trained)
         rendered = [list(islice(flat, len(turns))) for turns in indices]
         for conversation, turns in zip(conversations, rendered, strict=True):
             if turns:
-                self._template.check_tools(
+                self._template.check_complete(
                     conversation, turns[-1].answered, add_generation_prompt=False
                 )
         return rendered
@@ -221,12 +233,15 @@ class Renderer:
     ) -> TokenizedRow:
         if not turns:
             raise RowError("the last turn is not the assistant's")
+        if not any(turn.is_trained for turn in turns):
+            raise RowError("every answer has weight 0")
         kept = turns
         if max_length is not None and len(ids[turns[-1].answered]) > max_length:
             fitting = 0
             if too_long == "cut":
                 lengths = [len(ids[turn.answered]) for turn in turns]
-                fitting = max((n for n, t in enumerate(lengths, 1) if t <= max_length), default=0)
+                fits = (n for n, t in enumerate(lengths, 1) if t <= max_length)
+                fitting = max((n for n in fits if turns[n - 1].is_trained), default=0)
             if not fitting:
                 raise RowTooLongError(f"longer than max_length {max_length}")
             kept = turns[:fitting]
@@ -234,6 +249,8 @@ class Renderer:
         input_ids = ids[whole]
         spans = []
         for turn in kept:
+            if not turn.is_trained:
+                continue
             if not (whole.startswith(turn.answered) and turn.answered.startswith(turn.prompt)):
                 raise RequestError(
                     f"corpus.template: {self._template.label} does not render turn "
@@ -264,6 +281,7 @@ class _Turn:
     index: int
     prompt: str
     answered: str
+    is_trained: bool
 
 
 def _special_tokens(tokenizer: Any) -> re.Pattern[str] | None:

@@ -5,7 +5,7 @@ import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from jinja2 import StrictUndefined, Undefined
+from jinja2 import StrictUndefined, Undefined, meta, nodes
 from jinja2.exceptions import SecurityError, UndefinedError
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -33,6 +33,9 @@ class RowFilter:
             empty list keeps all. They are case-sensitive unless they begin with ``(?i)``.
         exclude: Regular expressions, none of which may match in any message.
 
+    Attributes:
+        keys: The keys of a row that the expression names.
+
     Raises:
         ValueError: If an expression or pattern cannot be read.
     """
@@ -42,6 +45,7 @@ class RowFilter:
     ) -> None:
         self.where = where
         self._expression = None if where is None else _expression(where)
+        self.keys: set[str] = set() if where is None else _keys(where)
         self._include = _patterns("include", include)
         self._exclude = _patterns("exclude", exclude)
 
@@ -93,6 +97,7 @@ class _RowEnvironment(ImmutableSandboxedEnvironment):
         super().__init__(undefined=StrictUndefined)
         self.globals.clear()  # a misspelt key must not resolve to a function
         del self.filters["random"]  # it would choose other rows in every run
+        self.tests["none"] = _is_none
 
     @override
     def getattr(self, obj: Any, attribute: str) -> Any:
@@ -105,6 +110,26 @@ class _RowEnvironment(ImmutableSandboxedEnvironment):
         if operator == "**" or not numbers:
             raise SecurityError(f"{operator} is not supported, only * between numbers")
         return super().call_binop(context, operator, left, right)
+
+
+def _is_none(value: Any) -> bool:
+    """Test for null; Jinja2's own test calls a key that is missing "not none"."""
+    if isinstance(value, Undefined):
+        bool(value)  # raises, and names the key
+    return value is None
+
+
+def _keys(where: str) -> set[str]:
+    """Return the keys that an expression names, alone or as ``row["key"]``."""
+    tree = _RowEnvironment().parse("{{ (" + where + ") }}")
+    items = (
+        item.arg.value
+        for item in tree.find_all(nodes.Getitem)
+        if isinstance(item.node, nodes.Name)
+        and item.node.name == "row"
+        and isinstance(item.arg, nodes.Const)
+    )
+    return meta.find_undeclared_variables(tree) | {str(item) for item in items}
 
 
 def _expression(where: str) -> Callable[..., Any]:

@@ -1,22 +1,25 @@
 """A source: one SFT data set on disk or the hub, its settings, and its rows as a stream."""
 
-import gzip
+import glob
 import hashlib
-import json
 import os
-import zlib
-from collections.abc import Iterator, Mapping
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
+from sft_lab.data.arrow_rows import parquet_rows, without_struct_nulls
 from sft_lab.data.formats import FormatName, SourceFormat
+from sft_lab.data.json_rows import json_rows
 from sft_lab.data.row_filters import RowFilter
 from sft_lab.errors import RequestError
 from sft_lab.paths import is_hub_name, resolve, settle_offline
 
 _FILE_ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 _BLOCK_BYTES = 1 << 20
+_SHARD = re.compile(r"(?P<name>.*)-(?P<number>\d+)-of-(?P<count>\d+)(?P<ending>\..*)")
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,8 @@ class Source:
     """One SFT data set, and the choice of its rows to use.
 
     Args:
-        path: A JSON, JSONL (also ``.gz``) or Parquet file, ``world://data/...``, or a hub name that
-            ``datasets.load_dataset`` knows.
+        path: A JSON, JSONL (also ``.gz``) or Parquet file, a folder or pattern (``rows/*.parquet``)
+            of such files, ``world://data/...``, or a hub name that ``datasets.load_dataset`` knows.
         format: The row format, by name or a ``SourceFormat`` by ``class_path``; by default
             detected from the keys of the first row.
         split: The split of a hub data set; files have none.
@@ -83,31 +86,43 @@ def check_source(name: str, source: Source) -> None:
     source.row_filter(name)
 
 
+class RawRow(NamedTuple):
+    """A row as its file holds it.
+
+    Attributes:
+        place: Its place, ``line n`` or ``row n``, after the file's name if there are several.
+        values: Its keys and values.
+        content: The same without the nulls that Arrow fills into objects.
+    """
+
+    place: str
+    values: Mapping[str, Any]
+    content: Mapping[str, Any]
+
+
 def content_digest(name: str, source: Source) -> str | None:
     """Return a SHA-256 of a source's files as hex; None if it has no files.
 
     Raises:
         RequestError: If the source does not exist.
     """
-    key = f"corpus.sources.{name}.path"
-    if (file := _local_file(key, source)) is not None:
-        files = [file]
-    else:
+    key = f"corpus.sources.{name}"
+    if (files := source_files(name, source)) is None:
         cached = getattr(_hub_dataset(key, source), "cache_files", [])
         files = [Path(entry["filename"]) for entry in cached]
     digest = hashlib.sha256()
-    try:
-        for file in files:
+    for file in files:
+        try:
             with open(file, "rb") as stream:
                 while block := stream.read(_BLOCK_BYTES):
                     digest.update(block)
-    except OSError as fault:
-        raise RequestError(f"{key}: {file} cannot be read: {fault}.") from fault
+        except OSError as fault:
+            raise RequestError(f"{key}.path: {file} cannot be read: {fault}.") from fault
     return digest.hexdigest() if files else None
 
 
-def rows(name: str, source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield each row with its place in the file, ``line n`` or ``row n``.
+def rows(name: str, source: Source) -> Iterator[RawRow]:
+    """Yield the rows of a source in order.
 
     JSONL, Parquet and hub data sets are streamed; a ``.json`` list is parsed as a whole.
 
@@ -115,103 +130,97 @@ def rows(name: str, source: Source) -> Iterator[tuple[str, Mapping[str, Any]]]:
         RequestError: If the source cannot be read, with the file and, if known, the line.
     """
     key = f"corpus.sources.{name}.path"
-    file = _local_file(key, source)
-    if file is None:
-        for number, row in enumerate(_hub_dataset(key, source), start=1):
-            yield f"row {number}", cast(Mapping[str, Any], row)
-    elif file.suffix == ".parquet":
-        yield from _parquet_rows(key, file)
-    else:
-        yield from _json_rows(key, file)
-
-
-def _local_file(key: str, source: Source) -> Path | None:
-    """Return a source's file, or None if its path is a hub name."""
-    if not source.path:
-        raise RequestError(f"{key} is empty; name a file or a hub name.")
-    path = resolve(source.path)
-    file = Path(path).expanduser()
-    if os.path.isdir(file):
-        raise RequestError(f"{key}: {path} is a folder; name a file in it.")
-    if not os.path.isfile(file):  # unlike Path.is_file, false for a name that is too long
-        if path.endswith(_FILE_ENDINGS) or not is_hub_name(path):
-            raise RequestError(f"{key}: no such file: {path}.")
-        return None
-    if not path.endswith(_FILE_ENDINGS):
-        raise RequestError(f"{key}: {path} ends in none of {', '.join(_FILE_ENDINGS)}.")
-    return file
-
-
-def _json_rows(key: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    is_list = file.name.removesuffix(".gz").endswith(".json")
-    try:
-        with cast(
-            IO[bytes], gzip.open(file) if file.suffix == ".gz" else open(file, "rb")
-        ) as opened:
-            numbered = _listed(key, file, opened.read()) if is_list else _lines(key, file, opened)
-            for place, row in numbered:
-                if not isinstance(row, dict):
-                    raise RequestError(
-                        f"{key}: {file}, {place} holds {str(row)[:60]!r}, expected an object with "
-                        "keys. Fix or remove it."
-                    )
-                yield place, row
-    except (OSError, EOFError, zlib.error) as fault:
-        raise RequestError(f"{key}: {file} cannot be read: {fault}.") from fault
-
-
-def _lines(key: str, file: Path, stream: IO[bytes]) -> Iterator[tuple[str, Any]]:
-    # Bytes are split at \n only; text may hold other line separators, such as U+2028.
-    for number, line in enumerate(stream, start=1):
-        if line.strip(b"\xef\xbb\xbf \t\r\n"):
-            yield f"line {number}", _parse(key, f"{file}, line {number}", line)
-
-
-def _listed(key: str, file: Path, content: bytes) -> Iterator[tuple[str, Any]]:
-    if not content.strip(b"\xef\xbb\xbf \t\r\n"):
+    files = source_files(name, source)
+    if files is None:
+        yield from _hub_rows(f"corpus.sources.{name}", source)
         return
-    listed = _parse(key, str(file), content)
-    if not isinstance(listed, list):
+    for file in files:
+        prefix = f"{file.name}, " if len(files) > 1 else ""
+        if file.suffix == ".parquet":
+            for number, (values, content) in enumerate(parquet_rows(key, file), start=1):
+                yield RawRow(f"{prefix}row {number}", values, content)
+        else:
+            for place, row in json_rows(key, file):
+                yield RawRow(prefix + place, row, row)
+
+
+def source_files(name: str, source: Source) -> list[Path] | None:
+    """Return a source's files by name, or None if its path is a hub name.
+
+    Raises:
+        RequestError: If there are none, they do not belong together, or settings are for the hub.
+    """
+    key = f"corpus.sources.{name}"
+    if not source.path:
+        raise RequestError(f"{key}.path is empty; name a file or a hub name.")
+    path = resolve(source.path)
+    place = Path(path).expanduser()
+    if os.path.isdir(place):
+        files = _folder_files(f"{key}.path", place)
+    elif os.path.isfile(place):  # unlike Path.is_file, false for a name that is too long
+        if not path.endswith(_FILE_ENDINGS):
+            raise RequestError(f"{key}.path: {path} ends in none of {', '.join(_FILE_ENDINGS)}.")
+        files = [place]
+    elif glob.has_magic(path):
+        files = _usable(Path(found) for found in glob.glob(str(place), recursive=True))
+        if not files:
+            raise RequestError(
+                f"{key}.path: no file that ends in {', '.join(_FILE_ENDINGS)} matches {path}."
+            )
+    elif path.endswith(_FILE_ENDINGS) or not is_hub_name(path):
+        raise RequestError(f"{key}.path: no such file: {path}.")
+    else:
+        return None
+    for setting, default in (("split", "train"), ("subset", None), ("data_files", None)):
+        if (value := getattr(source, setting)) != default:
+            raise RequestError(
+                f"{key}.{setting}: files have none, got {value!r} for {path}; leave it out, and "
+                f"name the files of one split in {key}.path."
+            )
+    return files
+
+
+def _folder_files(key: str, folder: Path) -> list[Path]:
+    """Return the files of a folder, which must be one file or the shards of one."""
+    files = _usable(folder.iterdir())
+    if not files:
         raise RequestError(
-            f"{key}: {file} holds one {type(listed).__name__}, expected a list of rows. "
-            "If every line is a row, name it .jsonl."
+            f"{key}: {folder} is a folder without files that end in {', '.join(_FILE_ENDINGS)}."
         )
-    for number, row in enumerate(listed, start=1):
-        yield f"row {number}", row
-
-
-def _parse(key: str, where: str, content: bytes) -> Any:
-    try:
-        # utf-8-sig: editors on Windows begin a file with a byte order mark.
-        return json.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as fault:
+    shards = [_SHARD.fullmatch(file.name) for file in files]
+    names = Counter(
+        shard["name"] if shard else re.sub(r"\d+", "", file.name)
+        for file, shard in zip(files, shards, strict=True)
+    )
+    if len(names) > 1:
         raise RequestError(
-            f"{key}: {where} is not UTF-8 text: {fault.reason} at byte {fault.start + 1}. "
-            "Save it as UTF-8, or remove the row."
-        ) from fault
-    except json.JSONDecodeError as fault:
-        hint = " If every line is a row, name it .jsonl." if fault.msg == "Extra data" else ""
+            f"{key}: the files of {folder} are not the parts of one data set: "
+            f"{', '.join(sorted(file.name for file in files)[:6])}. Name one of them, or a pattern "
+            f"such as {folder / ('train*' + ''.join(files[0].suffixes))}."
+        )
+    if shards[0] is not None and len(files) != int(shards[0]["count"]):
         raise RequestError(
-            f"{key}: {where} is not JSON: {fault.msg} at character {fault.pos + 1}. "
-            f"Fix or remove it.{hint}"
-        ) from fault
-    except (ValueError, RecursionError) as fault:  # a number of 5,000 digits; 100,000 brackets
-        raise RequestError(f"{key}: {where} cannot be parsed as JSON: {fault}.") from fault
+            f"{key}: {folder} holds {len(files)} of the {int(shards[0]['count'])} parts of "
+            f"{shards[0]['name']}; add the others, or name a pattern of those to use."
+        )
+    return files
 
 
-def _parquet_rows(key: str, file: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    import pyarrow.parquet  # half a second, needed for Parquet files only
+def _usable(found: Iterable[Path]) -> list[Path]:
+    return sorted(
+        file
+        for file in found
+        if file.name.endswith(_FILE_ENDINGS) and not file.name.startswith(".") and file.is_file()
+    )
 
-    number = 0
-    try:
-        with pyarrow.parquet.ParquetFile(file) as parquet:
-            for batch in parquet.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"row {number}", row
-    except (OSError, UnicodeDecodeError, pyarrow.ArrowException) as fault:
-        reason = str(fault).splitlines()[0]
-        raise RequestError(f"{key}: {file} cannot be read as Parquet: {reason}") from fault
+
+def _hub_rows(key: str, source: Source) -> Iterator[RawRow]:
+    dataset = _hub_dataset(key, source)
+    features = getattr(dataset, "features", None)
+    content = without_struct_nulls(features.arrow_schema) if features else None
+    for number, row in enumerate(dataset, start=1):
+        values = cast(Mapping[str, Any], row)
+        yield RawRow(f"row {number}", values, content(values) if content else values)
 
 
 def _hub_dataset(key: str, source: Source) -> Any:
@@ -225,6 +234,6 @@ def _hub_dataset(key: str, source: Source) -> Any:
     except Exception as fault:  # load_dataset raises whatever its backends raise
         reason = str(fault).strip().split("\n")[0].rstrip(".")
         raise RequestError(
-            f"{key}: {source.path} is not a local file, and not available from the hub: {reason}. "
-            "Name a file, or go online."
+            f"{key}.path: {source.path} is not a local file, and not available from the hub: "
+            f"{reason}. Name a file, or go online."
         ) from fault

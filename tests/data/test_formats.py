@@ -90,13 +90,17 @@ def test_unknown_keys_match_no_format() -> None:
         ("gsm8k", {"question": "q", "answer": 4}, "'answer' is int, expected a string"),
         ("rft", {"query": None, "response": "a"}, "'query' is NoneType, expected a string"),
         ("alpaca", {"instruction": "q", "input": [1], "output": "a"}, "'input' is list"),
-        ("prompt_completion", {"prompt": ["q"], "completion": "a"}, "'prompt' is list"),
+        ("prompt_completion", {"prompt": ["q"], "completion": "a"}, "'prompt' is not a list of t"),
         ("messages", {"messages": None}, "'messages' is not a list of turns"),
         ("messages", {"messages": ["q", "a"]}, "'messages' is not a list of turns"),
         ("messages", {"messages": [{"role": "critic"}]}, "unknown role 'critic'"),
         ("messages", {"messages": [{"role": "x\ud800" * 99}]}, r"unknown role '(x\\ud800){20}'$"),
         ("messages", {"messages": [{"role": "user", "content": None}]}, "'content' is NoneType"),
-        ("messages", {"messages": [{**USER, "content": [{}]}]}, "'content' is list, expected a st"),
+        (
+            "messages",
+            {"messages": [{**USER, "content": [{"type": "image_url"}]}]},
+            "a part of type 'image_url', expected t",
+        ),
         ("messages", {"messages": [{**USER, "name": 1}]}, "'name' is int, expected a string"),
         ("messages", {"messages": [{**USER, "tool_calls": [CALL]}]}, "in a message of role 'user'"),
         ("messages", {"messages": [{**ASSISTANT, "tool_calls": "{"}]}, "'tool_calls' is not JSON"),
@@ -104,7 +108,7 @@ def test_unknown_keys_match_no_format() -> None:
         (
             "messages",
             {"messages": [{**CALLING, "tool_calls": [{"name": "add", "arguments": "1"}]}]},
-            "'arguments' of a tool call are no object",
+            "'arguments' of a tool call are not an object",
         ),
         ("messages", {"messages": [], "tools": {"name": "add"}}, "'tools' is not a list"),
         ("messages", {"messages": [], "tools": [{"x": b""}]}, "'tools' is not JSON"),
@@ -162,6 +166,16 @@ def turn(role: str, content: str = "", **more: Any) -> dict[str, Any]:
             ["turns of the same role merged"],
         ),
         (
+            [SYSTEM, turn("system", "t"), USER, ASSISTANT],
+            [turn("system", "s\n\nt"), USER, ASSISTANT],
+            ["turns of the same role merged"],
+        ),
+        (
+            [USER, turn("assistant", "a", reasoning_content="r"), ASSISTANT],
+            [USER, turn("assistant", "a\n\na", reasoning_content="r")],
+            ["turns of the same role merged"],
+        ),
+        (
             [turn("user", "q", name="x"), turn("user", "q", name="y"), ASSISTANT, CALLING],
             [turn("user", "q\n\nq"), turn("assistant", "a", tool_calls=[CALL])],
             ["turns of the same role merged"],
@@ -188,19 +202,26 @@ def test_repairs_are_made_and_named(turns: list[Any], kept: list[Any], repairs: 
         ([ASSISTANT, ASSISTANT], "no user turn followed by an assistant turn"),
         ([SYSTEM, ASSISTANT], "no user turn followed by an assistant turn"),
         ([USER, SYSTEM, ASSISTANT], "a system message in the middle"),
-        ([SYSTEM, SYSTEM, USER, ASSISTANT], "a system message in the middle"),
+        ([SYSTEM, USER, ASSISTANT, SYSTEM, USER, ASSISTANT], "a system message in the middle"),
+        (
+            [USER, ASSISTANT, turn("assistant", "b", weight=0)],
+            "two answers in a row, of which one h",
+        ),
         ([ASSISTANT, SYSTEM, USER, ASSISTANT], "a system message in the middle"),
         ([USER, turn("assistant", " \n")], "empty message"),
         ([turn("user"), ASSISTANT, USER, ASSISTANT], "empty message"),
-        ([RESULT, USER, ASSISTANT], "a tool message that answers no call"),
-        ([USER, RESULT, ASSISTANT], "a tool message that answers no call"),
-        ([USER, ASSISTANT, RESULT, ASSISTANT], "a tool message that answers no call"),
-        ([USER, CALLING, ASSISTANT], "a tool call that nothing answers"),
-        ([USER, turn("assistant", "\ud83d")], "half of a surrogate pair"),
-        ([turn("user", "q", name="\ude00"), ASSISTANT], "half of a surrogate pair"),
+        ([RESULT, USER, ASSISTANT], "a tool message without a call"),
+        ([USER, RESULT, ASSISTANT], "a tool message without a call"),
+        ([USER, ASSISTANT, RESULT, ASSISTANT], "a tool message without a call"),
+        ([USER, CALLING, ASSISTANT], "a tool call without a result"),
+        ([USER, turn("assistant", "\ud83d")], "invalid Unicode: half of a surrogate pair"),
+        (
+            [turn("user", "q", name="\ude00"), ASSISTANT],
+            "invalid Unicode: half of a surrogate pair",
+        ),
         (
             [USER, turn("assistant", tool_calls=[{"name": "f", "arguments": {"\ud83d": 1}}])],
-            "half of a surrogate pair",
+            "invalid Unicode: half of a surrogate pair",
         ),
     ],
 )
@@ -210,7 +231,7 @@ def test_an_unusable_conversation_gives_the_reason(turns: list[Any], reason: str
 
 
 def test_a_surrogate_in_a_tool_is_refused() -> None:
-    with pytest.raises(RowError, match="half of a surrogate pair"):
+    with pytest.raises(RowError, match="invalid Unicode: half of a surrogate pair"):
         clean(Conversation((USER, ASSISTANT), ({"name": "\ud83d"},)))
 
 

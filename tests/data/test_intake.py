@@ -131,7 +131,7 @@ def test_a_row_that_is_left_out_has_no_near_duplicates(tmp_path: Path) -> None:
     path = pairs(tmp_path / "rows.jsonl", QUESTION, like)
     found, report = intake(path, items=ITEMS, drop=True, near_duplicates=0.3)
     assert prompts(found) == [like]
-    assert report.dropped == {"holds an item of gsm8k": 1}
+    assert report.dropped == {"contains an item of gsm8k": 1}
 
 
 def test_a_planted_test_question_is_found_and_dropped_on_request(tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_planted_test_question_is_found_and_dropped_on_request(tmp_path: Path)
     assert report.contaminated_rows == [f"line 2: gsm8k GSM8K/1 (13-gram): {words}"]
     found, report = intake(path, items=ITEMS, drop=True)
     assert len(found) == 1
-    assert report.dropped == {"holds an item of gsm8k": 1}
+    assert report.dropped == {"contains an item of gsm8k": 1}
 
 
 def test_too_many_unusable_rows_are_refused_with_an_example(tmp_path: Path) -> None:

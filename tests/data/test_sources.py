@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import json
 import time
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,8 @@ def test_parquet_files_are_read(tmp_path: Path) -> None:
     table = pyarrow.Table.from_pylist([{"messages": turns}, {"messages": turns[:1]}])
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
     assert list(rows("math", Source(str(tmp_path / "rows.parquet")))) == [
-        ("row 1", {"messages": turns}),
-        ("row 2", {"messages": turns[:1]}),
+        ("row 1", {"messages": turns}, {"messages": turns}),
+        ("row 2", {"messages": turns[:1]}, {"messages": turns[:1]}),
     ]
 
 
@@ -65,7 +66,7 @@ def test_rows_are_streamed(tmp_path: Path) -> None:
     # If the file were read whole, the broken line would fail before the first row.
     (tmp_path / "rows.jsonl").write_text(LINES + "{broken\n")
     stream = rows("math", Source(str(tmp_path / "rows.jsonl")))
-    assert [next(stream)[1] for _ in range(3)] == ROWS
+    assert [next(stream).values for _ in range(3)] == ROWS
     with pytest.raises(RequestError, match="line 4 is not JSON"):
         next(stream)
 
@@ -95,6 +96,16 @@ def test_unicode_line_separators_are_text(tmp_path: Path) -> None:
             LINES,
             r"a\.json is not JSON: Extra data at char.* every line is a row, name it",
         ),
+        (
+            "a.jsonl",
+            '{"question": "q"},\n',
+            r"line 1 is not JSON: .* Remove the comma after the row",
+        ),
+        (
+            "a.json",
+            '[{"question": "q"},\n]',
+            r"is not JSON: .* Remove the comma before the closing",
+        ),
         ("a.json", "[" * 100_000, r"a\.json cannot be parsed as JSON: "),
         ("a.json", "", r"corpus\.sources\.math\.path: .*a\.json holds no rows"),
         ("a.json", "[]", r"a\.json holds no rows"),
@@ -113,6 +124,19 @@ def test_a_file_that_cannot_be_read_names_place_and_fix(
         prompts(tmp_path / name)
 
 
+def test_a_line_of_any_length_is_not_read_whole(tmp_path: Path) -> None:
+    # 100 kB on disk hold a line of 96 MiB, of which 64 are read.
+    with gzip.open(tmp_path / "a.jsonl.gz", "wb", compresslevel=1) as packed:
+        packed.write(LINES.encode() + b'{"question": "')
+        for _ in range(96):
+            packed.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(RequestError, match=r"a\.jsonl\.gz, line 4 is longer than 64 MiB; a line"):
+        prompts(tmp_path / "a.jsonl.gz")
+    assert tracemalloc.get_traced_memory()[1] < 200 << 20
+    tracemalloc.stop()
+
+
 def test_damaged_files_are_request_errors(tmp_path: Path) -> None:
     packed = gzip.compress(LINES.encode() * 50)
     (tmp_path / "cut.jsonl.gz").write_bytes(packed[:-20])
@@ -127,7 +151,7 @@ def test_damaged_files_are_request_errors(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["a" * 300 + ".jsonl", "/no/such/rows", "../rows", "rows.jsonl", "~/x.json", "a b/c"]
+    "path", ["a" * 300 + ".jsonl", "/no/such/rows", "../no_rows", "rows.jsonl", "~/x.json", "a b/c"]
 )
 def test_a_missing_file_is_not_searched_on_the_hub(path: str) -> None:
     with pytest.raises(RequestError, match=r"math\.path: no such file: "):
@@ -135,7 +159,7 @@ def test_a_missing_file_is_not_searched_on_the_hub(path: str) -> None:
 
 
 def test_a_folder_is_not_a_source(tmp_path: Path) -> None:
-    with pytest.raises(RequestError, match="is a folder; name a file in it"):
+    with pytest.raises(RequestError, match="is a folder without files that end in"):
         prompts(tmp_path)
 
 
@@ -200,5 +224,5 @@ def test_a_hub_name_is_read_with_the_sources_settings(
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.setattr("sft_lab.data.sources.settle_offline", lambda: None)
     source = Source("openai/gsm8k", subset="main", data_files="a.jsonl", split="test")
-    assert [row for _, row in rows("math", source)] == ROWS
+    assert [row.values for row in rows("math", source)] == ROWS
     assert asked == [(("openai/gsm8k", "main"), {"data_files": "a.jsonl", "split": "test"})]
