@@ -38,7 +38,7 @@ WORKER_FILES = [
     *("sft_lab/__init__.py", "sft_lab/evaluation/__init__.py"),
     *(
         f"sft_lab/evaluation/sandbox/{part}.py"
-        for part in ("__init__", "program", "seccomp", "worker")
+        for part in ("__init__", "channel", "program", "seccomp", "worker")
     ),
 ]
 
@@ -74,8 +74,13 @@ done
 shift
 while read -r _ _ _ _ point flags _; do
     case $point in
-        $root | $root/*) mount -n -o "remount,bind,$flags,ro" none "$(printf %b "$point")" ;;
+        $root | $root/*) ;;
+        *) continue ;;
     esac
+    case $point in
+        *\\\\*) point=$(printf %b "$point") ;;
+    esac
+    mount -n -o "remount,bind,$flags,ro" none "$point"
 done < /proc/self/mountinfo
 mount -n -t tmpfs -o "mode=755,nosuid,nodev,size=$size" tmpfs $root/scratch
 mount -n --rbind /proc $root/proc

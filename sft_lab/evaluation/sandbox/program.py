@@ -1,30 +1,30 @@
-"""Run one program in its process: first the solution, then the hand-over, then the test.
+"""Run one program in two processes: one runs the solution, the other its test.
 
-Solution and test share a process, so this is no security boundary (``docs/sandbox.md`` lists the
-gaps). It prevents cheap ways to pass: the test runs on builtins, modules and classes as they were
-before the solution, and a pass is proven by a token that no frame holds.
+They share no memory, and only the test's process can report a pass. A solution sees the arguments
+of its calls, and nothing else of the test.
 """
 
 import _thread
-import ast
 import builtins
-import collections
-import contextlib
-import importlib
 import itertools
-import operator
 import os
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any, NoReturn
 
-PASSED, FAILED, BROKEN = b"+", b"-", b"!"
-MAX_REASON_LENGTH = 300
-MAX_THREADS = 128  # started by one program
+from sft_lab.evaluation.sandbox.channel import ConnectionLost, Garbled, Peer, TestPeer, text_of
 
-# Imported before the first program, as most of them do, and kept unchanged for their tests.
+# As in ``channel``: the functions below keep these, whatever a solution does to its process.
+globals()["__builtins__"] = dict(vars(builtins))
+
+# First bytes of what the test's process reports.
+READ, PASSED, FAILED, ENDED, BROKEN = b".", b"+", b"-", b"?", b"!"
+MAX_REASON_LENGTH = 300
+MAX_THREADS = 128  # started by one process
+
+# Imported before the first program, as most of them do.
 PRELOADED = (
     *("abc", "array", "bisect", "calendar", "cmath", "collections.abc", "contextlib", "copy"),
     *("dataclasses", "datetime", "decimal", "enum", "fractions", "functools", "hashlib", "heapq"),
@@ -33,8 +33,8 @@ PRELOADED = (
 )
 
 # Audit events (docs.python.org/3/library/audit_events.html) that are refused. Those of the first
-# rows could read or change the test's frames; the others, after HumanEval's ``reliability_guard``,
-# are accidents that a machine without a system call filter would let through.
+# rows reach into the interpreter itself; the others, after HumanEval's ``reliability_guard``, are
+# accidents that a machine without a system call filter would let through.
 REFUSED_EVENTS = frozenset(
     [
         *("gc.get_objects", "gc.get_referents", "gc.get_referrers"),
@@ -46,89 +46,106 @@ REFUSED_EVENTS = frozenset(
     ]
 )
 
+_leave = os._exit  # without at-exit handlers
+HELLO, CANNOT = b"+", b"!"  # first byte that a solution's process sends: it can start, or cannot
 
-def play(
-    request: dict[str, Any],
-    snapshots: "list[Pristine]",
-    read_token: Callable[[], bytes],
-    write_end: int,
+
+def run_solution(receive_end: int, send_end: int, confine: Callable[[], None]) -> NoReturn:
+    """Load the solution that the test's process sends, and answer its calls, to the end.
+
+    Args:
+        receive_end: Descriptor of the calls.
+        send_end: Descriptor of the answers.
+        confine: Drops the process's rights.
+    """
+    try:
+        confine()
+    except BaseException as error:
+        os.write(send_end, CANNOT + describe(error))
+        _leave(1)
+    os.write(send_end, HELLO)
+    sys.addaudithook(guard())
+    module = types.ModuleType("solution")
+    sys.modules["solution"] = sys.modules["__main__"] = module
+
+    def load(source: str) -> None:
+        exec(compile(source, "solution.py", "exec"), module.__dict__)
+
+    def look_up(names: list[str]) -> dict[str, Any]:
+        found = {}
+        for name in names:
+            try:
+                peer.encode(module.__dict__[name])
+                found[name] = module.__dict__[name]
+            except (KeyError, AttributeError, TypeError):
+                continue
+        return found
+
+    peer = Peer(receive_end, send_end, offered=(load, look_up))
+    try:
+        peer.serve()
+    finally:
+        _leave(0)
+
+
+def run_test(
+    request: dict[str, str],
+    receive_end: int,
+    send_end: int,
+    verdict_end: int,
+    confine: Callable[[], None],
 ) -> NoReturn:
-    """Run the solution, then the test; write the proof that both ended to ``write_end``, and exit.
+    """Send the solution to its process, run the test, report the verdict, and exit.
 
     Args:
         request: ``solution``, ``test`` and ``entry_point``.
-        snapshots: One snapshot, which is removed from the list.
-        read_token: Returns the token, once.
-        write_end: Descriptor of a pipe, to which the token and ``PASSED``, or ``FAILED`` and the
-            reason, are written.
+        receive_end: Descriptor of the solution's answers.
+        send_end: Descriptor of the calls.
+        verdict_end: Descriptor of the verdict, to which nothing but this function writes.
+        confine: Drops the process's rights.
     """
-    write, leave, tell, failed = os.write, os._exit, describe, FAILED
     try:
-        # All C from here to the program's own code: no frame that it can reach, ours included,
-        # holds the token, the snapshot or the steps.
-        collections.deque(
-            itertools.starmap(
-                operator.call, steps(request, snapshots.pop(), read_token, write_end)
-            ),
-            maxlen=0,
-        )
+        confine()
+        sys.addaudithook(guard())
+        hello = os.read(receive_end, MAX_REASON_LENGTH)
+        if hello != HELLO:  # no solution runs yet, so this can be believed
+            raise RuntimeError(hello[1:].decode(errors="replace"))
+    except BaseException as error:
+        verdict = BROKEN + describe(error)
+    else:
+        verdict = _verdict(request, TestPeer(receive_end, send_end))
+    os.write(verdict_end, verdict)
+    _leave(0)
+
+
+def _verdict(request: dict[str, str], peer: TestPeer) -> bytes:
+    load, look_up = peer.decode(["mine", 0]), peer.decode(["mine", 1])
+    try:
+        load(request["solution"])
+        code = compile(request["test"], "test.py", "exec")
+        wanted = {name for name in names(code) if not name.startswith("__")}
+        entry_point = request["entry_point"]
+        # The test's own names come first, then builtins, then the solution's.
+        asked = [
+            name for name in sorted(wanted) if name == entry_point or not hasattr(builtins, name)
+        ]
+        found = look_up(asked)
+        namespace = {name: found[name] for name in asked if name in found}
+        exec(code, {**namespace, "__name__": "test"})
+        look_up([])  # a solution that has ended fails, even if the test caught that
+    except Garbled:
+        return FAILED + b"sent no valid answer before its last line"
+    except ConnectionLost:
+        return ENDED
     except BaseException as error:  # SystemExit and KeyboardInterrupt fail as well
-        write(write_end, failed + tell(error))
-    leave(0)
+        return FAILED + describe(error)
+    return PASSED
 
 
-def steps(
-    request: dict[str, Any],
-    pristine: "Pristine",
-    read_token: Callable[[], bytes],
-    write_end: int,
-) -> Iterator[tuple[Any, ...]]:
-    """Return the calls to make, in order; the last one writes the proof."""
-    for name in imports(request["test"]):
-        # An import that fails here fails again in the test, where it counts.
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
-    restore = pristine.restorer()
-    test_builtins = dict(vars(builtins))
-    entry_point = request["entry_point"]
-    module = types.ModuleType("solution")
-    sys.modules["solution"] = sys.modules["__main__"] = module
-    namespace: dict[str, Any] = {}
-
-    def hand_over() -> None:
-        restore()
-        namespace.update(
-            (name, value)
-            for name, value in dict.items(module.__dict__)
-            if type(name) is str
-            and not name.startswith("__")
-            and (name == entry_point or name not in test_builtins)
-        )
-        namespace.update(__name__="test", __builtins__=test_builtins)
-
-    sys.addaudithook(guard())
-    return iter(
-        (
-            (exec, compile(request["solution"], "solution.py", "exec"), module.__dict__),
-            (hand_over,),
-            (exec, compile(request["test"], "test.py", "exec"), namespace),
-            (os.write, write_end, read_token() + PASSED),
-        )
-    )
-
-
-def imports(source: str) -> set[str]:
-    """Return the modules that a source imports anywhere; none if it does not parse."""
-    try:
-        nodes = list(ast.walk(ast.parse(source)))
-    except (SyntaxError, ValueError):  # the second for a null byte
-        return set()
-    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    return names | {
-        node.module
-        for node in nodes
-        if isinstance(node, ast.ImportFrom) and node.module and not node.level
-    }
+def names(code: types.CodeType) -> set[str]:
+    """Return the names that code uses, of attributes too."""
+    inner = (part for part in code.co_consts if isinstance(part, types.CodeType))
+    return set(code.co_names).union(*map(names, inner))
 
 
 def guard() -> Callable[[str, tuple[Any, ...]], None]:
@@ -143,7 +160,7 @@ def guard() -> Callable[[str, tuple[Any, ...]], None]:
 
 
 def limit_threads() -> None:
-    """Limit every program to ``MAX_THREADS`` threads; Python 3.11 has no audit event for them."""
+    """Limit every process to ``MAX_THREADS`` threads; Python 3.11 has no audit event for them."""
     started = itertools.count()
 
     def limited(start: Callable[..., Any]) -> Callable[..., Any]:
@@ -160,74 +177,7 @@ def limit_threads() -> None:
                 setattr(module, prefix + name, limited(start))
 
 
-class Pristine:
-    """Keep modules, classes and functions as they were before a solution could change them."""
-
-    def __init__(self) -> None:
-        self.modules: dict[str, Any] = {}
-        self.namespaces: list[tuple[dict[str, Any], dict[str, Any]]] = []
-        self.classes: dict[type, dict[str, Any]] = {}
-        self.codes: dict[types.FunctionType, types.CodeType] = {}
-
-    def add(self) -> None:
-        """Record the modules imported since the last call, except the worker's own."""
-        for name, module in sys.modules.items():
-            if name in self.modules or name.partition(".")[0] in ("sft_lab", "__main__"):
-                continue
-            self.modules[name] = module
-            self.namespaces.append((module.__dict__, self._copy(module.__dict__)))
-            for value in module.__dict__.values():
-                if isinstance(value, type) and value not in self.classes:
-                    self.classes[value] = self._copy(vars(value))
-
-    def _copy(self, namespace: Mapping[str, Any]) -> dict[str, Any]:
-        for value in namespace.values():
-            if isinstance(value, types.FunctionType):
-                self.codes[value] = value.__code__
-        return dict(namespace)
-
-    def restorer(self) -> Callable[[], None]:
-        """Return a function that restores everything, whatever a solution has changed."""
-        self.add()
-        modules, loaded, codes = self.modules, sys.modules, self.codes
-        namespaces, classes = self.namespaces, self.classes
-        builtins_now, builtins_saved = vars(builtins), dict(vars(builtins))
-        module_type, put, take = types.ModuleType, type.__setattr__, type.__delattr__
-        nothing = object()
-
-        def changes(now: Any, saved: dict[str, Any]) -> tuple[list[str], list[str]]:
-            # By identity: ``==`` can be the solution's.
-            changed = [name for name in saved if now.get(name, nothing) is not saved[name]]
-            return changed, [name for name in now if name not in saved]
-
-        def restore() -> None:
-            builtins_now.clear()  # first, and by methods only: the lines below use builtins
-            builtins_now.update(builtins_saved)
-            loaded.update(modules)
-            for namespace, saved in namespaces:
-                changed, added = changes(namespace, saved)
-                for name in changed:
-                    namespace[name] = saved[name]
-                for name in added:
-                    if not isinstance(namespace[name], module_type):  # a submodule, imported since
-                        del namespace[name]
-            for cls, saved in classes.items():
-                changed, added = changes(vars(cls), saved)
-                for name in changed:
-                    put(cls, name, saved[name])
-                for name in added:
-                    take(cls, name)
-            for function, code in codes.items():
-                if function.__code__ is not code:
-                    function.__code__ = code
-
-        return restore
-
-
 def describe(error: BaseException) -> bytes:
-    """Return type and text of an error; its own methods may fail, too."""
-    try:
-        text = f"{type(error).__name__}: {error}"
-    except BaseException:
-        text = type(error).__name__
+    """Return type and text of an error, cut to ``MAX_REASON_LENGTH``."""
+    text = f"{type(error).__name__}: {text_of(error)}"
     return text[:MAX_REASON_LENGTH].encode(errors="replace")

@@ -33,8 +33,9 @@ from sft_lab.evaluation.sandbox.worker import SCRATCH_PREFIX, remove
 Level = Literal["isolated", "limited"]
 LevelChoice = Literal["isolated", "isolated_or_limited", "limited"]
 
-START_LIMIT_S = 60.0
-CLEANUP_LIMIT_S = 30.0  # beyond a program's own time: to end its processes and empty its folder
+START_LIMIT_S = 60.0  # for a worker; more than one takes for a program
+# Beyond a program's own time: to start its processes, to end them, and to empty its folder.
+CLEANUP_LIMIT_S = 60.0
 MIN_MEMORY_MB = 64
 
 # With one arena per thread, a few threads would fill a program's address space.
@@ -53,6 +54,9 @@ class Program:
     solution: str
     test: str
     entry_point: str = ""
+
+
+_TRIAL = Program("", "import decimal")
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,7 @@ def run_programs(
     ProgramResult(passed=True, reason='passed')
     ProgramResult(passed=False, reason='AssertionError: unlike')
     """
-    if timeout_s <= 0 or memory_mb < MIN_MEMORY_MB or workers < 1:
+    if not timeout_s > 0 or memory_mb < MIN_MEMORY_MB or workers < 1:
         raise RequestError(
             f"the sandbox needs timeout_s above 0, memory_mb {MIN_MEMORY_MB} or more and workers 1 "
             f"or more, got {timeout_s}, {memory_mb} and {workers}."
@@ -107,14 +111,14 @@ def run_programs(
     def run(program: Program) -> ProgramResult:
         worker = idle.get()
         try:
-            return worker.run(program, limits)
+            return worker.run(program)
         finally:
             idle.put(worker)
 
     count = min(workers, len(programs))
     with ExitStack() as stack:
         for _ in range(count):
-            idle.put(stack.enter_context(_Worker(route)))
+            idle.put(stack.enter_context(_Worker(route, limits)))
         # Entered last, so that all threads finish before the workers end.
         threads = stack.enter_context(ThreadPoolExecutor(max(count, 1)))
         return list(threads.map(run, programs))
@@ -171,20 +175,20 @@ def _route_fault(route: Route) -> str | None:
 
 @functools.cache
 def _trial_fault(route: Route, *_tools: str) -> str | None:
-    limits = {"timeout_s": 30.0, "memory_mb": 256}
     try:
-        with _Worker(route) as worker:
-            result = worker.run(Program("", "import decimal"), limits)
+        with _Worker(route, {"timeout_s": 30.0, "memory_mb": 256}) as worker:
+            result = worker.run(_TRIAL)
     except (OSError, RuntimeError) as error:
         return str(error)
     return None if result.passed else f"starts, but a trial program failed: {result.reason}"
 
 
 class _Worker:
-    """Run a fork server: a light interpreter that forks once per program, restarted if lost."""
+    """Run a fork server: a light interpreter that forks for each program, replaced if broken."""
 
-    def __init__(self, route: Route | None) -> None:
+    def __init__(self, route: Route | None, limits: dict[str, float]) -> None:
         self.route = route  # None is limited
+        self.limits = limits
         self._start()
 
     def _start(self) -> None:
@@ -203,25 +207,45 @@ class _Worker:
             cwd=self.scratch or "/",
             start_new_session=True,  # Ctrl-C reaches the run only, which then ends its workers
         )
-        if self._reply(START_LIMIT_S) is None:
+        if self._ask(self.limits, START_LIMIT_S) is None:
             # Indented lines are hints, which mount prints below its message.
             said = [line for line in self.close().splitlines() if line[:1].strip()]
             raise RuntimeError(f"the sandbox did not start: {said[-1] if said else 'no reply'}")
 
-    def run(self, program: Program, limits: dict[str, float]) -> ProgramResult:
-        assert self.process.stdin is not None
-        request = json.dumps({**asdict(program), **limits}).encode() + b"\n"
-        with suppress(BrokenPipeError):
-            self.process.stdin.write(request)
-            self.process.stdin.flush()
-        reply = self._reply(limits["timeout_s"] + CLEANUP_LIMIT_S)
-        if reply is None:
+    def run(self, program: Program) -> ProgramResult:
+        """Run a program; one that breaks its worker is run again by a new one, then fails.
+
+        Raises:
+            RuntimeError: If not even a trial program runs.
+        """
+        fault = ""
+        for _ in range(2):
+            result = self._try(program)
+            if isinstance(result, ProgramResult):
+                return result
+            fault = result
             self.close()
             self._start()
-            return ProgramResult(False, "ended its parent process")
+        trial = self._try(_TRIAL)  # is it the program, or this machine?
+        if isinstance(trial, ProgramResult) and trial.passed:
+            return ProgramResult(False, f"broke two workers: {fault}")
+        raise RuntimeError(f"the sandbox does not work: {trial}")
+
+    def _try(self, program: Program) -> ProgramResult | str:
+        """Return a program's result, or what is wrong with the worker."""
+        reply = self._ask(asdict(program), self.limits["timeout_s"] + CLEANUP_LIMIT_S)
+        if reply is None:
+            return "the worker ended, or did not answer"
         if "sandbox_error" in reply:
-            raise RuntimeError(f"the sandbox could not set its limits: {reply['sandbox_error']}")
+            return f"the sandbox could not be set up: {reply['sandbox_error']}"
         return ProgramResult(reply["passed"], reply["reason"])
+
+    def _ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any] | None:
+        assert self.process.stdin is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps(request).encode() + b"\n")
+            self.process.stdin.flush()
+        return self._reply(limit_s)
 
     def _reply(self, limit_s: float) -> dict[str, Any] | None:
         """Return the worker's next line, or None if it has exited or stays silent too long."""

@@ -7,14 +7,20 @@ import ctypes
 import os
 import struct
 import sys
+from collections.abc import Sequence
 
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2  # linux/prctl.h, linux/seccomp.h
 PR_SET_NO_NEW_PRIVS = 38
 MS_RDONLY, MS_NOSUID, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 8, 32, 4096  # linux/mount.h
 ALLOW, EPERM, ENOSYS = 0x7FFF0000, 0x00050001, 0x00050026  # SECCOMP_RET_ALLOW, _ERRNO | errno
 LOAD, EQUAL, AT_LEAST, ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06  # linux/bpf_common.h
-NUMBER, ARCH, FIRST_ARGUMENT = 0, 4, 16  # offsets in struct seccomp_data
+# Offsets in struct seccomp_data; of the 64-bit arguments, the lower halves.
+NUMBER, ARCH, ARGUMENTS = 0, 4, (16, 24, 32)
 CLONE_THREAD = 0x00010000
+PRIO_PROCESS, IOPRIO_WHO_PROCESS = 0, 1
+F_SETOWN, F_SETOWN_EX = 8, 15  # of fcntl: who gets a file's signals
+FIOSETOWN, SIOCSPGRP = 0x8901, 0x8902  # the same by ioctl
+PR_SCHED_CORE = 62
 X32 = 0x40000000  # first number of the other table of x86-64 kernels
 
 # linux/unistd.h by machine: (AUDIT_ARCH, numbers by name). Numbers from 424 on are common to all.
@@ -30,6 +36,11 @@ MACHINES: dict[str, tuple[int, dict[str, int]]] = {
             **{"chroot": 161, "socket": 41, "bpf": 321, "perf_event_open": 298},
             **{"userfaultfd": 323, "add_key": 248, "request_key": 249, "keyctl": 250},
             **{"memfd_create": 319, "shmget": 29, "semget": 64, "msgget": 68, "mq_open": 240},
+            **{"setxattr": 188, "lsetxattr": 189, "fsetxattr": 190},
+            **{"prlimit64": 302, "setpgid": 109, "migrate_pages": 256, "move_pages": 279},
+            **{"sched_setparam": 142, "sched_setscheduler": 144, "sched_setaffinity": 203},
+            **{"sched_setattr": 314, "setpriority": 141, "ioprio_set": 251},
+            **{"fcntl": 72, "ioctl": 16, "prctl": 157},
         },
     ),
     "aarch64": (
@@ -43,19 +54,31 @@ MACHINES: dict[str, tuple[int, dict[str, int]]] = {
             **{"chroot": 51, "socket": 198, "bpf": 280, "perf_event_open": 241},
             **{"userfaultfd": 282, "add_key": 217, "request_key": 218, "keyctl": 219},
             **{"memfd_create": 279, "shmget": 194, "semget": 190, "msgget": 186, "mq_open": 180},
+            **{"setxattr": 5, "lsetxattr": 6, "fsetxattr": 7},
+            **{"prlimit64": 261, "setpgid": 154, "migrate_pages": 238, "move_pages": 239},
+            **{"sched_setparam": 118, "sched_setscheduler": 119, "sched_setaffinity": 122},
+            **{"sched_setattr": 274, "setpriority": 140, "ioprio_set": 30},
+            **{"fcntl": 25, "ioctl": 29, "prctl": 167},
         },
     ),
 }
 # pidfd_send_signal, io_uring_*, open_tree to fspick, pidfd_open, pidfd_getfd, process_madvise,
-# mount_setattr, memfd_secret
-REFUSED_EVERYWHERE = (424, *range(425, 428), *range(428, 434), 434, 438, 440, 442, 447)
+# mount_setattr, memfd_secret, process_mrelease, setxattrat, open_tree_attr, file_setattr
+REFUSED_EVERYWHERE = (
+    *(424, *range(425, 428), *range(428, 434), 434, 438, 440, 442, 447, 448, 463, 467, 469),
+)
+# These change the process that their first argument names; 0 is the caller.
+ON_A_PROCESS = (
+    *("prlimit64", "setpgid", "migrate_pages", "move_pages"),
+    *("sched_setparam", "sched_setscheduler", "sched_setaffinity", "sched_setattr"),
+)
 CLONE3 = 435
 
 
 def install_filter() -> None:
-    """Forbid this process new processes, signals to others, sockets and namespaces, for good.
+    """Forbid this process new processes, sockets, namespaces and any effect on other processes.
 
-    Threads and signals to itself stay allowed.
+    Threads stay allowed, and signals, limits and priorities of the process itself.
 
     Raises:
         OSError: If the machine is not among ``MACHINES`` or its kernel has no filters.
@@ -74,8 +97,23 @@ def install_filter() -> None:
 def filter_program(machine: str, pid: int) -> bytes:
     """Return the BPF program of one machine for the process ``pid``."""
     arch, numbers = MACHINES[machine]
-    special = {name: numbers[name] for name in ("clone", "kill", "tgkill")}
-    refused = {*numbers.values(), *REFUSED_EVERYWHERE} - {*special.values()}
+    own = (EQUAL, (0, pid))
+    checked = {
+        "clone": _allow_when(0, ANY_BIT, (CLONE_THREAD,)),
+        "kill": _allow_when(0, EQUAL, (pid,)),
+        "tgkill": _allow_when(0, EQUAL, (pid,)),
+        **{name: _allow_when(0, *own) for name in ON_A_PROCESS},
+        "setpriority": [*_refuse_unless(0, PRIO_PROCESS), *_allow_when(1, *own)],
+        "ioprio_set": [*_refuse_unless(0, IOPRIO_WHO_PROCESS), *_allow_when(1, *own)],
+        "fcntl": [
+            *_refuse_when(1, F_SETOWN_EX),  # its process is in memory, where no filter looks
+            *((EQUAL, 1, 0, F_SETOWN), (RETURN, 0, 0, ALLOW)),
+            *_allow_when(2, *own),
+        ],
+        "ioctl": [*_refuse_when(1, FIOSETOWN, SIOCSPGRP), (RETURN, 0, 0, ALLOW)],
+        "prctl": [*_refuse_when(0, PR_SCHED_CORE), (RETURN, 0, 0, ALLOW)],
+    }
+    refused = {number for name, number in numbers.items() if name not in checked}
     # Jumps count instructions to skip: the first number if the comparison holds, else the second.
     lines = [
         (LOAD, 0, 0, ARCH),
@@ -88,24 +126,33 @@ def filter_program(machine: str, pid: int) -> bytes:
         (EQUAL, 0, 1, CLONE3),
         (RETURN, 0, 0, ENOSYS),
     ]
-    for number in sorted(refused):
+    for number in sorted(refused.union(REFUSED_EVERYWHERE)):
         lines += [(EQUAL, 0, 1, number), (RETURN, 0, 0, EPERM)]
-    lines += _when_argument(special["clone"], ANY_BIT, CLONE_THREAD)
-    lines += _when_argument(special["kill"], EQUAL, pid)
-    lines += _when_argument(special["tgkill"], EQUAL, pid)
+    for name, check in checked.items():
+        lines += [(EQUAL, 0, len(check), numbers[name]), *check]
     lines.append((RETURN, 0, 0, ALLOW))
     return b"".join(struct.pack("<HBBI", *line) for line in lines)
 
 
-def _when_argument(number: int, test: int, value: int) -> list[tuple[int, int, int, int]]:
-    """Allow a call only if its first argument passes a test."""
-    return [
-        (EQUAL, 0, 4, number),
-        (LOAD, 0, 0, FIRST_ARGUMENT),
-        (test, 0, 1, value),
-        (RETURN, 0, 0, ALLOW),
-        (RETURN, 0, 0, EPERM),
-    ]
+_Line = tuple[int, int, int, int]
+
+
+def _allow_when(argument: int, test: int, values: Sequence[int]) -> list[_Line]:
+    """Allow the call if an argument passes a test with one of the values, else refuse it."""
+    tests = [(test, len(values) - place, 0, value) for place, value in enumerate(values)]
+    end = [(RETURN, 0, 0, EPERM), (RETURN, 0, 0, ALLOW)]
+    return [(LOAD, 0, 0, ARGUMENTS[argument]), *tests, *end]
+
+
+def _refuse_when(argument: int, *values: int) -> list[_Line]:
+    """Refuse the call if an argument is one of the values, else go to the next instruction."""
+    tests = [line for value in values for line in ((EQUAL, 0, 1, value), (RETURN, 0, 0, EPERM))]
+    return [(LOAD, 0, 0, ARGUMENTS[argument]), *tests]
+
+
+def _refuse_unless(argument: int, value: int) -> list[_Line]:
+    """Refuse the call unless an argument is the value, else go to the next instruction."""
+    return [(LOAD, 0, 0, ARGUMENTS[argument]), (EQUAL, 1, 0, value), (RETURN, 0, 0, EPERM)]
 
 
 def prctl(option: int, value: int, pointer: object = None) -> None:

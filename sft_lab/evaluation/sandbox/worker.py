@@ -1,13 +1,16 @@
 """Serve the sandbox's requests by forking; ``main`` runs in a light interpreter, once per worker.
 
-Reads one request per line, ``{"solution", "test", "entry_point", "timeout_s", "memory_mb"}``,
-forks, and writes one line: ``{"passed", "reason"}``, or ``{"sandbox_error"}`` if the sandbox is at
-fault. Of sft_lab it imports only its neighbours, so that it starts fast and every fork is small.
-When its input ends, it ends all that it runs and exits.
+Reads the limits, ``{"timeout_s", "memory_mb"}``, then one request per line, ``{"solution", "test",
+"entry_point"}``, and writes one line for each: ``{"passed", "reason"}``, or ``{"sandbox_error"}``
+if the sandbox is at fault. For every request it forks two processes, and only the test's reads the
+line, so that no solution finds a test in the memory that it inherits. Of sft_lab it imports only
+its neighbours, so that it starts fast and every fork is small. When its input ends, it ends all
+that it runs and exits.
 """
 
 import contextlib
 import importlib
+import itertools
 import json
 import math
 import os
@@ -16,19 +19,21 @@ import resource
 import select
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from sft_lab.evaluation.sandbox.program import (
     BROKEN,
+    ENDED,
     FAILED,
     MAX_THREADS,
     PASSED,
     PRELOADED,
-    Pristine,
-    describe,
+    READ,
     limit_threads,
-    play,
+    run_solution,
+    run_test,
 )
 from sft_lab.evaluation.sandbox.seccomp import (
     drop_capabilities,
@@ -38,6 +43,7 @@ from sft_lab.evaluation.sandbox.seccomp import (
 )
 
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36  # linux/prctl.h
+START_LIMIT_S = 30.0  # to fork, and to read a request; beyond a program's own time
 SCRATCH_PREFIX = "sft-sandbox-"
 SCRATCH = "/scratch"  # of an isolated worker; not /tmp, under which an interpreter may lie
 MAX_FILE_MB = 16
@@ -74,17 +80,15 @@ def main(scratch: str, site_packages: Sequence[str], isolated: bool) -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     limit_threads()
-    pristine = Pristine()
-    pristine.add()
+    limits = json.loads(read_line())
     reply({"ready": True})
-    snapshots = [pristine]
-    del pristine
     with contextlib.suppress(EOFError):
-        for number, line in enumerate(sys.stdin.buffer):
+        for number in itertools.count():
+            wait(0)
             folder = os.path.join(scratch, str(number))
             os.mkdir(folder)
             try:
-                reply(serve(json.loads(line), folder, snapshots, isolated))
+                reply(serve(limits, folder, isolated))
             finally:
                 end_children()
                 empty(scratch)
@@ -98,84 +102,97 @@ def seal() -> None:
     drop_capabilities()
 
 
-def serve(
-    request: dict[str, Any], folder: str, snapshots: list[Pristine], isolated: bool
-) -> dict[str, Any]:
-    """Run one program and return the reply.
+def serve(limits: dict[str, Any], folder: str, isolated: bool) -> dict[str, Any]:
+    """Run the next program and return the reply.
 
     Raises:
-        EOFError: If the run that sent the request has ended.
+        EOFError: If the run that sends the requests has ended.
     """
-    read_end, write_end = os.pipe()
-    token_end, token_write_end = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        confine(request, folder, token_end, write_end, isolated)
-        play(request, snapshots, lambda: read_once(token_end), write_end)
-    os.close(write_end)
-    os.close(token_end)
-    # The proof that the program ran to its end; drawn after the fork, so that no frame of the
-    # program's process holds it.
-    token = os.urandom(16)
+    calls, answers, verdicts = os.pipe(), os.pipe(), os.pipe()
+
+    def solution() -> None:
+        ends = calls[0], answers[1]
+        run_solution(*ends, lambda: confine(limits, folder, ends, isolated))
+
+    def test() -> None:
+        request = json.loads(read_line())
+        os.write(verdicts[1], READ)
+        ends = answers[0], calls[1], verdicts[1]
+        run_test(request, *ends, lambda: confine(limits, folder, ends, isolated))
+
+    pids: list[int] = []
+    message = None
+    in_time = True
     try:
-        with contextlib.suppress(BrokenPipeError):
-            os.write(token_write_end, token)
-        os.close(token_write_end)
-        message = wait(read_end, request["timeout_s"])
+        pids += [fork(solution)]
+        pids += [fork(test)]
+        for descriptor in (*calls, *answers, verdicts[1]):
+            os.close(descriptor)
+        if wait(verdicts[0], START_LIMIT_S) and os.read(verdicts[0], len(READ)) == READ:
+            in_time = wait(verdicts[0], limits["timeout_s"])
+            # A short write is atomic, so one read gets all of it.
+            message = os.read(verdicts[0], 4096) if in_time else b""
     finally:
-        os.close(read_end)
-        status = end(pid)
+        os.close(verdicts[0])
+        statuses = list(map(end, pids))
     if message is None:
-        return {"passed": False, "reason": f"timed out after {request['timeout_s']:g} s"}
-    if message == token + PASSED:
-        return {"passed": True, "reason": "passed"}
-    if message.startswith(token + BROKEN):
-        return {"sandbox_error": message[len(token + BROKEN) :].decode(errors="replace")}
-    if message.startswith(FAILED):
-        return {"passed": False, "reason": message[len(FAILED) :].decode(errors="replace")}
+        return {"sandbox_error": f"the test's process {ending(statuses[1])} before it began"}
+    if not in_time:
+        return {"passed": False, "reason": f"timed out after {limits['timeout_s']:g} s"}
+    kind, text = message[:1], message[1:].decode(errors="replace")
+    if kind == BROKEN:
+        return {"sandbox_error": text}
+    if kind in (PASSED, FAILED):
+        return {"passed": kind == PASSED, "reason": text or "passed"}
+    status = statuses[0 if kind == ENDED else 1]
     return {"passed": False, "reason": f"{ending(status)} before its last line"}
 
 
-def confine(
-    request: dict[str, Any], folder: str, token_end: int, write_end: int, isolated: bool
-) -> None:
-    """Drop the worker's session, files and rights; if that fails, report why and exit."""
-    try:
-        os.setsid()
-        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        os.chdir(folder)
-        nothing = os.open(os.devnull, os.O_RDWR)
-        for descriptor in (0, 1, 2):
-            os.dup2(nothing, descriptor)
-        first, last = sorted((token_end, write_end))
-        for low, high in ((3, first), (first + 1, last), (last + 1, 256)):
-            os.closerange(low, high)
-        sys.stdin = os.fdopen(0)  # the worker's stdin may have read ahead
-        random.seed(0)  # the same program gets the same verdict
-        cap(resource.RLIMIT_CPU, math.ceil(request["timeout_s"]) + 1)
-        cap(resource.RLIMIT_AS, request["memory_mb"] << 20)
-        cap(resource.RLIMIT_FSIZE, MAX_FILE_MB << 20)
-        cap(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
-        cap(resource.RLIMIT_CORE, 0)
-        if isolated:  # in its own namespace, other processes do not count
-            # The threads of the worker and of unshare, and the program's first.
-            cap(resource.RLIMIT_NPROC, MAX_THREADS + 3)
-        drop_capabilities()
+def fork(run: Callable[[], None]) -> int:
+    """Start a process that runs a function and then exits; return its id."""
+    pid = os.fork()
+    if pid == 0:
         try:
-            install_filter()
-        except OSError:
-            if isolated:  # a limited program then has only the audit hook's refusals
-                raise
-    except BaseException as error:
-        os.write(write_end, read_once(token_end) + BROKEN + describe(error))
-        os._exit(1)
+            run()
+        finally:
+            os._exit(1)
+    return pid
 
 
-def read_once(descriptor: int) -> bytes:
-    """Read a short message and close the descriptor."""
-    message = os.read(descriptor, 64)
-    os.close(descriptor)
-    return message
+def confine(limits: dict[str, Any], folder: str, kept: Sequence[int], isolated: bool) -> None:
+    """Drop the worker's session, its descriptors except ``kept``, and its rights."""
+    os.setsid()
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.chdir(folder)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
+    for low, high in pairwise((2, *sorted(kept), 256)):
+        os.closerange(low + 1, high)
+    sys.stdin = os.fdopen(0)
+    random.seed(0)  # the same program gets the same verdict
+    cap(resource.RLIMIT_CPU, math.ceil(limits["timeout_s"]) + 1)
+    cap(resource.RLIMIT_AS, limits["memory_mb"] << 20)
+    cap(resource.RLIMIT_FSIZE, MAX_FILE_MB << 20)
+    cap(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
+    cap(resource.RLIMIT_CORE, 0)
+    if isolated:  # in its own namespace, other processes do not count
+        # The threads of the worker and of unshare, and the first of both processes.
+        cap(resource.RLIMIT_NPROC, MAX_THREADS + 4)
+    drop_capabilities()
+    try:
+        install_filter()
+    except OSError:
+        if isolated:  # a limited program then has only the audit hook's refusals
+            raise
+
+
+def read_line() -> bytes:
+    """Read one line of the input; the client sends the next one only after a reply."""
+    parts = [os.read(0, 1 << 16)]
+    while parts[-1] and not parts[-1].endswith(b"\n"):
+        parts.append(os.read(0, 1 << 16))
+    return b"".join(parts)
 
 
 def cap(kind: int, value: int) -> None:
@@ -185,20 +202,19 @@ def cap(kind: int, value: int) -> None:
     resource.setrlimit(kind, (value, value))
 
 
-def wait(read_end: int, timeout_s: float) -> bytes | None:
-    """Return the program's first message, b"" if it ended without one, None at the time limit.
+def wait(descriptor: int, limit_s: float | None = None) -> bool:
+    """Wait until something can be read; return whether that was within the limit.
 
     Raises:
         EOFError: If our own input ends: nobody waits for the reply any more.
     """
     poller = select.poll()
-    poller.register(read_end, select.POLLIN)
-    poller.register(0, select.POLLIN)
-    ready = [descriptor for descriptor, _ in poller.poll(timeout_s * 1000)]
-    if 0 in ready:
+    poller.register(0, 0)  # reports its end only
+    poller.register(descriptor, select.POLLIN)
+    events = dict(poller.poll(None if limit_s is None else limit_s * 1000))
+    if events.get(0, 0) & ~select.POLLIN:
         raise EOFError
-    # A short write is atomic, so one read gets all of it; a program that floods the pipe fails.
-    return os.read(read_end, 4096) if ready else None
+    return bool(events)
 
 
 def end(pid: int) -> int:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
@@ -22,6 +23,8 @@ from sft_lab.evaluation.sandbox.sandbox import (
     resolve_level,
     run_programs,
 )
+
+PASSED = ProgramResult(True, "passed")
 
 # Makes a system call directly, without any Python function.
 LIBC = "import ctypes, os, time\nlibc = ctypes.CDLL(None, use_errno=True)\n"
@@ -72,7 +75,7 @@ def test_failures_give_a_reason_and_leave_the_next_program_alone(
     failed, passed = run(level, program, "1 + 1")
     assert not failed.passed
     assert reason in failed.reason
-    assert passed == ProgramResult(True, "passed")
+    assert passed == PASSED
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,7 @@ def test_fork_bombs_and_zombies_cannot_begin(level: Level) -> None:
     machine = os.uname().machine
     clone = f"libc_clone = {56 if machine == 'x86_64' else 220}\n"
     bombs = [f"{LIBC}{clone}assert {call} == -1" for call in calls]
-    assert run(level, *bombs, "1 + 1") == [ProgramResult(True, "passed")] * (len(bombs) + 1)
+    assert run(level, *bombs, "1 + 1") == [PASSED] * (len(bombs) + 1)
 
 
 def test_other_processes_cannot_be_signalled(level: Level) -> None:
@@ -159,6 +162,112 @@ def test_other_processes_cannot_be_signalled(level: Level) -> None:
     assert results[2].passed
 
 
+# Each would change the process ``pid``: its limits, priority, affinity, scheduling, process group,
+# memory, or who gets a file's signals. The values are harmless.
+ON_A_PROCESS = """
+import ctypes, fcntl, os, resource, socket, struct
+libc = ctypes.CDLL(None, use_errno=True)
+machine = os.uname().machine == 'aarch64'
+end = os.pipe()[0]
+calls = {
+    'prlimit': lambda pid: resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0)),
+    'setpriority': lambda pid: os.setpriority(os.PRIO_PROCESS, pid, 1),
+    'sched_setaffinity': lambda pid: os.sched_setaffinity(pid, os.sched_getaffinity(0)),
+    'sched_setscheduler': lambda pid: os.sched_setscheduler(
+        pid, os.SCHED_OTHER, os.sched_param(0)),
+    'sched_setparam': lambda pid: os.sched_setparam(pid, os.sched_param(0)),
+    'sched_setattr': lambda pid: call(
+        274 if machine else 314, pid, struct.pack('IIQi28x', 48, 0, 0, 1), 0),
+    'ioprio_set': lambda pid: call(30 if machine else 251, 1, pid, 0),
+    'F_SETOWN': lambda pid: fcntl.fcntl(end, fcntl.F_SETOWN, pid),
+}
+def call(number, *arguments):
+    if libc.syscall(number, *arguments):
+        raise OSError(ctypes.get_errno(), 'call')
+def refused(name, function, *arguments):
+    try: function(*arguments)
+    except PermissionError: return
+    raise Exception(name)
+"""
+
+
+def test_calls_on_a_process_reach_the_program_itself_only(level: Level) -> None:
+    own = "for name, function in calls.items():\n    function(0); function(os.getpid())"
+    others = (
+        f"for pid in (os.getppid(), 1, {os.getpid()}, -1):\n"
+        "    for name, function in calls.items(): refused(name, function, pid)\n"
+        "    refused('setpgid', os.setpgid, pid, pid)\n"
+        "    for number in ((238, 239) if machine else (256, 279)):\n"
+        "        refused(number, call, number, pid, 0, 0, 0, 0, 0)\n"
+        "for kind in (os.PRIO_PGRP, os.PRIO_USER): refused(kind, os.setpriority, kind, 0, 1)\n"
+        "for kind in (2, 3): refused(kind, call, 30 if machine else 251, kind, 0, 0)\n"
+        "refused('F_SETOWN_EX', fcntl.fcntl, end, 15, struct.pack('ii', 1, os.getpid()))\n"
+        "a, b = socket.socketpair()\n"
+        "for request in (0x8901, 0x8902):\n"
+        "    refused(request, fcntl.ioctl, a, request, struct.pack('i', os.getpid()))\n"
+        "refused('core', call, 167 if machine else 157, 62, 2, os.getppid(), 0, 0)"
+    )
+    assert run(level, ON_A_PROCESS + own, ON_A_PROCESS + others, "1 + 1") == [PASSED] * 3
+
+
+def test_a_program_cannot_change_the_next_one_s_worker(level: Level) -> None:
+    harm = (
+        "import os, resource as r\n"
+        "def lower(*call):\n"
+        "    try: call[0](*call[1:])\n    except OSError: pass\n"
+        "worker = os.getppid()\n"
+        "for kind, value in ((r.RLIMIT_NOFILE, {files}), (r.RLIMIT_FSIZE, 0), (r.RLIMIT_CPU, 1)):\n"
+        "    lower(r.prlimit, worker, kind, (value, value))\n"
+        "lower(os.setpriority, os.PRIO_PROCESS, worker, 19)\n"
+        "lower(os.sched_setscheduler, worker, os.SCHED_IDLE, os.sched_param(0))\n"
+        "lower(os.sched_setaffinity, worker, [min(os.sched_getaffinity(0))])"
+    )
+    state = (
+        "import os, resource as r\nassert False, [os.nice(0), os.sched_getscheduler(0), "
+        "os.sched_getaffinity(0), *map(r.getrlimit, range(10))]"
+    )
+    (before,) = run(level, state)
+    *_, after, last = run(level, harm.format(files=7), harm.format(files=3), state, "1 + 1")
+    assert after == before
+    assert last == PASSED
+
+
+def test_extended_attributes_and_new_mount_calls_are_refused(level: Level) -> None:
+    program = LIBC + (
+        "open('file', 'w').close()\n"
+        "try: os.setxattr('file', 'user.x', bytes(9))\n"
+        "except PermissionError: pass\nelse: raise Exception\n"
+        "for number in (448, 463, 467, 469):\n"
+        "    assert libc.syscall(number, -1, b'', 0, 0, 0, 0) == -1\n"
+        "    assert ctypes.get_errno() == 1, number"
+    )
+    assert run(level, program) == [PASSED]
+
+
+@pytest.mark.parametrize(
+    ("kills", "result"),
+    [
+        (1, PASSED),
+        (2, ProgramResult(False, "broke two workers: the worker ended, or did not answer")),
+    ],
+)
+def test_a_broken_worker_is_replaced_and_its_program_run_again(
+    level: Level, kills: int, result: ProgramResult
+) -> None:
+    def kill_workers() -> None:
+        for _ in range(kills):
+            worker = running(os.getpid())[-3]
+            os.kill(worker, signal.SIGKILL)
+            while runs_still(worker):
+                time.sleep(0.01)
+
+    killer = threading.Thread(target=kill_workers)
+    killer.start()
+    results = run(level, "import time; time.sleep(1)", "1 + 1")
+    killer.join()
+    assert results == [result, PASSED]
+
+
 def test_the_worker_cannot_be_reached_through_proc(level: Level) -> None:
     program = (
         "import os\n"
@@ -167,7 +276,7 @@ def test_the_worker_cannot_be_reached_through_proc(level: Level) -> None:
         "    except OSError: continue\n"
         "    raise Exception(name)"
     )
-    assert run(level, program) == [ProgramResult(True, "passed")]
+    assert run(level, program) == [PASSED]
 
 
 def test_limits_cannot_be_raised(level: Level) -> None:
@@ -192,7 +301,7 @@ def test_each_program_starts_from_nothing(level: Level) -> None:
         "assert set(os.environ) == {'OMP_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'TZ'}\n"
         "assert os.listdir('..') == [os.path.basename(os.getcwd())]"
     )
-    assert run(level, leaver, finder) == [ProgramResult(True, "passed")] * 2
+    assert run(level, leaver, finder) == [PASSED] * 2
 
 
 def test_sets_and_random_numbers_are_deterministic(level: Level) -> None:
@@ -213,8 +322,8 @@ def test_a_killed_run_leaves_no_process_and_no_folder(level: Level, tmp_path: Pa
     )
     run_process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path)])
     found = running(run_process.pid)
-    # The worker and the program, below bwrap or unshare if isolated.
-    assert len(found) == {"limited": 2, "isolated": 3}[level]
+    # The worker and the program's two processes, below bwrap or unshare if isolated.
+    assert len(found) == {"limited": 3, "isolated": 4}[level]
     run_process.send_signal(signal.SIGKILL)
     run_process.wait()
     deadline = time.monotonic() + 30

@@ -170,53 +170,104 @@ def test_access_to_the_grader_is_refused(level: Level, attack: str) -> None:
     assert result.reason.startswith("PermissionError: the sandbox does not allow")
 
 
-def test_no_frame_and_no_module_holds_the_proof_of_a_pass(level: Level) -> None:
-    forger = """
-import sys, types
+CLAIMS = [
+    "import numpy\nassert numpy.allclose(f(2), 3)",
+    "assert f(2) == 3",
+    "assert 3 == f(2)",
+    "assert f(2) in [3]",
+    "assert abs(f(2) - 3) < 1e-6",
+    "assert all(f(n) == n + 1 for n in (1, 2))",
+    "import math\nassert math.fabs(f(2) - 3) < 1e-6",
+    "from fractions import Fraction\nassert Fraction(f(2)) == 3",
+    "from fractions import Fraction\nassert Fraction(f(2), 2).numerator == 3",
+    "from statistics import mean\nassert mean([f(2), f(2)]) == 3",
+    "from statistics import NormalDist\nassert NormalDist.from_samples([f(2), f(2)]).mean == 3",
+]
 
-def walk(value, depth, seen):
-    if depth == 0 or id(value) in seen:
-        return
-    seen.add(id(value))
-    if isinstance(value, (bytes, bytearray)) and len(value) >= 16:
-        proofs.append(bytes(value))
-    if isinstance(value, types.FunctionType) and value.__closure__:
-        for cell in value.__closure__:
-            walk(cell.cell_contents, depth - 1, seen)
-    if isinstance(value, dict):
-        for inner in list(value.values()):
-            walk(inner, depth - 1, seen)
-    elif isinstance(value, (list, tuple, set)):
-        for inner in list(value):
-            walk(inner, depth - 1, seen)
-    elif hasattr(value, '__dict__') and not isinstance(value, (type, types.ModuleType)):
-        walk(vars(value), depth - 1, seen)
 
-def f(n):
-    global proofs
-    proofs, frame, seen = [], sys._getframe(), set()
-    while frame:
-        walk(dict(frame.f_locals), 5, seen)
-        if 'sandbox' in frame.f_code.co_filename:
-            walk({k: v for k, v in frame.f_globals.items() if k != '__builtins__'}, 3, seen)
-            frame.f_globals.update(FAILED=b'+', PASSED=b'', describe=lambda e: b'passed')
-            if frame.f_locals.get('snapshots'):
-                raise RuntimeError('a snapshot in reach')
-        frame = frame.f_back
-    import os
-    for fd in range(3, 64):
-        for proof in proofs:
-            try: os.write(fd, proof + b'+')
-            except OSError: break
-    return n + 2
+def test_a_right_solution_meets_every_claim(level: Level) -> None:
+    programs = [Program(RIGHT, claim) for claim in CLAIMS]
+    results = run_programs(programs, timeout_s=10, memory_mb=256, workers=1, level=level)
+    assert all(result.passed for result in results)
 
-f(1)
+
+CALLED = "def f(n):\n{body}\n    return n + 2\n"
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        # What the test uses, changed in ways that no restoring of modules would undo.
+        WRONG + "import math, types\nclass M(types.ModuleType):\n"
+        "    fabs = property(lambda self: lambda x: 0)\nmath.__class__ = M",
+        WRONG + "import numpy\nnumpy.allclose = lambda *_: True",
+        WRONG + "from fractions import Fraction\n"
+        "Fraction.numerator.fget.__code__ = (lambda self: 3).__code__",
+        WRONG + "from statistics import NormalDist\n"
+        "NormalDist.from_samples.__func__.__code__ = (lambda cls, data: cls(3)).__code__",
+        WRONG + "import statistics\nstatistics.mean.__defaults__ = (3,)",
+        # The frames of whoever calls, and their builtins.
+        CALLED.format(
+            body="    import sys\n    frame = sys._getframe(1)\n    while frame:\n"
+            "        frame.f_globals.update(vars=dict, type=lambda *_: int, isinstance=print)\n"
+            "        frame.f_builtins.update(abs=lambda x: 0, all=bool, AssertionError=Warning)\n"
+            "        frame = frame.f_back"
+        ),
+        WRONG + "import signal\ndef change(*_):\n    import builtins\n"
+        "    builtins.abs = lambda x: 0\n"
+        "signal.signal(signal.SIGALRM, change)\nsignal.setitimer(signal.ITIMER_REAL, 1e-3, 1e-3)",
+        # Results that agree with everything.
+        "class Any(int):\n    __eq__ = __lt__ = __gt__ = lambda *_: True\n"
+        "    __sub__ = __rsub__ = lambda *_: 0\n    __hash__ = int.__hash__\n"
+        "def f(n):\n    return Any(7)",
+        "class Any:\n    __eq__ = __lt__ = __gt__ = __contains__ = lambda *_: True\n"
+        "    __sub__ = __rsub__ = lambda *_: 0\n    __float__ = lambda self: 3.0\n"
+        "    __hash__ = object.__hash__\ndef f(n):\n    return Any()",
+        "class Any:\n    __array_interface__ = dict(shape=(), typestr='<i8', version=3, "
+        "data=(id(1) + 24, True))\ndef f(n):\n    return Any()",
+        # Verdicts and answers, written to every descriptor.
+        CALLED.format(
+            body="    import os\n    for end in range(3, 64):\n"
+            "        for line in (b'+', b'+passed', b'[\"return\",3,null]', b'{}', b'[' * 9999):\n"
+            "            try: os.write(end, line + b'\\n')\n            except OSError: break\n"
+            "    os._exit(0)"
+        ),
+        # Its own interpreter, by machine code.
+        CALLED.format(body="    import ctypes\n    ctypes.memset(id(AssertionError), 0, 8)"),
+    ],
+)
+def test_a_solution_changes_nothing_of_its_test(level: Level, attack: str) -> None:
+    claims = CLAIMS if "numpy" in attack or "array" in attack else CLAIMS[1:]  # numpy takes 0.2 s
+    programs = [Program(attack, f"f(1)\n{claim}") for claim in claims]
+    results = run_programs(programs, timeout_s=10, memory_mb=256, workers=1, level=level)
+    assert [result.passed for result in results] == [False] * len(claims)
+
+
+def test_a_solution_finds_no_test_in_its_memory(level: Level) -> None:
+    search = r"""
+import re
+def f(own):
+    found = set()
+    with open('/proc/self/maps') as maps, open('/proc/self/mem', 'rb', 0) as memory:
+        for line in maps:
+            start, end = (int(part, 16) for part in line.split()[0].split('-'))
+            if ' rw' in line and end < 2 ** 63:
+                memory.seek(start)
+                found.update(re.findall(rb'SECRET-[0-9]+', memory.read(end - start)))
+    return len(found)
 """
-    failed, passed = run(level, forger, RIGHT, test=CHECK)
-    assert failed.reason.endswith(
-        "before its last line"
-    )  # it found and wrote nothing that proves a pass
-    assert passed.passed
+    if level == "isolated":  # without /proc, by addresses
+        pytest.skip("the search needs /proc")
+    tests = ["assert f(b'SECRET-1') == 1  # SECRET-2", "assert f(b'SECRET-3') == 1  # SECRET-4"]
+    programs = [Program(search, test) for test in tests]
+    results = run_programs(programs, timeout_s=10, memory_mb=256, workers=1, level=level)
+    assert results == [ProgramResult(True, "passed")] * 2
+
+
+def test_a_solution_that_ends_fails_even_if_the_test_catches_that(level: Level) -> None:
+    test = "try: f(1)\nexcept BaseException: pass"
+    programs = ["import os\ndef f(n): os._exit(0)", "def f(n): raise SystemExit"]
+    assert [result.passed for result in run(level, *programs, test=test)] == [False, True]
 
 
 def test_the_test_sees_the_solution_s_helpers_and_its_own_names_first(level: Level) -> None:
@@ -255,3 +306,96 @@ def test_the_test_sees_the_solution_s_helpers_and_its_own_names_first(level: Lev
 )
 def test_honest_solutions_of_all_kinds_pass(level: Level, solution: str) -> None:
     assert run(level, solution, test=CHECK) == [ProgramResult(True, "passed")]
+
+
+VALUES = """
+from collections import Counter, OrderedDict, defaultdict, namedtuple
+from datetime import date, datetime, timedelta
+from decimal import Decimal
+from fractions import Fraction
+VALUES = [
+    2**100, -(2**63), 0.1, -0.0, float('inf'), 1 + 2j, True, None, '\\ud800\\n\\0"', b'\\xff',
+    [1, [2]], (1, (2,)), {1: (2,), 'a': {}}, {3}, frozenset([4]), range(1, 9, 2), bytearray(b'a'),
+    Decimal('1.10'), Fraction(1, 3), date(2020, 1, 2), datetime(2020, 1, 2, 3), timedelta(1), int,
+    [1] * 10**5,
+]
+"""
+NODE = """
+class Node:
+    def __init__(self, n): self.n = n
+    def __len__(self): return self.n
+    def __eq__(self, other): return self.n == other.n
+    def __getitem__(self, key): return key
+    def __str__(self): return 'node'
+    def next(self): return Node(self.n + 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("solution", "test"),
+    [
+        (
+            f"{VALUES}def f(value):\n    return value",
+            f"{VALUES}for value in VALUES:\n    assert f(value) == value\n"
+            "    assert type(f(value)) is type(value) and repr(f(value)) == repr(value)",
+        ),
+        (
+            f"{VALUES}P = namedtuple('P', 'x y')\n"
+            "def f():\n"
+            "    return Counter('aab'), P(1, 2), OrderedDict(a={1}), defaultdict(int, b=2)",
+            "assert f() == ({'a': 2, 'b': 1}, (1, 2), {'a': {1}}, {'b': 2})",
+        ),
+        (
+            "import numpy as np\ndef f():\n    return np.int64(3), np.bool_(True), np.eye(2)",
+            "import numpy as np\na, b, c = f()\nassert a == 3 and b is True\n"
+            "assert (c == np.eye(2)).all() and np.allclose(c, [[1, 0], [0, 1]])",
+        ),
+        ("def f(n):\n    return n * n", "assert f(10**4000) == 10**8000"),
+        ("def f(x):\n    x.sort()\n    x[0] = [9]", "x = [3, 1]\nf(x)\nassert x == [[9], 3]"),
+        ("def f(g, x):\n    return list(map(g, x))", "assert f(lambda n: [n], [1]) == [[1]]"),
+        (
+            "def f(g, x):\n    return g(x)",
+            "import math\nassert f(math.sqrt, 4) == 2 == f(len, 'ab')",
+        ),
+        (
+            "def f(n):\n    yield from range(n)",
+            "assert list(f(3)) == [0, 1, 2] and next(f(1)) == 0",
+        ),
+        ("def f(n):\n    return lambda m, k=1: n + m * k", "assert f(1)(2, k=3) == 7"),
+        (
+            "class E(ValueError): pass\ndef f():\n    raise E('no')",
+            "try: f()\nexcept ValueError as e: assert str(e) == 'no'\nelse: assert False",
+        ),
+        (
+            NODE,
+            "a = Node(3)\na.left = Node(4)\nassert a.left == a.next() == Node(4) != a\n"
+            "assert a.n == len(a) == 3 and a[7] == 7 and str(a) == 'node'\n"
+            "assert isinstance(a, Node) and Node.next(a).n == 4",
+        ),
+        (
+            "import sys\ndef f(x):\n    return sys.getsizeof(x)",
+            "assert f((1, 2)) == sys.getsizeof((1, 2))",  # by the solution's import
+        ),
+    ],
+)
+def test_values_pass_between_solution_and_test_as_in_one_process(
+    level: Level, solution: str, test: str
+) -> None:
+    assert run(level, solution, test=test) == [ProgramResult(True, "passed")]
+
+
+@pytest.mark.parametrize(
+    ("solution", "test", "reason"),
+    [
+        ("def f():\n    return 'x' * (17 << 20)", "f()", "ValueError: more than 16 MiB"),
+        ("def f():\n    x = []\n    x.append(x)\n    return x", "f()", "RecursionError"),
+        ("def f(x):\n    0", "class A: 0\nf(A())", "TypeError: a solution cannot be passed a A"),
+        ("import numpy", "numpy.eye(2)", "NameError: name 'numpy' is not defined"),
+        ("f = object()", "assert f == f\nassert f == 3", "AssertionError"),
+    ],
+)
+def test_what_cannot_pass_between_them_is_named(
+    level: Level, solution: str, test: str, reason: str
+) -> None:
+    (result,) = run(level, solution, test=test)
+    assert result.reason.startswith(reason)
