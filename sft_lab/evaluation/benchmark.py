@@ -1,10 +1,10 @@
-"""The base class of benchmarks: items read from a file, a prompt for each, and a grader."""
+"""The base class of benchmarks: items, a grader, and scores."""
 
 import hashlib
 import json
-import reprlib
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -13,29 +13,25 @@ from sft_lab.evaluation.completions import UNKNOWN, GradedFile, read_completions
 from sft_lab.evaluation.evaluated_model import EvaluatedModel
 from sft_lab.evaluation.generation import Decoding
 from sft_lab.evaluation.item import Answer, Item, Mark, Verdict
-from sft_lab.evaluation.json_lines import json_lines
+from sft_lab.evaluation.item_file import ItemFile
 from sft_lab.evaluation.prompts import prompt_ids
+from sft_lab.evaluation.reasoning import Completion, split_reasoning
 from sft_lab.evaluation.sandbox.sandbox import LevelChoice
-from sft_lab.metrics.score import Score, accuracy, mean_score
-from sft_lab.paths import resolve
+from sft_lab.metrics.item_score import ItemScore, MarkKey
+from sft_lab.metrics.score import Score
 
-__all__ = ["Answer", "Benchmark", "Item", "Mark", "Verdict", "json_lines"]
+__all__ = ["Answer", "Benchmark", "Item", "Mark", "Verdict"]
 
 
-class Benchmark(ABC):
+class Benchmark(ItemFile):
     """Items with a grader; a new benchmark is a subclass that names its fields and grades answers.
 
-    A line is a JSON object, ``{"id": "m1", "messages": [{"role": "user", "content": "2 + 2?"}]}``,
-    plus the ``row_fields`` of the benchmark; a subclass for rows of another form overrides
-    ``item``.
-
     Args:
-        path: JSONL file (also ``.gz``), or ``world://`` name of a packaged one; read on the first
-            use, not when the benchmark is built.
+        path: The items; see ``ItemFile``.
         max_new_tokens: Longest completion, in tokens.
         source: The SFT source that teaches this ability; the first stage that trains it starts
             forgetting and backward transfer.
-        num_examples: Use only this many rows, spread evenly over the file; all by default.
+        num_examples: See ``ItemFile``.
 
     Raises:
         RequestError: If an argument is out of range.
@@ -59,8 +55,6 @@ class Benchmark(ABC):
     decides_decoding: ClassVar[bool] = False
     """Whether the benchmark fixes ``decoding`` itself, so that a config cannot set it."""
 
-    row_fields: ClassVar[Mapping[str, type]] = {}
-
     def __init__(
         self,
         path: str,
@@ -68,22 +62,13 @@ class Benchmark(ABC):
         source: str | None = None,
         num_examples: int | None = None,
     ) -> None:
-        if not path:
-            raise RequestError("path must name the benchmark's JSONL file, got ''.")
+        super().__init__(path, num_examples)
         if max_new_tokens < 1:
             raise RequestError(f"max_new_tokens must be 1 or more, got {max_new_tokens}.")
         if source == "":
             raise RequestError("source must be the name of an SFT source or null, got ''.")
-        if num_examples is not None and num_examples < 1:
-            raise RequestError(
-                f"num_examples must be 1 or more, got {num_examples}. Leave it out to use all rows."
-            )
-        self.path = path
         self.max_new_tokens = max_new_tokens
         self.source = source
-        self.num_examples = num_examples
-        self._all_items: list[Item] | None = None
-        self._items: list[Item] | None = None
 
     def measure(
         self, items: Sequence[Item], prompts: Sequence[Sequence[int]], model: EvaluatedModel
@@ -106,13 +91,14 @@ class Benchmark(ABC):
                 num_samples = model.decoding.num_samples
                 samples = list(range(num_samples)) * len(asked)
                 asked = [each for each in asked for _ in range(num_samples)]
-            verdicts = self.grade([item for _, item in asked], completions)
+            verdicts = self.grade([item for _, item in asked], [c.answer for c in completions])
             following: list[tuple[int, Item, int]] = []
             for (place, item), sample, completion, verdict in zip(
                 asked, samples, completions, verdicts, strict=True
             ):
-                answers[place].append(Answer(item, completion, verdict))
-                if (turn := self.follow_up(item, completion)) is not None:
+                answer = Answer(item, completion.answer, verdict, completion.reasoning)
+                answers[place].append(answer)
+                if (turn := self.follow_up(item, completion.answer)) is not None:
                     following.append((place, replace(turn, group=item.group_id), sample))
             asked = [(place, turn) for place, turn, _ in following]
             samples = [sample for _, _, sample in following]
@@ -123,29 +109,47 @@ class Benchmark(ABC):
     def grade(self, items: Sequence[Item], completions: Sequence[str]) -> list[Verdict]:
         """Grade one completion per item, in order."""
 
-    def scores(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, Score]:
-        """Return the scores of graded completions, by name.
+    def metrics(self) -> dict[str, ItemScore]:
+        """Return an empty metric for each score, by name; by default a mean of marks."""
+        return {name: ItemScore() for name in self.score_names}
 
-        By default a score is the share of true marks of the same name, with Wilson's interval, or
-        a bootstrap over items if an item has several completions. Completions that could not be
-        graded are left out.
+    def scored_marks(self, item: Item, verdict: Verdict) -> Mapping[str, Sequence[float]]:
+        """Return the marks that a graded answer adds to each score, by the score's name.
+
+        By default it is the mark of the same name.
 
         Args:
-            items: The item of each completion; one may have several.
+            item: The item, or the turn of it, that was answered.
+            verdict: Its verdict, which has marks.
+        """
+        marks = {name: verdict.mark(name) for name in self.score_names}
+        return {name: [mark] for name, mark in marks.items() if mark is not None}
+
+    def scores(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, Score]:
+        """Return the scores of graded answers, by name, in the order of ``metrics``.
+
+        Answers that could not be graded are left out, and so is a score without marks.
+
+        Args:
+            items: The item of each answer; one may have several.
             verdicts: Their verdicts, from ``grade``.
         """
-        known = [
-            (item.id, verdict.marks)
-            for item, verdict in zip(items, verdicts, strict=True)
-            if verdict.marks is not None
-        ]
-        if not known:
-            return {}
-        ids = [item_id for item_id, _ in known]
-        marks = {name: [bool(found[name]) for _, found in known] for name in self.score_names}
-        if len(set(ids)) == len(ids):
-            return {name: accuracy(found) for name, found in marks.items()}
-        return {name: mean_score(found, groups=ids) for name, found in marks.items()}
+        places = {item.group_id: place for place, item in enumerate(self.items())}
+        answered: Counter[int] = Counter()
+        metrics = self.metrics()
+        keys: dict[str, list[MarkKey]] = {name: [] for name in metrics}
+        marks: dict[str, list[float]] = {name: [] for name in metrics}
+        for item, verdict in zip(items, verdicts, strict=True):
+            place = places[item.group_id]
+            if verdict.marks is not None:
+                for name, found in self.scored_marks(item, verdict).items():
+                    keys[name] += [(place, answered[place], part) for part in range(len(found))]
+                    marks[name] += found
+            answered[place] += 1
+        for name, metric in metrics.items():
+            metric.update(keys[name], marks[name])
+        scores = {name: metric.score() for name, metric in metrics.items()}
+        return {name: score for name, score in scores.items() if score is not None}
 
     @classmethod
     def for_grading(cls, path: str, sandbox: LevelChoice) -> "Benchmark":
@@ -160,8 +164,10 @@ class Benchmark(ABC):
     def grade_file(self, path: str, model: str | None = None) -> GradedFile:
         """Grade a file of completions, or of another format that is standard for the benchmark.
 
+        Reasoning in a completion is not graded; see ``split_reasoning``.
+
         Args:
-            path: By default JSONL with ``task_id`` and ``completion``; also ``.gz``.
+            path: By default JSONL (also ``.gz``) or Parquet with ``task_id`` and ``completion``.
             model: The model whose rows to grade, if a file may hold several models.
 
         Raises:
@@ -173,19 +179,20 @@ class Benchmark(ABC):
                 "name no model. Leave it out."
             )
         items = {item.id: item for item in self.items()}
-        rows = read_completions(path)
-        known = [(items[task_id], completion) for task_id, completion in rows if task_id in items]
-        verdicts = iter(self.grade([i for i, _ in known], [text for _, text in known]))
+        rows = read_completions(path, items)
+        split = [(items.get(task_id), split_reasoning(text)) for task_id, text in rows]
+        known = [(item, found) for item, found in split if item is not None]
+        graded = iter(self.grade([item for item, _ in known], [c.answer for _, c in known]))
         return GradedFile(
             [
-                (task_id, items.get(task_id), next(verdicts) if task_id in items else UNKNOWN)
-                for task_id, _ in rows
+                (task_id, item, UNKNOWN if item is None else next(graded))
+                for (task_id, _), (item, _) in zip(rows, split, strict=True)
             ],
             list(items),
-            self.conditions(),
+            {**self.conditions(), **_reasoning_counts([found for _, found in known])},
         )
 
-    def check(self) -> None:  # noqa: B027 - most have nothing to check
+    def check(self) -> None:
         """Check, before anything is trained, that completions can be graded.
 
         Raises:
@@ -237,99 +244,11 @@ class Benchmark(ABC):
         document = {"protocol": self.protocol(), "items": items}
         return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
-    def items(self) -> list[Item]:
-        """Return the items to measure, in file order; the file is read once.
 
-        Raises:
-            RequestError: If the file or a row is unusable; names the file, the line and the key.
-        """
-        if self._items is None:
-            self._items = self._chosen(self.all_items())
-        return list(self._items)
-
-    def all_items(self) -> list[Item]:
-        """Return all items of the file; ``items`` returns the ones that are measured."""
-        if self._all_items is None:
-            self._all_items = list(self._read())
-        return list(self._all_items)
-
-    def check_row(self, row: Mapping[str, Any]) -> None:
-        """Check the benchmark's own fields of one row.
-
-        Raises:
-            ValueError: If one is missing or wrong; the caller adds file and line.
-        """
-        for key, kind in self.row_fields.items():
-            if key not in row:
-                raise ValueError(f"key '{key}' is missing; {type(self).__name__} rows need it.")
-            if not isinstance(row[key], kind) or (kind is int and isinstance(row[key], bool)):
-                raise ValueError(f"key '{key}' must be {_json_name(kind)}, {_got(row[key])}.")
-
-    def item(self, row: Mapping[str, Any], number: int) -> Item:
-        """Build an item from a row.
-
-        Args:
-            row: An object of the file.
-            number: Number of rows before it.
-
-        Raises:
-            ValueError: If a key is missing or wrong; the caller adds file and line.
-        """
-        if not isinstance(row.get("id"), str) or not row["id"]:
-            raise ValueError(f"key 'id' must be a non-empty string, {_got(row.get('id'))}.")
-        messages = row.get("messages")
-        if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
-            raise ValueError(
-                "key 'messages' must be a list of {'role': string, 'content': string}, "
-                f"{_got(messages)}."
-            )
-        if messages[-1]["role"] != "user":
-            raise ValueError(
-                f"key 'messages' must end with the user's turn, got role '{messages[-1]['role']}'."
-            )
-        return Item(id=row["id"], messages=tuple(messages), row=row)
-
-    def _read(self) -> Iterator[Item]:
-        first_line: dict[str, int] = {}
-        for number, (line, row) in enumerate(json_lines(resolve(self.path), self.path)):
-            try:
-                if not isinstance(row, dict):
-                    raise ValueError(f"a row must be an object, {_got(row)}.")
-                self.check_row(row)
-                item = self.item(row, number)
-                if item.id in first_line:
-                    raise ValueError(
-                        f"id '{item.id}' is already on line {first_line[item.id]}; "
-                        "give every row its own."
-                    )
-            except ValueError as error:
-                raise RequestError(f"{self.path}, line {line}: {error}") from error
-            first_line[item.id] = line
-            yield item
-
-    def _chosen(self, items: list[Item]) -> list[Item]:
-        if not items:
-            raise RequestError(f"{self.path} has no rows; a benchmark needs at least one.")
-        if self.num_examples is None:
-            return items
-        if self.num_examples > len(items):
-            raise RequestError(
-                f"num_examples is {self.num_examples}, but {self.path} has {len(items)} rows. "
-                "Leave it out to use all."
-            )
-        # Files are often sorted by kind: the first rows would all be of one kind.
-        return [items[i * len(items) // self.num_examples] for i in range(self.num_examples)]
-
-
-def _is_message(message: object) -> bool:
-    return isinstance(message, dict) and all(
-        isinstance(message.get(key), str) for key in ("role", "content")
-    )
-
-
-def _json_name(kind: type) -> str:
-    return "a string" if kind is str else "an object" if kind is Mapping else kind.__name__
-
-
-def _got(value: object) -> str:
-    return f"got {reprlib.repr(value)}"
+def _reasoning_counts(completions: Sequence[Completion]) -> dict[str, int]:
+    """Return how many completions were graded without their reasoning, if any were."""
+    counts = {
+        "reasoning_cut": sum(bool(c.reasoning) for c in completions),
+        "reasoning_unclosed": sum(bool(c.reasoning and not c.answer) for c in completions),
+    }
+    return {name: count for name, count in counts.items() if count}

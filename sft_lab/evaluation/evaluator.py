@@ -91,6 +91,7 @@ class Evaluator:
             name: count for name, count in (num_items or {}).items() if count < len(prompts[name])
         }
         engine = self.suite.engine
+        cut_reasoning = self.suite.cuts_reasoning(self.renderer)
         with (
             torch.no_grad(),
             evaluating(model),
@@ -108,7 +109,13 @@ class Evaluator:
                     measured = benchmark.measure(
                         [items[index] for index in indices],
                         [prompts[name].token_ids[index] for index in indices],
-                        EvaluatedModel(weights, engine, self.renderer, self.suite.decoding(name)),
+                        EvaluatedModel(
+                            weights,
+                            engine,
+                            self.renderer,
+                            self.suite.decoding(name),
+                            cut_reasoning=cut_reasoning,
+                        ),
                     )
                 answers[name] = [answer for found_here in measured for answer in found_here]
         return self._evaluation(step, answers, found, partial)

@@ -14,8 +14,8 @@ class Item:
         messages: A conversation that ends with the user's turn.
         row: The row of the file.
         text: A text to continue verbatim, without a chat template, instead of messages.
-        group: The problem that a turn belongs to; paired tests count the answers of one group as
-            one item. Empty if the item is not part of another one.
+        group: The problem that a turn belongs to; scores and paired tests count the answers of one
+            group as one item. Empty if the item is not part of another one.
     """
 
     id: str
@@ -60,8 +60,16 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Answer:
-    """One graded answer of an evaluation: the item, the completion and the verdict."""
+    """One graded answer of an evaluation.
+
+    Attributes:
+        item: What was asked.
+        completion: The text that was graded.
+        verdict: The grade.
+        reasoning: What the model wrote before it; see ``split_reasoning``.
+    """
 
     item: Item
     completion: str
     verdict: Verdict
+    reasoning: str = ""

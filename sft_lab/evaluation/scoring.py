@@ -39,7 +39,9 @@ class Graded:
         unknown: Task ids without a problem, each once; not part of any score.
         is_share: Whether scores lie in [0, 1]; ratings are printed as they are.
         details: Facts about one benchmark: ``sandbox``, the level at which programs ran;
-            ``unparsable``, the number of judgements without a rating.
+            ``unparsable``, the number of judgements without a rating; ``reasoning_cut``, the number
+            of completions graded without their reasoning, and ``reasoning_unclosed``, the number of
+            these without an end of the reasoning.
     """
 
     benchmark: str
@@ -70,9 +72,14 @@ class Graded:
         ]
         lines = [format_table([self.benchmark, "score", "low", "high", "n"], rows)]
         ungraded = sum(verdict.marks is None for _, verdict in self.rows)
+        cut, unclosed = (
+            int(self.details.get(name, 0)) for name in ("reasoning_cut", "reasoning_unclosed")
+        )
         for count, what in (
             (len(self.missing), "tasks have no completion"),
             (ungraded, "completions are in no score: an unknown task, or no rating"),
+            (cut, "completions were graded without their reasoning, up to </think>"),
+            (unclosed, "of these never end their reasoning, which counts as no answer"),
         ):
             if count:
                 lines.append(f"{count:,} {what}")
@@ -144,8 +151,8 @@ def find_benchmark(name: str) -> type[Benchmark]:
     short = name.lower().replace("-", "_")
     if short not in BENCHMARKS and "." not in name:
         raise RequestError(
-            f"score knows no benchmark {name!r}; there are {', '.join(BENCHMARKS)}, or give the "
-            "class path of your own, such as my_benchmarks.Trivia."
+            f"score: no benchmark {name!r}; there are {', '.join(BENCHMARKS)}, or give the class "
+            "path of your own, such as my_benchmarks.Trivia."
         )
     module, _, class_name = BENCHMARKS.get(short, name).rpartition(".")
     try:
@@ -173,17 +180,23 @@ def grade_file(
     Args:
         benchmark: One of ``BENCHMARKS``, or the class path of another.
         problems: The benchmark's own file (also ``.gz``), of MT-Bench ``question.jsonl``.
-        completions: JSONL (also ``.gz``) with ``task_id`` and ``completion``, of MT-Bench a judge's
-            ``*_single.jsonl``.
+        completions: JSONL (also ``.gz``) or Parquet with ``task_id`` and ``completion`` (also
+            ``solution`` or ``response``); for MT-Bench, a judge's ``*_single.jsonl``.
         sandbox: How generated programs are contained.
         model: The model whose rows to grade, if a file holds several models.
 
     Raises:
-        RequestError: If a file or a row is unusable, or the sandbox is unavailable.
+        RequestError: If a file or a row is unusable, no completion answers a problem, or the
+            sandbox is unavailable.
     """
     grader = find_benchmark(benchmark).for_grading(problems, sandbox)
     graded = grader.grade_file(completions, model)
     known = [(item, verdict) for _, item, verdict in graded.rows if item is not None]
+    if not known:
+        raise RequestError(
+            f"--completions {completions}: no row answers a problem of {problems}: its first "
+            f"task is {graded.rows[0][0]!r}, expected are ids such as {graded.tasks[0]!r}."
+        )
     answered = [task_id for task_id, _, _ in graded.rows]
     return Graded(
         benchmark if "." in benchmark else benchmark.lower().replace("-", "_"),

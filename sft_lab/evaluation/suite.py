@@ -15,6 +15,7 @@ from sft_lab.evaluation.generation import (
     make_engine,
 )
 from sft_lab.evaluation.prompts import Prompts
+from sft_lab.evaluation.reasoning import check_reasoning, template_reasons
 from sft_lab.model.unquantized import EvaluationWeights
 from sft_lab.terminal import percent
 
@@ -44,6 +45,9 @@ class EvaluationSuite:
         budget: Share of a run's time that evaluations may take, ``10%`` or ``0.1``: evaluations
             between stage boundaries then use a fixed part of the items, whose size is chosen from
             the run's speed when the first of them is due.
+        cut_reasoning: Whether answers are graded without the reasoning before them, up to the last
+            ``</think>``; an answer whose reasoning never ends is then wrong. By default, whether
+            the chat template mentions ``</think>``.
         primary: By source, the score that represents its ability, such as ``{math:
             gsm8k/flexible}``; by default the first score of the source's first benchmark.
 
@@ -63,6 +67,7 @@ class EvaluationSuite:
         decoding: dict[str, Decoding] | None = None,
         drafts: bool = True,
         budget: float | str | None = None,
+        cut_reasoning: bool | None = None,
         primary: dict[str, str] | None = None,
     ) -> None:
         for name in benchmarks:
@@ -112,6 +117,7 @@ class EvaluationSuite:
         self._decoding = decoding or {}
         self.drafts = drafts
         self.budget = budget_share(budget)
+        self.cut_reasoning = cut_reasoning
         self.primary: Mapping[str, str] = self._primary(primary or {})
         self._rendered: tuple[Renderer, dict[str, Prompts]] | None = None
 
@@ -121,6 +127,19 @@ class EvaluationSuite:
         if benchmark.decides_decoding:
             return benchmark.decoding
         return self._decoding.get(name, GREEDY)
+
+    def cuts_reasoning(self, renderer: Renderer) -> bool:
+        """Return whether reasoning is cut from answers in the template of ``renderer``.
+
+        Raises:
+            RequestError: If it is to be cut, but its end cannot be seen in decoded answers.
+        """
+        cuts = self.cut_reasoning
+        if cuts is None:
+            cuts = template_reasons(renderer)
+        if cuts:
+            check_reasoning(renderer)
+        return cuts
 
     def prompts(self, renderer: Renderer) -> dict[str, Prompts]:
         """Return the prompts of every benchmark; rendered once per renderer."""

@@ -23,6 +23,8 @@ def run_record(data: StagedDataModule, weights: str) -> RunRecord:
         source: loaded.num_target_tokens for source, loaded in data.corpus.loaded.items()
     }
     prompts = data.evaluation.prompts(data.corpus.renderer)
+    cuts_reasoning = data.evaluation.cuts_reasoning(data.corpus.renderer)
+    reasoning = {"cut_reasoning": True} if cuts_reasoning else {}
     return RunRecord(
         sources={
             source: SourceRecord(
@@ -50,7 +52,7 @@ def run_record(data: StagedDataModule, weights: str) -> RunRecord:
             name: BenchmarkRecord(
                 digest=benchmark.digest(),
                 protocol=benchmark.protocol(),
-                decoding=asdict(data.evaluation.decoding(name)),
+                decoding=asdict(data.evaluation.decoding(name)) | reasoning,
                 weights=weights,
                 prompts=prompts[name].digest,
                 items=len(benchmark.items()),
@@ -70,18 +72,21 @@ def run_record(data: StagedDataModule, weights: str) -> RunRecord:
 def answers_table(answers: Sequence[Answer]) -> dict[str, list[Any]]:
     """Return an evaluation's items in the form MLflow shows as a table."""
     marks = list(dict.fromkeys(name for a in answers for name in a.verdict.marks or ()))
-    rows = [
-        [
-            a.item.id,
-            a.item.group_id,
-            *((a.verdict.marks or {}).get(name) for name in marks),
-            a.verdict.reason,
-            a.completion,
-            a.item.messages[-1]["content"] if a.item.messages else a.item.text,
-        ]
-        for a in answers
-    ]
-    return {"columns": ["id", "item", *marks, "reason", "completion", "prompt"], "data": rows}
+    texts = ["reason", "completion", "prompt"]
+    if any(a.reasoning for a in answers):
+        texts.insert(2, "reasoning")
+    rows = []
+    for a in answers:
+        prompt = a.item.messages[-1]["content"] if a.item.messages else a.item.text
+        text = {
+            "reason": a.verdict.reason,
+            "completion": a.completion,
+            "reasoning": a.reasoning,
+            "prompt": prompt,
+        }
+        graded = [(a.verdict.marks or {}).get(name) for name in marks]
+        rows.append([a.item.id, a.item.group_id, *graded, *(text[name] for name in texts)])
+    return {"columns": ["id", "item", *marks, *texts], "data": rows}
 
 
 def window_table(data: StagedDataModule, stage_name: str) -> str:

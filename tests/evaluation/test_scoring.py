@@ -79,6 +79,86 @@ def test_several_answers_to_a_question_are_no_independent_ones(
     assert strict == {"value": 0.75, "low": low, "high": high, "n": 4}
 
 
+def test_the_order_of_a_file_does_not_matter(score: Callable[..., Scored]) -> None:
+    given = answers(
+        ("GSM8K/0", "#### 0"), ("GSM8K/0", "no"), ("GSM8K/1", "#### 1"), ("GSM8K/2", "no")
+    )
+    assert score("gsm8k", GSM8K, given).found == score("gsm8k", GSM8K, given[::-1]).found
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "problems", "row"),
+    [
+        ("mbpp", MBPP, {"task_id": "Mbpp/11", "solution": "def add(a, b):\n    return a + b"}),
+        ("mbpp", MBPP, {"task_id": 11, "completion": "def add(a, b):\n    return a + b"}),
+        ("humaneval", HUMANEVAL, {"task_id": 0.0, "completion": "    return 0"}),
+        ("humaneval", HUMANEVAL, {"task_id": "humaneval/0", "completion": "    return 0"}),
+        ("gsm8k", GSM8K, {"task_id": "3", "completion": "#### 3"}),
+        ("ifeval", IFEVAL, {"task_id": 7, "response": "THIS IS FINE AND IN CAPITALS"}),
+    ],
+)
+def test_ids_and_keys_of_other_tools_are_read(
+    score: Callable[..., Scored], benchmark: str, problems: Any, row: dict[str, Any]
+) -> None:
+    scored = score(benchmark, problems, [row], "--sandbox=isolated_or_limited")
+    assert scored.found["unknown"] == []
+    assert next(iter(scored.values().values())) == 1.0
+
+
+def test_a_number_that_several_tasks_share_is_unknown(
+    score: Callable[..., Scored], tmp_path: Path
+) -> None:
+    twice = [{**HUMANEVAL[0], "task_id": f"{name}/0"} for name in "AB"]
+    given = answers(("0", "    return 0"), ("A/0", "    return 0"))
+    assert score("humaneval", twice, given, "--sandbox=limited").found["unknown"] == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "problems", "row", "expected"),
+    [
+        ("gsm8k", GSM8K, {"task_id": "test-1", "completion": ""}, "'GSM8K/0'"),
+        ("mt_bench", QUESTIONS, None, "'MT-Bench/81/1'"),
+    ],
+)
+def test_a_file_of_unknown_ids_shows_an_expected_one(
+    score: Callable[..., Scored], benchmark: str, problems: Any, row: Any, expected: str
+) -> None:
+    refused = score(benchmark, problems, [row or judged(999, 1, "[[8]]")])
+    assert (refused.code, refused.rows) == (2, [])
+    assert f"expected are ids such as {expected}" in refused.err
+
+
+def test_parquet_and_byte_order_marks_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    several = {"num_sentences": [3.0, None], "relation": ["less than", None]}
+    kwargs = [dict(zip(several, pair, strict=True)) for pair in zip(*several.values(), strict=True)]
+    row = {
+        "key": 7,
+        "prompt": "Few sentences, no comma.",
+        "instruction_id_list": ["length_constraints:number_sentences", "punctuation:no_comma"],
+        "kwargs": kwargs,
+    }
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "p.parquet")
+    given = [{"task_id": 7, "completion": "Fine."}, {"task_id": 8, "completion": "?"}]
+    pq.write_table(pa.Table.from_pylist(given), tmp_path / "c.parquet")
+    lines = "\ufeff" + "".join(json.dumps(each) + "\r\n" for each in given)
+    (tmp_path / "c.jsonl").write_text(lines, encoding="utf-8")
+    for completions in ("c.parquet", "c.jsonl"):
+        files = [f"--problems={tmp_path / 'p.parquet'}", f"--completions={tmp_path / completions}"]
+        assert main(["score", "ifeval", "--json", *files]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["scores"]["instruction_strict"]["value"] == 1.0
+        assert found["unknown"] == ["8"]
+    (tmp_path / "c.parquet").write_bytes(b"PAR1")
+    files = [f"--problems={tmp_path / 'p.parquet'}", f"--completions={tmp_path / 'c.parquet'}"]
+    assert main(["score", "ifeval", *files]) == 2
+    assert "must be a readable Parquet file" in capsys.readouterr().err
+
+
 def test_humaneval_with_one_answer_a_problem(score: Callable[..., Scored]) -> None:
     given = answers(("HumanEval/0", "    return 0"), ("HumanEval/1", "    return 0"))
     scored = score("humaneval", HUMANEVAL, given, "--sandbox=limited")
@@ -191,7 +271,10 @@ def test_people_get_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     ("rows", "message"),
     [
         ([{"task_id": "GSM8K/0"}], "line 1: key 'completion' must be a string; it is missing"),
-        ([{"task_id": 0, "completion": ""}], "line 1: key 'task_id' must be a string; got 0"),
+        (
+            [{"task_id": 0.5, "completion": ""}],
+            "line 1: key 'task_id' must be a string or an integer; got 0.5",
+        ),
         ([{"task_id": "GSM8K/0", "completion": None}], "'completion' must be a string; got None"),
         ([["GSM8K/0", ""]], "a row must be an object"),
         ([], "has no rows"),

@@ -30,12 +30,9 @@ class Interview(Benchmark):
         turn = (*item.messages, answer, item.messages[0])
         return type(item)(f"{item.id} again", turn, item.row)
 
-    def scores(self, items, verdicts):
-        from sft_lab.metrics.score import mean_score
-
-        shares = [verdict.marks["share"] for verdict in verdicts]
-        second = [s for i, s in zip(items, shares) if i.id.endswith("again")]
-        return {"length": mean_score(shares), "second_turn": mean_score(second)}
+    def scored_marks(self, item, verdict):
+        names = ("length", "second_turn") if item.id.endswith("again") else ("length",)
+        return {name: [verdict.marks["share"]] for name in names}
 
     def mark_of(self, score_name):
         return "share" if score_name == "length" else None
@@ -186,7 +183,7 @@ def test_a_primary_score_is_one_of_its_source(seams: Lab) -> None:
 
 def test_a_benchmark_that_is_not_there_is_refused_by_score(seams: Lab) -> None:
     files = ("--problems=asked.jsonl", "--completions=asked.jsonl")
-    assert "score knows no benchmark 'trivia'" in seams("score", "trivia", *files).err
+    assert "score: no benchmark 'trivia'" in seams("score", "trivia", *files).err
     assert "cannot be imported" in seams("score", "evaluation_seams.Trivia", *files).err
     refused = seams("score", "evaluation_seams.Parrot", *files)
     assert refused.code == 2

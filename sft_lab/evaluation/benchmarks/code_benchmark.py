@@ -3,7 +3,6 @@
 import keyword
 import os
 from abc import abstractmethod
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,9 +16,9 @@ from sft_lab.evaluation.sandbox.sandbox import (
     resolve_level,
     run_programs,
 )
-from sft_lab.metrics.score import Score, accuracy, mean_score, pass_at_k
+from sft_lab.metrics.item_score import ItemScore, PassAtK
 
-MAX_KS = (1, 10, 100)
+KS = (1, 10, 100)
 
 
 class CodeBenchmark(Benchmark):
@@ -103,23 +102,13 @@ class CodeBenchmark(Benchmark):
         return [Verdict({"passed": result.passed}, result.reason) for result in results]
 
     @override
-    def scores(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, Score]:
-        passed: defaultdict[str, list[bool]] = defaultdict(list)
-        for item, verdict in zip(items, verdicts, strict=True):
-            if verdict.marks is not None:
-                passed[item.id].append(bool(verdict.marks["passed"]))
-        if not passed:
-            return {}
-        fewest, most = min(map(len, passed.values())), max(map(len, passed.values()))
-        if most == 1:
-            return {"pass_at_1": accuracy([marks[0] for marks in passed.values()])}
-        return {
-            f"pass_at_{k}": mean_score(
-                [pass_at_k(len(marks), sum(marks), k) for marks in passed.values()]
-            )
-            for k in MAX_KS
-            if k <= fewest
-        }
+    def metrics(self) -> dict[str, ItemScore]:
+        return {f"pass_at_{k}": PassAtK(k) for k in KS}
+
+    @override
+    def scored_marks(self, item: Item, verdict: Verdict) -> Mapping[str, Sequence[float]]:
+        passed = verdict.mark("passed")
+        return {} if passed is None else {f"pass_at_{k}": [passed] for k in KS}
 
     @override
     def mark_of(self, score_name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""GSM8K: grade-school word problems with a number as answer, read strictly and flexibly."""
+"""GSM8K: grade-school word problems, with the answer's number extracted in two ways."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -9,19 +9,23 @@ from typing_extensions import override
 
 from sft_lab.evaluation.benchmark import Benchmark, Item, Verdict
 
-_GREATEST = 10**300  # beyond it is no number but a model that repeats a digit
+_GREATEST = 10**300  # a larger value is a model repeating a digit, not an answer
 _TOLERANCE = Fraction(1, 10_000)
 _STRICT = re.compile(r"#### (-?[0-9.,]+)")
+_THOUSANDS = re.compile(
+    r"(?<=\d)(?:\{,\}|\\[,;: ]|,\\!|[\N{NBSP}\N{NNBSP}\N{THIN SPACE}])(?=\d{3}(?!\d))"
+)
+# Repetitions are possessive, so that the time grows linearly with the text.
 _NUMBER = re.compile(
     r"""
-    (?P<sign>(?<![\w)])[-\N{MINUS SIGN}\N{EN DASH}])?  # of "10-5" and "(2)-5" it is no sign
+    (?P<sign>(?<![\w)])[-\N{MINUS SIGN}\N{EN DASH}])?  # in "10-5" and "(2)-5" it is not a sign
     (?:[$€£¥]\s?)?
     (?P<inner_sign>(?<=[$€£¥])-)?
     (?:
-      (?P<latex_whole>\d+)?\\[dt]?frac\{(?P<above>[\d,]+)\}\{(?P<below>[\d,]+)\}
-    | (?<![\d/])(?:(?P<whole>\d+)[ ](?=\d+/\d))?(?P<numerator>[\d,]*\d)\s?/\s?
-      (?P<denominator>\d+)(?![\d.,]*\d|/)
-    | (?P<decimal>(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+)
+      (?P<latex_whole>\d++)?\\[dt]?frac\{(?P<above>[\d,]++)\}\{(?P<below>[\d,]++)\}
+    | (?<![\d/])(?:(?P<whole>\d++)[ ](?=\d++/\d))?
+      (?P<numerator>\d{1,3}(?:,\d{3})++(?!\d)|\d++)\s?/\s?(?P<denominator>\d++)(?![.,]*\d|/)
+    | (?P<decimal>(?:\d{1,3}(?:,\d{3})++(?!\d)|\d++)(?:\.\d++)?|\.\d++)
       (?:[eE](?P<exponent>[+-]?\d{1,3})(?!\w))?
     )
     """,
@@ -32,12 +36,12 @@ _NUMBER = re.compile(
 def strict_number(completion: str) -> Fraction | None:
     r"""Return the number after the first ``#### ``, or None.
 
-    What stands there must be digits, commas and points alone: ``#### $18`` has no answer, and a
-    text that goes on after its answer is judged by the answer.
+    Only digits, commas and points are accepted: ``#### $18`` has no answer. Text after the number
+    is ignored.
 
-    Source: Cobbe et al. (2021), "Training Verifiers to Solve Math Word Problems", whose pattern
-    this is, as Yuan et al. (2023), arXiv 2308.01825, apply it: nothing counts behind a null
-    character, and what is no number is no answer.
+    Source: the pattern of Cobbe et al. (2021), "Training Verifiers to Solve Math Word Problems",
+    applied as in Yuan et al. (2023), arXiv 2308.01825: everything after a null character is
+    ignored, and a match that does not parse as a number is no answer.
 
     >>> strict_number("16 - 3 - 4 = 9 eggs\n#### 1,018. And #### 7")
     Fraction(1018, 1)
@@ -53,16 +57,16 @@ def strict_number(completion: str) -> Fraction | None:
 def flexible_number(completion: str) -> Fraction | None:
     r"""Return the last number, or None.
 
-    Thousands' commas, currency signs, decimals, signs, fractions (``3/4``, ``1 1/2``,
-    ``\frac{3}{4}``) and exponents are read; a percent sign is not: 50 % is 50. A minus behind a
-    digit, letter or bracket subtracts and is no sign.
+    Thousands separators (``1,200``, LaTeX's ``1{,}200`` and ``1\,200``), currency signs, decimals,
+    signs, fractions (``3/4``, ``1 1/2``, ``\frac{3}{4}``) and exponents are read; a percent sign is
+    ignored: 50 % is 50. A minus after a digit, letter or bracket is a subtraction, not a sign.
 
     >>> flexible_number("She makes $1,018.50 a week, or 75% of it."), flexible_number("-1/2")
     (Fraction(75, 1), Fraction(-1, 2))
     """
-    numbers = map(_value, _NUMBER.finditer(completion.replace("{,}", ",")))
-    known = [number for number in numbers if number is not None]
-    return known[-1] if known else None
+    matches = list(_NUMBER.finditer(_THOUSANDS.sub(",", completion)))
+    values = map(_value, reversed(matches))
+    return next((value for value in values if value is not None), None)
 
 
 def _value(match: re.Match[str]) -> Fraction | None:
@@ -76,7 +80,7 @@ def _value(match: re.Match[str]) -> Fraction | None:
         else:
             value = Fraction(found["decimal"].replace(",", ""))
             value *= Fraction(10) ** int(found["exponent"] or 0)
-    except (ValueError, ZeroDivisionError):  # Python reads no number of more than 4,300 digits
+    except (ValueError, ZeroDivisionError):  # Python refuses numbers of more than 4,300 digits
         return None
     if value > _GREATEST:
         return None
@@ -86,9 +90,9 @@ def _value(match: re.Match[str]) -> Fraction | None:
 class GSM8K(Benchmark):
     """Share of completions with the right number: ``strict`` after ``####``, ``flexible`` the last.
 
-    Rows are the data set's own: ``question`` and ``answer``, which ends on ``#### N``; the item of
-    the n-th row is ``GSM8K/n``, from 0 on. Protocol: the question alone is asked, no examples. Two
-    numbers are equal when they differ by less than 0.0001. No answer is never right.
+    Rows are the data set's own: ``question``, and ``answer``, which ends with ``#### N``; the item
+    of row n, counted from 0, is ``GSM8K/n``. Protocol: zero-shot, the prompt is the question.
+    Numbers that differ by less than 0.0001 are equal. A completion without an answer is wrong.
     """
 
     score_names = ("strict", "flexible")
@@ -98,7 +102,7 @@ class GSM8K(Benchmark):
     def check_row(self, row: Mapping[str, Any]) -> None:
         super().check_row(row)
         if strict_number(row["answer"]) is None:
-            raise ValueError(f"key 'answer' must end on '#### N', got {row['answer'][-40:]!r}.")
+            raise ValueError(f"key 'answer' must end with '#### N', got {row['answer'][-40:]!r}.")
 
     @override
     def item(self, row: Mapping[str, Any], number: int) -> Item:

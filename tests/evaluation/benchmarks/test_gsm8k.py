@@ -1,3 +1,5 @@
+import gc
+import time
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -6,8 +8,9 @@ import pytest
 from conftest import write_jsonl
 
 from sft_lab.errors import RequestError
-from sft_lab.evaluation.benchmark import json_lines
 from sft_lab.evaluation.benchmarks.gsm8k import GSM8K, flexible_number, strict_number
+from sft_lab.evaluation.benchmarks.world import final_number
+from sft_lab.evaluation.rows import read_rows
 
 
 @pytest.mark.parametrize(
@@ -57,6 +60,12 @@ def test_strict_reads_the_first_number_behind_the_mark(
         (r"\boxed{\frac{3}{4}}", Fraction(3, 4)),
         (r"\boxed{-\dfrac{3}{4}}", Fraction(-3, 4)),
         (r"$1{,}200$", 1200),
+        (r"It is 1\,200.", 1200),
+        (r"10,\!000", 10_000),
+        ("1\N{NARROW NO-BREAK SPACE}234\N{NO-BREAK SPACE}567", 1_234_567),
+        (r"3\, 4", 4),
+        ("either 1/2,3/4", Fraction(3, 4)),
+        ("21,3/4", Fraction(3, 4)),  # a list: 213 would have no comma there
         ("75%", 75),
         ("1e3", 1000),
         ("2.5e-1", Fraction(1, 4)),
@@ -83,6 +92,31 @@ def test_flexible_reads_the_last_number(completion: str, number: Fraction | None
     assert flexible_number(completion) == number
 
 
+PIECES = ["1", "1,", "1,111", "1.", "1/", "1 ", "1 1/", "1/1,", "1e", "-", "$ ", "{,}", "1{,}"]
+PIECES += [r"\frac{", r"\frac{1}{", r"1\,", "#### ", "#### 1,", "#", ",", "x1"]
+
+
+@pytest.mark.parametrize("piece", PIECES)
+def test_time_grows_linearly_with_a_text(piece: str) -> None:
+    def seconds(count: int) -> float:
+        text = f"#### {piece * count}x 1/{piece * count}/"
+        times = []
+        for _ in range(3):
+            start = time.process_time()
+            strict_number(text)
+            flexible_number(text)
+            final_number(text)
+            times.append(time.process_time() - start)
+        return min(times)
+
+    gc.disable()  # its time depends on all other objects of the process
+    try:
+        small, large = seconds(1_000), seconds(8_000)
+    finally:
+        gc.enable()
+    assert large < max(24 * small, 0.02)  # 8 times is linear, 64 times quadratic
+
+
 def test_marks_and_items(tmp_path: Path) -> None:
     rows = [{"question": "3 x 6?", "answer": "3 x 6 = <<3*6=18>>18\n#### 18"}]
     write_jsonl(tmp_path / "test.jsonl", rows)
@@ -106,7 +140,7 @@ def test_real_completions_are_graded_as_their_labels_say(
     shared_data: Callable[[str], Path],
 ) -> None:
     labelled = shared_data("../labelled/gsm8k_rft_llama7b_u13b.jsonl.gz")
-    rows = [row for _, row in json_lines(str(labelled), "labelled")]
+    rows = [row for _, row in read_rows(str(labelled), "labelled")]
     gsm8k = GSM8K(str(shared_data("gsm8k/test.jsonl")), 256)
     items = gsm8k.items()
     assert [item.id for item in items] == [row["task_id"] for row in rows]

@@ -124,10 +124,10 @@ def log_likelihood(base: Any, context: list[int], continuation: list[int]) -> tu
     """One text alone, by the model's own forward."""
     with torch.no_grad():
         logits = base(torch.tensor([context + continuation])).logits[0]
-    foretold = logits[len(context) - 1 : -1].log_softmax(-1)
+    logprobs = logits[len(context) - 1 : -1].log_softmax(-1)
     targets = torch.tensor(continuation)
-    value = foretold.gather(-1, targets[:, None]).sum().item()
-    return value, bool((foretold.argmax(-1) == targets).all())
+    value = logprobs.gather(-1, targets[:, None]).sum().item()
+    return value, bool((logprobs.argmax(-1) == targets).all())
 
 
 def ids(tokenizer: Any, text: str) -> list[int]:
@@ -181,7 +181,7 @@ def test_what_is_too_long_is_cut_on_the_left(
 
 
 @needs_harness
-def test_a_long_text_is_foretold_in_windows(
+def test_a_long_text_is_scored_in_windows(
     make_model: Callable[..., HarnessModel], base: Any, chat_tokenizer: Any
 ) -> None:
     text = ids(chat_tokenizer, "twenty tokens, or so")
@@ -205,12 +205,12 @@ def test_answers_are_those_of_generate_and_end_before_a_stop_string(
     tokens = base.generate(context, max_new_tokens=6, do_sample=False)[0, context.shape[1] :]
     text = chat_tokenizer.decode(tokens, skip_special_tokens=True)
     stop = text[2]
-    free, stopped = {"max_gen_toks": 6}, {"max_gen_toks": 6, "until": stop}
-    requests = [("2 + 2 =", free), ("2 + 2 =", stopped)]
-    assert make_model().generate_until(requests, repeats=2) == [
-        [text, text],
-        [text.split(stop)[0]] * 2,
-    ]
+    for decoding, expected in (
+        (GREEDY, text),
+        (Decoding(stop_strings=(stop,)), text.split(stop)[0]),
+    ):
+        [[found]] = make_model().complete(["2 + 2 ="], 6, decoding)
+        assert found.answer == expected
 
 
 def test_a_chat_is_asked_by_the_runs_template(
@@ -278,7 +278,7 @@ def test_choices_are_graded_by_their_likelihoods(
 
 
 @needs_harness
-def test_answers_are_graded_behind_each_filter(tasks: str) -> None:
+def test_answers_are_graded_after_each_filter(tasks: str) -> None:
     metrics = ["exact_match,first", "exact_match,as_is"]
     benchmark = HarnessTask("answered_sums", metrics, include_path=tasks, num_examples=3)
     assert benchmark.score_names == ("exact_match_first", "exact_match_as_is")
@@ -384,7 +384,7 @@ def test_a_benchmark_is_known_by_its_tasks_version_and_questions(tasks: str) -> 
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sft_lab.evaluation.benchmarks.harness.task.find_spec", lambda name: None)
+    monkeypatch.setattr("sft_lab.evaluation.benchmarks.harness.find.find_spec", lambda name: None)
     with pytest.raises(RequestError, match=r"pip install 'sft_lab\[harness\]'"):
         HarnessTask("sums", ["acc"]).check()
 

@@ -1,5 +1,6 @@
 import gzip
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,11 @@ from sft_lab.evaluation.benchmarks.mt_bench.files import (
     read_references,
 )
 from sft_lab.evaluation.benchmarks.mt_bench.ratings import (
-    Scores,
     check_references,
     judge_prompt,
     rating,
-    scores,
 )
+from sft_lab.evaluation.scoring import grade_file
 from sft_lab.metrics.intervals import bootstrap
 from sft_lab.metrics.score import Score
 
@@ -245,45 +245,12 @@ def test_a_turn_without_an_answer_is_refused(prompts: dict[str, JudgePrompt]) ->
         ("[[10.5]]", None),
         ("[85]", None),
         ("[[" + "9" * 400 + "]]", None),
+        ("<think>Perhaps [[3]].</think>\nRating: [[9]]", 9.0),
+        ("<think>Perhaps [[3]].", None),
     ],
 )
 def test_rating(judgement: str, expected: float | None) -> None:
     assert rating(judgement) == expected
-
-
-QUESTIONS = [WRITING, Question(82, "writing", ("a", "b")), MATH]
-
-
-def test_scores_by_hand() -> None:
-    ratings = {(81, 1): 8.0, (81, 2): 6.0, (82, 1): 10.0, (82, 2): None, (111, 1): 2.0}
-    found = scores(ratings.items(), QUESTIONS)
-    assert found.unparsable == 1
-    assert {name: (score.value, score.n) for name, score in found.by_name.items()} == {
-        "mean": (6.5, 4),  # (8 + 6 + 10 + 2) / 4: the mean over ratings, not over questions
-        "turn_1": (pytest.approx(20 / 3), 3),
-        "turn_2": (6.0, 1),
-        "writing": (8.0, 3),
-        "math": (2.0, 1),
-    }
-    # writing: 81 twice 7, both 24 / 3 = 8, 82 twice 10; math has one question
-    assert (found.by_name["writing"].low, found.by_name["writing"].high) == (7.0, 10.0)
-    assert found.by_name["math"] == Score(2.0, 2.0, 2.0, 1)
-    mean = found.by_name["mean"]
-    assert (mean.low, mean.high) == bootstrap([8, 6, 10, 2], groups=[81, 81, 82, 111])
-
-
-def test_scores_do_not_depend_on_the_order_of_ratings() -> None:
-    ratings = [((81, 1), 8.0), ((81, 2), 6.5), ((82, 1), 10.0), ((111, 2), 3.0)]
-    assert scores(ratings, QUESTIONS) == scores(ratings[::-1], QUESTIONS)
-
-
-def test_without_a_rating_there_is_no_score() -> None:
-    assert scores([((81, 1), None)], QUESTIONS) == Scores({}, unparsable=1)
-
-
-def test_a_rating_of_an_unknown_question_is_refused() -> None:
-    with pytest.raises(ValueError, match="unknown question 7"):
-        scores([((7, 1), 5.0)], QUESTIONS)
 
 
 def test_judgements_are_read_in_order_and_rated_by_their_text(tmp_path: Path) -> None:
@@ -349,3 +316,43 @@ def test_the_published_files_give_160_prompts(shared_data: Callable[[str], Path]
             assert all(said in text for said in row["turns"][:turn])
             assert ("ANSWER 2" in text) == (turn == 2)
             assert "on a scale of 1 to 10" in (text, system["content"])[turn - 1]
+
+
+def test_scores_by_hand(tmp_path: Path) -> None:
+    questions = [QUESTION, QUESTION | {"question_id": 82}]
+    questions += [{"question_id": 111, "category": "math", "turns": ["3+4?", "And 1?"]}]
+    path = write_jsonl(tmp_path / "question.jsonl", questions)
+    given = [(81, 1, "[[8]]"), (81, 2, "[[6]]"), (82, 1, "[[10]]"), (82, 2, "?"), (111, 1, "[[2]]")]
+    rows = [
+        JUDGEMENT | {"question_id": question, "turn": turn, "judgment": text, "judge": None}
+        for question, turn, text in given
+    ]
+    for order in (rows, rows[::-1]):
+        judged = write_jsonl(tmp_path / "j.jsonl", order)
+        graded = grade_file("mt_bench", str(path), str(judged))
+        assert {name: (score.value, score.n) for name, score in graded.scores.items()} == {
+            "mean": (6.5, 4),  # (8 + 6 + 10 + 2) / 4: the mean over ratings, not over questions
+            "turn_1": (pytest.approx(20 / 3), 3),
+            "turn_2": (6.0, 1),
+            "writing": (8.0, 3),
+            "math": (2.0, 1),
+        }
+        # writing: 81 twice 7, both 24 / 3 = 8, 82 twice 10; math has one question
+        assert (graded.scores["writing"].low, graded.scores["writing"].high) == (7.0, 10.0)
+        assert graded.scores["math"] == Score(2.0, 2.0, 2.0, 1)
+        mean = graded.scores["mean"]
+        assert (mean.low, mean.high) == bootstrap([8, 6, 10, 2], groups=[81, 81, 82, 111])
+        assert graded.details["unparsable"] == 1
+
+
+def test_without_a_rating_there_is_no_score(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "question.jsonl", [QUESTION])
+    judged = write_jsonl(tmp_path / "j.jsonl", [JUDGEMENT | {"judgment": "?"}])
+    assert grade_file("mt_bench", str(path), str(judged)).scores == {}
+
+
+@pytest.mark.parametrize("text", ["[[" + "1" * 100_000, "[[1." + "1" * 100_000, "[" * 100_000])
+def test_the_time_to_read_a_rating_is_bounded(text: str) -> None:
+    start = time.process_time()
+    assert rating(text) is None
+    assert time.process_time() - start < 0.5  # in quadratic time, half a minute

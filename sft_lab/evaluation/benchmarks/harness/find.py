@@ -1,4 +1,4 @@
-"""Finds tasks of lm-evaluation-harness by name, and makes what they do quiet and repeatable."""
+"""Find tasks of lm-evaluation-harness by name, and keep them quiet and repeatable."""
 
 import contextlib
 import difflib
@@ -7,6 +7,7 @@ import io
 import logging
 import random
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,45 @@ import numpy as np
 from sft_lab.errors import RequestError
 from sft_lab.paths import settle_offline
 
+_FEWSHOT_SEED = 1234  # as in lm-evaluation-harness
 
-def find_task(name: str, include_path: str | None) -> Any:
+
+def find_task(name: str, include_path: str | None, num_fewshot: int | None) -> Any:
     """Return a task with its data.
 
     Args:
-        name: Its name; those in ``include_path`` come first.
-        include_path: A folder with YAML files of tasks of one's own.
+        name: The task's name; tasks in ``include_path`` take precedence.
+        include_path: A folder with YAML files of custom tasks.
+        num_fewshot: Examples before each question; None keeps the task's default.
 
     Raises:
-        RequestError: If there is no such task, or its data are not to be had.
+        RequestError: If there is no such task, its data are unavailable, or it needs what this
+            project does not have.
     """
+    if find_spec("lm_eval") is None:
+        raise RequestError(
+            f"task {name} needs lm-evaluation-harness, which is not installed; "
+            "pip install 'sft_lab[harness]'."
+        )
+    with quiet(), seeded():
+        task = _load(name, include_path)
+        if num_fewshot is not None:
+            task.set_config("num_fewshot", num_fewshot)
+        task.set_fewshot_seed(_FEWSHOT_SEED)
+    if getattr(task, "UNSAFE_CODE", False):
+        raise RequestError(
+            f"task {name} runs generated code without a sandbox; use the benchmarks HumanEval and "
+            "MBPP of sft_lab.evaluation, which have one."
+        )
+    if getattr(task, "MULTIMODAL", False):
+        raise RequestError(f"task {name} asks with images or sound; only text is supported.")
+    return task
+
+
+def _load(name: str, include_path: str | None) -> Any:
     if include_path is not None and not Path(include_path).is_dir():
         raise RequestError(f"include_path must be a folder of YAML files, got {include_path}.")
-    manager = None
-    if include_path is not None:
-        manager = _manager(include_path, False)
+    manager = None if include_path is None else _manager(include_path, False)
     if manager is None or name not in manager.all_tasks:
         manager = _manager(include_path, True)
     if name in manager.all_groups or name in manager.all_tags:
@@ -51,7 +75,7 @@ def find_task(name: str, include_path: str | None) -> Any:
 
 @functools.cache
 def _manager(include_path: str | None, with_defaults: bool) -> Any:
-    """Return the index of tasks; that of the thirteen thousand shipped ones takes seconds."""
+    """Return an index of tasks; indexing the 13,000 shipped ones takes seconds."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_path=include_path, include_defaults=with_defaults)
@@ -59,7 +83,7 @@ def _manager(include_path: str | None, with_defaults: bool) -> Any:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep progress bars and advice out of what a person watches."""
+    """Suppress the harness's progress bars and hints."""
     log = logging.getLogger("lm_eval")
     level = log.level
     log.setLevel(logging.ERROR)
@@ -72,9 +96,9 @@ def quiet() -> Iterator[None]:
 
 @contextlib.contextmanager
 def seeded() -> Iterator[None]:
-    """Let tasks that shuffle do so alike every time, and leave the random state of training."""
+    """Seed tasks that shuffle, as the harness does, and restore the random state of training."""
     states = random.getstate(), np.random.get_state()
-    random.seed(0)  # as lm-evaluation-harness does, numpy's too
+    random.seed(0)
     np.random.seed(1234)
     try:
         yield

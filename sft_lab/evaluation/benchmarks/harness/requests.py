@@ -1,4 +1,4 @@
-"""What tasks of lm-evaluation-harness ask of a model: likelihoods and continuations of texts."""
+"""Answer the requests of lm-evaluation-harness: likelihoods and continuations of texts."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -8,6 +8,7 @@ from sft_lab.errors import RequestError
 from sft_lab.evaluation.evaluated_model import EvaluatedModel
 from sft_lab.evaluation.generation import Decoding
 from sft_lab.evaluation.generation.likelihoods import max_length
+from sft_lab.evaluation.reasoning import Completion
 
 _MAX_NEW_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 
@@ -16,15 +17,15 @@ Pair = tuple[list[int], list[int]]
 
 
 def decoding_of(settings: Mapping[str, Any], repeats: int, default: int) -> tuple[Decoding, int]:
-    """Return how a task has its answers made, and their longest length in tokens.
+    """Return a task's decoding and its longest answer in tokens.
 
     Args:
         settings: The task's ``generation_kwargs``.
         repeats: Answers to each prompt.
-        default: Longest answer where the settings do not say.
+        default: Longest answer, if the settings have no limit.
 
     Raises:
-        RequestError: If a setting is none that answers here can be made by.
+        RequestError: If the engines do not support a setting.
     """
     left = dict(settings)
     until = left.pop("until", None) or []
@@ -34,10 +35,10 @@ def decoding_of(settings: Mapping[str, Any], repeats: int, default: int) -> tupl
     sampled = left.pop("do_sample", temperature > 0)
     top_p = float(left.pop("top_p", None) or 1.0)
     if not sampled:
-        left.pop("top_k", None)  # tasks name it beside do_sample: false, where it says nothing
+        left.pop("top_k", None)  # has no effect without sampling
     if left:
         raise RequestError(
-            f"its generation_kwargs set {', '.join(left)}, which the engines here do not have."
+            f"its generation_kwargs set {', '.join(left)}, which no engine here supports."
         )
     stop_strings = tuple(filter(None, [until] if isinstance(until, str) else until))
     if not sampled:
@@ -46,31 +47,27 @@ def decoding_of(settings: Mapping[str, Any], repeats: int, default: int) -> tupl
 
 
 class HarnessModel:
-    """Answers the three kinds of requests; the model is left as it was.
+    """Answers the three kinds of requests.
 
-    Texts become tokens as in lm-evaluation-harness: context and continuation in one piece, spaces
-    at their border with the continuation, what is too long cut on the left.
+    Texts are tokenized as in lm-evaluation-harness: context and continuation together, spaces
+    between them with the continuation, and texts that are too long are cut on the left.
 
     Args:
         model: The model under evaluation.
         chat: Whether contexts are conversations in JSON, not texts.
-        max_new_tokens: Longest answer where a request does not say.
     """
 
-    def __init__(
-        self, model: EvaluatedModel, *, chat: bool = False, max_new_tokens: int = 256
-    ) -> None:
+    def __init__(self, model: EvaluatedModel, *, chat: bool = False) -> None:
         self.model = model
         self.renderer = model.renderer
         self.chat = chat
-        self.max_new_tokens = max_new_tokens
         self.max_length = max_length(model.weights)
         tokenizer = model.renderer.tokenizer
         first = tokenizer.bos_token_id
         self._prefix = int(tokenizer.eos_token_id if first is None else first)
 
     def loglikelihood(self, requests: Sequence[tuple[str, str]]) -> list[tuple[float, bool]]:
-        """Return of each (context, continuation) the continuation's log-likelihood.
+        """Return the log-likelihood of the continuation in each (context, continuation).
 
         Returns:
             Nats, and whether every token of it is the most probable one.
@@ -80,8 +77,8 @@ class HarnessModel:
     def loglikelihood_rolling(self, requests: Sequence[tuple[str]]) -> list[float]:
         """Return the log-likelihood of each whole text, in nats.
 
-        A text longer than the model can see is cut into windows, of which every one but the last
-        begins anew.
+        A text longer than the model's limit is split into windows without shared context; only the
+        last one also sees the tokens before it, as far as they fit.
         """
         from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
@@ -99,29 +96,17 @@ class HarnessModel:
             sums[owner] += value
         return sums
 
-    def generate_until(
-        self, requests: Sequence[tuple[str, Mapping[str, Any]]], repeats: int = 1
-    ) -> list[list[str]]:
-        """Return ``repeats`` answers to each (context, generation_kwargs)."""
-        answers: list[list[str]] = [[] for _ in requests]
-        alike: dict[str, list[int]] = {}
-        for index, (_, settings) in enumerate(requests):
-            alike.setdefault(json.dumps(settings, sort_keys=True), []).append(index)
-        for indices in alike.values():
-            settings = requests[indices[0]][1]
-            decoding, max_new_tokens = decoding_of(settings, repeats, self.max_new_tokens)
-            room = max(1, self.max_length - max_new_tokens)
-            contexts = [self._encode(self._text(requests[index][0])) for index in indices]
-            texts = self.model.complete(
-                [(context or [self._prefix])[-room:] for context in contexts],
-                max_new_tokens,
-                decoding=decoding,
-            )
-            drawn = decoding.num_samples
-            for place, index in enumerate(indices):
-                # The most probable answer is the same however often it is asked for.
-                answers[index] = texts[place * drawn : (place + 1) * drawn] * (repeats // drawn)
-        return answers
+    def complete(
+        self, contexts: Sequence[str], max_new_tokens: int, decoding: Decoding
+    ) -> list[list[Completion]]:
+        """Return the completions of each context, ``decoding.num_samples`` of them."""
+        room = max(1, self.max_length - max_new_tokens)
+        encoded = [self._encode(self._text(context)) or [self._prefix] for context in contexts]
+        found = self.model.complete(
+            [token_ids[-room:] for token_ids in encoded], max_new_tokens, decoding=decoding
+        )
+        each = decoding.num_samples
+        return [found[start : start + each] for start in range(0, len(found), each)]
 
     def _text(self, context: str) -> str:
         if not self.chat or not context:
@@ -131,7 +116,7 @@ class HarnessModel:
         return self.renderer.text(messages, add_generation_prompt=True) + begun
 
     def _encode(self, text: str) -> list[int]:
-        if self.chat:  # the template has put in the special tokens
+        if self.chat:  # the template has added the special tokens
             ids: list[int] = self.renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
             return ids
         return self.renderer.continued_ids(text)

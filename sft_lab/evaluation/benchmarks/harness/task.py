@@ -3,43 +3,41 @@
 import functools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from importlib.util import find_spec
-from typing import Any, cast
+from typing import Any
 
-import numpy as np
 from typing_extensions import override
 
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Benchmark
 from sft_lab.evaluation.benchmarks.harness.find import find_task, quiet, seeded
+from sft_lab.evaluation.benchmarks.harness.grading import aggregate, grade, metric_key, response
 from sft_lab.evaluation.benchmarks.harness.requests import HarnessModel, decoding_of
 from sft_lab.evaluation.evaluated_model import EvaluatedModel
 from sft_lab.evaluation.generation import Decoding
-from sft_lab.evaluation.item import Answer, Item, Mark, Verdict
-from sft_lab.metrics.score import Score, accuracy, mean_score
+from sft_lab.evaluation.item import Answer, Item, Verdict
+from sft_lab.metrics.item_score import ItemScore
+from sft_lab.metrics.score import Score
 
-_FEWSHOT_SEED = 1234  # lm-evaluation-harness's own
-_NUM_RESAMPLES = 1000
 _KINDS = ("loglikelihood", "loglikelihood_rolling", "generate_until")
 
 
 class HarnessTask(Benchmark):
-    """One task of lm-evaluation-harness, asked and graded by its own rules.
+    """One task of lm-evaluation-harness, with its own prompts and grading.
 
-    The prompts are made once, so that every evaluation of a run asks the same. A metric of which
-    less is better, such as a perplexity, is measured and logged, but no forgetting is told of it.
+    Prompts are built once, so every evaluation of a run uses the same. A metric for which lower is
+    better, such as a perplexity, is logged but has no forgetting.
 
     Args:
-        task: The task's name: ``arc_easy``. Groups are no tasks.
-        metrics: The task's metrics to measure, the first of which stands for the benchmark:
-            ``acc``, or with the filter of a task that has several, ``exact_match,strict-match``.
-        num_fewshot: Examples before each question; as the task says when not given.
-        chat: Ask by the run's chat template, examples as turns, instead of with plain text.
-        include_path: A folder with YAML files of tasks of one's own.
-        max_new_tokens: Longest answer in tokens, where the task does not say.
-        scale: Least and greatest value of the metrics; only those in [0, 1] are averaged.
+        task: The task's name, such as ``arc_easy``; a group of tasks is refused.
+        metrics: The task's metrics to measure; the first is the benchmark's main score. Each is a
+            name, ``acc``, with the filter if the task has several: ``exact_match,strict-match``.
+        num_fewshot: Examples before each question; by default as the task defines.
+        chat: Use the run's chat template, with examples as turns, instead of plain text.
+        include_path: A folder with YAML files of custom tasks.
+        max_new_tokens: Longest answer in tokens, if the task sets no limit.
+        scale: Lowest and highest value of the metrics; only those in [0, 1] are averaged.
         source: See ``Benchmark``.
         num_examples: See ``Benchmark``.
 
@@ -72,43 +70,27 @@ class HarnessTask(Benchmark):
             raise RequestError(f"num_fewshot must be 0 or more, got {num_fewshot}.")
         super().__init__(task, max_new_tokens, source, num_examples)
         self.task = task
-        self.metrics = {metric: re.sub(r"\W+", "_", metric).strip("_") for metric in metrics}
-        self.score_names = tuple(self.metrics.values())
+        self.metric_keys = {re.sub(r"\W+", "_", key).strip("_"): key for key in metrics}
+        self.score_names = tuple(self.metric_keys)
         self.num_fewshot = num_fewshot
         self.chat = chat
         self.include_path = include_path
         self.scale = scale
-        self._instances: dict[str, list[Any]] = {}  # by item id, the requests that it makes
+        self._instances: dict[str, list[Any]] = {}  # by item id, its requests
 
     @functools.cached_property
     def _loaded(self) -> Any:
-        """The task as lm-evaluation-harness makes it, with its data."""
-        if find_spec("lm_eval") is None:
-            raise RequestError(
-                f"task {self.task} needs lm-evaluation-harness, which is not installed; "
-                "pip install 'sft_lab[harness]'."
-            )
-        with quiet(), seeded():
-            task = find_task(self.task, self.include_path)
-            if self.num_fewshot is not None:
-                task.set_config("num_fewshot", self.num_fewshot)
-            task.set_fewshot_seed(_FEWSHOT_SEED)
-        if getattr(task, "UNSAFE_CODE", False):
-            raise RequestError(
-                f"task {self.task} runs generated code without a sandbox, which is not done here; "
-                "sft_lab.evaluation has HumanEval and MBPP, which run it in one."
-            )
-        if getattr(task, "MULTIMODAL", False):
-            raise RequestError(f"task {self.task} asks with images or sound; only text can be.")
+        """The harness's task, with its data."""
+        task = find_task(self.task, self.include_path, self.num_fewshot)
         known = [
-            _metric_key(metric, filter_.name)
+            metric_key(metric, filter_.name)
             for filter_ in task._filters
             for metric in task.aggregation()
         ]
-        for metric in self.metrics:
-            if metric not in known:
+        for key in self.metric_keys.values():
+            if key not in known:
                 raise RequestError(
-                    f"metrics: task {self.task} has no {metric!r}; it has {', '.join(known)}."
+                    f"metrics: task {self.task} has no {key!r}; it has {', '.join(known)}."
                 )
         return task
 
@@ -129,16 +111,16 @@ class HarnessTask(Benchmark):
             "version": task.VERSION,
             "num_fewshot": task.get_config("num_fewshot") or 0,
             "chat": self.chat,
-            "max_new_tokens": self._answering[1],
+            "max_new_tokens": self._generation[1],
         }
 
     @property
     @override
     def decoding(self) -> Decoding:
-        return self._answering[0]
+        return self._generation[0]
 
     @property
-    def _answering(self) -> tuple[Decoding, int]:
+    def _generation(self) -> tuple[Decoding, int]:
         config = self._loaded.config
         return decoding_of(config.generation_kwargs or {}, config.repeats or 1, self.max_new_tokens)
 
@@ -154,9 +136,8 @@ class HarnessTask(Benchmark):
         return score_name if is_mean else None
 
     def _metric(self, score_name: str) -> str:
-        """Return the task's own name of a score's metric."""
-        metrics = {name: metric.partition(",")[0] for metric, name in self.metrics.items()}
-        return metrics[score_name]
+        """Return the task's own name of a score's metric, without the filter."""
+        return self.metric_keys[score_name].partition(",")[0]
 
     @override
     def texts(self, item: Item) -> list[str]:
@@ -174,7 +155,7 @@ class HarnessTask(Benchmark):
         return list(self._all_items)
 
     def _build(self, task: Any) -> list[Item]:
-        """Make the requests of every question, few-shot examples and all, and an item of each."""
+        """Build the requests of every question, few-shot examples included, and its item."""
         with quiet(), seeded():
             task.build_all_requests(
                 apply_chat_template=self.chat,
@@ -195,9 +176,11 @@ class HarnessTask(Benchmark):
     def _item(self, item_id: str, task: Any, instances: Sequence[Any]) -> Item:
         for instance in instances:
             if instance.request_type not in _KINDS:
-                raise RequestError(f"it makes requests of the kind {instance.request_type}.")
-            if instance.request_type == "generate_until":
-                decoding_of(instance.args[1], instance.repeats or 1, self.max_new_tokens)
+                raise RequestError(f"requests of the kind {instance.request_type} are unsupported.")
+            if instance.request_type == "generate_until" and self._generation != decoding_of(
+                instance.args[1], instance.repeats or 1, self.max_new_tokens
+            ):
+                raise RequestError("its questions differ in generation_kwargs, unsupported here.")
         row = {
             "requests": [[instance.request_type, *instance.args] for instance in instances],
             "target": str(task.doc_to_target(instances[0].doc)),
@@ -214,33 +197,38 @@ class HarnessTask(Benchmark):
     def measure(
         self, items: Sequence[Item], prompts: Sequence[Sequence[int]], model: EvaluatedModel
     ) -> list[list[Answer]]:
-        """Return the answer to each item, by the requests of the task and not its prompt."""
-        return self.ask(
-            items, HarnessModel(model, chat=self.chat, max_new_tokens=self.max_new_tokens)
-        )
+        """Return the answer to each item, by the task's requests instead of the prompts."""
+        return self.ask(items, HarnessModel(model, chat=self.chat))
 
     def ask(self, items: Sequence[Item], model: HarnessModel) -> list[list[Answer]]:
         """Return the graded answer to each item."""
         asked = [instance for item in items for instance in self._instances[item.id]]
+        reasoning: dict[int, str] = {}
         for kind in _KINDS:
             some = [instance for instance in asked if instance.request_type == kind]
-            if kind == "generate_until":
-                for repeats in {instance.repeats or 1 for instance in some}:
-                    alike = [i for i in some if (i.repeats or 1) == repeats]
-                    answers = model.generate_until([i.args for i in alike], repeats)
-                    for instance, found in zip(alike, answers, strict=True):
-                        instance.resps = found
+            if some and kind == "generate_until":
+                decoding, max_new_tokens = self._generation
+                contexts = [instance.args[0] for instance in some]
+                completions = model.complete(contexts, max_new_tokens, decoding)
+                for instance, found in zip(some, completions, strict=True):
+                    # A greedy answer is the same however often it is asked for.
+                    repeats = (instance.repeats or 1) // decoding.num_samples
+                    instance.resps = [completion.answer for completion in found] * repeats
+                    reasoning[id(instance)] = found[0].reasoning
             elif some:
                 values = getattr(model, kind)([instance.args for instance in some])
                 for instance, value in zip(some, values, strict=True):
                     instance.resps = [value] * (instance.repeats or 1)
-        said = [_said(self._instances[item.id]) for item in items]
-        verdicts = self._verdicts(items)
-        return [[Answer(*found)] for found in zip(items, said, verdicts, strict=True)]
+        answers = []
+        for item, verdict in zip(items, self._verdicts(items), strict=True):
+            instances = self._instances[item.id]
+            before = reasoning.get(id(instances[0]), "")
+            answers.append([Answer(item, response(instances), verdict, before)])
+        return answers
 
     @override
     def grade(self, items: Sequence[Item], completions: Sequence[str]) -> list[Verdict]:
-        """See ``Benchmark``; for tasks that ask for answers only.
+        """See ``Benchmark``; for tasks that generate answers only.
 
         Raises:
             TypeError: If the task asks for likelihoods.
@@ -253,79 +241,42 @@ class HarnessTask(Benchmark):
         return self._verdicts(items)
 
     def _verdicts(self, items: Sequence[Item]) -> list[Verdict]:
-        if not items:
-            return []
-        task = self._loaded
-        # Filters work on all requests of a task, of which there is no public part.
-        task._instances = [instance for item in items for instance in self._instances[item.id]]
-        task.apply_filters()
-        return [self._verdict(task, self._instances[item.id], item) for item in items]
+        instances = [self._instances[item.id] for item in items]
+        graded = grade(self._loaded, instances) if instances else []
+        return [
+            Verdict(
+                {name: marks[key] for name, key in self.metric_keys.items() if key in marks},
+                f"expected {item.row['target']}",
+            )
+            for item, marks in zip(items, graded, strict=True)
+        ]
 
-    def _verdict(self, task: Any, instances: Sequence[Any], item: Item) -> Verdict:
-        marks: dict[str, Mark] = {}
-        for filter_name in instances[0].filtered_resps:
-            results = [instance.filtered_resps[filter_name] for instance in instances]
-            for metric, value in task.process_results(instances[0].doc, results).items():
-                if (key := _metric_key(metric, filter_name)) in self.metrics:
-                    # What some metrics say of an item is no mark yet, but a pair to be aggregated.
-                    marks[self.metrics[key]] = cast(Mark, _plain(value))
-        return Verdict(marks, f"expected {item.row['target']}")
+    @override
+    def metrics(self) -> dict[str, ItemScore]:
+        return {name: ItemScore() for name in self.score_names if self.mark_of(name)}
+
+    @override
+    def scored_marks(self, item: Item, verdict: Verdict) -> Mapping[str, Sequence[float]]:
+        found = super().scored_marks(item, verdict)
+        return {name: marks for name, marks in found.items() if self.mark_of(name)}
 
     @override
     def scores(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, Score]:
-        found: dict[str, Score] = {}
-        for metric, name in self.metrics.items():
+        found = super().scores(items, verdicts)
+        aggregations = self._loaded.aggregation()
+        for name in self.score_names:  # others than means over items, such as a perplexity
             values = [v.marks[name] for v in verdicts if v.marks is not None and name in v.marks]
-            if values:
-                aggregate = self._loaded.aggregation()[metric.partition(",")[0]]
-                score = found[name] = _score(values, aggregate)
-                if not self.scale[0] <= score.value <= self.scale[1]:
-                    raise RequestError(
-                        f"{metric} of task {self.task} is {score.value:.4g}, which does not lie in "
-                        f"{list(self.scale)}; set scale to its least and greatest value."
-                    )
-        return found
+            if values and not self.mark_of(name):
+                found[name] = aggregate(values, aggregations[self._metric(name)])
+        for name, score in found.items():
+            if not self.scale[0] <= score.value <= self.scale[1]:
+                raise RequestError(
+                    f"{self.metric_keys[name]} of task {self.task} is {score.value:.4g}, outside "
+                    f"{list(self.scale)}; set scale to its lowest and highest value."
+                )
+        return {name: found[name] for name in self.score_names if name in found}
 
 
 def _as_json(messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
-    """Keep a conversation as it is: the run's renderer is not known when requests are made."""
+    """Return a conversation unrendered: requests are built before the run's renderer is known."""
     return json.dumps([dict(message) for message in messages])
-
-
-def _metric_key(metric: str, filter_name: str) -> str:
-    return metric if filter_name == "none" else f"{metric},{filter_name}"
-
-
-def _said(instances: Sequence[Any]) -> str:
-    """Return what a model said to an item: its answer, or the likelihood of every continuation."""
-    lines = []
-    for instance in instances:
-        response = instance.resps[0]
-        if isinstance(response, str):
-            lines.append(response)
-        else:
-            value = response[0] if isinstance(response, tuple) else response
-            lines.append(f"{value:.4f} {instance.args[-1]}")
-    return "\n".join(lines)
-
-
-def _plain(value: Any) -> Any:
-    """Return a value of numpy's as Python's own, which can be written as JSON."""
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if isinstance(value, tuple | list):
-        return tuple(_plain(part) for part in value)
-    return value
-
-
-def _score(values: Sequence[Any], aggregate: Callable[[Sequence[Any]], float]) -> Score:
-    from lm_eval.api.metrics import mean
-
-    if aggregate is mean and all(isinstance(value, bool | int | float) for value in values):
-        if set(values) <= {0, 1}:
-            return accuracy([value == 1 for value in values])
-        return mean_score([float(value) for value in values])
-    draws = np.random.default_rng(0).integers(0, len(values), (_NUM_RESAMPLES, len(values)))
-    drawn = [float(aggregate([values[index] for index in draw])) for draw in draws]
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Score(float(aggregate(values)), float(low), float(high), len(values))

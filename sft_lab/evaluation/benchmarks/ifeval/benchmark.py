@@ -7,7 +7,6 @@ from typing_extensions import override
 
 from sft_lab.evaluation.benchmark import Benchmark, Item, Verdict
 from sft_lab.evaluation.benchmarks.ifeval.grading import check_row, grade
-from sft_lab.metrics.score import Score, accuracy, mean_score
 
 
 class IFEval(Benchmark):
@@ -46,29 +45,16 @@ class IFEval(Benchmark):
         return verdicts
 
     @override
-    def scores(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, Score]:
-        found: dict[str, Score] = {}
-        ids = [item.id for item in items]
-        once = len(set(ids)) == len(ids)  # several answers to a prompt are not independent
+    def scored_marks(self, item: Item, verdict: Verdict) -> Mapping[str, Sequence[float]]:
+        assert verdict.marks is not None  # every response can be graded
+        found: dict[str, Sequence[float]] = {}
         for kind in ("strict", "loose"):
-            prompts = [parts(verdict, kind) for verdict in verdicts]
-            if prompts:
-                whole = [all(marks) for marks in prompts]
-                each = [mark for marks in prompts for mark in marks]
-                owners = [name for name, marks in zip(ids, prompts, strict=True) for _ in marks]
-                found[f"prompt_{kind}"] = accuracy(whole) if once else mean_score(whole, ids)
-                found[f"instruction_{kind}"] = accuracy(each) if once else mean_score(each, owners)
-        return {name: found[name] for name in self.score_names if name in found}
+            followed = verdict.marks[kind]
+            assert isinstance(followed, tuple)
+            found |= {f"prompt_{kind}": [all(followed)], f"instruction_{kind}": followed}
+        return found
 
     @override
     def mark_of(self, score_name: str) -> str | None:
         # A prompt has several instructions, so the scores of those are no means over prompts.
         return {"prompt_strict": "strict", "prompt_loose": "loose"}.get(score_name)
-
-
-def parts(verdict: Verdict, kind: str) -> tuple[bool, ...]:
-    """Return the marks of one kind, an instruction each."""
-    assert verdict.marks is not None  # every response can be graded
-    marks = verdict.marks[kind]
-    assert isinstance(marks, tuple)
-    return marks

@@ -17,12 +17,11 @@ from sft_lab.evaluation.benchmarks.mt_bench.ratings import (
     check_references,
     judge_prompt,
     rating,
-    scores,
 )
 from sft_lab.evaluation.completions import UNKNOWN, GradedFile
 from sft_lab.evaluation.judge.judge import Judge
 from sft_lab.evaluation.sandbox.sandbox import LevelChoice
-from sft_lab.metrics.score import Score
+from sft_lab.metrics.item_score import ItemScore
 
 
 class MTBench(Benchmark):
@@ -133,7 +132,7 @@ class MTBench(Benchmark):
         answer = {"role": "assistant", "content": completion}
         asked = {"role": "user", "content": item.row["turns"][1]}
         item_id = item.id.removesuffix("1") + "2"
-        return Item(item_id, (*item.messages, answer, asked), item.row)
+        return Item(item_id, (*item.messages, answer, asked), item.row, group=item.group)
 
     @override
     def texts(self, item: Item) -> list[str]:
@@ -157,13 +156,16 @@ class MTBench(Benchmark):
         ]
 
     @override
-    def scores(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> dict[str, Score]:
-        ratings = []
-        for item, verdict in zip(items, verdicts, strict=True):
-            value = None if verdict.marks is None else verdict.marks["rating"]
-            assert not isinstance(value, tuple)
-            ratings.append(((item.row["question_id"], int(item.id[-1])), value))
-        return scores(ratings, [_question(item.row) for item in self.all_items()]).by_name
+    def metrics(self) -> dict[str, ItemScore]:
+        # The second judgement sees the first answer, so the turns of a question are drawn together.
+        categories = dict.fromkeys(item.row["category"] for item in self.all_items())
+        return {name: ItemScore(is_share=False) for name in (*self.score_names, *categories)}
+
+    @override
+    def scored_marks(self, item: Item, verdict: Verdict) -> Mapping[str, Sequence[float]]:
+        rating = verdict.mark("rating")
+        names = ("mean", f"turn_{item.id[-1]}", item.row["category"])
+        return {} if rating is None else {name: [rating] for name in names}
 
     @override
     def mark_of(self, score_name: str) -> str | None:

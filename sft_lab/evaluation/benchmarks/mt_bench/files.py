@@ -1,10 +1,7 @@
 """Read FastChat's files: questions, reference answers, judge prompts and judgements."""
 
-import gzip
-import json
 import re
 import reprlib
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +9,7 @@ from string import Formatter
 from typing import Any, TypeVar
 
 from sft_lab.errors import RequestError
+from sft_lab.evaluation.rows import read_rows
 
 T = TypeVar("T")
 
@@ -203,48 +201,27 @@ def _by_key(
     path: str | Path, parse: Callable[[Mapping[str, Any]], T], key: Callable[[T], Any], name: str
 ) -> dict[Any, T]:
     found: dict[Any, T] = {}
-    lines: dict[Any, int] = {}
-    for number, row in _rows(path, parse):
+    places: dict[Any, str] = {}
+    for place, row in _rows(path, parse):
         if key(row) in found:
             raise RequestError(
-                f"{path}, line {number}: {name} {key(row)!r} is also on line {lines[key(row)]}; "
-                "remove one."
+                f"{path}, {place}: {name} {key(row)!r} is also on {places[key(row)]}; remove one."
             )
-        found[key(row)], lines[key(row)] = row, number
+        found[key(row)], places[key(row)] = row, place
     return found
 
 
-def _rows(path: str | Path, parse: Callable[[Mapping[str, Any]], T]) -> Iterator[tuple[int, T]]:
-    """Yield each row with its line number; fail on a file without rows."""
-    opened = gzip.open if Path(path).suffix == ".gz" else open
-    number = 0
+def _rows(path: str | Path, parse: Callable[[Mapping[str, Any]], T]) -> Iterator[tuple[str, T]]:
+    """Yield each parsed row with its place; fail on a file without rows."""
     empty = True
-    try:
-        with opened(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield number, parse(_object(line))
-                    empty = False
-    except OSError as fault:  # also for a damaged gzip header
-        reason = fault.strerror or fault
-        raise RequestError(f"{path}: {reason}; give a readable JSONL file.") from fault
-    except (EOFError, zlib.error) as fault:
-        raise RequestError(f"{path}: {fault}; the file is damaged, fetch it again.") from fault
-    except UnicodeDecodeError as fault:
-        raise RequestError(f"{path}: {fault.reason}; the file must be UTF-8 text.") from fault
-    except ValueError as fault:
-        raise RequestError(f"{path}, line {number}: {fault}") from fault
+    for place, row in read_rows(str(path), str(path)):
+        try:
+            if not isinstance(row, dict):
+                raise ValueError(f"a row must be an object, {_got(row)}.")
+            parsed = parse(row)
+        except ValueError as fault:
+            raise RequestError(f"{path}, {place}: {fault}") from fault
+        yield place, parsed
+        empty = False
     if empty:
         raise RequestError(f"{path} has no rows; give one of FastChat's JSONL files.")
-
-
-def _object(line: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as fault:
-        raise ValueError(f"not JSON at column {fault.colno}: {fault.msg}.") from fault
-    except RecursionError as fault:
-        raise ValueError(f"unreadable JSON: {fault}.") from fault
-    if not isinstance(row, dict):
-        raise ValueError(f"a row must be an object, {_got(row)}.")
-    return row

@@ -115,7 +115,7 @@ def test_a_missing_field_is_an_error(key: str) -> None:
         (WORDS, {"num_words": 9}, "key 'relation' is missing or null; it must be 'less than' or"),
         (WORDS, {"num_words": None, "relation": "at least"}, "key 'num_words' is missing or null"),
         (WORDS, {"num_words": -1, "relation": "at least"}, "of 0 or more, got -1"),
-        (WORDS, {"num_words": 9.0, "relation": "at least"}, r"a whole number .* got 9\.0"),
+        (WORDS, {"num_words": 9.5, "relation": "at least"}, r"a whole number .* got 9\.5"),
         (WORDS, {"num_words": True, "relation": "at least"}, "a whole number .* got True"),
         (WORDS, {"num_words": 9, "relation": "at most"}, "got 'at most'"),
         (NO_COMMA, {"num_words": 9}, "key 'num_words' is unknown, got 9. It takes: none"),

@@ -1,0 +1,136 @@
+"""Items read from a benchmark's own file."""
+
+import reprlib
+from abc import ABC
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
+
+from sft_lab.errors import RequestError
+from sft_lab.evaluation.item import Item
+from sft_lab.evaluation.rows import read_rows
+from sft_lab.paths import resolve
+
+
+class ItemFile(ABC):  # noqa: B024 - what to do with the items is up to the subclass
+    """The items of a JSONL or Parquet file, read on the first use.
+
+    A row is an object, ``{"id": "m1", "messages": [{"role": "user", "content": "2 + 2?"}]}``, plus
+    the ``row_fields`` of the subclass; one for rows of another form overrides ``item``.
+
+    Args:
+        path: JSONL (also ``.gz``) or Parquet file, or ``world://`` name of a packaged one.
+        num_examples: Use only this many rows, spread evenly over the file; all by default.
+
+    Raises:
+        RequestError: If an argument is out of range.
+    """
+
+    row_fields: ClassVar[Mapping[str, type]] = {}
+
+    def __init__(self, path: str, num_examples: int | None = None) -> None:
+        if not path:
+            raise RequestError("path must name the benchmark's JSONL file, got ''.")
+        if num_examples is not None and num_examples < 1:
+            raise RequestError(
+                f"num_examples must be 1 or more, got {num_examples}. Leave it out to use all rows."
+            )
+        self.path = path
+        self.num_examples = num_examples
+        self._all_items: list[Item] | None = None
+        self._items: list[Item] | None = None
+
+    def items(self) -> list[Item]:
+        """Return the items to measure, in file order; the file is read once.
+
+        Raises:
+            RequestError: If the file or a row is unusable; names the file, the line and the key.
+        """
+        if self._items is None:
+            self._items = self._chosen(self.all_items())
+        return list(self._items)
+
+    def all_items(self) -> list[Item]:
+        """Return all items of the file; ``items`` returns the ones that are measured."""
+        if self._all_items is None:
+            self._all_items = list(self._read())
+        return list(self._all_items)
+
+    def check_row(self, row: Mapping[str, Any]) -> None:
+        """Check the benchmark's own fields of one row.
+
+        Raises:
+            ValueError: If one is missing or wrong; the caller adds file and line.
+        """
+        for key, kind in self.row_fields.items():
+            if key not in row:
+                raise ValueError(f"key '{key}' is missing; {type(self).__name__} rows need it.")
+            if not isinstance(row[key], kind) or (kind is int and isinstance(row[key], bool)):
+                raise ValueError(f"key '{key}' must be {_json_name(kind)}, {_got(row[key])}.")
+
+    def item(self, row: Mapping[str, Any], number: int) -> Item:
+        """Build an item from a row.
+
+        Args:
+            row: An object of the file.
+            number: Number of rows before it.
+
+        Raises:
+            ValueError: If a key is missing or wrong; the caller adds file and line.
+        """
+        if not isinstance(row.get("id"), str) or not row["id"]:
+            raise ValueError(f"key 'id' must be a non-empty string, {_got(row.get('id'))}.")
+        messages = row.get("messages")
+        if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
+            raise ValueError(
+                "key 'messages' must be a list of {'role': string, 'content': string}, "
+                f"{_got(messages)}."
+            )
+        if messages[-1]["role"] != "user":
+            raise ValueError(
+                f"key 'messages' must end with the user's turn, got role '{messages[-1]['role']}'."
+            )
+        return Item(id=row["id"], messages=tuple(messages), row=row)
+
+    def _read(self) -> Iterator[Item]:
+        first: dict[str, str] = {}
+        for number, (place, row) in enumerate(read_rows(resolve(self.path), self.path)):
+            try:
+                if not isinstance(row, dict):
+                    raise ValueError(f"a row must be an object, {_got(row)}.")
+                self.check_row(row)
+                item = self.item(row, number)
+                if item.id in first:
+                    raise ValueError(
+                        f"id '{item.id}' is already on {first[item.id]}; give every row its own."
+                    )
+            except ValueError as error:
+                raise RequestError(f"{self.path}, {place}: {error}") from error
+            first[item.id] = place
+            yield item
+
+    def _chosen(self, items: list[Item]) -> list[Item]:
+        if not items:
+            raise RequestError(f"{self.path} has no rows; a benchmark needs at least one.")
+        if self.num_examples is None:
+            return items
+        if self.num_examples > len(items):
+            raise RequestError(
+                f"num_examples is {self.num_examples}, but {self.path} has {len(items)} rows. "
+                "Leave it out to use all."
+            )
+        # Files are often sorted by kind: the first rows would all be of one kind.
+        return [items[i * len(items) // self.num_examples] for i in range(self.num_examples)]
+
+
+def _is_message(message: object) -> bool:
+    return isinstance(message, dict) and all(
+        isinstance(message.get(key), str) for key in ("role", "content")
+    )
+
+
+def _json_name(kind: type) -> str:
+    return "a string" if kind is str else "an object" if kind is Mapping else kind.__name__
+
+
+def _got(value: object) -> str:
+    return f"got {reprlib.repr(value)}"
