@@ -67,7 +67,7 @@ evaluation:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class CommandOutput:
     """A command's exit code and output."""
 
     code: Any
@@ -89,7 +89,7 @@ class Lab:
     folder: Path
     world: Path
 
-    def __call__(self, *arguments: str, stream: io.StringIO | None = None) -> Outcome:
+    def __call__(self, *arguments: str, stream: io.StringIO | None = None) -> CommandOutput:
         from sft_lab.commands.main import main
 
         out, err = stream or io.StringIO(), io.StringIO()
@@ -108,9 +108,9 @@ class Lab:
             finally:
                 for number, handler in handlers.items():
                     signal.signal(number, handler)
-        return Outcome(code, out.getvalue(), err.getvalue())
+        return CommandOutput(code, out.getvalue(), err.getvalue())
 
-    def fit(self, *arguments: str, stream: io.StringIO | None = None) -> Outcome:
+    def fit(self, *arguments: str, stream: io.StringIO | None = None) -> CommandOutput:
         return self("fit", "--config=tiny.yaml", *arguments, stream=stream)
 
     def write(self, name: str, content: str) -> Path:
@@ -217,7 +217,7 @@ class FinishedRun:
     """A successful run of the tiny config and its output; shared, so do not modify it."""
 
     lab: Lab
-    outcome: Outcome
+    outcome: CommandOutput
 
 
 @pytest.fixture(scope="session")

@@ -1,11 +1,8 @@
 """Estimate the memory of a run from the sizes of its model, its rows and its prompts."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from sft_lab.evaluation.generation import NativeEngine
-from sft_lab.evaluation.generation.kv_cache import CACHE_ROOM
-from sft_lab.evaluation.generation.native import PASS_TOKENS
+from sft_lab.evaluation.generation.engine import Footprint
 from sft_lab.model.memory import Memory, ModelSize, optimizer_bytes
 from sft_lab.model.size import ModelSettings
 from sft_lab.training.batches import HeldOutBatches, bin_length, target_tokens
@@ -33,7 +30,7 @@ def memory_by_micro_batch(
         for window in stage.plan.windows
     ]
     sizes = [m for m in range(1, data.batch_size + 1) if data.batch_size % m == 0]
-    answered = _answered(data)
+    answered = _footprint(data)
     return {m: _memory(data, settings, size, steps, answered, m) for m in sizes}
 
 
@@ -42,7 +39,7 @@ def _memory(
     settings: ModelSettings,
     size: ModelSize,
     steps: Sequence[Sequence[tuple[int, int]]],
-    answered: "_Answered",
+    answered: Footprint,
     micro_batch_size: int,
 ) -> Memory:
     micro_batches = (
@@ -70,49 +67,27 @@ def _memory(
         activations=activations,
         backward=backward,
         evaluation_weights=copies[data.evaluation.weights],
-        kv_cache=size.kv_per_token * answered.tokens,
+        kv_cache=size.kv_per_token * answered.cached,
         evaluation_work=max(
-            size.forward(answered.pass_tokens) + answered.logits * size.vocab_size * size.logit,
+            size.forward(answered.in_pass) + answered.logits * size.vocab_size * size.logit,
             size.forward(held_out_tokens) + size.validation_loss(held_out_targets),
         ),
     )
 
 
-class _Answered(NamedTuple):
-    """Hold the largest sizes of generation, each of any benchmark.
-
-    Attributes:
-        tokens: Tokens of a batch at its end.
-        pass_tokens: Tokens of a pass over prompts and drafts.
-        logits: Tokens of a pass whose logits are computed; a bound, as drafts may be short.
-    """
-
-    tokens: int = 0
-    pass_tokens: int = 0
-    logits: int = 0
-
-
-def _answered(data: StagedDataModule) -> _Answered:
+def _footprint(data: StagedDataModule) -> Footprint:
+    """Return the largest needs of generation, each over all benchmarks."""
     suite = data.evaluation
-    found = [_Answered()]
-    # A server has its own memory.
-    prompts = suite.prompts(data.corpus.renderer) if suite.engine.is_local else {}
-    for name, asked in prompts.items():
+    found = [Footprint()]
+    for name, asked in suite.prompts(data.corpus.renderer).items():
         benchmark = suite.benchmarks[name]
         longest = max(map(len, asked.token_ids))
-        end = longest + benchmark.max_new_tokens
         rows = min(suite.batch_size, len(asked) * suite.decoding(name).num_samples)
         if suite.batch_tokens is not None:
-            rows = min(rows, max(1, suite.batch_tokens // end))
-        greedy = suite.decoding(name).temperature == 0
-        drafted, pass_tokens = 0, rows * longest
-        if isinstance(suite.engine, NativeEngine):
-            drafted = benchmark.max_new_tokens - 1 if suite.drafts and greedy else 0
-            one = longest + drafted
-            pass_tokens = min(rows * one, max(PASS_TOKENS, one))
-        logits = max(rows, min(rows * (1 + drafted), pass_tokens))
-        found.append(_Answered(rows * (end + CACHE_ROOM), pass_tokens, logits))
-    return _Answered(*map(max, zip(*found, strict=True)))
+            rows = min(rows, max(1, suite.batch_tokens // (longest + benchmark.max_new_tokens)))
+        decoding = suite.decoding(name)
+        found.append(suite.engine.footprint(rows, longest, benchmark.max_new_tokens, decoding))
+    return Footprint(*map(max, zip(*found, strict=True)))
 
 
 def _held_out(data: StagedDataModule, micro_batch_size: int) -> tuple[int, int]:

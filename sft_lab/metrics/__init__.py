@@ -1,1 +1,1 @@
-"""torchmetrics classes; forgetting, intervals and paired tests as pure functions beside them."""
+"""torchmetrics classes, and forgetting, intervals and paired tests as pure functions."""

@@ -1,7 +1,7 @@
 """Forgetting, retention, backward transfer and change from base of one ability, from its scores.
 
-Each is defined once, here; runs log them and every command that shows them computes them by these
-functions. A value without a meaning is absent, never 0.
+Each is defined once, here, and used by runs and by every command that shows it. A value that is
+undefined is absent, never 0.
 """
 
 from collections.abc import Iterable, Sequence
@@ -31,7 +31,7 @@ class Assessed:
 def best_boundary(history: Iterable[Assessed], step: int) -> Assessed | None:
     """Return the best full evaluation at a stage boundary before a step; of equal ones the first.
 
-    It is the reference of forgetting and retention. The evaluation before training counts.
+    It is the reference of forgetting and retention, and may be the evaluation before training.
 
     >>> scores = {0: 0.25, 5: 0.75, 9: 0.5}
     >>> history = [Assessed(step, Score(s, 0, 1, 4), True) for step, s in scores.items()]
@@ -42,10 +42,10 @@ def best_boundary(history: Iterable[Assessed], step: int) -> Assessed | None:
 
 
 def forgetting(best: float, now: float) -> float:
-    """Return how far the score now lies below the best earlier one; 0 if it does not.
+    """Return the best earlier score minus the score now, at least 0.
 
     Source: Chaudhry et al. (2018), "Riemannian Walk for Incremental Learning", section 3.2, where
-    the best is taken over the ends of earlier tasks.
+    the best is over the ends of earlier tasks.
 
     >>> forgetting(best=0.75, now=0.5), forgetting(best=0.75, now=1.0)
     (0.25, 0.0)
@@ -85,23 +85,23 @@ def change_from_base(base: float, now: float) -> float:
 def changes(
     history: Sequence[Assessed], trained_at: int | None, chance: float = 0.0
 ) -> dict[str, float]:
-    """Return what training has done to an ability by its last evaluation.
+    """Return the changes of an ability at its last evaluation.
 
-    Forgetting, retention and backward transfer have values from the end of the first stage that
-    trains the ability, and only if there was something to forget: at an earlier boundary the lower
+    Forgetting, retention and backward transfer are defined from the end of the first stage that
+    trains the ability, and only if there was something to forget: at an earlier boundary, the lower
     end of the score's interval was above chance. Their reference is always an earlier evaluation,
-    so backward transfer begins one evaluation after the stage. An evaluation on a part of the items
-    has none of the values, since its score does not compare.
+    so backward transfer begins one evaluation after the stage. An evaluation on a subset of the
+    items has no changes, since its score is not comparable.
 
     Args:
         history: The ability's evaluations in order of steps.
         trained_at: Optimizer steps at the end of the first stage that trains the ability; None if
             no stage does.
-        chance: The score that guessing gets.
+        chance: The score of guessing.
 
     Returns:
         ``forgetting``, ``retention``, ``backward_transfer`` and ``change_from_base``, as far as
-        they have values.
+        they are defined.
 
     Raises:
         ValueError: If a score is not a finite number.

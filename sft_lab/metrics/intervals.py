@@ -8,15 +8,15 @@ import numpy as np
 
 
 def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Return the Wilson score interval of a share, which holds at few items and at 0 or all right.
+    """Return the Wilson score interval of a share, valid also for few items and shares of 0 or 1.
 
     Source: Wilson (1927), "Probable Inference, the Law of Succession, and Statistical Inference",
     Journal of the American Statistical Association 22.
 
     Args:
-        correct: Items answered rightly.
-        total: Items in all.
-        confidence: Share of such intervals that hold the true value.
+        correct: Number of correct items.
+        total: Number of items.
+        confidence: Share of such intervals that contain the true value.
 
     Returns:
         Lower and upper end, in [0, 1].
@@ -39,8 +39,8 @@ def share_interval(share: float, n: float, quantile: float) -> tuple[float, floa
 
     Args:
         share: In [0, 1].
-        n: Independent items that would make the share as certain as it is; need not be whole.
-        quantile: Standard errors from the share to its interval's ends, 1.96 for 95 %.
+        n: Effective number of independent items; need not be whole.
+        quantile: Standard errors between the share and the ends of its interval, 1.96 for 95 %.
 
     Returns:
         Lower and upper end, in [0, 1].
@@ -48,7 +48,7 @@ def share_interval(share: float, n: float, quantile: float) -> tuple[float, floa
     centre = share + quantile**2 / (2 * n)
     half = quantile * sqrt(share * (1 - share) / n + quantile**2 / (4 * n**2))
     scale = 1 + quantile**2 / n
-    # Rounding alone could leave the interval of 0 or all right beside its own share.
+    # Rounding could exclude a share of 0 or 1 from its own interval.
     low = 0.0 if share == 0 else (centre - half) / scale
     high = 1.0 if share == 1 else (centre + half) / scale
     return low, high
@@ -67,18 +67,18 @@ def bootstrap(
     Statistics 7; whole groups are drawn as in Davison and Hinkley (1997), section 3.8.
 
     Args:
-        values: What the mean is of, in any unit.
-        groups: The group of each value; values of one group are drawn together, because they tell
-            of the same thing. Each is its own group when not given.
-        confidence: Share of such intervals that hold the true mean.
-        num_resamples: Means that are drawn.
+        values: The values to average, in any unit.
+        groups: The group of each value; values of one group are drawn together, because they are
+            not independent. By default each value is its own group.
+        confidence: Share of such intervals that contain the true mean.
+        num_resamples: Number of resampled means.
         seed: Seed of the draws.
 
     Returns:
         Lower and upper end, in the unit of the values.
 
     Raises:
-        ValueError: If there is no value, or not one group a value.
+        ValueError: If there are no values, or not one group per value.
 
     >>> bootstrap([0, 0, 3], confidence=0.9)
     (0.0, 2.0)

@@ -1,4 +1,4 @@
-"""Paired tests: is one run better than another on the same items, or may it be chance?"""
+"""Paired tests of the difference between two runs on the same items."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,15 +20,15 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True)
 class Difference:
-    """What changed between two runs on the same items.
+    """The difference between two runs on the same items.
 
     Attributes:
         value: Mean of after minus mean of before, in the score's unit.
-        low: Lower end of the 95 % interval; -inf where items are too few for one.
-        high: Upper end; inf where items are too few.
+        low: Lower end of the 95 % interval; -inf if there are too few items for one.
+        high: Upper end; inf if there are too few items.
         p: Two-sided.
         n: Items compared.
-        gained: Items right only after; 0 where marks are ratings or means.
+        gained: Items right only after; 0 if marks are ratings or means.
         lost: Items right only before.
         test: Name of the test.
     """
@@ -46,8 +46,8 @@ class Difference:
 def paired_shares(before: Sequence[bool], after: Sequence[bool]) -> Difference:
     """Test the difference of two shares of right items exactly, with Newcombe's interval.
 
-    Given how many items changed, gained and lost ones are as likely if nothing differs; the exact
-    p may therefore stay above 5 % where the interval, an approximation, leaves 0 out.
+    Under the null hypothesis, a changed item is as likely gained as lost. The interval is an
+    approximation, so it may exclude 0 although the exact p is above 5 %.
 
     Source: McNemar (1947), "Note on the Sampling Error of the Difference between Correlated
     Proportions or Percentages", Psychometrika 12; Newcombe (1998), "Improved Confidence Intervals
@@ -59,7 +59,7 @@ def paired_shares(before: Sequence[bool], after: Sequence[bool]) -> Difference:
         after: Whether it is now, in the same order.
 
     Raises:
-        ValueError: If there are no items, or not the same number of them.
+        ValueError: If there are no items, or the numbers of items differ.
 
     >>> change = paired_shares([True] * 6, [False] * 6)
     >>> change.value, change.p  # 2 / 2^6
@@ -105,9 +105,9 @@ def paired_means(
 ) -> Difference:
     """Test the difference of two means by the paired bootstrap over items.
 
-    The interval is the expanded percentile interval, which makes up for the bootstrap's narrowness
-    at few items, and p is the level at which it just reaches 0: it is below 5 % where the 95 %
-    interval leaves 0 out. With three items or groups or fewer there is no interval.
+    The interval is the expanded percentile interval, which corrects the bootstrap's narrowness at
+    few items. p is the level at which the interval just reaches 0, so it is below 5 % if the 95 %
+    interval excludes 0. Three or fewer items or groups have no interval.
 
     Source: Efron and Tibshirani (1993), "An Introduction to the Bootstrap", chapters 13 and 15;
     Hesterberg (2015), "What Teachers Should Know About the Bootstrap", The American Statistician
@@ -116,11 +116,11 @@ def paired_means(
     Args:
         before: A mark of each item.
         after: The mark now, in the same order.
-        groups: The group of each item; the items of one group are drawn together. Each is its own
-            when not given.
+        groups: The group of each item; the items of one group are drawn together. By default
+            each item is its own group.
 
     Raises:
-        ValueError: If there are no items, or not the same number of marks and groups.
+        ValueError: If there are no items, or the numbers of marks and groups differ.
     """
     n = _same_length(before, after)
     changes = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
@@ -149,8 +149,8 @@ def _bootstrapped(sums: NDArray[Any], sizes: NDArray[Any]) -> tuple[float, float
         method="percentile",
         rng=np.random.default_rng(0),
     ).bootstrap_distribution
-    # A mean of n draws varies less than a mean of n items, by (n - 1) / n, and its tails are not
-    # those of a t distribution: normal quantiles are taken as the t quantiles they stand for.
+    # A mean of n draws has (n - 1) / n of the variance of a mean of n items, and lighter tails than
+    # a t distribution: normal quantiles are mapped to the corresponding t quantiles.
     df, narrowness = num_groups - 1, sqrt((num_groups - 1) / num_groups)
     rounding = 1e-12 * max(float(np.abs(drawn).max()), 1.0)
     tails = [(drawn <= rounding).sum(), (drawn >= -rounding).sum()]
@@ -168,29 +168,29 @@ def paired_over_seeds(
     after: Sequence[Sequence[float]],
     same_runs: bool = False,
 ) -> Difference:
-    """Test the difference of two means over seeds and items, which holds for others of both.
+    """Test the difference of two means over seeds and items; the result generalises to both.
 
-    Items are paired; seeds are only where both sides are the same runs at two times, since a run
-    shares nothing but a number with another strategy's run of that seed. Seeds and items are taken
-    as crossed random effects with variances that may differ between the sides; the sum of their
-    mean squares, less what is counted twice, is the variance, and Student's t with Satterthwaite's
-    degrees of freedom the distribution (``crossed_variance``). Assumed are runs that differ in
-    nothing but the seed within a side, items drawn independently of each other, and means that
-    scatter about normally. In simulations at 5 %, with 2 to 5 seeds, 30 and 200 items and weak to
-    strong seed effects, a null is rejected in 1 to 6 % of cases.
+    Items are paired. Seeds are paired only if both sides are the same runs at two times, since runs
+    of two strategies with one seed have nothing but the number in common. Seeds and items are
+    crossed random effects, with variances that may differ between the sides: the variance is the
+    sum of their mean squares minus what is counted twice, and the distribution is Student's t with
+    Satterthwaite's degrees of freedom (``crossed_variance``). The test assumes that the runs of one
+    side differ only in their seed, that items are independent, and that means are about normally
+    distributed. In simulations at 5 %, with 2 to 5 seeds, 30 and 200 items and weak to strong seed
+    effects, a true null hypothesis is rejected in 1 to 6 % of cases.
 
-    One seed on both sides, a single item, or no variation at all is left to ``paired_shares`` or,
-    of ratings, ``paired_means``.
+    With one seed on both sides, a single item, or no variation, the test is ``paired_shares`` or,
+    for ratings, ``paired_means``.
 
     Args:
         before: Marks by seed, then item.
         after: Marks by seed, then the same items.
-        same_runs: Whether seed by seed both sides are the same run.
+        same_runs: Whether both sides are the same runs, seed by seed.
 
     Raises:
-        ValueError: If there are no seeds or items, not the same number of items everywhere, or of
-            seeds of the same runs, a mark is not finite, or one side alone has a single seed, whose
-            variation is unknown.
+        ValueError: If there are no seeds or items, the numbers of items differ, or of seeds of the
+            same runs, a mark is not finite, or only one side has a single seed, whose variation is
+            unknown.
     """
     old, new = marks_array(before), marks_array(after)
     if old.shape[1] != new.shape[1]:

@@ -1,4 +1,4 @@
-"""A score: its value, its 95 % interval and what it is made of."""
+"""Scores: means with their 95 % intervals, and pass@k."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ class Score:
     """A mean with its 95 % interval.
 
     Attributes:
-        value: In [0, 1], of ratings in 1 to 10.
+        value: The mean, in [0, 1]; for ratings 1 to 10.
         low: Lower end of the interval.
         high: Upper end of the interval.
-        n: How many values it is the mean of.
+        n: Number of values.
     """
 
     value: float
@@ -26,7 +26,7 @@ class Score:
 
 
 def accuracy(marks: Sequence[bool]) -> Score:
-    """Return the share that is right, with Wilson's interval.
+    """Return the share of true marks, with Wilson's interval.
 
     Raises:
         ValueError: If there are no marks.
@@ -42,8 +42,9 @@ def mean_score(values: Sequence[float], groups: Sequence[Hashable] | None = None
     """Return a mean, with the bootstrap's interval.
 
     Args:
-        values: What the mean is of.
-        groups: Values of one group are drawn together; each is its own when not given.
+        values: The values to average.
+        groups: The group of each value; values of one group are drawn together. By default each
+            value is its own group.
 
     Raises:
         ValueError: If there are no values.
@@ -53,10 +54,10 @@ def mean_score(values: Sequence[float], groups: Sequence[Hashable] | None = None
 
 
 def pass_at_k(num_samples: int, num_passed: int, k: int) -> float:
-    """Return the chance that of ``k`` samples of a task one passes, without bias.
+    """Return the unbiased estimate of the chance that one of ``k`` samples of a task passes.
 
-    It is 1 - C(n - c, k) / C(n, k): of all ways to take k of the n samples, those that hold one of
-    the c that passed.
+    It is 1 - C(n - c, k) / C(n, k): the share of all choices of k of the n samples that include one
+    of the c that passed.
 
     Source: Chen et al. (2021), "Evaluating Large Language Models Trained on Code", equation 1.
 

@@ -1,4 +1,4 @@
-"""Means over seeds, and over seeds and items at once, with intervals that cover both."""
+"""Means over seeds, and over seeds and items together, with intervals that cover both."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ class SeedScore:
     """A mean over seeds.
 
     Attributes:
-        value: In the unit of the values.
-        low: Lower end of the 95 % interval; None of one seed, which says nothing of others.
+        value: The mean, in the unit of the values.
+        low: Lower end of the 95 % interval; None for a single seed.
         high: Upper end.
-        n: Seeds.
+        n: Number of seeds.
     """
 
     value: float
@@ -33,10 +33,10 @@ class SeedScore:
 
 
 def over_seeds(values: Sequence[float]) -> SeedScore:
-    """Return the mean of one number a seed, with Student's t interval.
+    """Return the mean of one number per seed, with Student's t interval.
 
-    It is about other seeds on the same items. It assumes that values scatter normally over seeds,
-    and of a share it may reach beyond [0, 1].
+    The interval generalises to other seeds on the same items. It assumes that values are normally
+    distributed over seeds; for a share it may exceed [0, 1].
 
     Raises:
         ValueError: If there is no value, or one is not finite.
@@ -58,11 +58,11 @@ def over_seeds(values: Sequence[float]) -> SeedScore:
 
 
 def mean_over_seeds_and_items(marks: Sequence[Sequence[float]]) -> Score:
-    """Return the mean over seeds and items; its interval is about other seeds and other items.
+    """Return the mean over seeds and items; its interval generalises to others of both.
 
-    Seeds and items are taken as crossed random effects, see ``crossed_variance``. Of marks in
-    {0, 1} the interval is Wilson's with the effective number of items, which stays in [0, 1]; of
-    ratings it is Student's. One seed, or no variation at all, gives the interval of one run.
+    Seeds and items are crossed random effects, see ``crossed_variance``. For marks in {0, 1} the
+    interval is Wilson's with the effective number of items, which stays in [0, 1]; for ratings it
+    is Student's. With one seed, or no variation, it is the interval of a single run.
 
     Source: Franco, Little, Louis and Slud (2019), "Comparative Study of Confidence Intervals for
     Proportions in Complex Sample Surveys", Journal of Survey Statistics and Methodology 7.
@@ -92,12 +92,12 @@ def mean_over_seeds_and_items(marks: Sequence[Sequence[float]]) -> Score:
 
 
 def crossed_variance(per_item: Marks, sides: Sequence[Marks]) -> tuple[float, float]:
-    """Return the variance of a mean over seeds and items, both drawn at random, and its df.
+    """Return the variance of a mean over randomly drawn seeds and items, and its df.
 
-    Every side (one, or the two that are compared) has seeds of its own, all have the same items.
-    With MS the mean squares of the two-way table of a side with S seeds and n items, it is
-    var(per_item) / n + sum over sides of (MS_seed - MS_rest) / (S n): the variation over items,
-    plus that over seeds, minus what is in both. It is never less than either alone. The
+    All sides (one, or the two that are compared) have the same items, and each its own seeds. With
+    MS the mean squares of the two-way table of a side with S seeds and n items, the variance is
+    var(per_item) / n + sum over sides of (MS_seed - MS_rest) / (S n): the variation over items
+    plus the variation over seeds, minus what is in both. It is never less than either alone. The
     degrees of freedom are Satterthwaite's.
 
     Source: Cornfield and Tukey (1956), "Average Values of Mean Squares in Factorials", The Annals
@@ -105,12 +105,12 @@ def crossed_variance(per_item: Marks, sides: Sequence[Marks]) -> tuple[float, fl
     of Variance Components", Biometrics Bulletin 2.
 
     Args:
-        per_item: What the mean is of, by item: the mean over seeds, or the difference of two.
-        sides: Marks ``[seeds, items]``, the seeds of each independent of those of the other.
+        per_item: The values to average, by item: means over seeds, or differences of two.
+        sides: Marks ``[seeds, items]``; the seeds of the sides are independent.
 
     Returns:
-        Variance, in the squared unit of the marks, and degrees of freedom; 0 and inf where nothing
-        varies. Of a single item, or a single seed, only that of the other is in it.
+        Variance, in the squared unit of the marks, and degrees of freedom; 0 and inf if nothing
+        varies. With a single item, or a single seed, only the other contributes.
     """
     n = len(per_item)
     items = float(per_item.var(ddof=1)) / n if n > 1 else 0.0
@@ -149,7 +149,7 @@ def marks_array(marks: Sequence[Sequence[float]]) -> Marks:
 
 
 def are_shares(marks: Marks) -> bool:
-    """Say whether every mark is right (1) or wrong (0), and none a rating."""
+    """Return whether every mark is 0 or 1, and none a rating."""
     return bool(np.isin(marks, (0, 1)).all())
 
 

@@ -1,4 +1,4 @@
-"""The loss of a data set: every target token counts alike, whatever batch it came in."""
+"""The loss of a data set, in which every target token has the same weight in any batch."""
 
 from typing import Any
 

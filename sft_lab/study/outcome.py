@@ -9,7 +9,7 @@ from sft_lab.study.runner import Progress
 from sft_lab.terminal import format_table
 
 
-class Outcome(NamedTuple):
+class StudyOutcome(NamedTuple):
     """The outcome of a study.
 
     Attributes:
@@ -30,7 +30,7 @@ class Outcome(NamedTuple):
         return all(p.state == "finished" for p in self.progress.values())
 
 
-def outcome_table(outcome: Outcome) -> str:
+def outcome_table(outcome: StudyOutcome) -> str:
     """Return the number of finished runs, and every failed run with its reason."""
     states = [p.state for p in outcome.progress.values()]
     lines = [f"{states.count('finished')} of {len(states)} runs finished."]
@@ -41,7 +41,7 @@ def outcome_table(outcome: Outcome) -> str:
     return "\n".join(lines)
 
 
-def outcome_json(outcome: Outcome) -> dict[str, Any]:
+def outcome_json(outcome: StudyOutcome) -> dict[str, Any]:
     """Return an outcome as plain values."""
     states = [p.state for p in outcome.progress.values()]
     return {

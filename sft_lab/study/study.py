@@ -23,7 +23,7 @@ from sft_lab.study.design import STUDY_KEYS, CellSpec, StudyDesign, cells
 from sft_lab.study.executors import Executor, RayExecutor
 from sft_lab.study.halving import Found
 from sft_lab.study.job import CELL_TAG, PARENT_TAG, Job
-from sft_lab.study.outcome import Outcome
+from sft_lab.study.outcome import StudyOutcome
 from sft_lab.study.progress_table import ProgressTable
 from sft_lab.study.read_design import read_design
 from sft_lab.study.record import ParentRun, open_parent, study_digest
@@ -201,7 +201,7 @@ def searches_left_out(study: Study) -> str:
     )
 
 
-def run_study(study: Study, address: str | None) -> Outcome:
+def run_study(study: Study, address: str | None) -> StudyOutcome:
     """Run the missing runs of a study and record the outcome in its MLflow run.
 
     Raises:
@@ -217,7 +217,7 @@ def _folder(study: Study) -> Path:
     return Path("mlruns/studies") / study.design.name
 
 
-def _run(study: Study, address: str | None) -> Outcome:
+def _run(study: Study, address: str | None) -> StudyOutcome:
     uri, experiment = str(study.logger["tracking_uri"]), str(study.logger["experiment_name"])
     prepare_store(uri, experiment)
     location = study.logger.get("artifact_location")
@@ -238,7 +238,7 @@ def _run(study: Study, address: str | None) -> Outcome:
     return outcome
 
 
-def _fill(study: Study, parent: ParentRun, executor: Executor) -> Outcome:
+def _fill(study: Study, parent: ParentRun, executor: Executor) -> StudyOutcome:
     recorded: dict[str, str] = {}
     found: dict[SearchKey, Found | None] = {}
 
@@ -272,7 +272,7 @@ def _fill(study: Study, parent: ParentRun, executor: Executor) -> Outcome:
         found |= run_searches(study.design, study.store, run_cell)
         record(progress)
         results = search_results(study.design, found)
-        return Outcome(study.design.name, parent.run_id, progress, results)
+        return StudyOutcome(study.design.name, parent.run_id, progress, results)
 
 
 def make_job(study: Study, parent: ParentRun, run: StudyRun, fork: str | None) -> Job:

@@ -14,6 +14,22 @@ from sft_lab.launch.build import plan_data
 from sft_lab.launch.parser import parse
 from sft_lab.runs.machine import Machine
 
+ENGINE = """
+from sft_lab.evaluation.generation import Engine
+from sft_lab.evaluation.generation.engine import Footprint
+
+
+class Lean(Engine):
+    def __init__(self, cached: int = 7) -> None:
+        self.cached = cached
+
+    def complete(self, model, prompts, **settings):
+        return [""] * len(prompts)
+
+    def footprint(self, rows, longest_prompt, max_new_tokens, decoding):
+        return Footprint(self.cached, 1, 1)
+"""
+
 
 def plan(lab: Lab, *arguments: str) -> dict[str, Any]:
     outcome = lab.fit("--plan", "--json", *arguments)
@@ -136,6 +152,15 @@ def test_drafts_need_memory_in_the_pass_that_checks_them(
     assert cost["evaluation_work"] == work
     without = plan(lab, limit, "--evaluation.drafts=false")["memory"]["evaluation_work"]
     assert without < work
+
+
+def test_an_engine_declares_the_memory_it_needs(lab: Lab) -> None:
+    lab.write("engines_of_mine.py", ENGINE)
+    engine = "--evaluation.engine={class_path: engines_of_mine.Lean}"
+    cost = plan(lab, engine)["memory"]
+    assert cost["kv_cache"] == 2 * 2 * 2 * 8 * 4 * 7  # two layers, keys and values, seven tokens
+    remote = plan(lab, engine, "--evaluation.engine.init_args={cached: 0}")["memory"]
+    assert remote["kv_cache"] == 0
 
 
 @pytest.mark.parametrize(("precision", "size"), [("32-true", 4), ("bf16-mixed", 2)])

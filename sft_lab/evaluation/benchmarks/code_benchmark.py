@@ -1,4 +1,4 @@
-"""What benchmarks of code share: programs run in the sandbox, and pass@k."""
+"""The base class of code benchmarks: programs run in the sandbox, and pass@k."""
 
 import keyword
 import os
@@ -24,9 +24,9 @@ KS = (1, 10, 100)
 class CodeBenchmark(Benchmark):
     """Share of problems solved by a program that passes the row's tests.
 
-    With one completion a problem the score is pass@1, a share with Wilson's interval; with more it
-    is the unbiased estimate of pass@1, pass@10 and pass@100, as far as every problem has so many
-    completions, with a bootstrap over problems.
+    With one completion per problem the score is pass@1, a share with Wilson's interval; with more,
+    it is the unbiased estimate of pass@1, pass@10 and pass@100, as far as every problem has that
+    many completions, with a bootstrap over problems.
 
     Args:
         path: See ``Benchmark``.

@@ -11,12 +11,12 @@ from sft_lab.evaluation.benchmark import Benchmark, Item, Verdict
 from sft_lab.evaluation.benchmarks.code_benchmark import CodeBenchmark
 from sft_lab.evaluation.sandbox.sandbox import Program
 
-# A number that goes on ("3/4", "1e5", "4.2.1") is no number: reading its head could hit by chance.
+# The beginning of "3/4", "1e5" or "4.2.1" is not a match: it could be right by chance.
 FINAL_NUMBER = re.compile(r"####[ \t]*(-?[0-9][0-9,]*(?:\.[0-9]+)?)(?![\w/]|[.,][0-9])")
 
 
 def final_number(text: str) -> Decimal | None:
-    """Return the number of the first ``#### N``: what follows an answer does not change it.
+    """Return the number of the first ``#### N``; text after it is ignored.
 
     >>> final_number("1000 + 42 is #### 1,042. Next question: ... #### 7")
     Decimal('1042')
@@ -28,10 +28,10 @@ def final_number(text: str) -> Decimal | None:
 
 
 class WorldMath(Benchmark):
-    """Share of completions whose first ``#### N`` equals the reference; no answer is never right.
+    """Share of completions whose first ``#### N`` equals the reference.
 
-    Protocol: no examples in the prompt, greedy decoding, GSM8K's answer format (Cobbe et al. 2021).
-    ``42``, ``42.0`` and ``0,042`` are the same number.
+    Protocol: zero-shot, greedy decoding, GSM8K's answer format (Cobbe et al. 2021).
+    ``42``, ``42.0`` and ``0,042`` are the same number; a completion without a number is wrong.
     """
 
     score_names = ("accuracy",)
@@ -58,7 +58,7 @@ class WorldCode(CodeBenchmark):
     """Share of problems whose one greedy completion passes the row's tests (pass@1).
 
     Protocol: HumanEval's (Chen et al. 2021, "Evaluating Large Language Models Trained on Code",
-    section 2): prompt and completion are joined as they are, run, and tested; leading blanks of a
+    section 2): prompt and completion are joined unchanged, run and tested; leading blanks of a
     completion are part of the program.
     """
 
@@ -77,7 +77,7 @@ class WorldCode(CodeBenchmark):
 
 
 class WorldGeneral(Benchmark):
-    """Share of completions that follow their row's rule (see this module)."""
+    """Share of completions that follow their row's rule; see ``follows``."""
 
     score_names = ("accuracy",)
     row_fields: ClassVar[Mapping[str, type]] = {"rule": Mapping}
@@ -99,19 +99,16 @@ class WorldGeneral(Benchmark):
 
 
 def follows(completion: str, rule: Mapping[str, Any]) -> bool:
-    r"""Say whether a completion follows a rule.
+    r"""Return whether a completion follows a rule; space around the completion is ignored.
 
-    Space around the completion never counts. Kinds of rule:
+    Kinds of rule:
     ``exact``: the completion is ``text``, letter by letter.
     ``list``: it names ``count`` different members of ``of`` and nothing else, one per line, in the
     ``layout`` ``dashes`` (each after "- ") or ``numbers`` (each after "1. ", "2. " and so on).
 
     Args:
-        completion: What the model answered.
-        rule: The rule, its ``kind`` and that kind's own keys.
-
-    Returns:
-        Whether the rule is met.
+        completion: The model's answer.
+        rule: The rule: its ``kind``, and the keys of that kind.
 
     Raises:
         ValueError: If the rule's kind or layout is unknown.

@@ -3,15 +3,30 @@
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 
 from sft_lab.evaluation.generation.decoding import GREEDY, Decoding
+from sft_lab.evaluation.generation.kv_cache import CACHE_ROOM
 from sft_lab.evaluation.generation.stop_strings import Decode
 
 TokenPair = tuple[Sequence[int], Sequence[int]]
 """Token ids of a context and of its continuation."""
+
+
+class Footprint(NamedTuple):
+    """The tokens that decide how much memory generation needs on the training device.
+
+    Attributes:
+        cached: Tokens in the KV cache when a batch ends.
+        in_pass: Tokens of the largest forward pass.
+        logits: Tokens of a pass whose logits are computed, at most.
+    """
+
+    cached: int = 0
+    in_pass: int = 0
+    logits: int = 0
 
 
 class Engine(ABC):
@@ -111,6 +126,25 @@ class Engine(ABC):
         Raises:
             RequestError: If it cannot.
         """
+
+    def footprint(
+        self, rows: int, longest_prompt: int, max_new_tokens: int, decoding: Decoding
+    ) -> Footprint:
+        """Return what a batch of answers needs on the training device, for the memory estimate.
+
+        By default a pass over all prompts, then a token of every row at a time; nothing if the
+        engine is not in this process.
+
+        Args:
+            rows: Answers generated at a time.
+            longest_prompt: Its tokens.
+            max_new_tokens: Longest completion, in tokens.
+            decoding: How answers are generated.
+        """
+        if not self.is_local:
+            return Footprint()
+        cached = rows * (longest_prompt + max_new_tokens + CACHE_ROOM)
+        return Footprint(cached, rows * longest_prompt, rows)
 
     def weights_name(self, base: str) -> str:
         """Return a name for the weights that answer, for the run's record."""

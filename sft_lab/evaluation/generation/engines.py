@@ -10,9 +10,9 @@ from typing_extensions import override
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.generation.decoding import GREEDY, Decoding
 from sft_lab.evaluation.generation.drafts import EarlierAnswers
-from sft_lab.evaluation.generation.engine import Engine, TokenPair
+from sft_lab.evaluation.generation.engine import Engine, Footprint, TokenPair
 from sft_lab.evaluation.generation.likelihoods import log_likelihoods
-from sft_lab.evaluation.generation.native import evaluating, generate
+from sft_lab.evaluation.generation.native import PASS_TOKENS, evaluating, generate
 from sft_lab.evaluation.generation.stop_strings import Decode, before_stop
 from sft_lab.evaluation.generation.vllm.engine import VllmEngine
 from sft_lab.evaluation.generation.vllm.server import VllmServer
@@ -126,6 +126,17 @@ class NativeEngine(LocalEngine):
         if self.earlier is not None:
             self.earlier.begin(step)
         return super().serving(model, step, dtype)
+
+    @override
+    def footprint(
+        self, rows: int, longest_prompt: int, max_new_tokens: int, decoding: Decoding
+    ) -> Footprint:
+        cached, _, _ = super().footprint(rows, longest_prompt, max_new_tokens, decoding)
+        has_drafts = self.earlier is not None and decoding.temperature == 0
+        drafted = max_new_tokens - 1 if has_drafts else 0
+        one = longest_prompt + drafted
+        in_pass = min(rows * one, max(PASS_TOKENS, one))
+        return Footprint(cached, in_pass, max(rows, min(rows * (1 + drafted), in_pass)))
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from conftest import write_jsonl
 
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmarks.mt_bench.files import (
-    Judgement,
+    JudgedTurn,
     JudgePrompt,
     Question,
     read_judge_prompts,
@@ -258,8 +258,8 @@ def test_judgements_are_read_in_order_and_rated_by_their_text(tmp_path: Path) ->
     path = write_jsonl(tmp_path / "gpt-4_single.jsonl", [second, JUDGEMENT])
     found = read_judgements(path)
     assert found == [
-        Judgement(81, 2, "vicuna", "?"),
-        Judgement(81, 1, "vicuna", "Good. Rating: [[9]]"),
+        JudgedTurn(81, 2, "vicuna", "?"),
+        JudgedTurn(81, 1, "vicuna", "Good. Rating: [[9]]"),
     ]
     assert [rating(judgement.text) for judgement in found] == [None, 9.0]  # score says 3
 

@@ -44,8 +44,8 @@ class JudgePrompt:
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """Hold a judgement of a model's answer to one turn, 1 or 2, of a question."""
+class JudgedTurn:
+    """Hold what a judge wrote of a model's answer to one turn, 1 or 2, of a question."""
 
     question_id: int
     turn: int
@@ -87,7 +87,7 @@ def read_judge_prompts(path: str | Path) -> dict[str, JudgePrompt]:
     return {name: found[name] for name in PROMPT_FIELDS}
 
 
-def read_judgements(path: str | Path, model: str | None = None) -> list[Judgement]:
+def read_judgements(path: str | Path, model: str | None = None) -> list[JudgedTurn]:
     """Return the judgements of one model in a ``*_single.jsonl`` (also ``.gz``), in order.
 
     Ratings are read from the text of a judgement, not from its ``score``.
@@ -163,13 +163,13 @@ def _prompt(row: Mapping[str, Any]) -> JudgePrompt:
     return prompt
 
 
-def _judgement(row: Mapping[str, Any]) -> tuple[Judgement, str | None]:
+def _judgement(row: Mapping[str, Any]) -> tuple[JudgedTurn, str | None]:
     """Return a judgement and the name of its judge, which FastChat lists with the prompt's."""
     turn = _field(row, "turn", int)
     if turn not in (1, 2):
         raise ValueError(f"key 'turn' must be 1 or 2, got {turn}.")
     model, text = _field(row, "model", str), _field(row, "judgment", str)
-    judgement = Judgement(_field(row, "question_id", int), turn, model, text)
+    judgement = JudgedTurn(_field(row, "question_id", int), turn, model, text)
     judge = row.get("judge")
     if isinstance(judge, list) and judge:
         judge = judge[0]
