@@ -10,7 +10,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
-from sft_lab.errors import Interrupted, RequestError
+from sft_lab.config.ranges import PositiveInt
+from sft_lab.errors import Interrupted
 from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.runs.checkpoint import RunStamp, last_checkpoint, link_or_copy, stage_checkpoint
 from sft_lab.runs.logger import run_logger
@@ -34,12 +35,10 @@ class RunCheckpoint(Checkpoint):
 
     def __init__(
         self,
-        every_n_steps: int = 50,
+        every_n_steps: PositiveInt = 50,
         dirpath: Path = Path("mlruns/checkpoints"),
         keep_stages: bool = True,
     ) -> None:
-        if every_n_steps < 1:
-            raise RequestError(f"checkpoint.every_n_steps must be 1 or more, got {every_n_steps}.")
         self.every_n_steps = every_n_steps
         self.dirpath = dirpath
         self.keep_stages = keep_stages

@@ -18,9 +18,25 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from lightning import Trainer
 
-from sft_lab.launch.parser import GROUPS, MANAGED_TRAINER_ARGS
+from sft_lab.config.check import argument_types
+from sft_lab.config.ranges import Seed, schema_bounds
+from sft_lab.data.sources import Source
+from sft_lab.evaluation.generation.decoding import Decoding
+from sft_lab.evaluation.generation.vllm.server import VllmServer
+from sft_lab.launch.parser import GROUPS, MANAGED_TRAINER_ARGS, TRAINER_RANGES
+from sft_lab.model.qlora import Lora
 from sft_lab.runs.logger import RunLogger
-from sft_lab.study.design import QuestionDesign, StudyDesign
+from sft_lab.study.design import (
+    Arm,
+    Axis,
+    QuestionDesign,
+    ReportDesign,
+    Resources,
+    Search,
+    StudyDesign,
+)
+from sft_lab.training.guard import Guard
+from sft_lab.training.stage import Stage
 
 FOLDER = Path(__file__).parents[1] / "configs" / "schema"
 LINKED = {  # keys that follow from others, so that no config may hold them
@@ -44,6 +60,14 @@ _SHARE = {
 }
 _SHARES = {"k": "", "total": "", "mixture": "additionalProperties", "shares": "items"}
 """Keys of the type ``Share``, or of a container of it; jsonargparse takes that type for text."""
+DATACLASSES = {
+    owner.__name__: owner
+    for owner in (
+        *(Lora, Source, VllmServer, Decoding, Stage, Guard),
+        *(Arm, Axis, QuestionDesign, ReportDesign, Resources, Search),
+    )
+}
+"""Classes that jsonargparse describes under their names."""
 _PLAIN = (int, float, str, bool, type(None), Path)
 _STUDY = {"study": StudyDesign, "question": QuestionDesign}
 
@@ -55,6 +79,12 @@ def import_classes() -> None:
         for module in pkgutil.walk_packages(root.__path__, f"{root.__name__}."):
             if not module.name.endswith(("sandbox.program", "sandbox.worker")):
                 importlib.import_module(module.name)
+
+
+def class_at(path: str) -> Any:
+    """Return a class by its dotted path."""
+    module, _, name = path.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 def is_plain(hint: Any) -> bool:
@@ -73,7 +103,25 @@ def emitted(owners: dict[str, Any], skip: dict[str, set[str]]) -> Schema:
             owner, group, skip=skip.get(group, set()), fail_untyped=False, instantiate=False
         )
     schema: Schema = json.loads(parser.get_completion_script("jsonschema"))
+    for group, owner in owners.items():
+        add_ranges(schema["properties"][group], owner)
+    for name, definition in schema.get("$defs", {}).items():
+        for choice in definition.get("anyOf", []):
+            if path := choice.get("properties", {}).get("class_path", {}).get("const"):
+                add_ranges(choice["properties"].get("init_args", {}), class_at(path))
+        if owner := DATACLASSES.get(name):
+            add_ranges(definition, owner)
     return schema
+
+
+def add_ranges(schema: Schema, owner: Any) -> None:
+    """Add the ranges of a class's arguments to their schema, from the annotated types."""
+    for name, hint in argument_types(owner).items():
+        part = schema.get("properties", {}).get(name, {})
+        part |= schema_bounds(hint)
+        for inner, container in ((list, "items"), (dict, "additionalProperties")):
+            if typing.get_origin(hint) is inner and isinstance(part.get(container), dict):
+                part[container] |= schema_bounds(typing.get_args(hint)[-1])
 
 
 def adapted(schema: Any) -> Any:
@@ -156,6 +204,8 @@ def trainer_schema() -> tuple[Schema, Schema]:
     others = {name for name in names if not is_plain(hints.get(name))}
     emitted_ = emitted({"trainer": Trainer, "logger": RunLogger}, {"trainer": others})
     group = adapted(emitted_["properties"]["trainer"])
+    for key, hint in TRAINER_RANGES.items():
+        group["properties"][key.removeprefix("trainer.")] |= schema_bounds(hint)
     logger = adapted(emitted_["properties"]["logger"])
     group["properties"] |= {name: {} for name in sorted(others)}
     group["properties"]["logger"] = {"$ref": "#/$defs/RunLogger"}
@@ -186,7 +236,7 @@ def run_schema() -> Schema:
     }
     groups = {name: adapted(raw["properties"][name]) for name in owners} | {"trainer": trainer}
     file = {"type": "string", "pattern": "\\.ya?ml$", "description": "A file with this group"}
-    seed = {"type": "integer", "minimum": 0, "default": 0}
+    seed = {"type": "integer", **schema_bounds(Seed), "default": 0}
     return {
         "$schema": _DRAFT,
         "title": "A run of sft_lab",

@@ -17,6 +17,8 @@ from typing import Any
 
 import docstring_parser
 
+from sft_lab.config.check import argument_types
+from sft_lab.config.ranges import described
 from sft_lab.launch.parser import GROUPS, MANAGED_TRAINER_ARGS
 from sft_lab.runs.logger import RunLogger
 
@@ -59,6 +61,8 @@ def classes_in(hint: Any) -> Iterator[type]:
 def shown_type(hint: Any) -> str:
     """Return a type as a reader of YAML needs it."""
     origin = typing.get_origin(hint)
+    if origin is typing.Annotated:
+        return described(hint).removeprefix("an ").removeprefix("a ")
     if origin is typing.Literal:
         return ", ".join(f"`{value}`" for value in typing.get_args(hint))
     if origin in (typing.Union, types.UnionType):
@@ -106,7 +110,7 @@ def section(heading: str, owner: type) -> tuple[str, list[type]]:
             )
             for entry in inherited.params:
                 texts.setdefault(entry.arg_name, entry.description or "")
-    hints = typing.get_type_hints(owner if dataclasses.is_dataclass(owner) else owner.__init__)
+    hints = argument_types(owner)
     lines = [heading, "", f"`{owner.__module__}.{owner.__qualname__}`"]
     if documented.short_description:
         lines += ["", documented.short_description]

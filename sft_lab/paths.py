@@ -103,19 +103,32 @@ def settle_offline() -> None:
         datasets.config.HF_HUB_OFFLINE = True
 
 
+def check_folder(key: str, folder: Path) -> None:
+    """Check that a folder that a key names can be made and written to, without making it.
+
+    Raises:
+        RequestError: If it cannot.
+    """
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        reason = f"{folder} cannot be made: {nearest} is a file"
+    elif not os.access(nearest, os.W_OK | os.X_OK):
+        reason = f"no permission to write in {nearest}"
+    else:
+        return
+    raise RequestError(f"{key}: {reason}. Name a folder you may write to.")
+
+
 def make_folder(key: str, folder: Path) -> None:
     """Make a folder that a key names, so that a run does not fail at its first file.
 
     Raises:
         RequestError: If it cannot be made or written to.
     """
+    check_folder(key, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as fault:
         raise RequestError(
             f"{key}: {folder} cannot be made: {fault.strerror}. Name a folder you may write to."
         ) from fault
-    if not os.access(folder, os.W_OK):
-        raise RequestError(
-            f"{key}: no permission to write in {folder}. Name a folder you may write to."
-        )

@@ -76,6 +76,30 @@ class Composed:
         self.origins[key] = where
         self._set(key, _parse(value, where), Path(), where)
 
+    def append(self, key: str, value: str) -> None:
+        """Add an entry to a list: ``--trainer.callbacks+=my.Callback``.
+
+        Raises:
+            RequestError: If the value is not YAML.
+        """
+        where = f"--{key}+"
+        entry = _parse(value, where)
+        if isinstance(entry, str):
+            entry = {"class_path": entry}
+        old = OmegaConf.to_container(self.config)
+        for part in key.split("."):
+            old = old.get(part) if isinstance(old, Mapping) else None
+        entries = old if isinstance(old, list) else [] if old is None else [old]
+        self.origins[key] = where
+        self._set(key, [*entries, entry], Path(), where)
+
+    def override_last(self, key: str, value: str) -> None:
+        """Set an argument of the entry that was appended last: ``--trainer.callbacks.step=3``."""
+        above, _, name = key.rpartition(".")
+        container = above.removesuffix(".init_args")
+        last = len(OmegaConf.select(self.config, container)) - 1
+        self.override(f"{container}.{last}.init_args.{name}", value)
+
     def _set(self, key: str, value: Any, folder: Path, where: str) -> None:
         if "." not in key and isinstance(value, list) and any(map(_is_file, value)):
             for part in value:
@@ -94,7 +118,7 @@ class Composed:
         try:
             merged = _merged(OmegaConf.to_container(self.config), value)
             self.config = OmegaConf.create(merged)
-        except (IndexError, OmegaConfBaseException) as fault:
+        except (ValueError, IndexError, OmegaConfBaseException) as fault:
             reason = str(fault).splitlines()[0]
             raise RequestError(f"{where}: {key} cannot be set: {reason}.") from fault
 
@@ -109,8 +133,13 @@ class Composed:
         except OmegaConfBaseException as fault:
             key = str(getattr(fault, "full_key", "") or "")
             reason = str(fault).splitlines()[0].rstrip(".")
-            raise RequestError(f"{self.origin(key)}{key}: {reason}.") from fault
+            raise RequestError(f"{self.where(key)}: {reason}.") from fault
         return {str(key): value for key, value in cast(dict[Any, Any], plain).items()}
+
+    def where(self, key: str) -> str:
+        """Return a key after the place it was written at, or alone where a flag gave it."""
+        origin = self.origin(key)
+        return f"--{key}" if origin == f"--{key}: " else f"{origin}{key}"
 
     def origin(self, key: str) -> str:
         """Return "file, line n: " of a key or the nearest above it; nothing for a default."""
@@ -134,6 +163,8 @@ def _merged(old: Any, new: Any) -> Any:
         return items
     if not isinstance(old, Mapping) or not isinstance(new, Mapping) or _is_other_kind(old, new):
         return new
+    if old and not new:
+        raise ValueError(f"{{}} changes nothing of {{{', '.join(map(str, old))}}}")
     return {**old, **{key: _merged(old.get(key), value) for key, value in new.items()}}
 
 
@@ -237,9 +268,8 @@ def compose(arguments: list[str], keys: Collection[str]) -> tuple[Composed, list
         The merged config, the config files' names, and the arguments that are left.
     """
     files: list[str] = []
-    overrides: list[tuple[str, str]] = []
+    steps: list[tuple[str, str]] = []
     rest: list[str] = []
-    appended: set[str] = set()  # lists that grow by ``--key+=``; ``--key.name`` means the new item
     waiting = list(arguments)
     while waiting:
         argument = waiting.pop(0)
@@ -247,13 +277,8 @@ def compose(arguments: list[str], keys: Collection[str]) -> tuple[Composed, list
         key = name.removeprefix("--")
         is_config = name in ("--config", "-c")
         is_override = (
-            name.startswith("--")
-            and key.split(".")[0] in keys
-            and not key.endswith(("+", ".help"))
-            and key.rpartition(".")[0] not in appended
+            name.startswith("--") and key.split(".")[0] in keys and not key.endswith(".help")
         )
-        if key.endswith("+"):
-            appended |= {key.removesuffix("+"), f"{key.removesuffix('+')}.init_args"}
         if not is_config and not is_override:
             rest.append(argument)
             continue
@@ -264,5 +289,16 @@ def compose(arguments: list[str], keys: Collection[str]) -> tuple[Composed, list
         if is_config:
             files.append(value)
         else:
-            overrides.append((key, value))
-    return compose_files(files, dict(overrides)), files, rest
+            steps.append((key, value))
+    composed = compose_files(files, {})
+    appended: set[str] = set()  # lists that have grown: ``--key.name`` means their new entry
+    for key, value in steps:
+        above = key.rpartition(".")[0].removesuffix(".init_args")
+        if key.endswith("+"):
+            appended.add(key.removesuffix("+"))
+            composed.append(key.removesuffix("+"), value)
+        elif above in appended:
+            composed.override_last(key, value)
+        else:
+            composed.override(key, value)
+    return composed, files, rest

@@ -9,8 +9,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge
+
+from sft_lab.config.ranges import NonNegativeInt, Seed
 from sft_lab.data.contamination import ItemIndex
 from sft_lab.data.conversation import RowError
 from sft_lab.data.formats import SourceFormat, source_code_digest
@@ -64,11 +67,11 @@ class Corpus:
         sources: dict[str, Source],
         tokenizer: str,
         template: str | None = None,
-        max_length: int = 2048,
+        max_length: Annotated[int, Ge(2)] = 2048,
         too_long: TooLong = "drop",
         contamination: Literal["report", "drop", "ignore"] = "report",
-        val_rows: int = 0,
-        seed: int = 0,
+        val_rows: NonNegativeInt = 0,
+        seed: Seed = 0,
     ) -> None:
         if not sources:
             raise RequestError("corpus.sources names no source.")
@@ -79,10 +82,6 @@ class Corpus:
                     "and _ only, and not 'all', which is the key of all sources together."
                 )
             check_source(name, source)
-        if max_length < 2:
-            raise RequestError(f"corpus.max_length must be 2 tokens or more, got {max_length}.")
-        if val_rows < 0:
-            raise RequestError(f"corpus.val_rows must be 0 or more, got {val_rows}.")
         self.sources = sources
         self.tokenizer_name = tokenizer
         self.template = template

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
 from sft_lab.data.arrow_rows import parquet_rows, without_struct_nulls
+from sft_lab.config.ranges import PositiveShare, UnitInterval
 from sft_lab.data.formats import FormatName, SourceFormat
 from sft_lab.data.json_rows import json_rows
 from sft_lab.data.row_filters import RowFilter
@@ -50,12 +51,12 @@ class Source:
     split: str = "train"
     subset: str | None = None
     data_files: str | None = None
-    max_dropped: float = 0.1
+    max_dropped: UnitInterval = 0.1
     where: str | None = None
     include: list[str] = field(default_factory=list)
     exclude: list[str] = field(default_factory=list)
     duplicates: Literal["keep", "drop"] = "keep"
-    near_duplicates: float | None = None
+    near_duplicates: PositiveShare | None = None
 
     def row_filter(self, name: str) -> RowFilter:
         """Return the filter made of ``where``, ``include`` and ``exclude``.
@@ -75,14 +76,6 @@ def check_source(name: str, source: Source) -> None:
     Raises:
         RequestError: Naming the key, its value and the fix.
     """
-    key = f"corpus.sources.{name}"
-    if not 0 <= source.max_dropped <= 1:
-        raise RequestError(f"{key}.max_dropped must lie in [0, 1], got {source.max_dropped}.")
-    if source.near_duplicates is not None and not 0 < source.near_duplicates <= 1:
-        raise RequestError(
-            f"{key}.near_duplicates must lie in (0, 1], got {source.near_duplicates}; "
-            "leave it out to keep near duplicates."
-        )
     source.row_filter(name)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from sft_lab.config.ranges import PositiveInt
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.completions import UNKNOWN, GradedFile, read_completions
 from sft_lab.evaluation.evaluated_model import EvaluatedModel
@@ -58,9 +59,9 @@ class Benchmark(ItemFile):
     def __init__(
         self,
         path: str,
-        max_new_tokens: int,
+        max_new_tokens: PositiveInt,
         source: str | None = None,
-        num_examples: int | None = None,
+        num_examples: PositiveInt | None = None,
     ) -> None:
         super().__init__(path, num_examples)
         if max_new_tokens < 1:

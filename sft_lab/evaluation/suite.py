@@ -1,7 +1,9 @@
 """The evaluation settings of a run: its benchmarks, how often, and with which weights."""
 
+import re
 from collections.abc import Mapping
 
+from sft_lab.config.ranges import PositiveInt
 from sft_lab.data.rendering import Renderer
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Benchmark
@@ -18,6 +20,13 @@ from sft_lab.evaluation.prompts import Prompts
 from sft_lab.evaluation.reasoning import check_reasoning, template_reasons
 from sft_lab.model.unquantized import EvaluationWeights
 from sft_lab.terminal import percent
+
+RESERVED_NAMES = {
+    *("ability", "average", "forgetting", "retention", "backward_transfer", "change_from_base"),
+    *("form", "form_forgetting", "answer_loss", "train_loss", "val_loss", "kl_base"),
+    *("guard_limit", "guard_share", "lr", "progress", "speed", "time"),
+}
+"""First parts of the metric keys that are not a benchmark's."""
 
 
 class EvaluationSuite:
@@ -58,9 +67,9 @@ class EvaluationSuite:
     def __init__(
         self,
         benchmarks: dict[str, Benchmark],
-        every_n_steps: int | None = None,
-        batch_size: int = 64,
-        batch_tokens: int | None = None,
+        every_n_steps: PositiveInt | None = None,
+        batch_size: PositiveInt = 64,
+        batch_tokens: PositiveInt | None = None,
         weights: EvaluationWeights = "live",
         engine: EngineName | Engine = "native",
         vllm: VllmServer | None = None,
@@ -71,17 +80,16 @@ class EvaluationSuite:
         primary: dict[str, str] | None = None,
     ) -> None:
         for name in benchmarks:
-            if not name.isidentifier():
+            if not re.fullmatch(r"[A-Za-z_]\w{0,59}", name, re.ASCII):
                 raise RequestError(
                     f"evaluation.benchmarks: {name!r} begins metric keys; "
-                    "use letters, digits and _."
+                    "use letters, digits and _, at most 60."
                 )
-        if every_n_steps is not None and every_n_steps < 1:
-            raise RequestError(f"evaluation.every_n_steps must be 1 or more, got {every_n_steps}.")
-        if batch_size < 1:
-            raise RequestError(f"evaluation.batch_size must be 1 or more, got {batch_size}.")
-        if batch_tokens is not None and batch_tokens < 1:
-            raise RequestError(f"evaluation.batch_tokens must be 1 or more, got {batch_tokens}.")
+            if name in RESERVED_NAMES:
+                raise RequestError(
+                    f"evaluation.benchmarks: {name!r} begins metric keys of the lab itself, as do "
+                    f"{', '.join(sorted(RESERVED_NAMES - {name}))}; choose another name."
+                )
         self.engine = (
             engine
             if isinstance(engine, Engine)

@@ -147,8 +147,8 @@ def _trainer(made: Namespace, config: RunConfig) -> Trainer:
     plugins = [*(arguments.pop("plugins") or []), AtomicCheckpointIO()]
     try:
         return Trainer(**arguments, callbacks=callbacks, plugins=plugins)
-    except MisconfigurationException as fault:
-        raise RequestError(f"trainer: {fault}") from fault
+    except (MisconfigurationException, ValueError, TypeError) as fault:
+        raise RequestError(f"trainer: {' '.join(str(fault).split())}") from fault
 
 
 def _callbacks(

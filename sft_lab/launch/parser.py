@@ -14,10 +14,11 @@ from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from sft_lab.callbacks.run_checkpoint import RunCheckpoint
+from sft_lab.config.check import check_config
 from sft_lab.config.compose import Composed, compose, compose_files
-from sft_lab.config.keys import check_keys
+from sft_lab.config.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
 from sft_lab.data.corpus import Corpus
-from sft_lab.errors import RequestError
+from sft_lab.errors import RequestError, nearest
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.launch.run_config import RunConfig
 from sft_lab.model.qlora import Lora
@@ -37,13 +38,20 @@ GROUPS: dict[str, Any] = {
 RUN_KEYS = (*GROUPS, "seed_everything")
 """First parts of the keys that can be overridden on the command line."""
 
-_TOP_KEYS = ["seed_everything", "ckpt_path", "from"]
+_TOP_KEYS = {"seed_everything": Seed, "ckpt_path": str | None, "from": str | None}
 _TRAINER_DEFAULTS = {
     "reload_dataloaders_every_n_epochs": 1,
     "max_epochs": -1,  # StageScheduler sets it: the passes of all stages
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
+TRAINER_RANGES = {
+    "trainer.log_every_n_steps": NonNegativeInt | None,
+    "trainer.gradient_clip_val": NonNegativeFloat | None,
+    "trainer.limit_predict_batches": NonNegativeFloat | None,
+    "trainer.num_nodes": PositiveInt,
+}
+"""Ranges of the Trainer's arguments, which Lightning takes as they are."""
 MANAGED_TRAINER_ARGS = {
     "max_epochs": "data.stages.*.epochs",
     "max_steps": "data.stages.*.max_steps",
@@ -101,7 +109,7 @@ def parse_written(
     written: Composed, command: str, flags: Sequence[str], strategy: str, *, check: bool = True
 ) -> RunConfig:
     """Parse a merged config together with flags that are not part of it, as in ``parse``."""
-    check_keys(written, GROUPS, _TOP_KEYS)
+    check_config(written, GROUPS, _TOP_KEYS, TRAINER_RANGES)
     whole = written.resolved()
     if command != "fit":
         whole.pop("from", None)  # a config printed by fit holds it
@@ -145,7 +153,7 @@ def run_parser(command: str = "fit") -> ArgumentParser:
         default_env=False,
     )
     parser.add_argument("-c", "--config", action="config", help="a run's YAML file; repeatable")
-    parser.add_argument("--seed_everything", type=int, default=0, help="seed of the whole run")
+    parser.add_argument("--seed_everything", type=Seed, default=0, help="seed of the whole run")
     parser.add_class_arguments(
         Trainer, "trainer", fail_untyped=False, instantiate=False, sub_configs=True
     )
@@ -207,11 +215,24 @@ def _check(plain: Mapping[str, Any], values: Namespace, written: Composed) -> No
     """
     if "trainer" in written.config:  # without it only the data are read
         _check_trainer(values, written)
+    _check_sources(plain, written)
     model = plain["model"]
     check_trainable(model["quantization"], model["lora"])
     if model["lora"] is not None:
         Lora(**model["lora"])
     RunCheckpoint(**plain["checkpoint"])
+
+
+def _check_sources(plain: Mapping[str, Any], written: Composed) -> None:
+    known = plain["corpus"]["sources"]
+    for name, benchmark in plain["evaluation"]["benchmarks"].items():
+        source = benchmark.get("init_args", {}).get("source")
+        if source is not None and source not in known:
+            key = f"evaluation.benchmarks.{name}.init_args.source"
+            raise RequestError(
+                f"{written.where(key)}: unknown source {source!r}{nearest(source, known)}; "
+                f"corpus.sources has {', '.join(known)}."
+            )
 
 
 def _check_trainer(values: Namespace, written: Composed) -> None:
@@ -228,7 +249,7 @@ def _check_trainer(values: Namespace, written: Composed) -> None:
         if name in given and given[name] != decided:
             key = f"trainer.{name}"
             raise RequestError(
-                f"{written.origin(key)}{key} follows from {instead}, got {given[name]}; "
+                f"{written.where(key)} follows from {instead}, got {given[name]}; "
                 "leave it out and set that."
             )
     devices, num_nodes = values.trainer.devices, values.trainer.num_nodes
@@ -243,12 +264,12 @@ def explain(message: str, written: Composed) -> str:
     r"""Return the parser's message in one line, preceded by where the value was written.
 
     >>> explain('Parser key "data.k":\n  Expected a <class \'int\'>. Got value: x', Composed())
-    'data.k: Expected a int. Got value: x'
+    'data.k: expected int, got x.'
     """
     keys = re.findall(r'Parser key "([^"]+)":', message)
     text = re.sub(r'Parser key "[^"]+":', "", message)
     text = re.sub(r"Problem with given class_path '[^']+':", "", text)
-    text = " ".join(re.sub(r"<class '([^']+)'>", r"\1", text).replace("typing.", "").split())
+    text = " ".join(text.split())
     text = re.sub(r"^.*Not of type Share: (.*?)( - .*| Given value type.*)?$", r"\1", text)
     # Of a union, keep the types and the value only.
     text = re.sub(
@@ -258,14 +279,29 @@ def explain(message: str, written: Composed) -> str:
     )
     text = re.sub(r"^Call to compute_fn of link .* failed: ", "", text)
     key = _written_key(keys, text, written)
-    origin = written.origin(key)
-    named = "" if origin == f"--{key}: " else f"{key}: "  # a flag is its key
-    return f"{origin}{named}{text}".removeprefix(": ")
+    if expected := re.match(r"(?:Expected|Not a valid subclass of) (.*?)\. Got value: (.*)", text):
+        types, value = expected.groups()
+        value = value.partition(" Subclass types expect")[0]
+        text = f"expected {_plain_types(types)}, got {value}."
+    return f"{written.where(key)}: {text}" if key else text
+
+
+def _plain_types(text: str) -> str:
+    """Return types in the words of YAML.
+
+    >>> _plain_types("one of [Literal['live', 'merged'], sft_lab.x.Lora, <class 'NoneType'>]")
+    'one of live, merged, Lora, null'
+    """
+    text = re.sub(r"<class '([^']+)'>", r"\1", text).removeprefix("a ")
+    text = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", text).replace("NoneType", "null")
+    while (plain := re.sub(r"Literal\[([^\[\]]*)\]", r"\1", text)) != text:
+        text = plain
+    return re.sub(r"^one of \[(.*)\]$", r"one of \1", text).replace("'", "")
 
 
 def _written_key(keys: list[str], text: str, written: Composed) -> str:
     """Return the key of a wrong value; for an entry of a dict the parser leaves out its name."""
-    value = text.rpartition("Got value: ")[2]
+    value = text.rpartition("Got value: ")[2].partition(" Subclass types")[0]
     entries: list[str] = []
     for key in reversed(written.origins):
         if keys and key.startswith(f"{keys[0]}.") and _share_fault(written, key) == text:

@@ -12,7 +12,7 @@ from sft_lab.launch.evaluate import evaluate_checkpoint
 from sft_lab.launch.run_config import RunConfig
 from sft_lab.launch.start import choose_start
 from sft_lab.model.qlora import check_base
-from sft_lab.paths import make_folder
+from sft_lab.paths import check_folder, make_folder
 from sft_lab.runs.checkpoint import RunStamp, read_checkpoint
 from sft_lab.runs.contents import run_record
 from sft_lab.runs.fork import Fork, check_end, check_records
@@ -22,7 +22,7 @@ from sft_lab.runs.parent_record import copy_parent_record, place_checkpoints
 from sft_lab.runs.record import read_record
 from sft_lab.runs.resume import check_model
 from sft_lab.runs.store import RunStore
-from sft_lab.runs.store_uri import prepare_store
+from sft_lab.runs.store_uri import check_store, prepare_store
 from sft_lab.training.replan import saved_plan_changes
 
 
@@ -39,15 +39,16 @@ def fit(config: RunConfig) -> str:
         RequestError: If the run cannot start, before anything is trained.
     """
     with ExitStack() as held:
-        _prepare(config)
+        _check_writable(config)
         run = build(config, choose_start(config, held))
         run.data.setup("fit")
         check_base(run.module.base)
         _check_evaluation(run)
-        make_folder("checkpoint.dirpath", run.checkpoint.dirpath)
         store = RunStore(run.logger.tracking_uri)
         if run.start.fork is not None:
             _check_fork(run, run.start.fork, store)
+        _prepare(config)
+        make_folder("checkpoint.dirpath", run.checkpoint.dirpath)
         with recorded(run.logger):
             stamp = run.checkpoint.stamp = RunStamp(str(run.logger.run_id), identity(config.plain))
             checkpoint = run.start.checkpoint
@@ -74,7 +75,7 @@ def score(config: RunConfig) -> str:
     Returns:
         The id of the run that holds the scores.
     """
-    _prepare(config)
+    _check_writable(config)
     run = build(config)
     run.data.setup(config.command)
     check_base(run.module.base)
@@ -82,13 +83,22 @@ def score(config: RunConfig) -> str:
     path = Path(config.ckpt_path) if config.ckpt_path else None
     if path is not None:
         check_model(path, config.plain)
+    _prepare(config)
     with recorded(run.logger):
         evaluate_checkpoint(run, read_checkpoint(path) if path else None)
     return str(run.logger.run_id)
 
 
+def _check_writable(config: RunConfig) -> None:
+    """Check that store, artifacts and checkpoints can be written; nothing is made yet."""
+    check_store(config.tracking_uri)
+    check_folder("checkpoint.dirpath", Path(config.plain["checkpoint"]["dirpath"]))
+    if (artifacts := artifact_folder(config)) is not None:
+        check_folder("trainer.logger.init_args.artifact_location", artifacts)
+
+
 def _prepare(config: RunConfig) -> None:
-    """Make sure, before anything is built, that store and artifacts can be written."""
+    """Make the folders of store and artifacts, and check the store's experiment."""
     prepare_store(config.tracking_uri, str(config.logger["experiment_name"]))
     if (artifacts := artifact_folder(config)) is not None:
         make_folder("trainer.logger.init_args.artifact_location", artifacts)

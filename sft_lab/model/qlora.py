@@ -2,10 +2,12 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge, Lt
 
+from sft_lab.config.ranges import PositiveInt
 from sft_lab.errors import RequestError
 from sft_lab.model.adapters import frozen_adapters, has_adapters, save_joined
 from sft_lab.paths import resolve
@@ -24,20 +26,10 @@ class Lora:
         target_modules: Module names, or ``all-linear`` for every linear layer but the head.
     """
 
-    r: int = 16
-    lora_alpha: int = 32
-    lora_dropout: float = 0.0
+    r: PositiveInt = 16
+    lora_alpha: PositiveInt = 32
+    lora_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
     target_modules: str | list[str] = field(default="all-linear")
-
-    def __post_init__(self) -> None:
-        if self.r < 1:
-            raise RequestError(f"model.lora.r must be 1 or more, got {self.r}.")
-        if self.lora_alpha <= 0:
-            raise RequestError(f"model.lora.lora_alpha must be above 0, got {self.lora_alpha}.")
-        if not 0 <= self.lora_dropout < 1:
-            raise RequestError(
-                f"model.lora.lora_dropout must lie in [0, 1), got {self.lora_dropout}."
-            )
 
 
 def check_base(base: str) -> str:

@@ -1,11 +1,16 @@
 """The logger that is a run's record in MLflow."""
 
+import time
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
+import mlflow
 from lightning import Trainer
-from lightning.pytorch.loggers import MLFlowLogger
-from mlflow.entities import Metric
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from mlflow.entities import Metric, Param
+from mlflow.tracking.context.registry import resolve_tags
 from typing_extensions import override
 
 from sft_lab.errors import RequestError
@@ -15,6 +20,8 @@ from sft_lab.runs.store import PROCESS_TAG
 from sft_lab.runs.store_uri import absolute
 
 _BATCH = 1000  # metrics that MLflow takes in one request
+_PARAM_BATCH = 100
+_LONGEST_PARAM = 250  # the most that MLflow 1 servers take
 
 
 NO_LOGGER = (
@@ -25,8 +32,10 @@ NO_LOGGER = (
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
 
-class RunLogger(MLFlowLogger):
+class RunLogger(Logger):
     """MLflow as a run's record: never the same point twice, and a status that is true.
+
+    Nothing is opened or written before the first use, so that a run that is refused leaves nothing.
 
     Args:
         tracking_uri: ``sqlite:///...`` or a server.
@@ -46,63 +55,79 @@ class RunLogger(MLFlowLogger):
         run_id: str | None = None,
         tags: dict[str, str] | None = None,
     ) -> None:
-        self._start_tags = {PROCESS_TAG: this_process(), **(tags or {})}
-        super().__init__(
-            experiment_name=experiment_name,
-            run_name=run_name,
-            tracking_uri=absolute(tracking_uri),
-            save_dir=None,
-            artifact_location=artifact_location,
-            run_id=run_id,
-            tags=self._start_tags,
-        )
+        super().__init__()
         self.tracking_uri = tracking_uri
-        self._client = StoreClient(tracking_uri)
-        self._mlflow_client = self._client
-        self._logged: set[tuple[str, int]] = set()
-        if run_id is not None:
-            self._logged = self._points(run_id)
+        self.experiment_name = experiment_name
+        self.artifact_location = artifact_location
+        self.run_name = run_name
+        self._run_id = run_id
+        self._start_tags = {PROCESS_TAG: this_process(), **(tags or {})}
 
     @property
     @override
+    def name(self) -> str:
+        """The experiment's name."""
+        return self.experiment_name
+
+    @property
+    @override
+    def version(self) -> str | None:
+        """The run's id; None before the first use."""
+        return self._run_id
+
+    @cached_property
     def experiment(self) -> StoreClient:
         """The store's client; the first use makes the run."""
-        if self._run_id is None and self._experiment_id is None:
-            self._experiment_id = self._client.open_experiment(
-                self._experiment_name, self._artifact_location
+        client = StoreClient(self.tracking_uri)
+        mlflow.set_tracking_uri(absolute(self.tracking_uri))  # for artifacts that a server keeps
+        if self._run_id is None:
+            experiment_id = client.open_experiment(self.experiment_name, self.artifact_location)
+            run = client.create_run(
+                experiment_id, tags=resolve_tags(self._start_tags), run_name=self.run_name
             )
-        _ = super().experiment
-        return self._client
+            self._run_id = run.info.run_id
+        return client
 
     @property
-    @override
     def run_id(self) -> str:
         """The run; the first use makes it."""
         _ = self.experiment
         return str(self._run_id)
 
-    def _points(self, run_id: str) -> set[tuple[str, int]]:
-        """Return every (key, step) of the run: an exact resume logs some of them again."""
-        keys = self._mlflow_client.get_run(run_id).data.metrics
+    @cached_property
+    def _logged(self) -> set[tuple[str, int]]:
+        """Every (key, step) that the run has: an exact resume logs some of them again."""
         return {
             (key, point.step)
-            for key in keys
-            for point in self._mlflow_client.get_metric_history(run_id, key)
+            for key in self.experiment.get_run(self.run_id).data.metrics
+            for point in self.experiment.get_metric_history(self.run_id, key)
         }
 
     @override
+    @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        points = {(key, step or 0) for key in metrics}
-        missing = {key: metrics[key] for key, _ in points - self._logged}
-        if missing:
-            super().log_metrics(missing, step=step)
-        self._logged |= points
+        now = int(time.time() * 1000)
+        self.log_points(
+            [
+                Metric(key, float(value), now, step or 0)
+                for key, value in metrics.items()
+                if (key, step or 0) not in self._logged
+            ]
+        )
+
+    @override
+    @rank_zero_only
+    def log_hyperparams(self, params: Mapping[str, Any]) -> None:  # type: ignore[override]
+        """Log parameters by dotted key; MLflow cuts long values, ``config.yaml`` has them whole."""
+        entries = [Param(key, str(value)[:_LONGEST_PARAM]) for key, value in params.items()]
+        for start in range(0, len(entries), _PARAM_BATCH):
+            self.experiment.log_batch(self.run_id, params=entries[start : start + _PARAM_BATCH])
 
     def log_points(self, points: Sequence[Metric]) -> None:
         """Log points with times of their own; repeating it changes nothing."""
         for start in range(0, len(points), _BATCH):
             self.experiment.log_batch(self.run_id, points[start : start + _BATCH])
-        self._logged |= {(point.key, point.step) for point in points}
+        self._logged.update((point.key, point.step) for point in points)
 
     def start(self) -> None:
         """Mark the run as running in this process."""
@@ -111,10 +136,6 @@ class RunLogger(MLFlowLogger):
         for tag, value in self._start_tags.items():
             client.set_tag(run_id, tag, value)
         client.update_run(run_id, status="RUNNING")
-
-    @override
-    def finalize(self, status: str = "success") -> None:
-        """Do nothing: Lightning knows only success and failure; ``end`` sets the status."""
 
     def end(self, status: RunStatus) -> None:
         """Close the run."""

@@ -9,7 +9,7 @@ from urllib.parse import urlparse
 from urllib.request import urlopen
 
 from sft_lab.errors import RequestError
-from sft_lab.paths import make_folder
+from sft_lab.paths import check_folder, make_folder
 
 _SQLITE = "sqlite:///"
 _URI_KEY = "trainer.logger.init_args.tracking_uri"
@@ -96,7 +96,8 @@ def _check_sqlite(file: Path) -> None:
         with file.open("rb") as opened:
             start = opened.read(16)
     except (FileNotFoundError, NotADirectoryError):
-        return  # made with its folder, or refused there
+        check_folder(_URI_KEY, file.parent)
+        return
     except OSError as fault:
         raise RequestError(
             f"{_URI_KEY}: {file} cannot be read: {fault.strerror}. Name another file."

@@ -3,8 +3,18 @@
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from annotated_types import Gt, Lt
+
+from sft_lab.config.ranges import (
+    AnyYaml,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    PositiveShare,
+    Seed,
+)
 from sft_lab.paths import find_config
 from sft_lab.report.section import ReportSection
 
@@ -36,8 +46,8 @@ class Search:
     """
 
     axis: str
-    retention: dict[str, float]
-    confidence: float = 0.9
+    retention: dict[str, PositiveShare]
+    confidence: Annotated[float, Gt(0.5), Lt(1)] = 0.9
 
 
 @dataclass(frozen=True)
@@ -55,9 +65,9 @@ class Arm:
 
     config: str
     also: list[str] = field(default_factory=list)
-    set: dict[str, str] = field(default_factory=dict)
+    set: dict[str, AnyYaml] = field(default_factory=dict)
     grid: dict[str, Axis] = field(default_factory=dict)
-    seeds: list[int] | None = None
+    seeds: list[Seed] | None = None
     search: Search | None = None
 
 
@@ -75,7 +85,7 @@ class QuestionDesign:
     title: str
     arms: dict[str, Arm]
     design: Kind = "grid"
-    seeds: list[int] | None = None
+    seeds: list[Seed] | None = None
 
 
 @dataclass(frozen=True)
@@ -88,9 +98,9 @@ class Resources:
         memory_gb: Main memory in GB; null reserves none.
     """
 
-    cpus: int = 1
-    gpus: float = 0
-    memory_gb: float | None = None
+    cpus: PositiveInt = 1
+    gpus: NonNegativeFloat = 0
+    memory_gb: PositiveFloat | None = None
 
 
 @dataclass(frozen=True)
@@ -125,13 +135,13 @@ class StudyDesign:
     name: str
     strategies: str
     questions: dict[str, QuestionDesign]
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: list[Seed] = field(default_factory=lambda: [0])
     fractions: list[Scalar] = field(default_factory=list)
     shares: list[Scalar] = field(default_factory=list)
-    retention: dict[str, float] = field(default_factory=dict)
-    set: dict[str, str] = field(default_factory=dict)
+    retention: dict[str, PositiveShare] = field(default_factory=dict)
+    set: dict[str, AnyYaml] = field(default_factory=dict)
     resources: Resources = Resources()
-    attempts: int = 3
+    attempts: PositiveInt = 3
     report: ReportDesign = field(default_factory=ReportDesign)
 
 

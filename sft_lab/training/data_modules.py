@@ -1,10 +1,14 @@
 """The Lightning data modules: one per stage, and the container that delegates to the active one."""
 
+import logging
 from collections.abc import Sequence
+from typing import Annotated
 
+from annotated_types import Ge, Le
 from lightning import LightningDataModule
 from typing_extensions import override
 
+from sft_lab.config.ranges import PositiveInt, Seed
 from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
@@ -21,6 +25,8 @@ from sft_lab.training.replan import PlanChange, replan, split_passes
 from sft_lab.training.schedule import Schedule, StepSize
 from sft_lab.training.shares import Share, parse_share, take
 from sft_lab.training.stage import Stage, check_stages, plan, trains
+
+log = logging.getLogger(__name__)
 
 HELD_OUT_FACTOR = 4
 """Training micro-batches that fit at once where nothing is kept for a backward pass."""
@@ -95,19 +101,17 @@ class StagedDataModule(LightningDataModule):
         corpus: Corpus,
         evaluation: EvaluationSuite,
         stages: dict[str, Stage],
-        batch_size: int = 8,
-        micro_batch_size: int = 8,
+        batch_size: PositiveInt = 8,
+        micro_batch_size: PositiveInt = 8,
         order: OrderName | DataOrder = "even",
         packing: bool = False,
         k: Share | None = None,
-        seed: int = 0,
-        num_workers: int = 0,
+        seed: Seed = 0,
+        num_workers: Annotated[int, Ge(0), Le(512)] = 0,
         guard: Guard | None = None,
     ) -> None:
         super().__init__()
         micro_batches_per_step(batch_size, micro_batch_size)
-        if num_workers < 0:
-            raise RequestError(f"data.num_workers must be 0 or more, got {num_workers}.")
         check_stages(stages, corpus.sources)
         if guard is not None:
             check_guard(guard, stages, evaluation, order)
@@ -163,6 +167,12 @@ class StagedDataModule(LightningDataModule):
                 )
                 for name, settings in self.stages.items()
             ]
+            for module in self.stage_modules:
+                if (size := len(module.plan.windows[0])) < self.batch_size:
+                    log.warning(
+                        f"data.batch_size is {self.batch_size}, but a pass of stage "
+                        f"'{module.plan.name}' has only {size} training sequences."
+                    )
             if self.guard is not None:
                 self.guard.prepare(self)
 

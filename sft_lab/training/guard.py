@@ -1,12 +1,12 @@
 """A guard against forgetting: its settings, and the checks of them."""
 
-import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from sft_lab.config.ranges import NonNegativeFloat, PositiveShare
 from sft_lab.errors import RequestError, nearest
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.training.order import DataOrder, EvenOrder, OrderName, find_order
@@ -36,11 +36,11 @@ class Guard:
     """
 
     stage: str
-    min_retention: dict[str, float]
+    min_retention: dict[str, PositiveShare]
     shares: list[Share] = field(  # each four times the previous one
         default_factory=lambda: [parse_share(v) for v in (0, "1/256", "1/64", "1/16", "1/4")]
     )
-    room: float = 0.05
+    room: NonNegativeFloat = 0.05
 
     def __post_init__(self) -> None:
         """Parse shares that are given as plain values; the parser of configs gives parsed ones."""
@@ -117,8 +117,6 @@ def check_guard(
         )
     _check_stage(guard.stage, stages[guard.stage], order)
     _check_ladder(guard)
-    if not 0 <= guard.room < math.inf:
-        raise RequestError(f"data.guard.room must be 0 or more and finite, got {guard.room}.")
     if suite.every_n_steps is None:
         raise RequestError(
             "data.guard decides at evaluations inside its stage; set evaluation.every_n_steps."
@@ -194,8 +192,6 @@ def _check_limit(
             f"{key}: the guard compares item by item, and this score is not a mean over items; "
             f"such scores are: {', '.join(means) or 'none'}."
         )
-    if not 0 < limit <= 1:
-        raise RequestError(f"{key} must lie in (0, 1], got {limit}.")
     benchmark = score.partition("/")[0]
     source = suite.benchmarks[benchmark].source
     if source is None:

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from typing_extensions import override
 
+from sft_lab.config.ranges import NonNegativeFloat, Seed
 from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
@@ -67,8 +68,8 @@ class SFTModule(LightningModule):
         lora: Lora | None = Lora(),
         gradient_checkpointing: bool = False,
         optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw",
-        weight_decay: float = 0.0,
-        seed: int = 0,
+        weight_decay: NonNegativeFloat = 0.0,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
         check_trainable(quantization, lora)

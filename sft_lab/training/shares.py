@@ -57,7 +57,7 @@ def parse_share(value: Any) -> Share:
         # YAML reads 1e6 as a float.
         is_whole = isinstance(amount, int) or (isinstance(amount, float) and amount.is_integer())
         if isinstance(amount, bool) or not is_whole or amount < 0:
-            raise ValueError(f"{kind} must be a whole number, 0 or more, got {amount}.")
+            raise ValueError(f"{kind} must be an integer, 0 or more, got {amount}.")
         return Share("rows" if kind == "rows" else "tokens", Fraction(amount), dict(value))
     # Through str, so that 0.1 is one tenth and not its nearest binary fraction.
     text = str(value).replace(" ", "")

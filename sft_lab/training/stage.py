@@ -1,11 +1,13 @@
 """A stage: one mixture trained for some epochs, steps or tokens; its settings and its rows."""
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Ge, Le
+
+from sft_lab.config.ranges import PositiveFloat, UnitInterval
 from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError, nearest
 from sft_lab.training.hand_over import Continue, HandOver
@@ -35,13 +37,13 @@ class Stage:
     """
 
     mixture: dict[str, Share]
-    lr: float
+    lr: PositiveFloat
     total: Share | None = None
-    temperature: float | None = None
-    epochs: int | None = None
-    max_steps: int | None = None
-    max_tokens: int | None = None
-    warmup_ratio: float = 0.1
+    temperature: PositiveFloat | None = None
+    epochs: Annotated[int, Ge(1), Le(10_000)] | None = None
+    max_steps: Annotated[int, Ge(1), Le(10**8)] | None = None
+    max_tokens: Annotated[int, Ge(1), Le(10**13)] | None = None
+    warmup_ratio: UnitInterval = 0.1
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     optimizer: Literal["fresh", "keep"] = "fresh"
     hand_over: HandOver | None = None
@@ -79,9 +81,10 @@ def check_stages(stages: Mapping[str, Stage], sources: Iterable[str]) -> None:
         raise RequestError("data.stages is empty; a strategy needs at least one stage.")
     for name, stage in stages.items():
         key = f"data.stages.{name}"
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,60}", name):
             raise RequestError(
-                f"{key}: a stage name becomes a folder; use letters, digits, - and _ only."
+                f"{key}: a stage name becomes a folder; use letters, digits, - and _ only, at most "
+                "60."
             )
         if not stage.mixture:
             raise RequestError(
@@ -95,20 +98,8 @@ def check_stages(stages: Mapping[str, Stage], sources: Iterable[str]) -> None:
                 )
         if stage.total is not None and stage.total.amount == 0:
             raise RequestError(f"{key}.total must be above 0, got {stage.total}.")
-        if stage.temperature is not None and not 0 < stage.temperature < math.inf:
-            raise RequestError(
-                f"{key}.temperature must be above 0 and finite, got {stage.temperature}."
-            )
         if stage.epochs is None and stage.max_steps is None and stage.max_tokens is None:
             raise RequestError(f"{key} has no end; give epochs, max_steps or max_tokens.")
-        for limit in ("epochs", "max_steps", "max_tokens"):
-            amount = getattr(stage, limit)
-            if amount is not None and amount < 1:
-                raise RequestError(f"{key}.{limit} must be 1 or more, got {amount}.")
-        if not 0 < stage.lr < math.inf:
-            raise RequestError(f"{key}.lr must be above 0 and finite, got {stage.lr}.")
-        if not 0 <= stage.warmup_ratio <= 1:
-            raise RequestError(f"{key}.warmup_ratio must lie in [0, 1], got {stage.warmup_ratio}.")
     _check_hand_overs(stages)
 
 

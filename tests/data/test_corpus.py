@@ -290,9 +290,6 @@ def test_a_subset_depends_only_on_its_own_source(tiny_base: Path, tmp_path: Path
         ({"sources": {}}, r"corpus\.sources names no source"),
         ({"sources": {"a-b": Source("x")}}, r"corpus\.sources: 'a-b' becomes part of metric keys"),
         ({"sources": {"all": Source("x")}}, r"corpus\.sources: 'all' .* and not 'all'"),
-        ({"sources": {"a": Source("x", max_dropped=2)}}, r"a\.max_dropped must lie in \[0, 1\]"),
-        ({"max_length": 1}, r"corpus\.max_length must be 2 tokens or more, got 1"),
-        ({"val_rows": -1}, r"corpus\.val_rows must be 0 or more, got -1"),
     ],
 )
 def test_bad_arguments_are_named_before_anything_is_read(

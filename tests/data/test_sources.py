@@ -173,8 +173,6 @@ def test_a_named_format_wins_over_detection(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"max_dropped": 2}, r"sources\.math\.max_dropped must lie in \[0, 1\], got 2"),
-        ({"near_duplicates": 0.0}, r"math\.near_duplicates must lie in \(0, 1\], got 0\.0; leave"),
         ({"where": "correct =="}, r"^corpus\.sources\.math: .*correct =="),
         ({"exclude": ["(a"]}, r"^corpus\.sources\.math: .*\(a"),
     ],

@@ -51,21 +51,6 @@ def logits(model: Any) -> torch.Tensor:
     return model.eval()(input_ids=IDS).logits.float()
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"r": 0}, r"model\.lora\.r must be 1 or more, got 0"),
-        ({"lora_alpha": 0}, r"model\.lora\.lora_alpha must be above 0, got 0"),
-        ({"lora_dropout": 1.0}, r"model\.lora\.lora_dropout must lie in \[0, 1\), got 1\.0"),
-    ],
-)
-def test_impossible_adapters_are_refused_before_a_base_loads(
-    settings: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(RequestError, match=message):
-        Lora(**settings)
-
-
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_an_evaluation_leaves_the_next_gradient_right(
     make_model: MakeModel, quantization: str

@@ -95,13 +95,16 @@ def test_one_key_can_be_changed_on_the_command_line(write: Any) -> None:
         ("--questions.q.arms.dmt.search={axis: j, retention: {a/b: 0.9}}", "got 'j'"),
         ("--questions.q.arms.dmt.search={axis: k, retention: {a/b: 2}}", "(0, 1], got 2"),
         ("--set={dta.k: 1}", "set: 'dta.k' must begin with one of"),
-        ("--set=3", "set: Expected a dict"),
+        ("--set=3", "set: expected dict"),
         ("--resources={cpus: 0}", "cpus must be 1 or more"),
-        ("--resources={memory_gb: -4}", "memory_gb must be above 0, got -4"),
+        ("--resources={memory_gb: -4}", "memory_gb must be above 0 and finite, or null, got -4"),
         ("--name=..", "got '..'"),
-        ("--seeds=[-1]", "seeds must be distinct and 0 or more, got [-1]"),
-        ("--questions.q.seeds=[0, 0]", "questions.q.seeds must be distinct and 0 or more"),
-        ("--questions.q.arms.other.seeds=[-7]", "questions.q.arms.other.seeds must be distinct"),
+        ("--seeds=[-1]", "seeds.0 must be in [0, 4294967295], got -1"),
+        ("--questions.q.seeds=[0, 0]", "questions.q.seeds must be distinct"),
+        (
+            "--questions.q.arms.other.seeds=[-7]",
+            "questions.q.arms.other.seeds.0 must be in [0,",
+        ),
     ],
 )
 def test_an_invalid_value_is_refused_and_its_key_named(

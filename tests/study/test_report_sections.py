@@ -77,7 +77,10 @@ def test_a_wrong_section_is_refused_before_anything_runs(recorded: tuple[Lab, st
     lab.write("study.yaml", yaml.safe_dump(wrong))
     outcome = lab("study", "--config=study.yaml", "--print")
     assert outcome.code == 2
-    assert "report.sections: module 'mine' has no attribute 'Cell'" in outcome.err
+    assert (
+        "report.sections.0: cannot import mine.Cell: module 'mine' has no attribute 'Cell'"
+        in outcome.err
+    )
     assert "Traceback" not in outcome.err
 
 

@@ -213,10 +213,14 @@ def test_a_study_that_another_process_runs_is_refused(study_lab: Lab) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("model.quantization", "nf5", "model.quantization: Expected a"),
+        ("model.quantization", "nf5", "model.quantization must be nf4, int8, bf16 or fp32"),
         ("model.lora", None, "model.lora is null, but a nf4 base cannot be trained in full"),
         ("model.lora.r", 0, "model.lora.r must be 1 or more, got 0"),
-        ("trainer.gradient_clip_val", "abc", "trainer.gradient_clip_val: Expected"),
+        (
+            "trainer.gradient_clip_val",
+            "abc",
+            "trainer.gradient_clip_val must be a number, 0 or more and finite, or null, got abc",
+        ),
         ("trainer.devices", 2, "a run takes one device, got 2"),
         ("trainer.max_epochs", 3, "trainer.max_epochs follows from data.stages"),
         ("checkpoint.every_n_steps", 0, "checkpoint.every_n_steps must be 1 or more, got 0"),

@@ -46,11 +46,11 @@ def test_shares_are_exact(value: Any, kind: Any, amount: Fraction) -> None:
         ({}, r"has one key, rows or tokens, got \{\}"),
         ({"rows": 1, "tokens": 2}, r"has one key, rows or tokens, got \{'rows': 1, 'tokens': 2\}"),
         ({"row": 1}, r"has one key, rows or tokens, got \{'row': 1\}"),
-        ({"rows": 1.5}, r"^rows must be a whole number, 0 or more, got 1\.5"),
-        ({"rows": -1}, r"rows must be a whole number, 0 or more, got -1"),
-        ({"rows": True}, r"must be a whole number, 0 or more, got True"),
-        ({"tokens": "9"}, r"^tokens must be a whole number, 0 or more, got 9"),
-        ({"tokens": float("inf")}, r"must be a whole number, 0 or more, got inf"),
+        ({"rows": 1.5}, r"^rows must be an integer, 0 or more, got 1\.5"),
+        ({"rows": -1}, r"rows must be an integer, 0 or more, got -1"),
+        ({"rows": True}, r"must be an integer, 0 or more, got True"),
+        ({"tokens": "9"}, r"^tokens must be an integer, 0 or more, got 9"),
+        ({"tokens": float("inf")}, r"must be an integer, 0 or more, got inf"),
     ],
 )
 def test_a_wrong_share_names_value_and_fix(value: Any, message: str) -> None:

@@ -27,15 +27,7 @@ def test_sound_stages_pass() -> None:
         ({"mixture": {"x": 1}}, r"names the source 'x'; corpus\.sources has math, code"),
         ({"mixture": {}}, r"s\.mixture is empty; give shares by source, such as \{math: 1\}"),
         ({"epochs": None}, r"^data\.stages\.s has no end; give epochs, max_steps or max_tokens"),
-        ({"epochs": 0}, r"s\.epochs must be 1 or more, got 0"),
-        ({"max_steps": -1}, r"s\.max_steps must be 1 or more, got -1"),
-        ({"max_tokens": 0}, r"s\.max_tokens must be 1 or more, got 0"),
-        ({"lr": 0.0}, r"s\.lr must be above 0 and finite, got 0\.0"),
-        ({"lr": float("nan")}, r"s\.lr must be above 0 and finite, got nan"),
-        ({"lr": float("inf")}, r"s\.lr must be above 0 and finite, got inf"),
         ({"total": {"rows": 0}}, r"s\.total must be above 0, got \{'rows': 0\}"),
-        ({"temperature": 0.0}, r"s\.temperature must be above 0 and finite, got 0\.0"),
-        ({"warmup_ratio": 1.1}, r"s\.warmup_ratio must lie in \[0, 1\], got 1\.1"),
     ],
 )
 def test_a_bad_key_is_named_with_its_value(changes: dict[str, Any], message: str) -> None:

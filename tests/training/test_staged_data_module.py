@@ -146,7 +146,6 @@ def test_held_out_rows_are_read_for_evaluations(
     [
         ({"batch_size": 6}, r"data\.batch_size must be a multiple .* got 6 and 4"),
         ({"micro_batch_size": 0}, r"data\.micro_batch_size, got 8 and 0"),
-        ({"num_workers": -1}, r"data\.num_workers must be 0 or more, got -1"),
         ({"stages": {}}, r"data\.stages is empty"),
         (
             {"stages": {"s": Stage({"genral": 1}, lr=1.0, epochs=1)}},

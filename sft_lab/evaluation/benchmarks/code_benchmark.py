@@ -4,11 +4,12 @@ import keyword
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge
 from typing_extensions import override
 
-from sft_lab.errors import RequestError
+from sft_lab.config.ranges import PositiveFloat, PositiveInt
 from sft_lab.evaluation.benchmark import Benchmark, Item, Verdict
 from sft_lab.evaluation.sandbox.sandbox import (
     LevelChoice,
@@ -47,18 +48,14 @@ class CodeBenchmark(Benchmark):
     def __init__(
         self,
         path: str,
-        max_new_tokens: int,
+        max_new_tokens: PositiveInt,
         sandbox: LevelChoice = "isolated",
         source: str | None = None,
-        num_examples: int | None = None,
-        timeout_s: float = 3.0,
-        memory_mb: int = 1024,
+        num_examples: PositiveInt | None = None,
+        timeout_s: PositiveFloat = 3.0,
+        memory_mb: Annotated[int, Ge(64)] = 1024,
     ) -> None:
         super().__init__(path, max_new_tokens, source, num_examples)
-        if timeout_s <= 0:
-            raise RequestError(f"timeout_s must be more than 0, got {timeout_s}.")
-        if memory_mb < 64:
-            raise RequestError(f"memory_mb must be 64 or more, got {memory_mb}.")
         self.level = resolve_level(sandbox)
         self.timeout_s = timeout_s
         self.memory_mb = memory_mb

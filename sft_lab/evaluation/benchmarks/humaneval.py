@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from typing_extensions import override
 
+from sft_lab.config.ranges import PositiveInt
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Item
 from sft_lab.evaluation.benchmarks.code_answers import solution
@@ -39,7 +40,7 @@ class HumanEval(CodeBenchmark):
     def __init__(
         self,
         path: str,
-        max_new_tokens: int,
+        max_new_tokens: PositiveInt,
         prompt: Literal["chat", "continuation"] = "chat",
         **kwargs: Any,
     ) -> None:

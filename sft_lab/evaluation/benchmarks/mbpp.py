@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from typing_extensions import override
 
+from sft_lab.config.ranges import PositiveFloat, PositiveInt
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Item
 from sft_lab.evaluation.benchmarks.code_answers import solution
@@ -43,9 +44,9 @@ class MBPP(CodeBenchmark):
     def __init__(
         self,
         path: str,
-        max_new_tokens: int,
+        max_new_tokens: PositiveInt,
         prompt: Literal["three_shot", "chat"] = "chat",
-        timeout_s: float = 10.0,
+        timeout_s: PositiveFloat = 10.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(path, max_new_tokens, timeout_s=timeout_s, **kwargs)

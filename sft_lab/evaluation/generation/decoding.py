@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sft_lab.config.ranges import NonNegativeFloat, PositiveInt, PositiveShare, Seed
 from sft_lab.errors import RequestError
 
 
@@ -29,19 +30,13 @@ class Decoding:
         RequestError: If a value is out of range, or would have no effect.
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    num_samples: int = 1
-    seed: int = 0
+    temperature: NonNegativeFloat = 0.0
+    top_p: PositiveShare = 1.0
+    num_samples: PositiveInt = 1
+    seed: Seed = 0
     stop_strings: Sequence[str] = ()
 
     def __post_init__(self) -> None:
-        if self.temperature < 0:
-            raise RequestError(f"decoding: temperature must be 0 or more, got {self.temperature}.")
-        if not 0 < self.top_p <= 1:
-            raise RequestError(f"decoding: top_p must lie in (0, 1], got {self.top_p}.")
-        if self.num_samples < 1:
-            raise RequestError(f"decoding: num_samples must be 1 or more, got {self.num_samples}.")
         if self.temperature == 0 and (self.num_samples > 1 or self.top_p < 1):
             raise RequestError(
                 "decoding: at temperature 0 every answer is the most probable one; got num_samples "

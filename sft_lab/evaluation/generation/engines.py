@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from typing_extensions import override
 
+from sft_lab.config.ranges import PositiveInt
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.generation.decoding import GREEDY, Decoding
 from sft_lab.evaluation.generation.drafts import EarlierAnswers
@@ -61,8 +62,8 @@ class LocalEngine(Engine):
 
     def __init__(
         self,
-        batch_size: int,
-        batch_tokens: int | None = None,
+        batch_size: PositiveInt,
+        batch_tokens: PositiveInt | None = None,
         *,
         weights: EvaluationWeights = "live",
     ) -> None:
@@ -112,8 +113,8 @@ class NativeEngine(LocalEngine):
 
     def __init__(
         self,
-        batch_size: int,
-        batch_tokens: int | None = None,
+        batch_size: PositiveInt,
+        batch_tokens: PositiveInt | None = None,
         *,
         weights: EvaluationWeights = "live",
         drafts: bool = True,

@@ -9,6 +9,7 @@ from typing import Any
 import anyio
 from anyio.from_thread import start_blocking_portal
 
+from sft_lab.config.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.judge.endpoint import (
     HttpClient,
@@ -65,24 +66,18 @@ class Judge:
         model: str,
         base_url: str,
         api_key_env: str | None = None,
-        temperature: float | None = 0.0,
-        max_tokens: int | None = 2048,
+        temperature: NonNegativeFloat | None = 0.0,
+        max_tokens: PositiveInt | None = 2048,
         extra_body: dict[str, Any] | None = None,
-        concurrency: int = 16,
-        max_tries: int = 10,
-        timeout_s: float = 120.0,
+        concurrency: PositiveInt = 16,
+        max_tries: PositiveInt = 10,
+        timeout_s: PositiveFloat = 120.0,
         cache: Path | None = None,
     ) -> None:
         if not model:
             raise RequestError("model must name the judge model, got ''.")
         check_base_url(base_url)
         check_api_key_env(api_key_env)
-        counts = {"max_tokens": max_tokens, "concurrency": concurrency, "max_tries": max_tries}
-        for name, count in counts.items():
-            if count is not None and count < 1:
-                raise RequestError(f"{name} must be 1 or more, got {count}.")
-        if not timeout_s > 0:
-            raise RequestError(f"timeout_s must be above 0 seconds, got {timeout_s}.")
         if clash := sorted(_OWN_KEYS & set(extra_body or {})):
             raise RequestError(f"extra_body: the judge sets {clash[0]!r} itself; remove it.")
         self.model = model

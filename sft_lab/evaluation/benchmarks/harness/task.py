@@ -9,6 +9,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from sft_lab.config.ranges import NonNegativeInt, PositiveInt
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Benchmark
 from sft_lab.evaluation.benchmarks.harness.find import find_task, quiet, seeded
@@ -52,13 +53,13 @@ class HarnessTask(Benchmark):
         self,
         task: str,
         metrics: list[str],
-        num_fewshot: int | None = None,
+        num_fewshot: NonNegativeInt | None = None,
         chat: bool = False,
         include_path: str | None = None,
-        max_new_tokens: int = 256,
+        max_new_tokens: PositiveInt = 256,
         scale: tuple[float, float] = (0.0, 1.0),
         source: str | None = None,
-        num_examples: int | None = None,
+        num_examples: PositiveInt | None = None,
     ) -> None:
         if not task:
             raise RequestError("task must name a task of lm-evaluation-harness, got ''.")
@@ -66,8 +67,6 @@ class HarnessTask(Benchmark):
             raise RequestError(
                 f"metrics must name metrics of {task}, each once, such as acc; got {metrics}."
             )
-        if num_fewshot is not None and num_fewshot < 0:
-            raise RequestError(f"num_fewshot must be 0 or more, got {num_fewshot}.")
         super().__init__(task, max_new_tokens, source, num_examples)
         self.task = task
         self.metric_keys = {re.sub(r"\W+", "_", key).strip("_"): key for key in metrics}

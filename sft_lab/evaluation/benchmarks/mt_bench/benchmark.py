@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 from typing_extensions import override
 
+from sft_lab.config.ranges import PositiveInt
 from sft_lab.evaluation.benchmark import Benchmark, Item, Verdict
 from sft_lab.evaluation.benchmarks.mt_bench.files import (
     Question,
@@ -57,9 +58,9 @@ class MTBench(Benchmark):
         references: str,
         judge_prompts: str,
         judge: Judge,
-        max_new_tokens: int = 1024,
+        max_new_tokens: PositiveInt = 1024,
         source: str | None = None,
-        num_examples: int | None = None,
+        num_examples: PositiveInt | None = None,
     ) -> None:
         super().__init__(path, max_new_tokens, source, num_examples)
         self.references = references

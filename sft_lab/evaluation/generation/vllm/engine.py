@@ -14,6 +14,7 @@ import torch
 from anyio.from_thread import start_blocking_portal
 from typing_extensions import override
 
+from sft_lab.config.ranges import PositiveInt
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.generation.decoding import GREEDY, Decoding
 from sft_lab.evaluation.generation.engine import Engine
@@ -57,7 +58,7 @@ class VllmEngine(Engine):
     is_local = False
     needs_adapters = True
 
-    def __init__(self, server: VllmServer, concurrency: int) -> None:
+    def __init__(self, server: VllmServer, concurrency: PositiveInt) -> None:
         self.server = server
         self.concurrency = concurrency
         self.served_base: str | None = None

@@ -13,6 +13,7 @@ import httpx2
 from anyio.from_thread import start_blocking_portal
 from typing_extensions import override
 
+from sft_lab.config.ranges import PositiveFloat, PositiveInt
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.judge.endpoint import check_api_key_env, check_base_url, read_api_key
 
@@ -63,8 +64,8 @@ class VllmServer:
     model: str | None = None
     adapter_dir: Path | None = None
     api_key_env: str | None = None
-    timeout_s: float = 600.0
-    max_tries: int = 5
+    timeout_s: PositiveFloat = 600.0
+    max_tries: PositiveInt = 5
 
     def __post_init__(self) -> None:
         try:
@@ -72,14 +73,6 @@ class VllmServer:
             check_api_key_env(self.api_key_env)
         except RequestError as fault:
             raise RequestError(f"evaluation.vllm.{fault}") from fault
-        if not self.timeout_s > 0:
-            raise RequestError(
-                f"evaluation.vllm.timeout_s must be above 0 seconds, got {self.timeout_s}."
-            )
-        if self.max_tries < 1:
-            raise RequestError(
-                f"evaluation.vllm.max_tries must be 1 or more, got {self.max_tries}."
-            )
 
     @override
     def __str__(self) -> str:

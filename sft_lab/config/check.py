@@ -1,0 +1,177 @@
+"""Check a config's keys and numbers against the signatures that take them, before the parser does.
+
+The parser would name the argument of a class, but neither its full key nor the nearest right one.
+"""
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import PurePath
+from typing import Any
+
+from jsonargparse.typing import get_registered_type
+
+from sft_lab.config.compose import Composed
+from sft_lab.config.ranges import AnyYaml, range_fault
+from sft_lab.errors import RequestError
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unknown:
+    """The type of a key that no argument has, among the ``known`` ones."""
+
+    known: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Unimportable:
+    """The type of a class path that leads nowhere, for a ``reason``."""
+
+    reason: str
+
+
+def check_config(
+    composed: Composed,
+    groups: Mapping[str, Any],
+    others: Mapping[str, Any],
+    ranges: Mapping[str, Any] | None = None,
+) -> None:
+    """Refuse the first key of a config that no argument has, or number that is out of range.
+
+    Args:
+        composed: The config.
+        groups: The class whose arguments a group holds, or the type of a group without a class.
+        others: Types of top-level keys that are not groups.
+        ranges: Types by dotted key, for arguments of other libraries, which declare no range.
+
+    Raises:
+        RequestError: Naming file, line and key, and the nearest right one, or the range.
+    """
+    for key, value, hint in _walk(composed.resolved(), groups, others):
+        if isinstance(hint, _Unknown):
+            raise RequestError(f"{composed.origin(key)}unknown key {key!r}; {_fix(key, hint)}")
+        if isinstance(hint, _Unimportable):
+            raise RequestError(f"{composed.where(key)}: cannot import {value}: {hint.reason}.")
+        if hint is dict and not isinstance(value, Mapping):
+            raise RequestError(
+                f"{composed.where(key)} takes keys, or the name of a YAML file, got "
+                f"{'null' if value is None else value}."
+            )
+        if value is None and not _takes_null(hint):
+            raise RequestError(f"{composed.where(key)} needs a value, got null.")
+        if allowed := range_fault(value, (ranges or {}).get(key, hint)):
+            raise RequestError(f"{composed.where(key)} must be {allowed}, got {value}.")
+
+
+def _fix(key: str, unknown: _Unknown) -> str:
+    *above, name = key.split(".")
+    near = difflib.get_close_matches(name, unknown.known, n=1, cutoff=0.5)
+    if near:
+        return f"did you mean {'.'.join([*above, near[0]])!r}?"
+    return f"known here are {', '.join(unknown.known)}."
+
+
+def _walk(
+    config: Mapping[str, Any], groups: Mapping[str, Any], others: Mapping[str, Any]
+) -> Iterator[tuple[str, Any, Any]]:
+    """Yield every key of a config with its value and type."""
+    for key, value in config.items():
+        if isinstance(groups.get(key), type):
+            yield key, value, dict
+            yield from _walk_class(key, value, groups[key])
+        elif key in groups or key in others:
+            yield from _walk_type(key, value, groups.get(key, others.get(key)))
+        else:
+            yield key, value, _Unknown(list(dict.fromkeys([*groups, *others])))
+
+
+def _walk_class(key: str, values: Any, owner: Any) -> Iterator[tuple[str, Any, Any]]:
+    if not isinstance(values, Mapping):
+        return  # a wrong type, which the parser words well
+    if "class_path" in values:
+        path, values, key = values["class_path"], values.get("init_args"), f"{key}.init_args"
+        owner = _class_at(path)
+        if isinstance(owner, _Unimportable):
+            yield key.removesuffix(".init_args"), path, owner
+        if not isinstance(owner, type) or not isinstance(values, Mapping):
+            return
+    parameters = inspect.signature(owner).parameters
+    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    hints = argument_types(owner)
+    for name, value in values.items():
+        if name in parameters:
+            yield from _walk_type(f"{key}.{name}", value, hints.get(name))
+        elif not takes_any:
+            yield f"{key}.{name}", value, _Unknown(list(parameters))
+
+
+def _walk_type(key: str, value: Any, hint: Any) -> Iterator[tuple[str, Any, Any]]:
+    yield key, value, hint
+    alternatives = typing.get_args(hint) if _is_union(hint) else (hint,)
+    if isinstance(value, str) and "." in value and all(map(_is_open_class, alternatives)):
+        owner = _class_at(value)
+        if isinstance(owner, _Unimportable):
+            yield key, value, owner
+    if isinstance(value, list):
+        for part in alternatives:
+            if typing.get_origin(part) in (list, tuple):
+                for index, entry in enumerate(value):
+                    yield from _walk_type(f"{key}.{index}", entry, typing.get_args(part)[0])
+        return
+    if not isinstance(value, Mapping) or any(map(get_registered_type, alternatives)):
+        return  # read from a value as a whole
+    entries = next((part for part in alternatives if typing.get_origin(part) is dict), None)
+    if entries is not None and "class_path" not in value:
+        for name, entry in value.items():
+            yield from _walk_type(f"{key}.{name}", entry, typing.get_args(entries)[1])
+        return
+    owner = next((part for part in alternatives if dataclasses.is_dataclass(part)), None)
+    if "class_path" in value or owner is not None:
+        yield from _walk_class(key, value, owner)
+
+
+def argument_types(owner: Any) -> dict[str, Any]:
+    """Return the types of a class's arguments, and of its bases', which ``**kwargs`` go to."""
+    if dataclasses.is_dataclass(owner) or not isinstance(owner, type):
+        return typing.get_type_hints(owner, include_extras=True)
+    found: dict[str, Any] = {}
+    for base in reversed(owner.__mro__):
+        if "__init__" in vars(base):
+            found |= typing.get_type_hints(vars(base)["__init__"], include_extras=True)
+    return found
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _takes_null(hint: Any) -> bool:
+    """Return whether a type allows null; one that is unknown, or an ``AnyYaml``, does."""
+    if hint == AnyYaml:
+        return True
+    alternatives = typing.get_args(hint) if _is_union(hint) else (hint,)
+    return any(part in (None, Any, type(None)) for part in alternatives)
+
+
+def _is_open_class(hint: Any) -> bool:
+    """Return whether values of a type are objects, given by ``class_path``, or null."""
+    if hint is type(None) or typing.get_origin(hint) in (list, tuple):
+        return True
+    is_plain = hint in (str, int, float, bool, dict) or dataclasses.is_dataclass(hint)
+    is_read = isinstance(hint, type) and (issubclass(hint, PurePath) or get_registered_type(hint))
+    return isinstance(hint, type) and not is_plain and not is_read
+
+
+def _class_at(path: Any) -> Any:
+    """Return the class of a path, an ``_Unimportable``, or None for a name without a module."""
+    module, _, name = str(path).rpartition(".")
+    if not module:
+        return None  # the parser knows some classes by their names alone
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as fault:
+        return _Unimportable(str(fault).rstrip("."))
