@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast
 
-from sft_lab.data.arrow_rows import parquet_rows, without_struct_nulls
 from sft_lab.config.ranges import PositiveShare, UnitInterval
+from sft_lab.data.arrow_rows import parquet_rows, without_struct_nulls
 from sft_lab.data.formats import FormatName, SourceFormat
 from sft_lab.data.json_rows import json_rows
 from sft_lab.data.row_filters import RowFilter
