@@ -23,7 +23,7 @@ KS = (1, 10, 100)
 
 
 class CodeBenchmark(Benchmark):
-    """Share of problems solved by a program that passes the row's tests.
+    """Score the share of problems whose program passes the row's tests.
 
     With one completion per problem the score is pass@1, a share with Wilson's interval; with more,
     it is the unbiased estimate of pass@1, pass@10 and pass@100, as far as every problem has that
@@ -32,15 +32,15 @@ class CodeBenchmark(Benchmark):
     Args:
         path: See ``Benchmark``.
         max_new_tokens: See ``Benchmark``.
-        sandbox: How generated programs are contained: ``isolated``, ``limited``, which holds
-            accidents and not attacks, or ``isolated_or_limited``, the stronger one to be had.
+        sandbox: Containment of generated programs: ``isolated``; ``limited``, against accidents
+            only; or ``isolated_or_limited``, the stronger one available.
         source: See ``Benchmark``.
         num_examples: See ``Benchmark``.
         timeout_s: Wall time of one program in seconds.
         memory_mb: Address space of one program in MiB.
 
     Raises:
-        RequestError: If an argument is out of range, or the sandbox is not to be had here.
+        RequestError: If an argument is out of range, or the sandbox is unavailable on this machine.
     """
 
     score_names = ("pass_at_1",)
@@ -74,11 +74,11 @@ class CodeBenchmark(Benchmark):
 
     @abstractmethod
     def program(self, item: Item, completion: str) -> Program:
-        """Return what a completion comes to, and its test."""
+        """Return the program of a completion, and its test."""
 
     @override
     def protocol(self) -> dict[str, Any]:
-        # Not the level: both grade alike, and a run may go on where the stronger one is missing.
+        # Without the level: both grade alike, and a run may resume where only one is available.
         limits = {"timeout_s": self.timeout_s, "memory_mb": self.memory_mb}
         return {**super().protocol(), **limits}
 

@@ -1,4 +1,4 @@
-"""HumanEval: functions to be written from their signature and docstring."""
+"""HumanEval: write functions from their signature and docstring."""
 
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
@@ -8,7 +8,7 @@ from typing_extensions import override
 from sft_lab.config.ranges import PositiveInt
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Item
-from sft_lab.evaluation.benchmarks.code_answers import solution
+from sft_lab.evaluation.benchmarks.code_answers import definitions, solution
 from sft_lab.evaluation.benchmarks.code_benchmark import CodeBenchmark
 from sft_lab.evaluation.sandbox.sandbox import Program
 
@@ -18,14 +18,15 @@ _CHAT = "Complete this Python function. Answer with the whole function in one co
 class HumanEval(CodeBenchmark):
     """HumanEval (Chen et al. 2021, "Evaluating Large Language Models Trained on Code").
 
-    Rows are the data set's own; ids are its ``task_id``. From an answer the program is taken as
-    ``code_answers.solution`` does, so chat answers and plain continuations are both graded.
+    Rows are the data set's own; ids are its ``task_id``. ``code_answers.solution`` extracts the
+    program from an answer, so chat answers and plain continuations are both graded. Tests use the
+    prompt's own helpers, whatever an answer does to them.
 
     Args:
         path: See ``Benchmark``.
         max_new_tokens: See ``Benchmark``.
-        prompt: How a model is asked: ``chat`` asks for the whole function in a code block,
-            ``continuation`` gives it the row's prompt to go on with, without a chat template.
+        prompt: ``chat`` asks for the whole function in a code block; ``continuation`` gives the
+            row's prompt to continue, without a chat template.
         kwargs: See ``CodeBenchmark``.
     """
 
@@ -67,6 +68,9 @@ class HumanEval(CodeBenchmark):
 
     @override
     def program(self, item: Item, completion: str) -> Program:
+        prompt: str = item.row["prompt"]
         entry_point: str = item.row["entry_point"]
-        code = solution(item.row["prompt"], entry_point, completion)
-        return Program(code, f"{item.row['test']}\ncheck({entry_point})", entry_point)
+        # Some tests call the prompt's helpers; an answer may have redefined them.
+        helpers = definitions(prompt, entry_point)
+        test = f"{helpers}\n{item.row['test']}\ncheck({entry_point})"
+        return Program(solution(prompt, entry_point, completion), test, entry_point)

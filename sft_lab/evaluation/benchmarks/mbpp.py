@@ -22,15 +22,15 @@ _BEGIN, _DONE = "[BEGIN]", "[DONE]"
 class MBPP(CodeBenchmark):
     """MBPP (Austin et al. 2021, "Program Synthesis with Large Language Models"), its test split.
 
-    Rows are the data set's own; the item of ``task_id`` n is ``MBPP/n``. Of a file that holds all
-    splits, the test split is used: ``task_id`` 11 to 510.
+    Rows are the data set's own; the item of ``task_id`` n is ``MBPP/n``. Of a file with all splits,
+    only the test split is used: ``task_id`` 11 to 510.
 
     Args:
         path: See ``Benchmark``.
         max_new_tokens: See ``Benchmark``.
-        prompt: How a model is asked. ``three_shot``: the paper's prompt of section 3.2, with the
-            rows of ``task_id`` 2, 3 and 4 worked out, to be continued without a chat template;
-            the answer ends at ``[DONE]``. ``chat``: the task and its tests as one question.
+        prompt: ``three_shot`` is the paper's prompt (section 3.2), with the rows of ``task_id`` 2,
+            3 and 4 as solved examples and without a chat template; the answer ends at ``[DONE]``.
+            ``chat`` asks one question, the task with its tests.
         timeout_s: Wall time of one program in seconds; one of the reference solutions needs four.
         kwargs: See ``CodeBenchmark``.
     """
@@ -75,7 +75,7 @@ class MBPP(CodeBenchmark):
         try:
             function_name(row["code"], tests)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as fault:
-            raise ValueError(f"key 'code' must be Python, and is not: {fault}.") from fault
+            raise ValueError(f"key 'code' must be Python: {fault}.") from fault
 
     @override
     def item(self, row: Mapping[str, Any], number: int) -> Item:
@@ -90,10 +90,10 @@ class MBPP(CodeBenchmark):
             shown = {item.row["task_id"]: item.row for item in everything}
             if missing := [task_id for task_id in _EXAMPLE_IDS if task_id not in shown]:
                 raise RequestError(
-                    f"{self.path} has no task_id {missing[0]}, which the three-shot prompt shows; "
-                    "give the whole data set, or set prompt: chat."
+                    f"{self.path} has no task_id {missing[0]}, which is in the three-shot prompt; "
+                    "use the whole data set, or set prompt: chat."
                 )
-            examples = "".join(_worked(shown[task_id]) for task_id in _EXAMPLE_IDS)
+            examples = "".join(_example(shown[task_id]) for task_id in _EXAMPLE_IDS)
             everything = [
                 Item(item.id, (), item.row, text=f"{examples}{_task(item.row)}\n{_BEGIN}\n")
                 for item in everything
@@ -117,7 +117,7 @@ class MBPP(CodeBenchmark):
 
 
 def function_name(code: str, tests: Sequence[str]) -> str:
-    """Return the name that tests ask of a solution: the reference's last one that they hold."""
+    """Return the name that a solution must define: the reference's last one that tests use."""
     called = {name for test in tests for name in re.findall(r"[A-Za-z_]\w*", test)}
     defined = [
         node.name
@@ -139,12 +139,12 @@ def _task(row: Mapping[str, Any]) -> str:
     )
 
 
-def _worked(row: Mapping[str, Any]) -> str:
+def _example(row: Mapping[str, Any]) -> str:
     code = row["code"].replace("\r\n", "\n").strip()
     return f"{_task(row)}\n{_BEGIN}\n{code}\n{_DONE}\n\n"
 
 
 def _setup(row: Mapping[str, Any]) -> list[str]:
-    """Return what stands before the tests; the sanitized set has a list of imports instead."""
+    """Return the lines before the tests; the sanitized set has a list of imports instead."""
     given = [row.get("test_setup_code", ""), row.get("test_imports", "")]
     return [line for part in given for line in ([part] if isinstance(part, str) else part) if line]

@@ -73,7 +73,7 @@ class ConnectionLost(BaseException):
 
 
 class Garbled(ConnectionLost):
-    """Report that the other process has sent something that is no message, or is too long."""
+    """Report that the other process has sent an invalid message, or one that is too long."""
 
 
 class Remote:
@@ -126,7 +126,7 @@ for _function in (iter, next, len, bool, str, repr, operator.getitem, operator.s
 
 
 class Peer:
-    """Hold one process's end of the connection; as it is, that of the solution's process.
+    """Hold one process's end of the connection: the solution's, or in a subclass the test's.
 
     Args:
         receive_end: Descriptor to read messages from.
@@ -206,7 +206,7 @@ class Peer:
         """Wait for a message and return it, its values still encoded.
 
         Raises:
-            ConnectionLost: If the other process ends, or sends no message (``Garbled``).
+            ConnectionLost: If the other process ends, or sends an invalid message (``Garbled``).
         """
         parts = [self._received]
         size = 0
@@ -260,7 +260,7 @@ class Peer:
         return self.encode_other(value)
 
     def encode_other(self, value: Any) -> str:
-        """Return what stands for a value of none of the types that are copied.
+        """Return the JSON text of a value that is not of a copied type, such as a reference.
 
         Raises:
             TypeError: If it is an installed package: a test must import what it relies on.
@@ -319,7 +319,7 @@ class TestPeer(Peer):
     __test__ = False  # no test class of pytest
 
     def encode_other(self, value: Any) -> str:
-        """Return what stands for a function or class.
+        """Return the JSON text of a reference to a function or class.
 
         Raises:
             TypeError: If it is something else.

@@ -42,7 +42,7 @@ WORKER_FILES = [
     ),
 ]
 
-# The interpreter may need these besides its own folders.
+# The interpreter may need these in addition to its own folders.
 SYSTEM_PATHS = (
     *("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libexec"),
     *("/etc/ld.so.cache", "/usr/share/zoneinfo"),
@@ -150,7 +150,7 @@ def _site_packages() -> list[str]:
 def _binds(site_packages: Sequence[str]) -> list[str]:
     """Return bwrap's arguments for all that a worker can read, never a parent of needed folders.
 
-    A virtual environment often lies in the project, and an interpreter in the home folder.
+    A virtual environment is often inside the project, and an interpreter in the home folder.
     """
     base = os.path.realpath(sys.base_prefix)
     own = [EXECUTABLE, os.path.realpath(sysconfig.get_path("stdlib"))]

@@ -57,7 +57,7 @@ def main(scratch: str, site_packages: Sequence[str], isolated: bool) -> None:
 
     Args:
         scratch: Folder for files that programs write, emptied after each.
-        site_packages: Folders that programs may import from besides the standard library.
+        site_packages: Folders of installed packages that programs may import from.
         isolated: Whether a sandbox surrounds this process; a system call filter is then required.
 
     Raises:
@@ -256,7 +256,7 @@ def empty(folder: str) -> None:
     """
     named = os.path.basename(folder).startswith(SCRATCH_PREFIX)
     if not (named or (os.getpid() == 1 and folder == SCRATCH)):
-        raise ValueError(f"{folder} is no scratch folder, and will not be emptied.")
+        raise ValueError(f"{folder} is not a scratch folder, so it will not be emptied.")
     with contextlib.suppress(OSError):
         os.chmod(folder, 0o700)
         while entries := list(os.scandir(folder)):

@@ -247,6 +247,8 @@ def test_a_turn_without_an_answer_is_refused(prompts: dict[str, JudgePrompt]) ->
         ("[[" + "9" * 400 + "]]", None),
         ("<think>Perhaps [[3]].</think>\nRating: [[9]]", 9.0),
         ("<think>Perhaps [[3]].", None),
+        ("[[" + "1" * 100_000, None),  # 12 s for 16,000, where time grew with the square
+        ("[" * 100_000, None),
     ],
 )
 def test_rating(judgement: str, expected: float | None) -> None:

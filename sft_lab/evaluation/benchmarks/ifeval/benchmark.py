@@ -56,5 +56,5 @@ class IFEval(Benchmark):
 
     @override
     def mark_of(self, score_name: str) -> str | None:
-        # A prompt has several instructions, so the scores of those are no means over prompts.
+        # A prompt has several instructions, so instruction scores are not means over prompts.
         return {"prompt_strict": "strict", "prompt_loose": "loose"}.get(score_name)

@@ -27,9 +27,9 @@ def grade(row: Mapping[str, Any], response: str) -> Followed:
     line, or both, and each of these four without asterisks; an instruction is followed if any of
     the eight follows it. A blank text follows nothing.
 
-    Verdicts are those of the official checker, except that
+    Verdicts equal the official checker's, except that
     - languages are detected with a fixed seed (see ``detect_language``);
-    - sentences and words are those of NLTK up to 3.9 (see ``split_sentences``);
+    - sentences and words are split as NLTK up to 3.9 does (see ``split_sentences``);
     - a mark given as the letter to count is counted, whereas its first version drew another letter
       at random (two rows of the data set ask for one);
     - JSON nested too deep for Python's parser is not followed, whereas the official checker fails;

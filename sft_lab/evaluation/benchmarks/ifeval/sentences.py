@@ -31,7 +31,7 @@ _WORD = re.compile(
 def split_sentences(text: str) -> list[str]:
     r"""Return the sentences of a text, without the space between them.
 
-    The rules are those of NLTK 3.8 and 3.9 with their English model, quirks included: a line break
+    The rules follow NLTK 3.8 and 3.9 with their English model, quirks included: a line break
     ends no sentence, a full stop before a curly quote does not either, and a final "!!!" becomes
     two. NLTK 3.10 handles curly quotes; of 7,407 chat messages it counted 12 differently.
 

@@ -39,7 +39,7 @@ def count_words(text: str) -> int:
 def count_capital_words(text: str) -> int:
     """Return the number of words with capital letters only, at least one letter each.
 
-    Words are those of NLTK 3.9's word tokenizer, sentence by sentence: hyphens join, clitics are
+    Words are split as by NLTK 3.9's word tokenizer, sentence by sentence: hyphens join, clitics are
     separate words. Only its rules that can separate two letters are applied.
 
     >>> count_capital_words("A STATE-OF-THE-ART lab in the USA. IT'S 2x")

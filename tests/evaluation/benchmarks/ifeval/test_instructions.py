@@ -1,5 +1,8 @@
 """Test the 25 instructions at their edges; expected verdicts apply the official rules by hand."""
 
+import random
+import re
+import time
 from typing import Any
 
 import pytest
@@ -263,3 +266,31 @@ def test_strict_verdict(
 def test_every_instruction_has_cases() -> None:
     assert set(CASES) == set(INSTRUCTIONS)
     assert len(INSTRUCTIONS) == 25
+
+
+@pytest.mark.parametrize("instruction_id", INSTRUCTIONS)
+def test_no_response_takes_time_that_grows_with_its_square(instruction_id: str) -> None:
+    kwargs = CASES[instruction_id][0][0]
+    parts = ("[", "<", "<<", "*", "***", "-", "\n", " ", "''", '."', ". ", "a", "1", "(", "a@")
+    for part in parts:
+        response = part * (40_000 // len(part)) + "\n!"
+        started = time.process_time()
+        INSTRUCTIONS[instruction_id](response, **kwargs)
+        assert time.process_time() - started < 1.5, part  # 2 to 10 s, where it did
+
+
+def test_linear_patterns_match_what_the_official_ones_match() -> None:
+    draw = random.Random(0)
+    for _ in range(20_000):
+        text = "".join(draw.choices("[]*-<>a.\n\n \r\x85", k=draw.randint(1, 14)))
+        places = len(re.findall(r"\[.*?\]", text))
+        placeholders = INSTRUCTIONS["detectable_content:number_placeholders"]
+        assert placeholders(text, num_placeholders=places), text
+        assert not placeholders(text, num_placeholders=places + 1), text
+        stars = re.findall(r"^\s*\*[^\*].*$", text, re.MULTILINE)
+        hyphens = re.findall(r"^\s*-.*$", text, re.MULTILINE)
+        bullets = INSTRUCTIONS["detectable_format:number_bullet_lists"]
+        assert bullets(text, num_bullets=len(stars) + len(hyphens)), text
+        titles = re.findall(r"<<[^\n]+>>", text)
+        has_title = any(title.lstrip("<").rstrip(">").strip() for title in titles)
+        assert INSTRUCTIONS["detectable_format:title"](text) == has_title, text
