@@ -62,6 +62,47 @@ metric_list:
   - {metric: byte_perplexity, aggregation: weighted_perplexity, higher_is_better: false}
 metadata: {version: 2.0}
 """
+MIXED_YAML = """
+task: mixed
+class: !function mixed.Mixed
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {folder}/questions.jsonl}}, cache_dir: {folder}/cache}}
+"""
+MIXED = '''
+from lm_eval.api.instance import Instance
+from lm_eval.api.metrics import mean
+from lm_eval.api.task import ConfigurableTask
+
+
+class Mixed(ConfigurableTask):
+    """Generates an answer and compares another with it, as SQuAD 2.0 does."""
+
+    VERSION = 1
+
+    def __init__(self, config=None):
+        config = {k: v for k, v in config.items() if k != "class"}
+        common = {"test_split": "test", "doc_to_text": "{{question}}", "doc_to_target": "5"}
+        metric = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
+        super().__init__(config={**config, **common, "metric_list": [metric]})
+
+    def construct_requests(self, doc, ctx, **kwargs):
+        kwargs = {k: v for k, v in kwargs.items() if k in ("metadata", "doc_id")}
+        settings = {"until": ["!"], "max_gen_toks": 2}
+        return [
+            Instance("generate_until", doc, (ctx, settings), 0, **kwargs),
+            Instance("loglikelihood", doc, (ctx, " 5"), 1, **kwargs),
+        ]
+
+    def process_results(self, doc, results):
+        text, (value, _) = results
+        return {"both": isinstance(text, str) and value < 0}
+
+    def aggregation(self):
+        return {"both": mean}
+
+    def higher_is_better(self):
+        return {"both": True}
+'''
 GROUP = "group: all_sums\ntask: [sums, answered_sums]\n"
 QUESTIONS = [
     {"question": f"{n} + {n} =", "choices": ["5", str(2 * n), "minus one"], "gold": 1}
@@ -297,6 +338,24 @@ def test_answers_are_graded_after_each_filter(tasks: str) -> None:
     # The same items may be asked again, and fewer of them.
     [again] = benchmark.grade(items[2:], ["10"])
     assert again.marks == {"exact_match_first": 1, "exact_match_as_is": 1}
+
+
+@needs_harness
+def test_a_task_that_generates_and_compares_takes_its_settings_from_its_requests(
+    make_model: Callable[..., HarnessModel], tmp_path: Path
+) -> None:
+    tasks = write_tasks(tmp_path)
+    (tasks / "mixed.py").write_text(MIXED)
+    (tasks / "mixed.yaml").write_text(MIXED_YAML.format(folder=tmp_path))
+    benchmark = HarnessTask("mixed", ["both"], include_path=str(tasks))
+    items = benchmark.items()
+    assert (benchmark.decoding.stop_strings, benchmark.protocol()["max_new_tokens"]) == (("!",), 2)
+    [[answer], *_] = benchmark.ask(items, make_model())
+    generated, compared = answer.completion.rsplit("\n", 1)
+    assert (len(generated), compared.split()[1]) == (2, "5")
+    assert answer.verdict.marks == {"both": True}
+    [score] = benchmark.scores(items, [answer.verdict for _ in items]).values()
+    assert (score.value, score.n) == (1.0, 6)
 
 
 @needs_harness

@@ -76,6 +76,7 @@ class HarnessTask(Benchmark):
         self.include_path = include_path
         self.scale = scale
         self._instances: dict[str, list[Any]] = {}  # by item id, its requests
+        self._settings: dict[str, Any] = {}  # generation_kwargs of the requests
 
     @functools.cached_property
     def _loaded(self) -> Any:
@@ -120,8 +121,9 @@ class HarnessTask(Benchmark):
 
     @property
     def _generation(self) -> tuple[Decoding, int]:
-        config = self._loaded.config
-        return decoding_of(config.generation_kwargs or {}, config.repeats or 1, self.max_new_tokens)
+        self.all_items()  # tasks written as classes put their settings into requests only
+        repeats = self._loaded.config.repeats or 1
+        return decoding_of(self._settings, repeats, self.max_new_tokens)
 
     @override
     def is_ability(self, score_name: str) -> bool:
@@ -149,6 +151,7 @@ class HarnessTask(Benchmark):
             task = self._loaded
             try:
                 self._all_items = self._build(task)
+                decoding_of(self._settings, task.config.repeats or 1, self.max_new_tokens)
             except RequestError as fault:
                 raise RequestError(f"task {self.task}: {fault}") from fault
         return list(self._all_items)
@@ -176,10 +179,10 @@ class HarnessTask(Benchmark):
         for instance in instances:
             if instance.request_type not in _KINDS:
                 raise RequestError(f"requests of the kind {instance.request_type} are unsupported.")
-            if instance.request_type == "generate_until" and self._generation != decoding_of(
-                instance.args[1], instance.repeats or 1, self.max_new_tokens
-            ):
-                raise RequestError("its questions differ in generation_kwargs, unsupported here.")
+            if instance.request_type == "generate_until":
+                self._settings = self._settings or instance.args[1]
+                if self._settings != instance.args[1]:
+                    raise RequestError("its questions differ in generation_kwargs; unsupported.")
         row = {
             "requests": [[instance.request_type, *instance.args] for instance in instances],
             "target": str(task.doc_to_target(instances[0].doc)),
