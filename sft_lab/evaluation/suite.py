@@ -150,8 +150,13 @@ class EvaluationSuite:
         return cuts
 
     def prompts(self, renderer: Renderer) -> dict[str, Prompts]:
-        """Return the prompts of every benchmark; rendered once per renderer."""
+        """Return the prompts of every benchmark; rendered once per renderer.
+
+        Raises:
+            RequestError: If a benchmark's file is unusable, or reasoning cannot be cut.
+        """
         if self._rendered is None or self._rendered[0] is not renderer:
+            self.cuts_reasoning(renderer)
             prompts = {name: Prompts(b.items(), renderer) for name, b in self.benchmarks.items()}
             self._rendered = (renderer, prompts)
         return self._rendered[1]

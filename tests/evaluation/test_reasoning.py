@@ -178,7 +178,7 @@ def test_an_end_that_decoding_drops_is_refused(asked: Interview, chat_tokenizer:
     tokenizer.add_special_tokens({"additional_special_tokens": ["</think>"]})
     suite = EvaluationSuite({"a": asked}, engine=Scripted("8"), cut_reasoning=True)
     with pytest.raises(RequestError, match=r"cut_reasoning: </think> is a special token"):
-        evaluated(suite, tokenizer)
+        suite.prompts(Renderer(tokenizer, None))  # before anything is loaded
 
 
 def test_gsm8k_is_scored_after_the_reasoning_of_a_run(tmp_path: Path, chat_tokenizer: Any) -> None:

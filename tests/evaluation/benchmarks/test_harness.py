@@ -341,6 +341,21 @@ def test_answers_are_graded_after_each_filter(tasks: str) -> None:
 
 
 @needs_harness
+def test_reasoning_is_cut_before_the_filters_of_a_task(
+    make_model: Callable[..., HarnessModel], tasks: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    benchmark = HarnessTask("answered_sums", ["exact_match,first"], include_path=tasks)
+    items = benchmark.items()[:1]
+    model = make_model()
+    model.model.cut_reasoning = True
+    text = "<think>5?\n</think>It is 2.\nNext: 7"  # the task stops at a line's end
+    monkeypatch.setattr(model.model.engine, "complete", lambda *_, **__: [text])
+    [[answer]] = benchmark.ask(items, model)
+    assert (answer.completion, answer.reasoning) == ("It is 2.", "<think>5?\n</think>")
+    assert answer.verdict.marks == {"exact_match_first": 1}
+
+
+@needs_harness
 def test_a_task_that_generates_and_compares_takes_its_settings_from_its_requests(
     make_model: Callable[..., HarnessModel], tmp_path: Path
 ) -> None:
