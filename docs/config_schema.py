@@ -23,7 +23,7 @@ from sft_lab.config.ranges import Seed, schema_bounds
 from sft_lab.data.sources import Source
 from sft_lab.evaluation.generation.decoding import Decoding
 from sft_lab.evaluation.generation.vllm.server import VllmServer
-from sft_lab.launch.parser import GROUPS, MANAGED_TRAINER_ARGS, TRAINER_RANGES
+from sft_lab.launch.parser import FOLLOWING_KEYS, GROUPS, MANAGED_TRAINER_ARGS, TRAINER_RANGES
 from sft_lab.model.qlora import Lora
 from sft_lab.runs.logger import RunLogger
 from sft_lab.study.design import (
@@ -40,9 +40,8 @@ from sft_lab.training.stage import Stage
 
 FOLDER = Path(__file__).parents[1] / "configs" / "schema"
 LINKED = {  # keys that follow from others, so that no config may hold them
-    "model": {"evaluation", "seed"},
-    "corpus": {"tokenizer", "seed"},
-    "data": {"corpus", "evaluation", "seed"},
+    group: {key.partition(".")[2] for key in FOLLOWING_KEYS if key.startswith(f"{group}.")}
+    for group in GROUPS
 }
 Schema = dict[str, Any]
 

@@ -19,7 +19,7 @@ import docstring_parser
 
 from sft_lab.config.check import argument_types
 from sft_lab.config.ranges import described
-from sft_lab.launch.parser import GROUPS, MANAGED_TRAINER_ARGS
+from sft_lab.launch.parser import FOLLOWING_KEYS, GROUPS, MANAGED_TRAINER_ARGS
 from sft_lab.runs.logger import RunLogger
 
 PAGE = Path(__file__).with_suffix(".md")
@@ -123,9 +123,15 @@ def section(heading: str, owner: type) -> tuple[str, list[type]]:
         hint = hints.get(name, Any)
         if hint in GROUPS.values() or parameter.kind is inspect.Parameter.VAR_KEYWORD:
             continue  # a group of its own
+        key = f"{heading.removeprefix('## ')}.{name}"
+        if key in FOLLOWING_KEYS:
+            continue  # no config sets it
         mentioned += classes_in(hint)
         meaning = " ".join(texts.get(name, "").split())
-        cells = (f"`{name}`", shown_type(hint), shown_default(parameter, owner), meaning)
+        default = shown_default(parameter, owner)
+        if key == "corpus.tokenizer":
+            default = "`model.base`"
+        cells = (f"`{name}`", shown_type(hint), default, meaning)
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines + (header + rows if rows else [])) + "\n", mentioned
 

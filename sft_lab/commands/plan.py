@@ -9,9 +9,9 @@ from sft_lab.cost.measured_speed import measured_speed
 from sft_lab.cost.run_cost import RunCost, run_cost, run_parameters
 from sft_lab.errors import RequestError
 from sft_lab.launch.build import build, plan_data
+from sft_lab.launch.limits import check_limits
 from sft_lab.launch.parser import parse
 from sft_lab.launch.run_config import RunConfig
-from sft_lab.model.qlora import check_base
 from sft_lab.runs.machine import Machine, this_machine
 from sft_lab.runs.store import RunStore
 from sft_lab.terminal import format_table
@@ -54,12 +54,12 @@ def planned_cost(config: RunConfig, *, measure: bool = False) -> RunCost:
     if measure:
         run = build(config)
         run.data.setup("fit")
-        check_base(settings.base)
+        check_limits(run.data, settings.base)
         items = run_cost(run.data, settings).evaluations.generated_tokens
         speed = measured_speed(run.module, run.data, str(run.trainer.precision), items)
         return run_cost(run.data, settings, speed)
     data = plan_data(config)
-    check_base(settings.base)
+    check_limits(data, settings.base)
     known = KnownSpeeds(RunStore(config.tracking_uri))
     return run_cost(data, settings, known.speed(run_parameters(data, settings)))
 

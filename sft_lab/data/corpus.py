@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 Items = Mapping[str, Mapping[str, Sequence[str]]]
 """Texts of benchmark items, by benchmark and item id."""
 
-_CACHE_VERSION = 3  # raise it if cleaning, rendering or checks change the tokens of the same input
+_CACHE_VERSION = 4  # raise it if cleaning, rendering or checks change the tokens of the same input
 
 
 class Corpus:
@@ -46,8 +46,8 @@ class Corpus:
 
     Args:
         sources: Sources by name.
-        tokenizer: A folder or hub name, as for ``AutoTokenizer.from_pretrained``; usually the
-            base's.
+        tokenizer: A folder or hub name, as for ``AutoTokenizer.from_pretrained``; by default the
+            base's. Another one must give the base's tokens the same ids.
         template: A named chat template, or None for the tokenizer's own.
         max_length: Longest row in tokens.
         too_long: ``drop`` longer rows, or ``cut`` them after the last answer that fits; both are
@@ -190,14 +190,8 @@ class Corpus:
         return row
 
     def _open(self, name: str, entry: Path) -> TokenizedSource:
-        try:
-            rows = TokenStore(entry / "tokens.arrow")
-            report = IntakeReport.from_json(json.loads((entry / "report.json").read_bytes()))
-        except (OSError, ValueError, KeyError, TypeError) as fault:  # of Arrow and JSON as well
-            raise RequestError(
-                f"SFT_LAB_CACHE: the tokenised rows of '{name}' in {entry} cannot be read: "
-                f"{str(fault).splitlines()[0]}. Remove that folder to tokenise them again."
-            ) from fault
+        rows = TokenStore(entry / "tokens.arrow")
+        report = IntakeReport.from_json(json.loads((entry / "report.json").read_bytes()))
         check_dropped(name, self.sources[name], report)
         for line in report.lines:
             log.warning("%s: %s", name, line)

@@ -46,7 +46,9 @@ class Renderer:
         probe = self.text(_PROBE, add_generation_prompt=False)
         self._encoder = PrefixEncoder(tokenizer, probe)
         self._special = _special_tokens(tokenizer)
-        self._stops = {int(tokenizer.eos_token_id), self._answer_end(probe)}
+        self.answer_end_id = self._answer_end(probe)
+        """Id of the token that the template puts after an answer."""
+        self._stops = {int(tokenizer.eos_token_id), self.answer_end_id}
         self.stop_token_ids = sorted(self._stops)
         """Ids that end an answer: the eos, which may end documents only, and the template's end."""
 

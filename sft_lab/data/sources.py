@@ -164,7 +164,10 @@ def source_files(name: str, source: Source) -> list[Path] | None:
         raise RequestError(f"{key}.path: no such file: {path}.")
     else:
         return None
-    for setting, default in (("split", "train"), ("subset", None), ("data_files", None)):
+    choices: dict[str, str | None] = {"split": "train"}
+    if files != [place]:  # one file is chosen by its path, whatever it stands in for
+        choices |= {"subset": None, "data_files": None}
+    for setting, default in choices.items():
         if (value := getattr(source, setting)) != default:
             raise RequestError(
                 f"{key}.{setting}: files have none, got {value!r} for {path}; leave it out, and "

@@ -22,6 +22,7 @@ _SCHEMA = pa.schema(
         "spans": pa.list_(pa.int32()),  # start, end, start, end, ... of the trained tokens
         "cut": pa.bool_(),
         "num_target_tokens": pa.int32(),
+        "largest_id": pa.int32(),
     }
 )
 
@@ -38,12 +39,14 @@ class TokenWriter:
 
     def add(self, sample_ids: Sequence[str], rows: Sequence[TokenizedRow]) -> None:
         """Append one or more rows."""
+        input_ids = [np.asarray(row.input_ids, dtype=np.int32) for row in rows]
         columns = [
             list(sample_ids),
-            [np.asarray(row.input_ids, dtype=np.int32) for row in rows],
+            input_ids,
             [list(chain.from_iterable(row.spans)) for row in rows],
             [row.cut for row in rows],
             [row.num_target_tokens for row in rows],
+            [ids.max(initial=0) for ids in input_ids],
         ]
         arrays = [
             pa.array(column, type=kind) for column, kind in zip(columns, _SCHEMA.types, strict=True)
@@ -71,6 +74,7 @@ class TokenStore(Sequence[TokenizedRow]):
     Attributes:
         num_tokens: Tokens of each row, int64 ``[N]``.
         num_target_tokens: Tokens of each row that carry loss, int32 ``[N]``.
+        largest_id: The largest token id of all rows; 0 if there are none.
     """
 
     def __init__(self, path: Path) -> None:
@@ -83,6 +87,7 @@ class TokenStore(Sequence[TokenizedRow]):
         lengths = [np.diff(offsets) for offsets, _ in self._ids]
         self.num_tokens: NDArray[np.int64] = np.concatenate([np.zeros(0, np.int64), *lengths])
         self.num_target_tokens: NDArray[np.int32] = table["num_target_tokens"].to_numpy()
+        self.largest_id = int(table["largest_id"].to_numpy().max(initial=0))
 
     @cached_property
     def sample_ids(self) -> list[str]:

@@ -83,7 +83,6 @@ def build_data(config: RunConfig) -> StagedDataModule:
         RequestError: If arguments contradict each other.
     """
     values = Namespace(seed_everything=config.seed)
-    values["model.base"] = config.values.model.base
     for group in ("corpus", "evaluation", "data"):
         values[group] = config.values[group]
     data: StagedDataModule = _instantiated(lambda: data_parser().instantiate(values)).data

@@ -70,6 +70,17 @@ MANAGED_TRAINER_ARGS = {
 """Trainer arguments that would contradict the lab's own, and the key to set instead."""
 
 
+FOLLOWING_KEYS = {
+    "model.seed": "seed_everything",
+    "data.seed": "seed_everything",
+    "corpus.seed": "seed_everything",
+    "data.corpus": "corpus",
+    "data.evaluation": "evaluation",
+    "model.evaluation": "evaluation",
+}
+"""Keys that another one decides."""
+
+
 def parse(arguments: Sequence[str], command: str = "fit") -> RunConfig:
     """Parse the arguments of a command that reads a run's config; nothing is built or written.
 
@@ -113,6 +124,7 @@ def parse_written(
     whole = written.resolved()
     if command != "fit":
         whole.pop("from", None)  # a config printed by fit holds it
+    _choose_tokenizer(whole)
     parser = run_parser(command)
     try:
         if flags:  # --help, --print_config, --key+=value, --ckpt_path, --from
@@ -190,21 +202,26 @@ def data_parser() -> ArgumentParser:
     """Return a parser of the groups that data are made from, to build them without a model."""
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--seed_everything", type=int, default=0)
-    parser.add_argument("--model.base", type=str)
     _add_data_groups(parser)
     return parser
 
 
 def _add_data_groups(parser: ArgumentParser) -> None:
-    """Add corpus, evaluation and data to a parser that has ``model.base``."""
+    """Add corpus, evaluation and data to a parser that has ``seed_everything``."""
     parser.add_class_arguments(StagedDataModule, "data")
     parser.add_class_arguments(Corpus, "corpus")
     parser.add_class_arguments(EvaluationSuite, "evaluation")
     parser.link_arguments("corpus", "data.corpus", apply_on="instantiate")
     parser.link_arguments("evaluation", "data.evaluation", apply_on="instantiate")
-    parser.link_arguments("model.base", "corpus.tokenizer")
     for group in ("data", "corpus"):
         parser.link_arguments("seed_everything", f"{group}.seed")
+
+
+def _choose_tokenizer(whole: dict[str, Any]) -> None:
+    """Set ``corpus.tokenizer`` to the base where it was left out."""
+    corpus, model = whole.get("corpus"), whole.get("model")
+    if isinstance(corpus, dict) and isinstance(model, Mapping) and "base" in model:
+        corpus.setdefault("tokenizer", model["base"])
 
 
 def _check(plain: Mapping[str, Any], values: Namespace, written: Composed) -> None:
@@ -213,6 +230,7 @@ def _check(plain: Mapping[str, Any], values: Namespace, written: Composed) -> No
     Raises:
         RequestError: Naming the key and the fix.
     """
+    _check_followers(plain, written)
     if "trainer" in written.config:  # without it only the data are read
         _check_trainer(values, written)
     _check_sources(plain, written)
@@ -232,6 +250,19 @@ def _check_sources(plain: Mapping[str, Any], written: Composed) -> None:
             raise RequestError(
                 f"{written.where(key)}: unknown source {source!r}{nearest(source, known)}; "
                 f"corpus.sources has {', '.join(known)}."
+            )
+
+
+def _check_followers(plain: Mapping[str, Any], written: Composed) -> None:
+    """Refuse keys that follow from others; the parser has replaced their values."""
+    whole = written.resolved()
+    for key, instead in FOLLOWING_KEYS.items():
+        group, name = key.split(".")
+        given = whole.get(group, {})
+        if name in given and (name not in plain[group] or given[name] != plain[group][name]):
+            raise RequestError(
+                f"{written.where(key)} follows from {instead}, got {given[name]}; leave it out and "
+                "set that."
             )
 
 
@@ -255,8 +286,8 @@ def _check_trainer(values: Namespace, written: Composed) -> None:
     devices, num_nodes = values.trainer.devices, values.trainer.num_nodes
     if str(devices) not in ("1", "[0]", "0,") or num_nodes != 1:
         raise RequestError(
-            f"trainer.devices: a run takes one device, got {devices} on {num_nodes} nodes; "
-            "set trainer.devices to 1."
+            f"trainer.devices, trainer.num_nodes: a run takes one device, got {devices} on "
+            f"{num_nodes} nodes; set both to 1."
         )
 
 

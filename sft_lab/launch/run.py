@@ -9,9 +9,9 @@ from sft_lab.config.identity import identity
 from sft_lab.errors import Interrupted, RequestError
 from sft_lab.launch.build import Run, artifact_folder, build
 from sft_lab.launch.evaluate import evaluate_checkpoint
+from sft_lab.launch.limits import check_limits
 from sft_lab.launch.run_config import RunConfig
 from sft_lab.launch.start import choose_start
-from sft_lab.model.qlora import check_base
 from sft_lab.paths import check_folder, make_folder
 from sft_lab.runs.checkpoint import RunStamp, read_checkpoint
 from sft_lab.runs.contents import run_record
@@ -42,7 +42,7 @@ def fit(config: RunConfig) -> str:
         _check_writable(config)
         run = build(config, choose_start(config, held))
         run.data.setup("fit")
-        check_base(run.module.base)
+        check_limits(run.data, run.module.base)
         _check_evaluation(run)
         store = RunStore(run.logger.tracking_uri)
         if run.start.fork is not None:
@@ -78,7 +78,7 @@ def score(config: RunConfig) -> str:
     _check_writable(config)
     run = build(config)
     run.data.setup(config.command)
-    check_base(run.module.base)
+    check_limits(run.data, run.module.base)
     _check_evaluation(run)
     path = Path(config.ckpt_path) if config.ckpt_path else None
     if path is not None:

@@ -45,7 +45,7 @@ def check_head(causal_lm: Any) -> None:
     device = next(causal_lm.parameters()).device
     input_ids = position_ids = torch.arange(4, device=device)[None]
     is_target = torch.ones_like(input_ids[:, 1:], dtype=torch.bool)
-    with _evaluating(causal_lm):
+    with evaluating(causal_lm):
         expected = causal_lm(input_ids=input_ids, use_cache=False).logits[0, :-1]
         ours = target_logits(causal_lm, input_ids, position_ids, is_target)
     if not torch.allclose(ours.float(), expected.float(), rtol=1e-2, atol=1e-2):
@@ -73,7 +73,7 @@ def check_packing(causal_lm: Any) -> None:
         after_one, after_other = logits.float().chunk(2)
         return (after_one - after_other).abs().max()
 
-    with _evaluating(causal_lm):
+    with evaluating(causal_lm):
         running = influence(torch.arange(16, device=device))
         restarting = influence(torch.arange(8, device=device).repeat(2))
     if restarting > 0.1 * running:
@@ -84,7 +84,8 @@ def check_packing(causal_lm: Any) -> None:
 
 
 @contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
+def evaluating(model: Any) -> Iterator[None]:
+    """Put a model into eval mode within a ``with`` block."""
     was_training = model.training
     model.eval()
     try:

@@ -50,6 +50,7 @@ def model_size(
 def _model_size(path: str, quantization: Quantization, adapters: Any, precision: str) -> ModelSize:
     from torch._subclasses import FakeTensorMode
     from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+    from transformers.pytorch_utils import Conv1D
 
     AttentionInterface.register(_ATTENTION, _attention)
     product_dtype = compute_dtype(precision)
@@ -68,9 +69,10 @@ def _model_size(path: str, quantization: Quantization, adapters: Any, precision:
         weights = sum(p.numel() * p.element_size() for p in base if id(p) not in plain_weights)
         weights += sum(b.numel() * b.element_size() for b in model.buffers())
         for layer in quantized:
-            rows, columns = layer.weight.shape
+            numel = layer.weight.numel()
+            outputs = layer.nf if isinstance(layer, Conv1D) else layer.out_features
             four_bits = quantization == "nf4"
-            weights += nf4_bytes(rows * columns) if four_bits else int8_bytes(rows, columns)
+            weights += nf4_bytes(numel) if four_bits else int8_bytes(outputs, numel // outputs)
         if adapters is not None:
             r, lora_alpha, lora_dropout, targets = adapters
             chosen = list(targets) if isinstance(targets, tuple) else targets
@@ -93,7 +95,7 @@ def _model_size(path: str, quantization: Quantization, adapters: Any, precision:
                 f"weights: {str(fault).splitlines()[0][:200]}"
             ) from fault
     saved_per_token = (many - few) / (_PROBES[1] - _PROBES[0])
-    widths = [max(m.weight.shape) for m in decoder.modules() if isinstance(m, nn.Linear)]
+    widths = [max(m.weight.shape) for m in decoder.modules() if isinstance(m, nn.Linear | Conv1D)]
     text = config.get_text_config()
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
@@ -121,6 +123,7 @@ def _model_size(path: str, quantization: Quantization, adapters: Any, precision:
 
 def _quantized_layers(model: Any) -> list[Any]:
     """Return the layers that transformers would replace by quantised ones."""
+    from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.base import HfQuantizer
     from transformers.quantizers.quantizers_utils import should_convert_module
 
@@ -128,7 +131,8 @@ def _quantized_layers(model: Any) -> list[Any]:
     return [
         module
         for name, module in model.named_modules()
-        if type(module) is nn.Linear and should_convert_module(name, skipped)
+        if (type(module) is nn.Linear or isinstance(module, Conv1D))
+        and should_convert_module(name, skipped)
     ]
 
 

@@ -7,8 +7,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from sft_lab.errors import RequestError
+from sft_lab.model.logits import evaluating
 from sft_lab.model.qlora import plain_causal_lm
 
+# Of a merged copy's logits from the live ones, by norm. Measured on seven architectures: at most
+# 1e-6 in float32, and 0.03 where bfloat16 or 8 bits round.
+_MAX_DIFFERENCE, _MAX_ROUNDING = 0.01, 0.15
 EvaluationWeights = Literal["live", "dequantized", "merged"]
 
 
@@ -68,6 +73,9 @@ def merged_copy(model: Any, dtype: torch.dtype) -> Any:
 
     Returns:
         A model in eval mode on the same device, without trainable parameters.
+
+    Raises:
+        RequestError: If the copy has other logits.
     """
     from accelerate import init_empty_weights
     from transformers import AutoConfig, AutoModelForCausalLM
@@ -79,7 +87,10 @@ def merged_copy(model: Any, dtype: torch.dtype) -> Any:
     config.use_cache = True
     with init_empty_weights(include_buffers=False):
         copy = AutoModelForCausalLM.from_config(config, dtype=dtype)
-    copy.load_state_dict(dict(_weights(model, dtype)), strict=False, assign=True)
+    weights = dict(_weights(model, dtype))
+    for name in _transposed(source, copy):
+        weights[name] = weights[name].T.contiguous()
+    copy.load_state_dict(weights, strict=False, assign=True)
     copy.tie_weights()
     missing = [name for name, parameter in copy.named_parameters() if parameter.is_meta]
     if missing:
@@ -87,7 +98,54 @@ def merged_copy(model: Any, dtype: torch.dtype) -> Any:
             f"{type(source).__name__} cannot be merged: no weight for {', '.join(missing[:3])}."
         )
     copy.generation_config = source.generation_config
-    return copy.to(next(source.parameters()).device).requires_grad_(False).eval()
+    copy = copy.to(next(source.parameters()).device).requires_grad_(False).eval()
+    _check_merged(model, copy)
+    return copy
+
+
+def _transposed(source: Any, copy: Any) -> list[str]:
+    """Return the names of weights that a quantised layer holds transposed.
+
+    GPT-2's ``Conv1D`` holds its weight as [in, out], the quantised layer in its place as [out, in].
+    """
+    from peft.tuners.lora import LoraLayer
+    from transformers.pytorch_utils import Conv1D
+
+    modules = dict(source.named_modules())
+    found = []
+    for name, module in copy.named_modules():
+        if isinstance(module, Conv1D):
+            layer = modules[name]
+            layer = layer.get_base_layer() if isinstance(layer, LoraLayer) else layer
+            if not isinstance(layer, Conv1D):
+                found.append(f"{name}.weight")
+    return found
+
+
+def _check_merged(model: Any, copy: Any) -> None:
+    """Check on a few tokens that a merged copy has the logits of its model.
+
+    Raises:
+        RequestError: If they differ by more than rounding.
+    """
+    from bitsandbytes.nn import Int8Params
+
+    device = next(copy.parameters()).device
+    vocab_size = copy.get_input_embeddings().num_embeddings
+    input_ids = (torch.arange(16, device=device) * 7919 % vocab_size)[None]
+    with evaluating(model):
+        live = model(input_ids=input_ids, use_cache=False).logits
+    merged = copy(input_ids=input_ids, use_cache=False).logits
+    in_8_bits = any(isinstance(parameter, Int8Params) for parameter in model.parameters())
+    rounds = in_8_bits or {live.dtype, merged.dtype} != {torch.float32}
+    live, merged = live.float(), merged.float()
+    difference = ((merged - live).norm() / (live - live.mean()).norm()).item()
+    if not difference <= (_MAX_ROUNDING if rounds else _MAX_DIFFERENCE):
+        raise RequestError(
+            f"model.base: {type(copy).__name__} has other logits with its adapters merged than "
+            f"with them apart (by {difference:.2g} of their spread); set evaluation.weights to "
+            "live, and export --what adapter."
+        )
 
 
 class _DequantizedLinear(torch.nn.Module):

@@ -6,6 +6,8 @@ import torch
 from tiny_lab import FinishedRun, Lab
 
 from sft_lab.commands.export import load_trained
+from sft_lab.launch.parser import parse_files
+from sft_lab.model.qlora import Lora, add_lora, load_base
 
 IDS = torch.arange(5, 45).reshape(2, 20)
 
@@ -97,3 +99,56 @@ def test_a_failed_export_leaves_no_folder(
     with pytest.raises(OSError, match="No space left"):
         lab("export", f"--ckpt_path={finished.lab.checkpoint}", "--out=out")
     assert sorted(lab.folder.iterdir()) == before
+
+
+@pytest.mark.parametrize("what", ["adapter", "merged"])
+def test_an_exported_model_stops_where_its_template_ends_turns(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, make_tokenizer: Any, what: str
+) -> None:
+    from peft import PeftModel
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoTokenizer,
+        GenerationConfig,
+        LlamaConfig,
+        LlamaForCausalLM,
+    )
+
+    # Like a Qwen base: documents end with its eos, and turns, in chatml, with another token.
+    tokenizer = make_tokenizer(eos_token="<end>")
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    base = lab.folder / "base"
+    tokenizer.save_pretrained(base)
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4}
+    model = LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(tokenizer), num_hidden_layers=1, eos_token_id=4, **sizes)
+    )
+    with torch.no_grad():  # the end of a turn follows everything
+        model.lm_head.weight.zero_()
+        model.lm_head.weight[end] = model.model.norm.weight
+        model.model.embed_tokens.weight.copy_(torch.rand(len(tokenizer), 32))
+    model.save_pretrained(base)
+    overrides = {"model.base": str(base), "corpus.template": "chatml"}
+    config = parse_files([str(lab.folder / "tiny.yaml")], overrides)
+    trained = add_lora(load_base(str(base), "fp32", torch.float32), Lora(r=4), seed=0)
+    monkeypatch.setattr("sft_lab.commands.export.load_trained", lambda path: (trained, config))
+    outcome = lab("export", "--ckpt_path=any", "--out=out", f"--what={what}")
+    assert outcome.code == 0, outcome.err
+
+    out = lab.folder / "out"
+    chat = AutoTokenizer.from_pretrained(out)
+    assert chat.eos_token == "<|im_end|>"
+    prompt = chat.apply_chat_template(
+        [{"role": "user", "content": "Hi"}], add_generation_prompt=True, return_tensors="pt"
+    )
+    for settings in ({"generation_config": GenerationConfig.from_pretrained(out)}, {}):
+        if what == "merged":
+            loaded: Any = AutoModelForCausalLM.from_pretrained(out)
+        else:
+            plain = AutoModelForCausalLM.from_pretrained(base)
+            loaded = PeftModel.from_pretrained(plain, out)
+            settings = settings or {"eos_token_id": chat.eos_token_id}
+        answer = loaded.generate(**prompt, max_new_tokens=9, do_sample=False, **settings)
+        assert answer[0, prompt["input_ids"].shape[1] :].tolist() == [end]
+    assert model.generation_config.eos_token_id == 4

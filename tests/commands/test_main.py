@@ -90,7 +90,10 @@ def free_port() -> int:
             "WorldMaths",
         ),
         ("--evaluation.benchmarks.world_math.init_args.path=gone.jsonl", "gone.jsonl"),
-        ("--trainer.devices=2", "trainer.devices: a run takes one device, got 2"),
+        (
+            "--trainer.devices=2",
+            "trainer.devices, trainer.num_nodes: a run takes one device, got 2",
+        ),
         ("--trainer.max_epochs=3", "trainer.max_epochs follows from data.stages.*.epochs, got 3"),
         ("--trainer.max_steps=3", "trainer.max_steps"),
         ("--trainer.fast_dev_run=true", "trainer.fast_dev_run"),

@@ -178,7 +178,11 @@ def test_a_cache_entry_is_complete_or_absent(
     assert list((tmp_path / "cache/tokens").iterdir()) == []
     assert len(corpus_of(("a", "1"), ("b", "2")).loaded["math"].rows) == 2
     (entry,) = (tmp_path / "cache/tokens").iterdir()
-    assert {path.name for path in entry.iterdir()} == {"tokens.arrow", "report.json"}
+    assert {path.name for path in entry.iterdir()} == {
+        "tokens.arrow",
+        "report.json",
+        "checksums.json",
+    }
 
 
 def test_leftovers_of_killed_runs_in_the_cache_are_removed_after_a_day(
@@ -207,16 +211,28 @@ def test_a_row_that_the_template_refuses_is_named(tiny_base: Path, tmp_path: Pat
         corpus.load(["math"])
 
 
-@pytest.mark.parametrize("name", ["tokens.arrow", "report.json"])
+@pytest.mark.parametrize("name", ["tokens.arrow", "report.json", "checksums.json"])
+@pytest.mark.parametrize("damage", ["flipped", "half", "missing"])
 def test_a_damaged_cache_entry_is_named(
-    corpus_of: Callable[..., Corpus], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str
+    corpus_of: Callable[..., Corpus],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    name: str,
+    damage: str,
 ) -> None:
     monkeypatch.setenv("SFT_LAB_CACHE", str(tmp_path / "cache"))
-    corpus_of(("a", "1"), ("b", "2"))
+    rows = corpus_of(("a", "1"), ("b", "2")).loaded["math"].rows
     (entry,) = (tmp_path / "cache/tokens").iterdir()
-    content = (entry / name).read_bytes()
-    (entry / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(RequestError, match=rf"SFT_LAB_CACHE: .*'math' in {entry} .* Remove that"):
+    content = bytearray((entry / name).read_bytes())
+    if damage == "flipped":  # the low bit of a token id, of which any value is an id
+        ids = rows[1].input_ids.tobytes()
+        content[content.find(ids) if ids in content else len(content) // 2] ^= 1
+    else:
+        del content[len(content) // 2 :]
+    (entry / name).write_bytes(content)
+    if damage == "missing":
+        (entry / name).unlink()
+    with pytest.raises(RequestError, match=rf"SFT_LAB_CACHE: .* in {entry} .*, and remove that"):
         corpus_of(("a", "1"), ("b", "2"))
     shutil.rmtree(entry)
     assert len(corpus_of(("a", "1"), ("b", "2")).loaded["math"].rows) == 2

@@ -372,3 +372,5 @@ def test_a_split_of_a_file_is_refused(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "q", "completion": "a"}])
     with pytest.raises(RequestError, match=r"math\.split: files have none, got 'test'"):
         intake(path, split="test")
+    with pytest.raises(RequestError, match=r"math\.data_files: files have none, got 'a\.jsonl'"):
+        intake(tmp_path, data_files="a.jsonl")

@@ -75,6 +75,46 @@ def test_a_merged_copy_has_the_live_models_logits(make_model: MakeModel, quantiz
 
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_gpt2_is_merged_although_its_weights_are_transposed(
+    tmp_path: Path, quantization: Any
+) -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    # All of its own layers but the MLP's and c_attn are square, so that no shape gives them away.
+    config = GPT2Config(
+        vocab_size=50,
+        n_embd=64,
+        n_layer=2,
+        n_head=4,
+        n_positions=32,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    GPT2LMHeadModel(config).save_pretrained(tmp_path)
+    base = load_base(str(tmp_path), quantization, torch.float32)
+    model = add_lora(base, Lora(r=4, lora_alpha=8, target_modules=["c_proj"]), seed=0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.1)
+    live = logits(model)
+    copy = logits(merged_copy(model, torch.float32))
+    assert (copy - live).abs().max() < TOLERANCE[quantization] * live.abs().max()
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
+def test_a_copy_with_other_logits_is_refused(make_model: MakeModel, quantization: str) -> None:
+    model = make_model(quantization)
+
+    def scaled(module: Any, inputs: Any, output: Any) -> Any:
+        return -output  # a part of the architecture that its config does not rebuild
+
+    plain_causal_lm(model).model.layers[0].register_forward_hook(scaled)
+    with pytest.raises(RequestError, match=r"LlamaForCausalLM has other logits .*weights to live"):
+        merged_copy(model, torch.float32)
+
+
+@pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_merging_changes_no_bit_of_the_live_model(make_model: MakeModel, quantization: str) -> None:
     model = make_model(quantization)
     weights = {name: value.clone() for name, value in model.state_dict().items()}
