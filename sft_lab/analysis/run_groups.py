@@ -14,13 +14,18 @@ from sft_lab.runs.store import RunStore
 
 
 def single_runs(store: RunStore, names: Sequence[str]) -> list[RunGroup]:
-    """Return the runs of the given names, each in a group of its own.
+    """Return the runs of the given names, each in a group; equal run names get the start of the id.
 
     Raises:
         RequestError: If a name fits no run, or more than one, or one that has not trained.
     """
     found = [read_result(store, store.find(name)) for name in names]
-    return [RunGroup(result.name, {result.seed: result}) for result in found]
+    groups = []
+    for run in found:
+        is_shared = len({other.run_id for other in found if other.name == run.name}) > 1
+        label = f"{run.name} {run.run_id[:8]}" if is_shared else run.name
+        groups.append(RunGroup(label, {run.seed: run}))
+    return groups
 
 
 def over_seeds(store: RunStore, names: Sequence[str]) -> list[RunGroup]:

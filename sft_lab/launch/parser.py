@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -25,6 +26,8 @@ from sft_lab.model.qlora import Lora
 from sft_lab.training.data_modules import StagedDataModule, micro_batches_per_step
 from sft_lab.training.module import SFTModule, check_trainable
 from sft_lab.training.shares import Share, parse_share
+
+log = logging.getLogger(__name__)
 
 RUN_COMMANDS = ("fit", "validate", "test")
 GROUPS: dict[str, Any] = {
@@ -245,12 +248,16 @@ def _check_sources(plain: Mapping[str, Any], written: Composed) -> None:
     known = plain["corpus"]["sources"]
     for name, benchmark in plain["evaluation"]["benchmarks"].items():
         source = benchmark.get("init_args", {}).get("source")
-        if source is not None and source not in known:
-            key = f"evaluation.benchmarks.{name}.init_args.source"
+        if source is None or source in known:
+            continue
+        key = f"evaluation.benchmarks.{name}.init_args.source"
+        fault = f"unknown source {source!r}{nearest(source, known)}"
+        if nearest(source, known):
             raise RequestError(
-                f"{written.where(key)}: unknown source {source!r}{nearest(source, known)}; "
-                f"corpus.sources has {', '.join(known)}."
+                f"{written.where(key)}: {fault}; corpus.sources has {', '.join(known)}."
             )
+        # Benchmarks are shared by runs whose corpora hold more sources or fewer.
+        log.warning(f"{key}: {fault} in corpus.sources, so no stage trains this ability.")
 
 
 def _check_followers(plain: Mapping[str, Any], written: Composed) -> None:

@@ -140,3 +140,13 @@ def test_seeds_trained_by_other_configs_are_not_taken_together(
     )
     seeds = ("tiny k=1/4 seed 0", "tiny k=1/4 seed 1")
     assert lab("compare", "--over_seeds", *seeds).code == 0
+
+
+def test_runs_of_one_name_are_labelled_by_their_ids(three_runs: Lab) -> None:
+    ids = [run.info.run_id for run in three_runs.runs[:2]]
+    for run_id in ids:
+        three_runs.store.client.set_tag(run_id, "mlflow.runName", "twin")
+    names = [run_id[:8] for run_id in ids]
+    outcome = three_runs("compare", *names, "--json", "--allow_different_protocols")
+    groups = json.loads(outcome.out)["groups"]
+    assert [group["name"] for group in groups] == [f"twin {name}" for name in names]

@@ -2,26 +2,16 @@
 
 import gzip
 import json
-import re
-from pathlib import Path
 
 import pytest
 from benchmark_files import write_benchmarks
 from conftest import chat, write_jsonl
+from docs_blocks import code_block
 from tiny_lab import CONFIGS, EVALUATED_STEPS, Lab
 
 pytestmark = pytest.mark.slow
 
-DOCS = Path(__file__).parents[2] / "docs"
 POEMS = ("--corpus.sources.poems.path=poems.jsonl", "--data.stages.second.mixture.poems=1")
-
-
-def code_block(first_line: str) -> str:
-    """Return the code block of the docs that begins with a comment."""
-    pages = "\n".join(page.read_text(encoding="utf-8") for page in sorted(DOCS.glob("*.md")))
-    found = re.search(rf"```\w+\n({re.escape(first_line)}.*?)```", pages, re.DOTALL)
-    assert found, first_line
-    return found[1]
 
 
 def write_poems(lab: Lab) -> None:
@@ -80,21 +70,22 @@ def test_a_strategy_is_a_config(lab: Lab) -> None:
     assert list(lab.points("world_math/accuracy")) == [0, 3]
 
 
-def test_a_callback_is_a_class(lab: Lab) -> None:
-    lab.write(
-        "my_callbacks.py",
-        "import json\n"
-        "from lightning import Callback\n\n\n"
-        "class Mine(Callback):\n"
-        "    def __init__(self, path: str = 'steps.json') -> None:\n"
-        "        self.path = path\n\n"
-        "    def on_train_end(self, trainer, pl_module):\n"
-        "        with open(self.path, 'w') as file:\n"
-        "            json.dump(trainer.global_step, file)\n",
+def test_a_callback_and_an_engine_are_classes(lab: Lab) -> None:
+    for name in ("my_callbacks", "my_engines"):
+        lab.write(f"{name}.py", code_block(f"# {name}.py"))
+    outcome = lab.fit(
+        "--trainer.callbacks+=my_callbacks.Mine",
+        "--trainer.callbacks.path=n.json",
+        "--evaluation.engine={class_path: my_engines.Echo}",
     )
-    outcome = lab.fit("--trainer.callbacks+=my_callbacks.Mine", "--trainer.callbacks.path=n.json")
     assert outcome.code == 0, outcome.err
-    assert json.loads((lab.folder / "n.json").read_text()) == 12
+    scores = json.loads((lab.folder / "n.json").read_text())
+    assert [int(step) for step in scores] == EVALUATED_STEPS
+    assert {step: lab.points("world_math/accuracy")[int(step)] for step in scores} == {
+        step: found["world_math/accuracy"] for step, found in scores.items()
+    }
+    answers = lab.json("answers/step_000000/world_math.json")["data"]
+    assert all(prompt.endswith(answer) for *_, answer, prompt in answers)
     assert lab.run.data.metrics["progress/samples"] == 45  # the lab's own callbacks still run
 
 

@@ -4,36 +4,21 @@ import json
 
 import pytest
 import yaml
+from docs_blocks import code_block
 from study_runs import STUDY
 from tiny_lab import Lab
 
 from sft_lab.study.record import open_parent, study_digest
 
-MINE = '''
-from sft_lab.report.page import Section, Table
-from sft_lab.report.section import ReportSection
-
-
-class Cells(ReportSection):
-    """Counts the study's cells."""
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-
-    def build(self, context):
-        cells = [cell for question in context.results.questions for cell in question.cells]
-        so_far = ", ".join(section.name for section in context.sections)
-        table = Table("Cells by arm.", ("arm", "seed"), [[c.arm, str(c.seed)] for c in cells])
-        return Section("mine-cells", self.title, [f"After {so_far}."], tables=[table])
-
+NOTHING = """
 
 class Nothing(ReportSection):
     def build(self, context):
         return None
-'''
+"""
 SECTIONS = [
-    {"class_path": "mine.Cells", "init_args": {"title": "All cells"}},
-    {"class_path": "mine.Nothing"},
+    {"class_path": "my_sections.Cells", "init_args": {"title": "All cells"}},
+    {"class_path": "my_sections.Nothing"},
 ]
 
 
@@ -42,7 +27,7 @@ def recorded(study_lab: Lab) -> tuple[Lab, str]:
     """A lab with a recorded study whose config adds report sections; none of its cells has run."""
     lab = study_lab
     study = {**STUDY, "report": {"sections": SECTIONS}}
-    lab.write("mine.py", MINE)
+    lab.write("my_sections.py", code_block("# my_sections.py") + NOTHING)
     lab.write("study.yaml", yaml.safe_dump(study, sort_keys=False))
     parent = open_parent(lab.store, "sft_lab", None, "tiny", study)
     content = {
@@ -73,14 +58,11 @@ def test_a_section_of_the_users_own_is_found_by_class_path(recorded: tuple[Lab, 
 
 def test_a_wrong_section_is_refused_before_anything_runs(recorded: tuple[Lab, str]) -> None:
     lab, _ = recorded
-    wrong = {**STUDY, "report": {"sections": [{"class_path": "mine.Cell"}]}}
+    wrong = {**STUDY, "report": {"sections": [{"class_path": "my_sections.Cell"}]}}
     lab.write("study.yaml", yaml.safe_dump(wrong))
     outcome = lab("study", "--config=study.yaml", "--print")
     assert outcome.code == 2
-    assert (
-        "report.sections.0: cannot import mine.Cell: module 'mine' has no attribute 'Cell'"
-        in outcome.err
-    )
+    assert "report.sections.0: cannot import my_sections.Cell: module" in outcome.err
     assert "Traceback" not in outcome.err
 
 
