@@ -159,7 +159,11 @@ class Peer:
             self._answer(*answer[1:])
             answer = self.receive()
         if answer[0] == "raise":
-            raise _error(*answer[1:])
+            error = _error(*answer[1:])
+            if isinstance(error, StopIteration) and function is not next:
+                # In a test's ``map`` or ``all`` it would end the loop as if all were well.
+                raise RuntimeError("StopIteration") from error
+            raise error
         _, value, changed = answer
         if changed is not None:
             for old, new in zip(args, self.decode(changed), strict=True):

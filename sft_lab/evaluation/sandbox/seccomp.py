@@ -20,7 +20,9 @@ CLONE_THREAD = 0x00010000
 PRIO_PROCESS, IOPRIO_WHO_PROCESS = 0, 1
 F_SETOWN, F_SETOWN_EX = 8, 15  # of fcntl: who gets a file's signals
 FIOSETOWN, SIOCSPGRP = 0x8901, 0x8902  # the same by ioctl
-PR_SCHED_CORE = 62
+# A lease on a library makes other processes wait to open it, even through a read-only mount.
+F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ = 1024, 1026, 1031
+PR_SET_PDEATHSIG, PR_SCHED_CORE = 1, 62
 X32 = 0x40000000  # first number of the other table of x86-64 kernels
 
 # linux/unistd.h by machine: (AUDIT_ARCH, numbers by name). Numbers from 424 on are common to all.
@@ -36,7 +38,8 @@ MACHINES: dict[str, tuple[int, dict[str, int]]] = {
             **{"chroot": 161, "socket": 41, "bpf": 321, "perf_event_open": 298},
             **{"userfaultfd": 323, "add_key": 248, "request_key": 249, "keyctl": 250},
             **{"memfd_create": 319, "shmget": 29, "semget": 64, "msgget": 68, "mq_open": 240},
-            **{"setxattr": 188, "lsetxattr": 189, "fsetxattr": 190},
+            **{"setxattr": 188, "lsetxattr": 189, "fsetxattr": 190, "flock": 73},
+            **{"inotify_init": 253, "inotify_init1": 294, "fanotify_init": 300},
             **{"prlimit64": 302, "setpgid": 109, "migrate_pages": 256, "move_pages": 279},
             **{"sched_setparam": 142, "sched_setscheduler": 144, "sched_setaffinity": 203},
             **{"sched_setattr": 314, "setpriority": 141, "ioprio_set": 251},
@@ -54,7 +57,8 @@ MACHINES: dict[str, tuple[int, dict[str, int]]] = {
             **{"chroot": 51, "socket": 198, "bpf": 280, "perf_event_open": 241},
             **{"userfaultfd": 282, "add_key": 217, "request_key": 218, "keyctl": 219},
             **{"memfd_create": 279, "shmget": 194, "semget": 190, "msgget": 186, "mq_open": 180},
-            **{"setxattr": 5, "lsetxattr": 6, "fsetxattr": 7},
+            **{"setxattr": 5, "lsetxattr": 6, "fsetxattr": 7, "flock": 32},
+            **{"inotify_init1": 26, "fanotify_init": 262},
             **{"prlimit64": 261, "setpgid": 154, "migrate_pages": 238, "move_pages": 239},
             **{"sched_setparam": 118, "sched_setscheduler": 119, "sched_setaffinity": 122},
             **{"sched_setattr": 274, "setpriority": 140, "ioprio_set": 30},
@@ -78,7 +82,8 @@ CLONE3 = 435
 def install_filter() -> None:
     """Forbid this process new processes, sockets, namespaces and any effect on other processes.
 
-    Threads stay allowed, and signals, limits and priorities of the process itself.
+    Threads stay allowed, and signals, limits and priorities of the process itself. It can no longer
+    outlive its parent.
 
     Raises:
         OSError: If the machine is not among ``MACHINES`` or its kernel has no filters.
@@ -106,12 +111,13 @@ def filter_program(machine: str, pid: int) -> bytes:
         "setpriority": [*_refuse_unless(0, PRIO_PROCESS), *_allow_when(1, *own)],
         "ioprio_set": [*_refuse_unless(0, IOPRIO_WHO_PROCESS), *_allow_when(1, *own)],
         "fcntl": [
-            *_refuse_when(1, F_SETOWN_EX),  # its process is in memory, where no filter looks
+            # The process of F_SETOWN_EX is in memory, where no filter looks.
+            *_refuse_when(1, F_SETOWN_EX, F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ),
             *((EQUAL, 1, 0, F_SETOWN), (RETURN, 0, 0, ALLOW)),
             *_allow_when(2, *own),
         ],
         "ioctl": [*_refuse_when(1, FIOSETOWN, SIOCSPGRP), (RETURN, 0, 0, ALLOW)],
-        "prctl": [*_refuse_when(0, PR_SCHED_CORE), (RETURN, 0, 0, ALLOW)],
+        "prctl": [*_refuse_when(0, PR_SET_PDEATHSIG, PR_SCHED_CORE), (RETURN, 0, 0, ALLOW)],
     }
     refused = {number for name, number in numbers.items() if name not in checked}
     # Jumps count instructions to skip: the first number if the comparison holds, else the second.

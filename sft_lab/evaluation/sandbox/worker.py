@@ -36,18 +36,20 @@ from sft_lab.evaluation.sandbox.program import (
     run_test,
 )
 from sft_lab.evaluation.sandbox.seccomp import (
+    PR_SET_PDEATHSIG,
     drop_capabilities,
     install_filter,
     make_read_only,
     prctl,
 )
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 1, 4, 36  # linux/prctl.h
+PR_SET_DUMPABLE, PR_SET_CHILD_SUBREAPER = 4, 36  # linux/prctl.h
 START_LIMIT_S = 30.0  # to fork, and to read a request; beyond a program's own time
 SCRATCH_PREFIX = "sft-sandbox-"
 SCRATCH = "/scratch"  # of an isolated worker; not /tmp, under which an interpreter may lie
 MAX_FILE_MB = 16
 MAX_OPEN_FILES = 64
+MAX_PENDING_SIGNALS = 1024  # timers included; the kernel counts them for each user
 # One thread per program, and the same clock everywhere.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TZ": "UTC"}
 
@@ -176,6 +178,7 @@ def confine(limits: dict[str, Any], folder: str, kept: Sequence[int], isolated: 
     cap(resource.RLIMIT_FSIZE, MAX_FILE_MB << 20)
     cap(resource.RLIMIT_NOFILE, MAX_OPEN_FILES)
     cap(resource.RLIMIT_CORE, 0)
+    cap(resource.RLIMIT_SIGPENDING, MAX_PENDING_SIGNALS)
     if isolated:  # in its own namespace, other processes do not count
         # The threads of the worker and of unshare, and the first of both processes.
         cap(resource.RLIMIT_NPROC, MAX_THREADS + 4)

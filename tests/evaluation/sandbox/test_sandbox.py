@@ -245,6 +245,68 @@ def test_extended_attributes_and_new_mount_calls_are_refused(level: Level) -> No
 
 
 @pytest.mark.parametrize(
+    "attempt",
+    [
+        "fcntl.fcntl(library, fcntl.F_SETLEASE, fcntl.F_WRLCK)",
+        "fcntl.fcntl(library, fcntl.F_SETLEASE, fcntl.F_RDLCK)",
+        "fcntl.fcntl(os.open('.', os.O_RDONLY), fcntl.F_NOTIFY, fcntl.DN_ACCESS)",
+        "fcntl.flock(library, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "fcntl.fcntl(os.pipe()[1], 1031, 1 << 20)",
+        "check(libc.inotify_init1(0))",
+        "check(libc.prctl(1, 0, 0, 0, 0))",
+        "os.nice(-1)",
+        "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))",
+    ],
+)
+def test_nothing_shared_with_the_machine_can_be_held(level: Level, attempt: str) -> None:
+    program = LIBC + (
+        "import fcntl\n"
+        "library = os.open(os.path.join(os.path.dirname(os.__file__), 'this.py'), os.O_RDONLY)\n"
+        "def check(result):\n    if result < 0: raise OSError(ctypes.get_errno(), 'call')\n"
+        f"try: {attempt}\nexcept PermissionError: pass\nelse: raise Exception"
+    )
+    assert run(level, program) == [PASSED]
+
+
+def test_pending_signals_and_timers_are_bounded(level: Level) -> None:
+    timers = LIBC + (
+        "timer, count = ctypes.c_void_p(), 0\n"
+        "while libc.timer_create(1, None, ctypes.byref(timer)) == 0: count += 1\n"
+        "assert count <= 1024"
+    )
+    assert run(level, timers) == [PASSED]
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="other system call tables of x86-64")
+def test_other_system_call_tables_are_refused(level: Level) -> None:
+    x32 = "assert libc.syscall(0x40000000 + 57) == -1"
+    machine_code = (
+        "import mmap\nm = mmap.mmap(-1, 4096, prot=7)\n"
+        "m.write(bytes.fromhex('b802000000cd80c3'))  # fork by int 0x80\n"
+        "address = ctypes.addressof(ctypes.c_char.from_buffer(m))\n"
+        "assert ctypes.CFUNCTYPE(ctypes.c_int)(address)() == -1"
+    )
+    assert run(level, LIBC + x32, LIBC + machine_code) == [PASSED, PASSED]
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        "import signal; signal.raise_signal(signal.SIGSTOP)",
+        "import os, time\nfor n in range(9):\n    try: os.mkdir(f'../{n}')\n"
+        "    except FileExistsError: pass\nos.symlink('/etc', '../9'); os.chmod('..', 0)\n"
+        "time.sleep(60)",
+        "import os, time\nfor end in range(3, 64):\n    try: os.close(end)\n"
+        "    except OSError: pass\ntime.sleep(60)",
+    ],
+)
+def test_a_stopped_or_silent_program_ends_and_the_next_one_runs(level: Level, harm: str) -> None:
+    failed, passed = run(level, harm, "open('file', 'w').write('x')", timeout_s=0.5)
+    assert not failed.passed
+    assert passed == PASSED
+
+
+@pytest.mark.parametrize(
     ("kills", "result"),
     [
         (1, PASSED),
@@ -414,7 +476,7 @@ def test_only_a_scratch_folder_is_emptied(tmp_path: Path) -> None:
     from sft_lab.evaluation.sandbox.worker import empty, main
 
     (tmp_path / "kept").write_text("x")
-    with pytest.raises(ValueError, match="is no scratch folder"):
+    with pytest.raises(ValueError, match="is not a scratch folder"):
         empty(str(tmp_path))
     # A worker that wrongly believes it is in its sandbox stops before it touches a file.
     with pytest.raises(RuntimeError, match="process 1 of its sandbox"):

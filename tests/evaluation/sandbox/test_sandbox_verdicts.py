@@ -392,6 +392,20 @@ def test_values_pass_between_solution_and_test_as_in_one_process(
         ("def f(x):\n    0", "class A: 0\nf(A())", "TypeError: a solution cannot be passed a A"),
         ("import numpy", "numpy.eye(2)", "NameError: name 'numpy' is not defined"),
         ("f = object()", "assert f == f\nassert f == 3", "AssertionError"),
+        ("def f(n): raise StopIteration", "assert all(map(f, [1]))", "RuntimeError: StopIteration"),
+        ("def f(): return 1 << 10**8", "f()", "ValueError: more than 16 MiB"),
+        (
+            "open('colorsys.py', 'w').write('rgb_to_hsv = lambda *_: 1')\nf = 1",
+            "import colorsys\nassert colorsys.rgb_to_hsv(0, 0, 0) == f",
+            "AssertionError",
+        ),
+        (
+            "import os, time\ndef f():\n    for end in range(3, 64):\n"
+            "        try: os.write(end, b'[\"return\",' + b'[' * 9999 + b'\\n')\n"
+            "        except OSError: pass\n    time.sleep(60)",
+            "f()",
+            "sent no valid answer before its last line",
+        ),
     ],
 )
 def test_what_cannot_pass_between_them_is_named(
