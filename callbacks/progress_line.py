@@ -14,7 +14,7 @@ from sft_lab.callbacks.training_log import TrainingLog
 from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.runs.evaluations import Point
-from sft_lab.terminal import format_table
+from sft_lab.terminal import format_table, visible
 from sft_lab.training.module import SFTModule
 
 
@@ -55,7 +55,7 @@ class ProgressLine(Callback):
 
     def _write_over(self, line: str) -> None:
         line = line[: shutil.get_terminal_size().columns - 1]  # a wrapped line is not written over
-        self.stream.write("\r" + line.ljust(self._width))
+        self.stream.write("\r" + visible(line).ljust(self._width))
         self.stream.flush()
         self._width = len(line)
 
@@ -63,7 +63,7 @@ class ProgressLine(Callback):
         if self._is_terminal and self._width:
             self.stream.write("\r" + " " * self._width + "\r")
             self._width = 0
-        self.stream.write(line + "\n")
+        self.stream.write(visible(line) + "\n")
         self.stream.flush()
 
     @override

@@ -1,9 +1,14 @@
 """Tables for people: plain text, columns aligned, percent instead of shares."""
 
+import json
 import logging
 import os
+import re
 import warnings
 from collections.abc import Sequence
+from typing import Any
+
+from typing_extensions import override
 
 
 def percent(score: float) -> str:
@@ -15,6 +20,43 @@ def percent(score: float) -> str:
     return f"{100 * score:.1f}"
 
 
+_CONTROLS = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and line feed, DEL, C1: ESC clears a terminal
+    r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that reverse the text after them
+    r"\u2028\u2029\ud800-\udfff]"  # line breaks to some readers; no character at all
+)
+
+
+def visible(text: str) -> str:
+    r"""Return text with its control characters escaped; tabs and line feeds stay.
+
+    Rows, answers and names come from strangers: on their way to a terminal or a file they must not
+    move the cursor, clear the screen, or make text read backwards.
+
+    >>> visible("a\x1b[2Jb\u202ec")
+    'a\\x1b[2Jb\\u202ec'
+    """
+    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def to_json(value: Any) -> str:
+    r"""Return a value as indented JSON in which only control characters are escaped.
+
+    >>> print(to_json("ü\u202e"))
+    "ü\u202e"
+    """
+    text = json.dumps(value, indent=2, ensure_ascii=False)
+    return _CONTROLS.sub(lambda found: json.dumps(found[0])[1:-1], text)
+
+
+class VisibleFormatter(logging.Formatter):
+    """Formats log records as one text without control characters."""
+
+    @override
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record))
+
+
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table with the first column aligned left, the others right.
 
@@ -22,6 +64,8 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     run  math
     dmt  85.5
     """
+    header = [_cell(name) for name in header]
+    rows = [[_cell(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
 
     def line(cells: Sequence[str]) -> str:
@@ -31,6 +75,10 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ).rstrip()
 
     return "\n".join(line(cells) for cells in (header, *rows))
+
+
+def _cell(text: str) -> str:
+    return visible(text).replace("\n", "\\n").replace("\t", "\\t")
 
 
 def silence() -> None:

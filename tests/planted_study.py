@@ -33,7 +33,7 @@ Levels = Mapping[str, float]
 """Ability by source, in [0, 1]."""
 
 BASE: Levels = {"math": 0.02, "code": 0.04, "general": 0.10}
-HOSTILE = "<script>alert('no')</script> | `*x*`\n</table>"
+HOSTILE = "<script>alert('no')</script> | `*x*`\n</table>\x1b[2J\u202ereversed"
 
 
 @dataclass
@@ -135,7 +135,7 @@ class PlantedStudy:
                     f"{name}/{n}",
                     {score_name: mark},
                     f"step {step}: {HOSTILE if n == 3 else f'answer {n}'}",
-                    f"{name}: what is {n} plus 1?",
+                    f"{'=' if n == 3 else ''}{name}: what is {n} plus 1?",
                 )
                 for n, mark in enumerate(marks)
             ]

@@ -1,4 +1,7 @@
-from sft_lab.terminal import format_table, percent
+import json
+import logging
+
+from sft_lab.terminal import VisibleFormatter, format_table, percent, to_json, visible
 
 
 def test_tables_align_names_left_and_numbers_right() -> None:
@@ -16,3 +19,25 @@ def test_a_table_may_have_no_rows() -> None:
 
 def test_scores_become_percent_with_one_digit() -> None:
     assert [percent(score) for score in (0.0, 0.12345, 1.0)] == ["0.0", "12.3", "100.0"]
+
+
+HOSTILE = "\x1b[2J\u202eevil\x9b31m\x07\u2066\u2028end"
+ESCAPED = "\\x1b[2J\\u202eevil\\x9b31m\\x07\\u2066\\u2028end"
+
+
+def test_control_characters_are_shown_and_do_nothing() -> None:
+    assert visible(HOSTILE) == ESCAPED
+    assert visible("a\tb\nü 日本 \N{FAMILY}") == "a\tb\nü 日本 \N{FAMILY}"
+    assert format_table(["run"], [[f"x{HOSTILE}\n"]]) == f"run\nx{ESCAPED}\\n"
+
+
+def test_json_is_readable_and_holds_no_control_characters() -> None:
+    text = to_json({"ü": HOSTILE})
+    assert json.loads(text) == {"ü": HOSTILE}
+    assert "ü" in text
+    assert visible(text) == text
+
+
+def test_warnings_hold_no_control_characters() -> None:
+    record = logging.LogRecord("x", logging.WARNING, "", 1, "row %s", (HOSTILE,), None)
+    assert VisibleFormatter().format(record) == f"row {ESCAPED}"

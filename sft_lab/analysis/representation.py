@@ -118,7 +118,7 @@ def hidden_states(
         model: A causal language model of transformers, adapters included.
         queries: Token ids of each query, not padded.
         layer: From 1, the first layer's output, to the number of layers, whose output has passed
-            the final norm; 0 is the embeddings.
+            the final norm. The embeddings are the same for every query.
         batch_size: Queries per forward pass; it does not change the result.
 
     Returns:
@@ -129,8 +129,8 @@ def hidden_states(
     """
     causal_lm = plain_causal_lm(model)
     num_layers = causal_lm.config.get_text_config().num_hidden_layers
-    if not 0 <= layer <= num_layers:
-        raise RequestError(f"--layer must be 0 to {num_layers}, got {layer}.")
+    if not 1 <= layer <= num_layers:
+        raise RequestError(f"--layer must be 1 to {num_layers}, got {layer}.")
     found: list[Tensor | None] = [None] * len(queries)
     with evaluating(model):
         for places in batches_longest_first([len(query) for query in queries], batch_size):

@@ -1,6 +1,5 @@
 """The command ``compare``, and its JSON."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from math import isfinite
@@ -16,6 +15,7 @@ from sft_lab.errors import RequestError
 from sft_lab.metrics.score import Score
 from sft_lab.runs.results import RunResult
 from sft_lab.runs.store import RunStore
+from sft_lab.terminal import to_json
 
 
 def as_json(compared: RunComparison) -> dict[str, Any]:
@@ -138,7 +138,7 @@ def main(arguments: list[str]) -> int:
         options.allow_different_protocols,
     )
     if options.json:
-        print(json.dumps(as_json(compared), indent=2, ensure_ascii=False))
+        print(to_json(as_json(compared)))
     else:
         print(report(compared, options.items, color=in_color()))
     return 0

@@ -11,7 +11,7 @@ from sft_lab.analysis.measurements import LEVEL, Comparison, boundary_of
 from sft_lab.analysis.protocols import mismatch_line
 from sft_lab.metrics.paired import Difference
 from sft_lab.metrics.score import Score
-from sft_lab.terminal import format_table
+from sft_lab.terminal import format_table, visible
 
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 _OTHER_PROTOCOL = " !"
@@ -54,7 +54,7 @@ def report(compared: RunComparison, num_items: int, color: bool) -> str:
         mark = f"{_OTHER_PROTOCOL.strip()} other protocol" if mismatch.is_protocol else "note"
         notes.append(f"{mark}: {mismatch_line(mismatch, names, first.name)}")
     if notes:
-        parts.append("\n".join(notes))
+        parts.append(visible("\n".join(notes)))
     return "\n\n".join(parts)
 
 
@@ -106,7 +106,7 @@ def _tests(
     if color:
         pairs = zip(lines, tests, strict=True)
         lines = [f"{_BOLD}{line}{_PLAIN}" if test.shown else line for line, test in pairs]
-    return "\n".join([title, head, *lines])
+    return "\n".join([visible(title), head, *lines])
 
 
 def _test_row(test: Comparison, against: str, is_flagged: bool) -> list[str]:
@@ -140,7 +140,7 @@ def _items(compared: RunComparison, num_items: int) -> list[str]:
             title = f"{run.name}, {ability.benchmark}: {counts} since {shown[0].stage}"
             header = ["item", "", "question", "answer before", "answer at the end"]
             rows = [_item_row(item) for item in shown]
-            parts.append(f"{title}\n{format_table(header, rows)}")
+            parts.append(f"{visible(title)}\n{format_table(header, rows)}")
     return parts
 
 

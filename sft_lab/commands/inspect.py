@@ -1,8 +1,6 @@
 """``inspect``: show what a config trains on, down to the sample, without loading a model."""
 
-import json
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby, islice
@@ -17,7 +15,7 @@ from sft_lab.data.tokenized_row import IGNORED, TokenizedRow
 from sft_lab.errors import RequestError
 from sft_lab.launch.build import plan_data
 from sft_lab.launch.parser import parse
-from sft_lab.terminal import format_table, percent, silence
+from sft_lab.terminal import format_table, percent, silence, to_json, visible
 from sft_lab.training.batches import bin_length
 from sft_lab.training.data_modules import StagedDataModule
 from sft_lab.training.order import RowRef
@@ -27,7 +25,6 @@ _NUM_BINS = 10
 _BAR_WIDTH = 40
 _MAX_CONTAMINATED = 5  # rows shown per source and benchmark
 _TRAINED, _SPECIAL, _PLAIN = "\033[32m", "\033[2m", "\033[0m"
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def main(arguments: list[str]) -> int:
@@ -55,7 +52,7 @@ def main(arguments: list[str]) -> int:
     finally:
         log.setLevel(level)
     if options.json:
-        print(json.dumps(found, indent=2, ensure_ascii=False))
+        print(to_json(found))
     else:
         print(inspection_text(found, color=in_color()))
     return 0
@@ -189,11 +186,6 @@ def inspection_text(found: Mapping[str, Any], *, color: bool) -> str:
     return "\n\n".join(blocks)
 
 
-def _escape_controls(text: str) -> str:
-    """Escape control characters, with which a row could, say, clear the terminal (``ESC [2J``)."""
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
-
-
 def _stage_table(stages: Mapping[str, Any]) -> str:
     header = [
         "stage",
@@ -275,14 +267,14 @@ def _reasons(source: Mapping[str, Any]) -> list[str]:
 
     counted = [("left out", source["dropped"]), ("repaired", source["repaired"])]
     lines = [
-        f"{count:,} {what}: {_escape_controls(reason)} ({example(source['examples'][reason])})"
+        f"{count:,} {what}: {visible(reason)} ({example(source['examples'][reason])})"
         for what, counts in counted
         for reason, count in counts.items()
     ]
     if source["duplicates"]:
         lines.append(f"{source['duplicates']:,} rows repeat another row")
     if unused := unused_line(source["unused_keys"]):
-        lines.append(_escape_controls(unused))
+        lines.append(visible(unused))
     for benchmark, count in source["contaminated"].items():
         lines.append(f"{count:,} rows contain an item of {benchmark}, or 13 words of one:")
         found = (row for row in source["contaminated_rows"] if f": {benchmark} " in row)
@@ -316,7 +308,7 @@ def _sample(sample: Mapping[str, Any], color: bool) -> str:
         return head + "\n" + "".join(_colored(part) for part in parts)
     body = ""
     for is_trained, group in groupby(parts, key=lambda part: part["trained"]):
-        text = _escape_controls("".join(part["text"] for part in group))
+        text = visible("".join(part["text"] for part in group))
         body += f"⟦{text}⟧" if is_trained else text
     return f"{head}\n{body}"
 
@@ -324,6 +316,6 @@ def _sample(sample: Mapping[str, Any], color: bool) -> str:
 def _colored(part: Mapping[str, Any]) -> str:
     codes = (_TRAINED if part["trained"] else "") + (_SPECIAL if part["special"] else "")
     # A trained line break gets a visible mark: colour does not show at the end of a line.
-    text = _escape_controls(part["text"])
+    text = visible(part["text"])
     text = text.replace("\n", "↵\n") if part["trained"] else text
     return f"{codes}{text}{_PLAIN}" if codes else text

@@ -1,5 +1,6 @@
 """Run the command line, ``python -m sft_lab`` or ``sft-lab``; commands are imported lazily."""
 
+import logging
 import os
 import signal
 import sys
@@ -9,6 +10,7 @@ from types import FrameType
 from typing import NoReturn
 
 from sft_lab.errors import BusyError, Interrupted, RequestError, nearest
+from sft_lab.terminal import VisibleFormatter, visible
 
 COMMANDS = {
     "fit": "train through the stages of a strategy and measure abilities along the way",
@@ -64,7 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
             _refuse(command)
         return int(import_module(f"sft_lab.commands.{command}").main(rest))
     except RequestError as fault:
-        print(f"error: {fault}", file=sys.stderr)
+        print(f"error: {visible(str(fault))}", file=sys.stderr)
         return os.EX_TEMPFAIL if isinstance(fault, BusyError) else 2
     except Interrupted as stop:
         print(f"\nStopped by {stop}.{_how_to_resume(command, rest)}", file=sys.stderr)
@@ -105,6 +107,8 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    if logging.lastResort is not None:  # it prints the package's warnings
+        logging.lastResort.setFormatter(VisibleFormatter())
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # rows may contain what an ASCII terminal cannot show
             stream.reconfigure(errors="backslashreplace")

@@ -25,7 +25,7 @@ from sft_lab.launch.parser import parse_recorded
 from sft_lab.model.qlora import compute_dtype, load_base
 from sft_lab.paths import make_folder
 from sft_lab.runs.store import RunStore
-from sft_lab.terminal import silence
+from sft_lab.terminal import silence, visible
 from sft_lab.training.data_modules import StagedDataModule
 from sft_lab.training.stage import trains
 
@@ -131,7 +131,7 @@ def write(found: Representation, out: Path) -> None:
         "json": json.dumps(document, indent=2) + "\n",
     }
     for ending, content in contents.items():
-        (out / f"representation.{ending}").write_text(content, encoding="utf-8")
+        (out / f"representation.{ending}").write_text(visible(content), encoding="utf-8")
 
 
 def main(arguments: list[str]) -> int:
@@ -167,5 +167,5 @@ def main(arguments: list[str]) -> int:
         seed=options.seed,
     )
     write(found, options.out)
-    print(caption(found))
+    print(visible(caption(found)))
     return 0

@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from sft_lab.report.drawing import scheme_css, stand_alone
 from sft_lab.report.page import PlainTable, Report, TableCell
+from sft_lab.terminal import visible
 
 
 def write_report(report: Report, out: Path) -> None:
@@ -30,12 +31,13 @@ def write_report(report: Report, out: Path) -> None:
 def report_files(report: Report) -> dict[str, str]:
     """Return the text of every file of a report, by its path in the report's folder."""
     panels = [p for section in report.sections for fig in section.figures for p in fig.panels]
-    return {
+    files = {
         "report.html": html(report),
         "report.md": markdown(report),
         **{f"figures/{panel.name}.svg": stand_alone(panel.svg) for panel in panels},
         **{name: _csv(table) for name, table in report.tables.items()},
     }
+    return {name: visible(text) for name, text in files.items()}
 
 
 def html(report: Report) -> str:
@@ -94,9 +96,22 @@ def _fence(text: str) -> str:
     return f"{ticks} {shown} {ticks}"
 
 
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def _csv_cell(value: object) -> object:
+    """Return a cell that no spreadsheet runs as a formula.
+
+    >>> _csv_cell("=1+1"), _csv_cell("-5"), _csv_cell(-0.5)
+    ("'=1+1", "'-5", -0.5)
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
 def _csv(table: PlainTable) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, table.columns, restval="", lineterminator="\n")
     writer.writeheader()
-    writer.writerows(table.rows)
+    for row in table.rows:
+        writer.writerow({column: _csv_cell(value) for column, value in row.items()})
     return text.getvalue()

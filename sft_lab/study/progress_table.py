@@ -15,6 +15,7 @@ from rich.text import Text
 from sft_lab.runs.store import RunStore
 from sft_lab.study.job import CELL_TAG
 from sft_lab.study.runner import Progress
+from sft_lab.terminal import visible
 
 _STYLES = {"finished": "green", "failed": "bold red", "running": "yellow"}
 _MOST_ROWS = 30
@@ -60,7 +61,7 @@ class ProgressTable:
                 line = (
                     f"{self._minutes()} {done}/{len(progress)} {p.run.name}: {state}{again}{reason}"
                 )
-                self.console.print(line, highlight=False, soft_wrap=True, markup=False)
+                self.console.print(visible(line), highlight=False, soft_wrap=True, markup=False)
             self._printed[digest] = now
 
     def _minutes(self) -> str:
@@ -78,13 +79,13 @@ class ProgressTable:
             state = "running" if running else p.state
             step = total if p.state == "finished" else steps.get(digest, 0)
             table.add_row(
-                Text(p.run.name),
+                Text(visible(p.run.name)),
                 Text(state, _STYLES.get(state, "")),
                 str(step) if running or p.state == "finished" else "",
                 str(total),
                 str(p.attempts or ""),
                 # As Text, not markup: a reason may contain brackets.
-                Text(shorten(p.reason, 60, placeholder=" \N{HORIZONTAL ELLIPSIS}")),
+                Text(shorten(visible(p.reason), 60, placeholder=" \N{HORIZONTAL ELLIPSIS}")),
             )
         return table
 

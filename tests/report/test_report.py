@@ -33,6 +33,7 @@ from sft_lab.report.page import Finding
 from sft_lab.report.report import Report, build_report
 from sft_lab.report.writing import report_files, write_report
 from sft_lab.runs.results import ItemAnswer, RunResult
+from sft_lab.terminal import visible
 
 pytestmark = pytest.mark.slow  # a minute, of the two that the quick tests may take
 
@@ -223,9 +224,21 @@ class Page(HTMLParser):
 def test_an_answer_cannot_become_markup(files: dict[str, str]) -> None:
     page = Page(files["report.html"])
     assert "script" not in {tag for tag, _ in page.tags}
-    assert HOSTILE in page.text
+    assert visible(HOSTILE) in page.text
+    [policy] = [attrs["content"] for tag, attrs in page.tags if "http-equiv" in attrs]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'")
     table_row = next(line for line in files["report.md"].splitlines() if "alert" in line)
     assert "\\| `*x*`" in table_row  # neither a cell nor a line of the table ends there
+
+
+def test_no_file_holds_control_characters_or_formulas(files: dict[str, str]) -> None:
+    assert "\\x1b[2J\\u202ereversed" in files["items.csv"]
+    for text in files.values():
+        assert visible(text) == text
+    prompts = {row["prompt"] for row in rows(files, "items.csv")}
+    assert any(prompt.startswith("'=") for prompt in prompts)
+    assert not any(prompt.startswith("=") for prompt in prompts)
 
 
 def test_the_page_is_self_contained_in_both_colour_schemes(files: dict[str, str]) -> None:
