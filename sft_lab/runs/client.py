@@ -23,7 +23,7 @@ class StoreClient(MlflowClient):
     client resolves them against the store's file instead, whatever the working directory.
 
     Args:
-        tracking_uri: ``sqlite:///...`` or a server.
+        tracking_uri: ``sqlite:///FILE``, the file as it is named, or a server.
     """
 
     def __init__(self, tracking_uri: str) -> None:
@@ -61,7 +61,7 @@ class StoreClient(MlflowClient):
             location = str(self.get_run(run_id).info.artifact_uri)
             folder = None if self._file is None else local_folder(self._file, location)
             self._artifacts[run_id] = (
-                None if folder is None else LocalArtifactRepository(str(folder))
+                None if folder is None else LocalArtifactRepository(folder.as_uri())
             )
         return self._artifacts[run_id]
 

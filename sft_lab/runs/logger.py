@@ -38,7 +38,7 @@ class RunLogger(Logger):
     Nothing is opened or written before the first use, so that a run that is refused leaves nothing.
 
     Args:
-        tracking_uri: ``sqlite:///...`` or a server.
+        tracking_uri: ``sqlite:///FILE``, the file as it is named, or a server.
         experiment_name: Runs of one experiment are compared in the MLflow UI.
         artifact_location: Where a local store keeps artifacts; a server decides for itself.
         run_name: The run's name; by default the strategy with what sets the run apart.

@@ -5,25 +5,33 @@ from http.client import HTTPException
 from pathlib import Path
 from ssl import SSLError
 from urllib.error import HTTPError
-from urllib.parse import urlparse
+from urllib.parse import quote, unquote, urlparse
 from urllib.request import urlopen
 
 from sft_lab.errors import RequestError
 from sft_lab.paths import check_folder, make_folder
 
 _SQLITE = "sqlite:///"
+_ENCODED = "sqlite+pysqlite:///"  # as MLflow passes it to processes that this one starts
 _URI_KEY = "trainer.logger.init_args.tracking_uri"
 
 
 def absolute(tracking_uri: str) -> str:
     """Return a store's URI with an absolute path: MLflow caches open stores by their URI.
 
-    >>> absolute("http://localhost:5000")
-    'http://localhost:5000'
+    What follows ``sqlite:///`` is the file's name as it is. SQLAlchemy would decode it and take a
+    ``?`` for a query, so such names are encoded, and the driver is named, without which MLflow
+    would make a folder of the encoded name.
+
+    >>> absolute("http://localhost:5000"), absolute("sqlite:////lab/50%/mlflow.db")
+    ('http://localhost:5000', 'sqlite+pysqlite:////lab/50%25/mlflow.db')
     """
-    if not tracking_uri.startswith(_SQLITE):
+    file = local_file(tracking_uri)
+    if file is None:
         return tracking_uri
-    return f"{_SQLITE}{Path(tracking_uri.removeprefix(_SQLITE)).absolute()}"
+    path = str(file.absolute())
+    is_plain = not {"%", "?"}.intersection(path)
+    return f"{_SQLITE}{path}" if is_plain else f"{_ENCODED}{quote(path)}"
 
 
 def prepare_store(tracking_uri: str, experiment_name: str) -> None:
@@ -51,7 +59,13 @@ def prepare_store(tracking_uri: str, experiment_name: str) -> None:
 
 
 def local_file(tracking_uri: str) -> Path | None:
-    """Return the file of a local store; None for a server."""
+    """Return the file of a local store; None for a server.
+
+    >>> local_file(absolute("sqlite:////lab/50%/mlflow.db"))
+    PosixPath('/lab/50%/mlflow.db')
+    """
+    if tracking_uri.startswith(_ENCODED):
+        return Path(unquote(tracking_uri.removeprefix(_ENCODED)))
     is_local = tracking_uri.startswith(_SQLITE)
     return Path(tracking_uri.removeprefix(_SQLITE)) if is_local else None
 

@@ -147,3 +147,25 @@ def server() -> Iterator[str]:
 def test_a_server_that_is_not_mlflow_is_refused(server: str) -> None:
     with pytest.raises(RequestError, match=r"is not a healthy MLflow server \(/health: 404"):
         RunStore(server)
+
+
+@pytest.mark.parametrize("name", ["50%", "a%20b", "why?", "c#", "a b", "é", "a&b=c;d:e"])
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_store_is_made_in_a_folder_of_any_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, relative: bool
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    root = Path() if relative else tmp_path / name
+    # Artifacts inside the store's folder are recorded relative to it, and others as a URI.
+    for artifacts in (root / "mlruns/artifacts", root / "beside"):
+        uri = f"sqlite:///{root / 'mlruns/mlflow.db'}"
+        prepare_store(uri, artifacts.name)
+        logger = RunLogger(uri, artifacts.name, str(artifacts))
+        logger.experiment.log_text(logger.run_id, "hello", "greeting.txt")
+        client = RunStore(uri).client
+        read = Path(client.download_artifacts(logger.run_id, "greeting.txt")).read_text()
+        assert read == "hello"
+        assert any(artifacts.rglob("greeting.txt"))
+    assert (tmp_path / name / "mlruns/mlflow.db").is_file()
+    assert [entry.name for entry in tmp_path.iterdir()] == [name]
