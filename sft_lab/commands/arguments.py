@@ -3,9 +3,12 @@
 import argparse
 import os
 import sys
+import typing
+from collections.abc import Callable
 from typing import Any
 
 from sft_lab.commands.main import COMMANDS
+from sft_lab.config.ranges import range_fault
 
 TRACKING_URI = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
 
@@ -19,6 +22,22 @@ def command_parser(command: str, **settings: Any) -> argparse.ArgumentParser:
         allow_abbrev=False,
         **settings,
     )
+
+
+def number(hint: Any) -> Callable[[str], float]:
+    """Return the reader of an option that takes a number of an annotated type, with its range.
+
+    >>> number(PositiveInt)("0")
+    Traceback (most recent call last):
+    argparse.ArgumentTypeError: must be 1 or more, got 0
+    """
+
+    def read(text: str) -> float:
+        if allowed := range_fault(text, hint):
+            raise argparse.ArgumentTypeError(f"must be {allowed}, got {text}")
+        return typing.get_args(hint)[0](text)
+
+    return read
 
 
 def add_tracking_uri(parser: argparse.ArgumentParser) -> None:

@@ -10,8 +10,8 @@ from sft_lab.analysis.comparison import RunComparison, compare
 from sft_lab.analysis.forgetting import changed_items, changes_of
 from sft_lab.analysis.groups import RunGroup
 from sft_lab.analysis.measurements import Comparison, Measurements, boundary_of
-from sft_lab.commands.arguments import add_json, add_tracking_uri, command_parser, in_color
-from sft_lab.errors import RequestError
+from sft_lab.commands.arguments import add_json, add_tracking_uri, command_parser, in_color, number
+from sft_lab.config.ranges import NonNegativeInt
 from sft_lab.metrics.score import Score
 from sft_lab.runs.results import RunResult
 from sft_lab.runs.store import RunStore
@@ -112,7 +112,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--items",
-        type=int,
+        type=number(NonNegativeInt),
         default=5,
         metavar="N",
         help="forgotten, and gained, items to show of each benchmark; default: %(default)s",
@@ -128,8 +128,6 @@ def main(arguments: list[str]) -> int:
 
     from sft_lab.commands.compare_text import report
 
-    if options.items < 0:
-        raise RequestError(f"--items must be 0 or more, got {options.items}.")
     compared = compare(
         RunStore(options.tracking_uri),
         options.runs,

@@ -18,7 +18,8 @@ from sft_lab.analysis.representation import (
     separability,
     tsne,
 )
-from sft_lab.commands.arguments import add_tracking_uri, command_parser
+from sft_lab.commands.arguments import add_tracking_uri, command_parser, number
+from sft_lab.config.ranges import PositiveFloat, PositiveInt, Seed
 from sft_lab.errors import RequestError
 from sft_lab.launch.build import build_data
 from sft_lab.launch.parser import parse_recorded
@@ -141,15 +142,26 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="D", help="svg, csv and json")
     parser.add_argument("--stage", metavar="S", help="after this stage; default: the last")
     parser.add_argument(
-        "--layer", type=int, metavar="L", help="from 1; default: 15, the middle one of few"
+        "--layer",
+        type=number(PositiveInt),
+        metavar="L",
+        help="from 1; default: 15, the middle one of few",
     )
     parser.add_argument(
-        "--num_queries", type=int, default=100, metavar="N", help="of a source; default: 100"
+        "--num_queries",
+        type=number(PositiveInt),
+        default=100,
+        metavar="N",
+        help="of a source; default: 100",
     )
     parser.add_argument(
-        "--perplexity", type=float, default=30.0, metavar="P", help="of t-SNE; default: 30"
+        "--perplexity",
+        type=number(PositiveFloat),
+        default=30.0,
+        metavar="P",
+        help="of t-SNE; default: 30",
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument("--seed", type=number(Seed), default=0, metavar="N", help="default: 0")
     add_tracking_uri(parser)
     options = parser.parse_args(arguments)
 

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from sft_lab.commands.arguments import command_parser
+from sft_lab.commands.arguments import command_parser, number
+from sft_lab.config.ranges import PositiveInt, Seed
 from sft_lab.paths import make_folder
 
 
@@ -14,9 +15,11 @@ def main(arguments: list[str]) -> int:
         "build", help="build sources, benchmarks, tokenizer and base from scratch"
     )
     action.add_argument("--out", type=Path, required=True, metavar="D", help="the folder to fill")
-    action.add_argument("--seed", type=int, help="default: the shipped world's")
+    action.add_argument("--seed", type=number(Seed), help="default: the shipped world's")
     action.add_argument(
-        "--tokens", type=int, help="pretraining budget; default: the shipped world's"
+        "--tokens",
+        type=number(PositiveInt),
+        help="pretraining budget; default: the shipped world's",
     )
     options = parser.parse_args(arguments)
 
