@@ -16,6 +16,10 @@ class BusyError(RequestError):
     """Another process holds what is asked for; the same request may work later: exit code 75."""
 
 
+class RunError(RuntimeError):
+    """A run that cannot continue, for a reason known in one line: exit code 1."""
+
+
 class Interrupted(BaseException):
     """Ctrl-C or SIGTERM, raised once the run can be resumed; a BaseException as KeyboardInterrupt.
 

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from sft_lab.errors import BusyError, Interrupted, RequestError, nearest
 from sft_lab.terminal import VisibleFormatter, visible
+from sft_lab.runs.accidents import explain
 
 COMMANDS = {
     "fit": "train through the stages of a strategy and measure abilities along the way",
@@ -69,10 +70,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {visible(str(fault))}", file=sys.stderr)
         return os.EX_TEMPFAIL if isinstance(fault, BusyError) else 2
     except Interrupted as stop:
-        print(f"\nStopped by {stop}.{_how_to_resume(command, rest)}", file=sys.stderr)
+        print(" ".join([f"\nStopped by {stop}.", *_notes(stop)]), file=sys.stderr)
         return stop.exit_code
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - the interpreter flushes it at exit
+        return 1
+    except Exception as fault:
+        if (line := explain(fault)) is None:
+            raise
+        print(" ".join([f"error: {line}", *_notes(fault)]), file=sys.stderr)
         return 1
 
 
@@ -92,12 +98,9 @@ def _refuse(command: str) -> NoReturn:
     )
 
 
-def _how_to_resume(command: str, arguments: list[str]) -> str:
-    if command != "fit":
-        return ""
-    forked = any(argument.partition("=")[0] == "--from" for argument in arguments)
-    which = "The same command without --from and" if forked else "The same command"
-    return f" {which} with --ckpt_path last resumes it."
+def _notes(fault: BaseException) -> list[str]:
+    """Return what was added on the way up, as how to resume the run."""
+    return list(getattr(fault, "__notes__", []))
 
 
 def _quiet_libraries() -> None:

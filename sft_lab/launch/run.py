@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
+from mlflow.exceptions import MlflowException
+
 from sft_lab.config.identity import identity
-from sft_lab.errors import Interrupted, RequestError
+from sft_lab.errors import Interrupted, RequestError, RunError
 from sft_lab.launch.build import Run, artifact_folder, build
 from sft_lab.launch.evaluate import evaluate_checkpoint
 from sft_lab.launch.limits import check_limits
@@ -21,8 +23,8 @@ from sft_lab.runs.logger import RunLogger
 from sft_lab.runs.parent_record import copy_parent_record, place_checkpoints
 from sft_lab.runs.record import read_record
 from sft_lab.runs.resume import check_model
-from sft_lab.runs.store import RunStore
-from sft_lab.runs.store_uri import check_store, prepare_store
+from sft_lab.runs.store import RunStore, prepare_store
+from sft_lab.runs.store_uri import check_store
 from sft_lab.training.replan import saved_plan_changes
 
 
@@ -49,7 +51,7 @@ def fit(config: RunConfig) -> str:
             _check_fork(run, run.start.fork, store)
         _prepare(config)
         make_folder("checkpoint.dirpath", run.checkpoint.dirpath)
-        with recorded(run.logger):
+        with recorded(run.logger, _how_to_resume(run)):
             stamp = run.checkpoint.stamp = RunStamp(str(run.logger.run_id), identity(config.plain))
             checkpoint = run.start.checkpoint
             if run.start.resume is None:
@@ -130,15 +132,27 @@ def _check_evaluation(run: Run) -> None:
 
 
 @contextlib.contextmanager
-def recorded(logger: RunLogger) -> Iterator[None]:
-    """Open a run in the store, and close it with its true status."""
+def recorded(logger: RunLogger, note: str = "") -> Iterator[None]:
+    """Open a run in the store, and close it with its true status.
+
+    Args:
+        logger: The run's record.
+        note: Added to what ends the run early.
+    """
     logger.start()
     try:
         yield
-    except (Interrupted, KeyboardInterrupt):
-        logger.end("KILLED")
-        raise
-    except BaseException:
-        logger.end("FAILED")
+    except BaseException as fault:
+        if note:
+            fault.add_note(note)
+        is_stopped = isinstance(fault, Interrupted | KeyboardInterrupt)
+        # A store that cannot be written, say on a full disk, must not hide why the run ended.
+        with contextlib.suppress(MlflowException, OSError, RunError):
+            logger.end("KILLED" if is_stopped else "FAILED")
         raise
     logger.end("FINISHED")
+
+
+def _how_to_resume(run: Run) -> str:
+    which = "The same command" if run.start.fork is None else "The same command without --from and"
+    return f"{which} with --ckpt_path last resumes it."

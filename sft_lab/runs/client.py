@@ -7,10 +7,12 @@ from contextlib import closing
 from pathlib import Path
 
 from mlflow.entities import FileInfo
+from mlflow.exceptions import MlflowException
 from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.tracking import MlflowClient
 from typing_extensions import override
 
+from sft_lab.runs.local_store import make_local_store
 from sft_lab.runs.store_uri import absolute, local_file
 
 
@@ -27,8 +29,10 @@ class StoreClient(MlflowClient):
     """
 
     def __init__(self, tracking_uri: str) -> None:
-        super().__init__(absolute(tracking_uri))
         file = local_file(tracking_uri)
+        if file is not None:
+            make_local_store(file)
+        super().__init__(absolute(tracking_uri))
         self._file = None if file is None else file.absolute()
         self._artifacts: dict[str, LocalArtifactRepository | None] = {}
 
@@ -42,10 +46,18 @@ class StoreClient(MlflowClient):
         known = self.get_experiment_by_name(name)
         if known is not None:
             return str(known.experiment_id)
-        if self._file is None or artifact_location is None:
-            return str(self.create_experiment(name))
-        folder = Path(artifact_location).resolve()
-        experiment_id = str(self.create_experiment(name, folder.as_uri()))
+        folder = None
+        if self._file is not None and artifact_location is not None:
+            folder = Path(artifact_location).resolve()
+        location = None if folder is None else folder.as_uri()
+        try:
+            experiment_id = str(self.create_experiment(name, location))
+        except MlflowException as fault:
+            if fault.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            return self.open_experiment(name, artifact_location)  # made by another process
+        if folder is None or self._file is None:
+            return experiment_id
         if (relative := relative_location(self._file, folder)) is not None:
             # MLflow makes every location absolute that is given to it.
             with closing(sqlite3.connect(self._file)) as store, store:

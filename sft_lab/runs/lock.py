@@ -1,11 +1,13 @@
 """Locks: a run, a cell or a study belongs to one process at a time."""
 
 import fcntl
+import os
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 import psutil
 
@@ -27,7 +29,7 @@ def run_lock(folder: Path, what: str | None = None) -> Iterator[None]:
         BusyError: If another process holds the lock.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as file:
+    with _opened(folder / "lock") as file:
         try:
             # Not flock: loader processes that outlive a killed run would keep holding it.
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -45,11 +47,23 @@ def run_lock(folder: Path, what: str | None = None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def waiting_lock(path: Path) -> Iterator[None]:
+    """Lock a file until the block ends, waiting for other processes; without locks, only try."""
+    with _opened(path) as file:
+        with suppress(OSError):  # a file system without locks
+            fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+
+
+def _opened(path: Path) -> TextIO:
+    """Open a file to lock, never through a link that somebody has put in its place."""
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o644), "w")
+
+
 def this_process() -> str:
     """Return a name for this process that is unique over machines and time."""
-    process = psutil.Process()
-    # Process ids are reused; with the start time they are unique.
-    return f"{socket.gethostname()}:{process.pid}:{process.create_time():.0f}"
+    return f"{socket.gethostname()}:{os.getpid()}:{_birth(os.getpid())}"
 
 
 def is_elsewhere(process: str) -> bool:
@@ -61,14 +75,24 @@ def is_alive(process: str) -> bool:
     """Return whether the process of a tag still runs; one on another machine is assumed to."""
     if is_elsewhere(process):
         return True
-    _, pid, created = process.rsplit(":", 2)
+    _, pid, birth = process.rsplit(":", 2)
     try:
-        found = psutil.Process(int(pid))
         # A killed process that its parent has not waited for is a zombie: it is listed, but dead.
-        # The start time comes from the clock, which may have been adjusted a little since.
-        return (
-            found.status() != psutil.STATUS_ZOMBIE
-            and abs(found.create_time() - float(created)) < 60
-        )
+        is_zombie = psutil.Process(int(pid)).status() == psutil.STATUS_ZOMBIE
+        return not is_zombie and _birth(int(pid)) == birth
     except psutil.NoSuchProcess:
         return False
+
+
+def _birth(pid: int) -> str:
+    """Return what tells a process from others that had its id before, on this machine.
+
+    Not the time of day, which may be set while it runs: clock ticks since a boot with an id.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().replace("-", "")[:12]
+        # The name of the program, in parentheses, may hold spaces and parentheses.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return f"{boot}.{fields[19]}"
+    except FileNotFoundError:  # no such process, or not Linux
+        return f"{psutil.Process(pid).create_time():.0f}"

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from typing import Any, Literal
 
@@ -10,14 +11,16 @@ from lightning import Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
 from mlflow.tracking.context.registry import resolve_tags
 from typing_extensions import override
 
-from sft_lab.errors import RequestError
+from sft_lab.errors import RequestError, RunError
+from sft_lab.runs.accidents import explain
 from sft_lab.runs.client import StoreClient
 from sft_lab.runs.lock import this_process
 from sft_lab.runs.store import PROCESS_TAG
-from sft_lab.runs.store_uri import absolute
+from sft_lab.runs.store_uri import absolute, local_file
 
 _BATCH = 1000  # metrics that MLflow takes in one request
 _PARAM_BATCH = 100
@@ -36,6 +39,8 @@ class RunLogger(Logger):
     """MLflow as a run's record: never the same point twice, and a status that is true.
 
     Nothing is opened or written before the first use, so that a run that is refused leaves nothing.
+    Points for a server are sent by a thread, so that training continues while a server that is away
+    is tried again; ``flush`` waits for them.
 
     Args:
         tracking_uri: ``sqlite:///FILE``, the file as it is named, or a server.
@@ -62,6 +67,9 @@ class RunLogger(Logger):
         self.run_name = run_name
         self._run_id = run_id
         self._start_tags = {PROCESS_TAG: this_process(), **(tags or {})}
+        self._sender = None if local_file(tracking_uri) else ThreadPoolExecutor(max_workers=1)
+        self._sending: list[Future[Any]] = []
+        self._is_lost = False
 
     @property
     @override
@@ -125,9 +133,32 @@ class RunLogger(Logger):
 
     def log_points(self, points: Sequence[Metric]) -> None:
         """Log points with times of their own; repeating it changes nothing."""
+        self._collect(wait=False)
         for start in range(0, len(points), _BATCH):
-            self.experiment.log_batch(self.run_id, points[start : start + _BATCH])
+            batch = points[start : start + _BATCH]
+            if self._sender is None:
+                self.experiment.log_batch(self.run_id, batch)
+            else:
+                sent = self._sender.submit(self.experiment.log_batch, self.run_id, batch)
+                self._sending.append(sent)
         self._logged.update((point.key, point.step) for point in points)
+
+    def flush(self) -> None:
+        """Wait until the store holds every point.
+
+        Raises:
+            RunError: If its server has been away for longer than it is tried again.
+        """
+        self._collect(wait=True)
+
+    def _collect(self, *, wait: bool) -> None:
+        while self._sending and (wait or self._sending[0].done()):
+            try:
+                self._sending[0].result()
+            except MlflowException as fault:
+                self._is_lost = True
+                raise RunError(explain(fault) or str(fault)) from fault
+            del self._sending[0]  # a signal may have interrupted the wait
 
     def start(self) -> None:
         """Mark the run as running in this process."""
@@ -138,7 +169,10 @@ class RunLogger(Logger):
         client.update_run(run_id, status="RUNNING")
 
     def end(self, status: RunStatus) -> None:
-        """Close the run."""
+        """Close the run; one whose server is lost is found to be KILLED once that is back."""
+        if self._is_lost:
+            return
+        self.flush()
         self.experiment.set_terminated(self.run_id, status)
 
 

@@ -6,14 +6,37 @@ from pathlib import Path
 from typing import Any
 
 from sft_lab.errors import RequestError
+from sft_lab.paths import make_folder
 from sft_lab.runs.client import StoreClient
 from sft_lab.runs.lock import is_alive
-from sft_lab.runs.store_uri import check_store, local_file
+from sft_lab.runs.store_uri import URI_KEY, check_store, local_file
 
 DIGEST_TAG = "sft_lab.config_digest"
 PROCESS_TAG = "sft_lab.process"
 TABLES_TAG = "mlflow.loggedArtifacts"
 """Which artifacts MLflow's page shows as tables."""
+
+
+def prepare_store(tracking_uri: str, experiment_name: str) -> None:
+    """Check that a run can be recorded in a store, and make the folder of a local one.
+
+    Raises:
+        RequestError: If the folder is not writable, the experiment has been deleted, or
+            ``check_store`` raises.
+    """
+    store = RunStore(tracking_uri)
+    file = local_file(tracking_uri)
+    if file is not None:
+        make_folder(URI_KEY, file.parent)
+    if not store.is_there:
+        return
+    experiment = store.client.get_experiment_by_name(experiment_name)
+    if experiment is not None and experiment.lifecycle_stage == "deleted":
+        raise RequestError(
+            f"trainer.logger.init_args.experiment_name: {experiment_name} has been deleted in "
+            f"{tracking_uri}. Restore it (mlflow experiments restore --experiment-id "
+            f"{experiment.experiment_id}), or name another."
+        )
 
 
 class RunStore:

@@ -9,11 +9,11 @@ from urllib.parse import quote, unquote, urlparse
 from urllib.request import urlopen
 
 from sft_lab.errors import RequestError
-from sft_lab.paths import check_folder, make_folder
+from sft_lab.paths import check_folder
 
 _SQLITE = "sqlite:///"
 _ENCODED = "sqlite+pysqlite:///"  # as MLflow passes it to processes that this one starts
-_URI_KEY = "trainer.logger.init_args.tracking_uri"
+URI_KEY = "trainer.logger.init_args.tracking_uri"
 
 
 def absolute(tracking_uri: str) -> str:
@@ -34,30 +34,6 @@ def absolute(tracking_uri: str) -> str:
     return f"{_SQLITE}{path}" if is_plain else f"{_ENCODED}{quote(path)}"
 
 
-def prepare_store(tracking_uri: str, experiment_name: str) -> None:
-    """Check that a run can be recorded in a store, and make the folder of a local one.
-
-    Raises:
-        RequestError: If the folder is not writable, the experiment has been deleted, or
-            ``check_store`` raises.
-    """
-    check_store(tracking_uri)
-    file = local_file(tracking_uri)
-    if file is not None:
-        make_folder(_URI_KEY, file.parent)
-        if not file.exists():
-            return
-    from mlflow.tracking import MlflowClient
-
-    experiment = MlflowClient(absolute(tracking_uri)).get_experiment_by_name(experiment_name)
-    if experiment is not None and experiment.lifecycle_stage == "deleted":
-        raise RequestError(
-            f"trainer.logger.init_args.experiment_name: {experiment_name} has been deleted in "
-            f"{tracking_uri}. Restore it (mlflow experiments restore --experiment-id "
-            f"{experiment.experiment_id}), or name another."
-        )
-
-
 def local_file(tracking_uri: str) -> Path | None:
     """Return the file of a local store; None for a server.
 
@@ -76,8 +52,9 @@ def check_store(tracking_uri: str) -> None:
     Raises:
         RequestError: If a file is not an SQLite database, or no MLflow server answers.
     """
-    # MLflow retries for minutes by default; a command should say at once that a server is down.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    # After 2, 4, 8, 16, 32 and 64 seconds: a server may restart under a run. One that is down when
+    # a command starts is found below.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "6")
     file = local_file(tracking_uri)
     if file is not None:
         _check_sqlite(file)
@@ -85,22 +62,27 @@ def check_store(tracking_uri: str) -> None:
     server = urlparse(tracking_uri)
     if server.scheme not in ("http", "https") or server.hostname is None:
         raise RequestError(
-            f"{_URI_KEY}: expected sqlite:///FILE or http(s)://SERVER, got {tracking_uri!r}."
+            f"{URI_KEY}: expected sqlite:///FILE or http(s)://SERVER, got {tracking_uri!r}."
         )
     try:
-        urlopen(f"{tracking_uri.rstrip('/')}/health", timeout=5).close()
+        with urlopen(f"{tracking_uri.rstrip('/')}/health", timeout=5) as answer:
+            if answer.read(100).strip() != b"OK":
+                raise RequestError(
+                    f"{URI_KEY}: what answers at {tracking_uri} is not an MLflow server. Correct "
+                    "the address, or use sqlite:///mlruns/mlflow.db."
+                )
     except HTTPError as fault:
         # A server that asks for credentials is left to MLflow, which has them.
         if fault.code not in (401, 403):
             raise RequestError(
-                f"{_URI_KEY}: {tracking_uri} is not a healthy MLflow server "
+                f"{URI_KEY}: {tracking_uri} is not a healthy MLflow server "
                 f"(/health: {fault.code} {fault.reason}). Correct the address, or check the server."
             ) from fault
     except (OSError, HTTPException) as fault:
         # So are certificates: MLflow has its own settings for them.
         if not isinstance(getattr(fault, "reason", None), SSLError):
             raise RequestError(
-                f"{_URI_KEY}: no MLflow server answers at {tracking_uri} ({fault}). "
+                f"{URI_KEY}: no MLflow server answers at {tracking_uri} ({fault}). "
                 "Start it, or use sqlite:///mlruns/mlflow.db."
             ) from fault
 
@@ -110,13 +92,13 @@ def _check_sqlite(file: Path) -> None:
         with file.open("rb") as opened:
             start = opened.read(16)
     except (FileNotFoundError, NotADirectoryError):
-        check_folder(_URI_KEY, file.parent)
+        check_folder(URI_KEY, file.parent)
         return
     except OSError as fault:
         raise RequestError(
-            f"{_URI_KEY}: {file} cannot be read: {fault.strerror}. Name another file."
+            f"{URI_KEY}: {file} cannot be read: {fault.strerror}. Name another file."
         ) from fault
     if start and start != b"SQLite format 3\0":
         raise RequestError(
-            f"{_URI_KEY}: {file} is not an SQLite database. Name another file, or move this one."
+            f"{URI_KEY}: {file} is not an SQLite database. Name another file, or move this one."
         )

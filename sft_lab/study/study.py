@@ -17,8 +17,7 @@ from sft_lab.launch.run_config import RunConfig, find_run_logger
 from sft_lab.paths import make_folder
 from sft_lab.runs.checkpoint import stage_checkpoint
 from sft_lab.runs.lock import run_lock
-from sft_lab.runs.store import RunStore
-from sft_lab.runs.store_uri import prepare_store
+from sft_lab.runs.store import RunStore, prepare_store
 from sft_lab.study.design import STUDY_KEYS, CellSpec, StudyDesign, cells
 from sft_lab.study.executors import Executor, RayExecutor
 from sft_lab.study.halving import Found

@@ -1,3 +1,4 @@
+import os
 import socket
 import subprocess
 import sys
@@ -12,9 +13,9 @@ import pytest
 
 from sft_lab.errors import RequestError
 from sft_lab.paths import make_folder
+from sft_lab.runs.lock import this_process
 from sft_lab.runs.logger import RunLogger
-from sft_lab.runs.store import DIGEST_TAG, RunStore
-from sft_lab.runs.store_uri import prepare_store
+from sft_lab.runs.store import DIGEST_TAG, RunStore, prepare_store
 
 
 @pytest.fixture
@@ -51,10 +52,22 @@ def test_a_run_whose_process_has_died_was_killed(logger: RunLogger, uri: str) ->
     assert logger.experiment.get_run(logger.run_id).info.status == "KILLED"
 
 
-def test_a_killed_process_that_nobody_has_waited_for_is_dead(uri: str, tmp_path: Path) -> None:
+def test_a_living_run_survives_a_clock_that_is_set(
+    logger: RunLogger, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger.start()
+    born = psutil.Process().create_time()
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: born - 86_400)
+    assert RunStore(uri).runs()[0].info.status == "RUNNING"
+
+
+def test_a_killed_process_that_nobody_has_waited_for_is_dead(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    created = psutil.Process(child.pid).create_time()
-    process = f"{socket.gethostname()}:{child.pid}:{created}"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getpid", lambda: child.pid)
+        process = this_process()
     tags = {DIGEST_TAG: "d", "sft_lab.process": process}
     logger = RunLogger(uri, artifact_location=str(tmp_path / "artifacts"), tags=tags)
     logger.start()
