@@ -1,4 +1,4 @@
-"""Writes the checkpoint a run goes on from; ends a run at Ctrl-C or SIGTERM and loses no step."""
+"""Write the checkpoints a run resumes from; end it at Ctrl-C or SIGTERM without losing a step."""
 
 import signal
 from pathlib import Path
@@ -15,22 +15,23 @@ from sft_lab.errors import Interrupted
 from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.runs.checkpoint import RunStamp, last_checkpoint, link_or_copy, stage_checkpoint
 from sft_lab.runs.logger import run_logger
+from sft_lab.signals import SIGNALS, check_interrupted
 from sft_lab.training.module import SFTModule
 
 
 class RunCheckpoint(Checkpoint):
-    """Keeps ``DIRPATH/<run id>/last.ckpt``: adapters, optimizer, loop and callback states.
+    """Write ``DIRPATH/<run id>/last.ckpt``: adapters, optimizer, loop and callback states.
 
     It is written every n optimizer steps, before every evaluation but the last, and at the end of
-    every pass, and replaced in one move. Lightning calls callbacks of this kind behind all others.
-    The one of a stage's end stays as ``DIRPATH/<run id>/stages/<stage name>.ckpt``, from which
-    ``fit --from`` starts other runs. Only that of the last stage knows the evaluation at its end;
-    a run that starts from another one measures there again.
+    every pass, and replaced atomically. Lightning calls checkpoint callbacks after all others.
+    The checkpoint at a stage's end is also kept as ``DIRPATH/<run id>/stages/<stage name>.ckpt``,
+    from which ``fit --from`` starts other runs. Only the last stage's contains the evaluation at
+    its end; a run that starts from an earlier stage evaluates there again.
 
     Args:
         every_n_steps: Optimizer steps between checkpoints.
         dirpath: Folder of all runs' checkpoints.
-        keep_stages: Whether checkpoints of stages' ends are kept.
+        keep_stages: Whether the checkpoint at each stage's end is kept.
     """
 
     def __init__(
@@ -59,27 +60,37 @@ class RunCheckpoint(Checkpoint):
             torch.set_rng_state(self._rng["cpu"])
             if self._rng["cuda"]:
                 torch.cuda.set_rng_state_all(self._rng["cuda"])
-        # Over Lightning's own, which stop at the next micro-batch and lose the window.
-        for number in (signal.SIGINT, signal.SIGTERM):
+        check_interrupted()
+        # In place of Lightning's, which stop at the next micro-batch and lose the window.
+        for number in SIGNALS:
             self._handlers[number] = signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._signal is not None or self._evaluating:
-            # In an evaluation the weights are those of the checkpoint that was written before it.
+        is_second, self._signal = self._signal is not None, number
+        if is_second or self._evaluating:
+            # During an evaluation the weights are those of the checkpoint written before it.
             raise Interrupted(number)
-        self._signal = number
 
-    def on_evaluation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let a signal interrupt from here on; end the run if one has come before."""
-        self._evaluating = True
+    def _check_signal(self) -> None:
+        """End the run if a signal waits; a destructor may have swallowed what it raised."""
         if self._signal is not None:
             raise Interrupted(self._signal)
+
+    def on_evaluation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let a signal interrupt from here on; end the run if one came before."""
+        self._evaluating = True
+        self._check_signal()
+
+    def on_evaluation_part(self, trainer: Trainer, pl_module: LightningModule, line: str) -> None:
+        """End the run if a signal was swallowed."""
+        self._check_signal()
 
     def on_evaluation_end(
         self, trainer: Trainer, pl_module: LightningModule, evaluation: Evaluation
     ) -> None:
-        """Let a signal wait for the end of a window again."""
+        """Make a signal wait for the end of a window again."""
         self._evaluating = False
+        self._check_signal()
 
     @override
     def on_train_batch_end(
@@ -91,13 +102,12 @@ class RunCheckpoint(Checkpoint):
         batch_idx: int,
     ) -> None:
         is_window_end = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
-        # The end of a pass is saved behind it: Lightning resumes cleanly from there.
+        # The last window of a pass is saved after the pass, where Lightning resumes cleanly.
         if trainer.is_last_batch or not is_window_end:
             return
         if self._is_due(trainer.global_step, pl_module) or self._signal is not None:
             self._save(trainer)
-        if self._signal is not None:
-            raise Interrupted(self._signal)
+        self._check_signal()
 
     def _is_due(self, step: int, pl_module: LightningModule) -> bool:
         if not isinstance(pl_module, SFTModule) or pl_module.schedule is None:
@@ -109,14 +119,14 @@ class RunCheckpoint(Checkpoint):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, _ended_stage(trainer, pl_module) if self.keep_stages else None)
-        if self._signal is not None:
-            raise Interrupted(self._signal)
+        self._check_signal()
 
     def _save(self, trainer: Trainer, ended_stage: str | None = None) -> None:
+        run_logger(trainer).flush()  # a resumed run logs only what comes after its checkpoint
         if ended_stage is None:
             trainer.save_checkpoint(self.path(trainer))
         else:
-            # Before `last`: a run that goes on from there does not come back to the stage's end.
+            # Before `last.ckpt`: a run resumed from that does not reach this stage's end again.
             kept = stage_checkpoint(self.dirpath, run_logger(trainer).run_id, ended_stage)
             trainer.save_checkpoint(kept)
             link_or_copy(kept, self.path(trainer))

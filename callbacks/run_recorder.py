@@ -5,6 +5,7 @@ import operator
 import platform
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,15 @@ from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.model.qlora import save_trained
 from sft_lab.runs.contents import answers_table, manifest, run_record, window_table
 from sft_lab.runs.evaluations import evaluation_path
-from sft_lab.runs.logger import run_logger
+from sft_lab.runs.inputs import PACKAGES
+from sft_lab.runs.logger import RunLogger, run_logger
 from sft_lab.runs.machine import device_name
-from sft_lab.runs.record import RECORD
-from sft_lab.runs.store import TABLES_TAG
+from sft_lab.runs.record import RECORD, read_record
+from sft_lab.runs.store import TABLES_TAG, RunStore
 from sft_lab.runs.tags import flatten
 from sft_lab.training.data_modules import StagedDataModule
 from sft_lab.training.module import SFTModule
 from sft_lab.training.plan import StagePlan
-
-_PACKAGES = ("sft_lab", "torch", "lightning", "transformers", "peft", "bitsandbytes", "mlflow")
 
 
 class RunRecorder(Callback):
@@ -45,7 +45,7 @@ class RunRecorder(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         logger = run_logger(trainer)
         client, run_id = logger.experiment, logger.run_id
-        environment = {f"version.{package}": version(package) for package in _PACKAGES}
+        environment = {f"version.{package}": version(package) for package in PACKAGES}
         environment |= {
             "machine": platform.machine(),
             "device": device_name(),
@@ -61,11 +61,12 @@ class RunRecorder(Callback):
         parameters = flatten(groups) | environment
         logger.log_hyperparams({k: v for k, v in parameters.items() if k not in known})
         client.log_text(run_id, yaml.safe_dump(dict(self.config), sort_keys=False), "config.yaml")
-        if stage == "fit":
+        # A resumed run's plans follow from its checkpoint, which is read after this.
+        if stage == "fit" and not _has_record(logger):
             self._record_plans(trainer, pl_module)
 
     def _record_plans(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """File what the stages train on, unless it is filed already."""
+        """File what the stages train on, unless it is filed; never again of a trained stage."""
         data = trainer.datamodule  # type: ignore[attr-defined]  # set by Trainer.fit, unknown to its types
         if not isinstance(data, StagedDataModule) or not isinstance(pl_module, SFTModule):
             return
@@ -75,8 +76,14 @@ class RunRecorder(Callback):
         logger = run_logger(trainer)
         client, run_id = logger.experiment, logger.run_id
         weights = data.evaluation.engine.weights_name(pl_module.base)
-        client.log_text(run_id, run_record(data, weights).to_json(), RECORD)
-        for name in data.stages:
+        record, filed = run_record(data, weights), {}
+        if _has_record(logger):
+            old = read_record(RunStore(logger.tracking_uri), run_id).stages
+            ended = {s.name for s in data.schedule.stages if s.end_step <= trainer.global_step}
+            filed = {name: stage for name, stage in old.items() if name in ended}
+        stages = {name: filed.get(name, stage) for name, stage in record.stages.items()}
+        client.log_text(run_id, replace(record, stages=stages).to_json(), RECORD)
+        for name in data.stages.keys() - filed.keys():
             client.log_text(run_id, manifest(data, name), f"samples/{name}.tsv")
             client.log_text(run_id, window_table(data, name), f"windows/{name}.tsv")
         self._recorded = plans
@@ -122,3 +129,7 @@ class RunRecorder(Callback):
                     logger.experiment.log_artifacts(
                         logger.run_id, folder, f"stages/{scheduled.name}"
                     )
+
+
+def _has_record(logger: RunLogger) -> bool:
+    return any(file.path == RECORD for file in logger.experiment.list_artifacts(logger.run_id))

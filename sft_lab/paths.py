@@ -5,6 +5,7 @@ import os
 import re
 from importlib.resources import files
 from pathlib import Path
+from typing import BinaryIO
 
 from sft_lab.errors import RequestError
 
@@ -117,6 +118,15 @@ def check_folder(key: str, folder: Path) -> None:
     else:
         return
     raise RequestError(f"{key}: {reason}. Name a folder you may write to.")
+
+
+def new_file(path: Path) -> BinaryIO:
+    """Open a new file for writing, in place of one that a killed process may have left.
+
+    It is never written through a link, which somebody else may have put there.
+    """
+    path.unlink(missing_ok=True)
+    return open(path, "xb")
 
 
 def make_folder(key: str, folder: Path) -> None:

@@ -17,8 +17,10 @@ from sft_lab.errors import RequestError
 from sft_lab.launch.parser import parse_recorded
 from sft_lab.launch.run_config import RunConfig
 from sft_lab.model.adapters import add_frozen_adapters, kept_weights
+from sft_lab.model.base_digest import base_digest
 from sft_lab.model.qlora import (
     add_lora,
+    check_base,
     compute_dtype,
     load_base,
     plain_causal_lm,
@@ -27,6 +29,7 @@ from sft_lab.model.qlora import (
 from sft_lab.model.unquantized import merged_copy
 from sft_lab.paths import make_folder
 from sft_lab.runs.checkpoint import read_checkpoint, stamp_of
+from sft_lab.runs.inputs import BASE, check_inputs
 
 
 def load_trained(checkpoint_path: Path) -> tuple[Any, RunConfig]:
@@ -39,8 +42,11 @@ def load_trained(checkpoint_path: Path) -> tuple[Any, RunConfig]:
         RequestError: If the checkpoint is damaged, or does not match its base.
     """
     checkpoint = read_checkpoint(checkpoint_path)
-    config = parse_recorded(stamp_of(checkpoint).config)
+    stamp = stamp_of(checkpoint)
+    config = parse_recorded(stamp.config)
     settings = config.model_settings
+    inputs = {BASE: base_digest(check_base(settings.base))}
+    check_inputs(stamp.inputs, inputs, f"--ckpt_path {checkpoint_path}")
     # In the dtype of training: otherwise rounded weights would quantise to other 4-bit weights.
     dtype = compute_dtype(settings.precision)
     model = load_base(settings.base, settings.quantization, dtype)

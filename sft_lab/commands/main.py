@@ -6,12 +6,12 @@ import signal
 import sys
 from importlib import import_module
 from io import TextIOWrapper
-from types import FrameType
 from typing import NoReturn
 
 from sft_lab.errors import BusyError, Interrupted, RequestError, nearest
 from sft_lab.terminal import VisibleFormatter, visible
 from sft_lab.runs.accidents import explain
+from sft_lab.signals import SIGNALS, forget_signals, interrupt
 
 COMMANDS = {
     "fit": "train through the stages of a strategy and measure abilities along the way",
@@ -53,10 +53,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     _quiet_libraries()
 
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise Interrupted(number)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
+    forget_signals()
+    for number in SIGNALS:
         signal.signal(number, interrupt)
     command, rest = (arguments or [""])[0], arguments[1:]
     try:

@@ -73,10 +73,15 @@ class Renderer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return a SHA-256 of what decides a row's tokens: the saved tokenizer and the template."""
+        """Return a SHA-256 of what decides a row's tokens: the tokenizer and the template."""
         # And the probe: a template may print the date, so that its text changes overnight.
         probe = self.text(_PROBE, add_generation_prompt=False)
-        digest = hashlib.sha256(((self._template.source or "") + probe).encode())
+        return hashlib.sha256((self.tokenizer_digest + probe).encode()).hexdigest()
+
+    @cached_property
+    def tokenizer_digest(self) -> str:
+        """Return a SHA-256 of the saved tokenizer and the template."""
+        digest = hashlib.sha256((self._template.source or "").encode())
         with TemporaryDirectory() as folder:
             self.tokenizer.save_pretrained(folder)
             for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):

@@ -1,16 +1,13 @@
 """Evaluate a checkpoint outside of training, as ``validate`` and ``test`` do."""
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lightning import Callback
 
 from sft_lab.callbacks.in_loop_evaluation import InLoopEvaluation
-from sft_lab.errors import Interrupted
 from sft_lab.launch.build import Run
+from sft_lab.signals import interruptible
 
 
 def evaluate_checkpoint(run: Run, checkpoint: dict[str, Any] | None) -> None:
@@ -42,18 +39,3 @@ def evaluate_checkpoint(run: Run, checkpoint: dict[str, Any] | None) -> None:
     finally:
         for callback in callbacks:
             callback.teardown(trainer, module, stage)
-
-
-@contextmanager
-def interruptible() -> Iterator[None]:
-    """Raise ``Interrupted`` at Ctrl-C and SIGTERM, so that the run's status says how it ended."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise Interrupted(number)
-
-    handlers = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

@@ -1,7 +1,7 @@
 """Run what a config describes: train (``fit``), or score a checkpoint (``validate``, ``test``)."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -13,15 +13,14 @@ from sft_lab.launch.build import Run, artifact_folder, build
 from sft_lab.launch.evaluate import evaluate_checkpoint
 from sft_lab.launch.limits import check_limits
 from sft_lab.launch.run_config import RunConfig
-from sft_lab.launch.start import choose_start
+from sft_lab.launch.start import Start, choose_start
 from sft_lab.paths import check_folder, make_folder
 from sft_lab.runs.checkpoint import RunStamp, read_checkpoint
-from sft_lab.runs.contents import run_record
-from sft_lab.runs.fork import Fork, check_end, check_records
+from sft_lab.runs.fork import Fork, check_end
+from sft_lab.runs.inputs import check_inputs, run_inputs
 from sft_lab.runs.lock import run_lock
 from sft_lab.runs.logger import RunLogger
 from sft_lab.runs.parent_record import copy_parent_record, place_checkpoints
-from sft_lab.runs.record import read_record
 from sft_lab.runs.resume import check_model
 from sft_lab.runs.store import RunStore, prepare_store
 from sft_lab.runs.store_uri import check_store
@@ -47,12 +46,18 @@ def fit(config: RunConfig) -> str:
         check_limits(run.data, run.module.base)
         _check_evaluation(run)
         store = RunStore(run.logger.tracking_uri)
+        inputs = run_inputs(run.data, run.module.base)
+        changes = _check_inputs(run.start, inputs)
         if run.start.fork is not None:
             _check_fork(run, run.start.fork, store)
         _prepare(config)
         make_folder("checkpoint.dirpath", run.checkpoint.dirpath)
         with recorded(run.logger, _how_to_resume(run)):
-            stamp = run.checkpoint.stamp = RunStamp(str(run.logger.run_id), identity(config.plain))
+            stamp = run.checkpoint.stamp = RunStamp(
+                run.logger.run_id, identity(config.plain), inputs
+            )
+            if changes:
+                run.logger.say_changes(changes)
             checkpoint = run.start.checkpoint
             if run.start.resume is None:
                 held.enter_context(run_lock(run.checkpoint.dirpath / stamp.run_id))
@@ -84,7 +89,7 @@ def score(config: RunConfig) -> str:
     _check_evaluation(run)
     path = Path(config.ckpt_path) if config.ckpt_path else None
     if path is not None:
-        check_model(path, config.plain)
+        check_model(path, config.plain, run_inputs(run.data, run.module.base))
     _prepare(config)
     with recorded(run.logger):
         evaluate_checkpoint(run, read_checkpoint(path) if path else None)
@@ -106,12 +111,21 @@ def _prepare(config: RunConfig) -> None:
         make_folder("trainer.logger.init_args.artifact_location", artifacts)
 
 
+def _check_inputs(start: Start, inputs: Mapping[str, str]) -> list[str]:
+    """Check that nothing has changed under a run's checkpoint; return changes that may be."""
+    if start.fork is not None:
+        asked = f"--from {start.fork.name}"
+        return check_inputs(start.fork.inputs, inputs, asked, trained=start.fork.stages)
+    if start.resume is not None:
+        asked = f"--ckpt_path {start.checkpoint or 'last'}"
+        return check_inputs(start.resume.inputs, inputs, asked, trained=start.resume.trained)
+    return []
+
+
 def _check_fork(run: Run, fork: Fork, store: RunStore) -> None:
-    """Restore the parent's plan changes, and check that its files are still the same."""
+    """Restore the parent's plan changes, and check that its record can be copied."""
     states = read_checkpoint(fork.checkpoint, option="--from:")["callbacks"]
     run.data.restore_plans(saved_plan_changes(states))
-    record = run_record(run.data, run.module.evaluation.engine.weights_name(run.module.base))
-    check_records(fork, read_record(store, fork.run_id), record)
     check_end(fork, store, run.data.schedule)
 
 

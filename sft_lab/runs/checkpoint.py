@@ -2,19 +2,19 @@
 
 import errno
 import os
-import pickle
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from typing_extensions import override
 
 from sft_lab.errors import RequestError
+from sft_lab.paths import new_file
 
 # errno values for "hard links unsupported or exhausted".
 _NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV, errno.EMLINK)
@@ -27,10 +27,12 @@ class RunStamp:
     Attributes:
         run_id: The MLflow run.
         config: The resolved config, as in ``sft_lab.config.identity``.
+        inputs: Digests of what the run is made from, as in ``sft_lab.runs.inputs``.
     """
 
     run_id: str
     config: Mapping[str, Any]
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the stamp as plain values."""
@@ -51,12 +53,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         target = Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f"{target.name}.part")
-        with open(part, "wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
-        _sync(target.parent)
+        try:
+            with new_file(part) as file:
+                torch.save(checkpoint, file)  # with a CRC-32 of every tensor
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, target)
+            _sync(target.parent)
+        except (OSError, RuntimeError) as fault:
+            part.unlink(missing_ok=True)
+            # torch.save raises its own error while it handles the disk's, which names no file.
+            cause = fault if isinstance(fault, OSError) else fault.__context__
+            if isinstance(cause, OSError) and cause.errno:
+                raise OSError(cause.errno, cause.strerror, str(part)) from fault
+            raise
 
 
 def last_checkpoint(dirpath: Path, run_id: str) -> Path:
@@ -80,11 +90,12 @@ def link_or_copy(source: Path, target: Path) -> None:
     part = target.with_name(f"{target.name}.part")
     part.unlink(missing_ok=True)
     try:
-        os.link(source, part)
+        os.link(source, part)  # fails where anything is
     except OSError as fault:
         if fault.errno not in _NO_LINKS:
             raise
-        shutil.copyfile(source, part)
+        with source.open("rb") as old, new_file(part) as new:
+            shutil.copyfileobj(old, new)
         _sync(part)
     os.replace(part, target)
     _sync(target.parent)
@@ -107,31 +118,39 @@ def read_checkpoint(path: Path, option: str = "--ckpt_path") -> dict[str, Any]:
         option: The command-line option that names it, for errors.
 
     Raises:
-        RequestError: If it does not exist, is damaged, or is not the lab's.
+        RequestError: If it does not exist, a bit of it has changed, or it is not the lab's.
     """
     if not path.is_file():
         raise RequestError(f"{option} {path}: no such file; give a .ckpt file, or last with fit.")
     try:
+        with ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise BadZipFile(f"{damaged} does not have its checksum")
         checkpoint: dict[str, Any] = torch.load(
             path, map_location="cpu", weights_only=True, mmap=True
         )
-    except (
-        RuntimeError,
-        EOFError,
-        OSError,
-        ValueError,
-        BadZipFile,
-        pickle.UnpicklingError,
-    ) as fault:
+    except Exception as fault:  # a damaged or foreign pickle raises anything
+        reason = (str(fault) or type(fault).__name__).splitlines()[0][:120]
         raise RequestError(
-            f"{option} {path} is damaged or not a checkpoint "
-            f"({str(fault).splitlines()[0][:120]}); name another one, or start a new run."
+            f"{option} {path} is damaged or not a checkpoint ({reason}); name another one, or "
+            "start a new run."
         ) from fault
-    if not isinstance(checkpoint, dict) or "sft_lab" not in checkpoint:
+    if not isinstance(checkpoint, dict) or not _is_stamp(checkpoint.get("sft_lab")):
         raise RequestError(
-            f"{option} {path} is not a checkpoint of this lab: it has no sft_lab entry."
+            f"{option} {path} is not a checkpoint of this lab, or of another version of it: its "
+            "sft_lab entry is missing or unknown."
         )
     return checkpoint
+
+
+def _is_stamp(found: object) -> bool:
+    try:
+        stamp = RunStamp(**found)  # type: ignore[arg-type]  # checked by the call
+    except TypeError:
+        return False
+    return isinstance(stamp.run_id, str) and all(
+        isinstance(content, Mapping) for content in (stamp.config, stamp.inputs)
+    )
 
 
 def stamp_of(checkpoint: Mapping[str, Any]) -> RunStamp:

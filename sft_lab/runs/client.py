@@ -12,6 +12,8 @@ from mlflow.store.artifact.local_artifact_repo import LocalArtifactRepository
 from mlflow.tracking import MlflowClient
 from typing_extensions import override
 
+from sft_lab.paths import new_file
+from sft_lab.runs.checksums import Checksums
 from sft_lab.runs.local_store import make_local_store
 from sft_lab.runs.store_uri import absolute, local_file
 
@@ -83,18 +85,23 @@ class StoreClient(MlflowClient):
             super().log_artifact(run_id, local_path, artifact_path)
         else:
             # Whole or not at all: a run may be killed while it writes, and be read afterwards.
-            target = Path(artifacts.artifact_dir, artifact_path or "", Path(local_path).name)
+            folder = Path(artifacts.artifact_dir)
+            target = folder / (artifact_path or "") / Path(local_path).name
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f".{target.name}.part")
-            shutil.copyfile(local_path, part)
+            with open(local_path, "rb") as old, new_file(part) as new:
+                shutil.copyfileobj(old, new)
+            Checksums(folder).add(target.relative_to(folder).as_posix(), part)
             os.replace(part, target)
 
     @override
     def log_artifacts(self, run_id: str, local_dir: str, artifact_path: str | None = None) -> None:
-        if (artifacts := self._local(run_id)) is None:
+        if self._local(run_id) is None:
             super().log_artifacts(run_id, local_dir, artifact_path)
-        else:
-            artifacts.log_artifacts(local_dir, artifact_path)
+            return
+        for file in sorted(path for path in Path(local_dir).rglob("*") if path.is_file()):
+            below = Path(artifact_path or "") / file.relative_to(local_dir).parent
+            self.log_artifact(run_id, str(file), below.as_posix())
 
     @override
     def list_artifacts(self, run_id: str, path: str | None = None) -> list[FileInfo]:
@@ -106,6 +113,7 @@ class StoreClient(MlflowClient):
     def download_artifacts(self, run_id: str, path: str, dst_path: str | None = None) -> str:
         if (artifacts := self._local(run_id)) is None:
             return super().download_artifacts(run_id, path, dst_path)
+        Checksums(Path(artifacts.artifact_dir)).check(path)
         return artifacts.download_artifacts(path, dst_path)
 
 

@@ -11,7 +11,6 @@ from sft_lab.config.identity import contradiction, identity
 from sft_lab.errors import RequestError
 from sft_lab.runs.checkpoint import read_checkpoint, stage_checkpoint, stamp_of
 from sft_lab.runs.evaluations import evaluated_steps
-from sft_lab.runs.record import RunRecord
 from sft_lab.runs.store import RunStore
 from sft_lab.training.schedule import Schedule
 
@@ -27,12 +26,14 @@ class Fork:
         stages: The stages it had trained by then, in order.
         step: Optimizer steps it had taken.
         checkpoint: Its checkpoint at that step.
+        inputs: Digests of what the checkpoint was made from.
     """
 
     run_id: str
     stages: tuple[str, ...]
     step: int
     checkpoint: Path
+    inputs: Mapping[str, str]
 
     @property
     def name(self) -> str:
@@ -92,7 +93,8 @@ def find_fork(store: RunStore, dirpath: Path, text: str, config: Mapping[str, An
             "--from out to start from the base."
         )
     names = tuple(list(old["data"]["stages"])[:num_stages])
-    return Fork(run_id, names, int(checkpoint["global_step"]), path)
+    inputs = stamp_of(checkpoint).inputs
+    return Fork(run_id, names, int(checkpoint["global_step"]), path, inputs)
 
 
 def _why_no_checkpoint(store: RunStore, run_id: str, stage: str, path: Path) -> str:
@@ -109,35 +111,6 @@ def _why_no_checkpoint(store: RunStore, run_id: str, stage: str, path: Path) -> 
         "checkpoint.dirpath to the folder of its checkpoints, or train it again with "
         "checkpoint.keep_stages true."
     )
-
-
-def check_records(fork: Fork, old: RunRecord, new: RunRecord) -> None:
-    """Check that files have not changed since the other run read them.
-
-    Args:
-        fork: Where the run starts.
-        old: The record of the other run.
-        new: The record of the run that starts there.
-
-    Raises:
-        RequestError: Naming the stage or benchmark whose file has changed.
-    """
-    pairs: list[tuple[str, object, object, tuple[str, ...]]] = [
-        (f"stage '{name}'", old.stages.get(name), new.stages[name], ("steps", "manifest_digest"))
-        for name in fork.stages
-    ]
-    pairs += [
-        (f"benchmark '{name}'", old.benchmarks.get(name), found, ("digest", "prompts", "items"))
-        for name, found in new.benchmarks.items()
-    ]
-    for what, found_before, found_now, entries in pairs:
-        for entry in entries:
-            before, now = getattr(found_before, entry, None), getattr(found_now, entry)
-            if before != now:
-                raise RequestError(
-                    f"--from {fork.name}: {what} had {entry} {before}, it has {now} now: its files "
-                    "have changed since. Restore them, or leave --from out to start from the base."
-                )
 
 
 def check_end(fork: Fork, store: RunStore, schedule: Schedule) -> None:

@@ -1,5 +1,6 @@
 """The logger that is a run's record in MLflow."""
 
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from sft_lab.errors import RequestError, RunError
 from sft_lab.runs.accidents import explain
 from sft_lab.runs.client import StoreClient
 from sft_lab.runs.lock import this_process
-from sft_lab.runs.store import PROCESS_TAG
+from sft_lab.runs.store import CHANGES_TAG, PROCESS_TAG
 from sft_lab.runs.store_uri import absolute, local_file
 
 _BATCH = 1000  # metrics that MLflow takes in one request
@@ -167,6 +168,16 @@ class RunLogger(Logger):
         for tag, value in self._start_tags.items():
             client.set_tag(run_id, tag, value)
         client.update_run(run_id, status="RUNNING")
+
+    def say_changes(self, changes: Sequence[str]) -> None:
+        """Warn of what has changed under the run since its checkpoint, and keep it as a tag."""
+        text = "; ".join(changes)
+        sys.stderr.write(
+            f"warning: changed since the checkpoint was written: {text}. Numbers may differ from "
+            "those of an unbroken run.\n"
+        )
+        known = self.experiment.get_run(self.run_id).data.tags.get(CHANGES_TAG)
+        self.experiment.set_tag(self.run_id, CHANGES_TAG, "; ".join(filter(None, [known, text])))
 
     def end(self, status: RunStatus) -> None:
         """Close the run; one whose server is lost is found to be KILLED once that is back."""

@@ -1,7 +1,7 @@
 """Resume a run: find it and its checkpoint, and check that the config still fits."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from sft_lab.config.identity import changed_keys, check_resumable, digest, ident
 from sft_lab.errors import BusyError, RequestError
 from sft_lab.runs.checkpoint import last_checkpoint, read_checkpoint, stamp_of
 from sft_lab.runs.fork import FORK_TAG
+from sft_lab.runs.inputs import BASE, TOKENIZER, check_inputs
 from sft_lab.runs.store import DIGEST_TAG, RunStore
 
 
@@ -22,11 +23,15 @@ class Resume:
         run_id: The MLflow run.
         checkpoint: Its checkpoint; None if it was stopped before it wrote one.
         forked_from: ``RUN@STAGE`` if it was to start from there and was stopped before.
+        inputs: Digests of what the checkpoint was made from.
+        trained: The stages it has trained a step of.
     """
 
     run_id: str
     checkpoint: Path | None
     forked_from: str | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    trained: tuple[str, ...] = ()
 
 
 def resume_last(tracking_uri: str, dirpath: Path, config: Mapping[str, Any]) -> Resume:
@@ -71,12 +76,10 @@ def resume_path(path: Path, config: Mapping[str, Any]) -> Resume:
             f"--ckpt_path {path} is kept for other runs to start from; its own run went further. "
             f"Start one by --from {stamp.run_id[:8]}@{path.stem}, or resume from last.ckpt."
         )
-    check_resumable(
-        stamp.config,
-        identity(config),
-        started_stages=checkpoint["callbacks"]["StageScheduler"]["trained_stage"] + 1,
-    )
-    return Resume(stamp.run_id, path)
+    started = checkpoint["callbacks"]["StageScheduler"]["trained_stage"] + 1
+    check_resumable(stamp.config, identity(config), started_stages=started)
+    trained = tuple(list(stamp.config["data"]["stages"])[:started])
+    return Resume(stamp.run_id, path, inputs=stamp.inputs, trained=trained)
 
 
 def check_run(tracking_uri: str, resume: Resume) -> None:
@@ -98,16 +101,25 @@ def check_run(tracking_uri: str, resume: Resume) -> None:
         raise BusyError(f"{asked}: its run {resume.run_id[:8]} is still running; stop it first.")
 
 
-def check_model(path: Path, config: Mapping[str, Any]) -> None:
+def check_model(path: Path, config: Mapping[str, Any], inputs: Mapping[str, str]) -> None:
     """Check that a checkpoint's weights belong to the model of a config.
+
+    Benchmarks and rows may differ: the scores are a run of their own, with its own record.
+
+    Args:
+        path: The checkpoint.
+        config: The config.
+        inputs: Digests of what its model is made from now.
 
     Raises:
         RequestError: If the checkpoint is damaged, or was trained on another model.
     """
-    trained, asked = stamp_of(read_checkpoint(path)).config["model"], identity(config)["model"]
+    stamp = stamp_of(read_checkpoint(path))
+    trained, asked = stamp.config["model"], identity(config)["model"]
     for key in ("base", "quantization", "lora"):
         if trained[key] != asked[key]:
             raise RequestError(
                 f"--ckpt_path {path} was trained with model.{key} {trained[key]}, "
                 f"the config says {asked[key]}; use the config of the run."
             )
+    check_inputs(stamp.inputs, inputs, f"--ckpt_path {path}", only=(BASE, TOKENIZER))

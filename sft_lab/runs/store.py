@@ -13,6 +13,7 @@ from sft_lab.runs.store_uri import URI_KEY, check_store, local_file
 
 DIGEST_TAG = "sft_lab.config_digest"
 PROCESS_TAG = "sft_lab.process"
+CHANGES_TAG = "sft_lab.changed_on_resume"
 TABLES_TAG = "mlflow.loggedArtifacts"
 """Which artifacts MLflow's page shows as tables."""
 

@@ -1,5 +1,6 @@
 """Batches: the micro-batches of a planned pass, of held-out rows, of prompts; their loaders."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any, TypedDict
@@ -13,6 +14,7 @@ from typing_extensions import override
 from sft_lab.data.corpus import Corpus
 from sft_lab.data.tokenized_row import IGNORED
 from sft_lab.evaluation.generation import batches_longest_first
+from sft_lab.signals import SIGNALS
 from sft_lab.training.order import RowRef
 from sft_lab.training.plan import Bin, Window
 
@@ -160,6 +162,7 @@ class ResumableLoader(DataLoader[Batch]):
             batch_size=None,
             sampler=self.pass_sampler,
             num_workers=num_workers,
+            worker_init_fn=_ignore_signals,
             # Its own, or every pass would draw a seed from the random state of the training.
             generator=torch.Generator(),
         )
@@ -178,3 +181,9 @@ class ResumableLoader(DataLoader[Batch]):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Resume after the batches that had been handed out."""
         self.position = self.pass_sampler.start = state_dict["position"]
+
+
+def _ignore_signals(worker: int) -> None:
+    """Leave Ctrl-C and SIGTERM to the parent, which ends its loaders; so do signals to a group."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

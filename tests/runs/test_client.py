@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from tiny_lab import FinishedRun, Lab
 
+from sft_lab.errors import RequestError
 from sft_lab.runs.client import StoreClient, local_folder, relative_location
 from sft_lab.runs.record import read_record
 from sft_lab.runs.results import read_answers
-from sft_lab.runs.store import RunStore
+from sft_lab.runs.store import DIGEST_TAG, RunStore
 
 
 def test_artifacts_in_the_folder_of_the_store_have_a_relative_location(
@@ -77,3 +78,24 @@ def test_a_moved_lab_is_resumed_compared_and_read(
     for step in (0, 12):
         answers = read_answers(copied, run_id, "world_math", step)
         assert answers == read_answers(lab.store, run_id, "world_math", step)
+
+
+def test_a_changed_artifact_is_noticed_when_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    client = StoreClient("sqlite:///mlruns/mlflow.db")
+    experiment = client.open_experiment("lab", "mlruns/artifacts")
+    run_id = client.create_run(experiment, tags={DIGEST_TAG: "d"}).info.run_id
+    client.log_text(run_id, "one", "texts/1.txt")
+    client.log_text(run_id, "two", "texts/1.txt")  # as a resumed run does
+    store = RunStore("sqlite:///mlruns/mlflow.db")
+    assert store.artifact_text(run_id, "texts/1.txt") == "two"
+    folder = tmp_path / f"mlruns/artifacts/{run_id}/artifacts"
+    (folder / "texts/1.txt").write_text("twp")
+    with pytest.raises(RequestError, match=r"texts/1\.txt has changed since the run wrote it"):
+        store.artifact_text(run_id, "texts/1.txt")
+    with pytest.raises(RequestError, match=r"texts/1\.txt has changed since the run wrote it"):
+        store.artifact_folder(run_id, "texts", tmp_path)
+    (folder / "texts/1.txt").write_text("one")  # killed before the second was moved into place
+    assert store.artifact_text(run_id, "texts/1.txt") == "one"

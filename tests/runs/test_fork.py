@@ -4,23 +4,19 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
 import pytest
 import torch
-from compared_runs import ENTRY
 from mlflow.entities import Metric
 from tiny_lab import STOPPER, TINY, Lab, MakeLab
 
-from sft_lab.errors import RequestError
 from sft_lab.runs.checkpoint import last_checkpoint, stage_checkpoint
 from sft_lab.runs.evaluations import read_points
-from sft_lab.runs.fork import FORK_TAG, Fork, check_records
+from sft_lab.runs.fork import FORK_TAG
 from sft_lab.runs.parent_record import points_before
-from sft_lab.runs.record import RunRecord, StageRecord
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FORK_NAME = "--trainer.logger.init_args.run_name=a fork"
@@ -299,24 +295,6 @@ def test_a_kept_checkpoint_is_scored_but_not_resumed(forks: Lab) -> None:
     assert outcome.code == 0, outcome.err
     metrics = forks.runs[0].data.metrics
     assert metrics["val_loss/math"] == forks.points("val_loss/math", origin)[5]
-
-
-def test_changed_files_are_found_by_the_records() -> None:
-    first = StageRecord(5, 1, {}, {}, manifest_digest="a")
-    second = replace(first, steps=7)
-    record = RunRecord({}, {"first": first, "second": second}, {"math": ENTRY}, {})
-    fork = Fork("1f" * 16, ("first",), 5, Path("first.ckpt"))
-    # Stages after the boundary may differ.
-    check_records(fork, record, replace(record, stages={"first": first}))
-    changed = replace(record, stages={"first": replace(first, manifest_digest="d")})
-    with pytest.raises(RequestError, match="stage 'first' had manifest_digest a, it has d now"):
-        check_records(fork, record, changed)
-    changed = replace(record, benchmarks={"math": replace(ENTRY, items=5)})
-    with pytest.raises(RequestError, match="benchmark 'math' had items 4, it has 5 now"):
-        check_records(fork, record, changed)
-    changed = replace(record, benchmarks={"math": ENTRY, "code": ENTRY})
-    with pytest.raises(RequestError, match="benchmark 'code' had digest None, it has aa now"):
-        check_records(fork, record, changed)
 
 
 def test_points_up_to_the_boundary_are_copied() -> None:

@@ -1,8 +1,11 @@
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -151,3 +154,15 @@ def test_held_out_batches_hold_only_held_out_rows(tiny_base: Path, four_rows: Pa
     assert ids[2] == list(held_out[2].input_ids)
     assert {int(source) for batch in batches for source in batch["source_ids"].flatten()} == {1}
     assert [int(batch["window_target_tokens"]) for batch in batches] == [6, 3]
+
+
+def test_a_signal_to_the_whole_group_leaves_loading_to_its_parent(corpus: Corpus) -> None:
+    windows = [[[RowRef("math", n)]] for n in range(4)]
+    before = {child.pid for child in psutil.Process().children()}
+    batches = iter(ResumableLoader(MicroBatches(corpus, windows, 1), num_workers=1))
+    found = [next(batches)]
+    (worker,) = (child for child in psutil.Process().children() if child.pid not in before)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        os.kill(worker.pid, number)
+    found += batches
+    assert len(found) == 4

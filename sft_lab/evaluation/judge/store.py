@@ -33,9 +33,12 @@ class JudgementStore:
         """
         path = self._path(key)
         try:
-            answer = json.loads(path.read_bytes())["answer"]
+            content = json.loads(path.read_bytes())
+            answer = content["answer"]
             if not isinstance(answer, str):
                 raise TypeError("its answer is not a string")
+            if content["sha256"] != _checksum(key, answer):
+                raise ValueError("it has changed since it was written")
         except FileNotFoundError:
             return None
         except (OSError, ValueError, TypeError, KeyError) as fault:
@@ -60,8 +63,9 @@ class JudgementStore:
         path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f".{key}.{os.getpid()}.part")
         try:
-            with open(part, "w", encoding="utf-8") as file:
-                json.dump({**request, "answer": answer, "served_model": served_model}, file)
+            judgement = {"answer": answer, "served_model": served_model}
+            with open(part, "x", encoding="utf-8") as file:  # never through a link
+                json.dump({**request, **judgement, "sha256": _checksum(key, answer)}, file)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(part, path)
@@ -89,3 +93,7 @@ class JudgementStore:
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.json"
+
+
+def _checksum(key: str, answer: str) -> str:
+    return hashlib.sha256(f"{key} {answer}".encode("utf-8", "surrogatepass")).hexdigest()

@@ -80,6 +80,7 @@ def test_each_judgement_is_a_file_with_its_request(make_judge: MakeJudge, tmp_pa
     assert len(files) == 2
     assert all(path.suffix == ".json" for path in files)
     entry = min((json.loads(path.read_text()) for path in files), key=lambda e: e["answer"])
+    del entry["sha256"]
     assert entry == {
         "model": "judge",
         "messages": prompts("a")[0],
@@ -116,6 +117,14 @@ def test_a_damaged_judgement_is_named(make_judge: MakeJudge, tmp_path: Path) -> 
     (file,) = (tmp_path / "judgements").rglob("*.json")
     file.write_text(file.read_text()[:20])
     with pytest.raises(RequestError, match=f"{file.name} holds no readable judgement.*Delete it"):
+        make_judge().ask(prompts("a"))
+
+
+def test_a_judgement_with_a_flipped_bit_is_named(make_judge: MakeJudge, tmp_path: Path) -> None:
+    make_judge().ask(prompts("a"))
+    (file,) = (tmp_path / "judgements").rglob("*.json")
+    file.write_text(file.read_text().replace("[[7]]", "[[6]]"))
+    with pytest.raises(RequestError, match=f"{file.name} holds no readable judgement: it has chan"):
         make_judge().ask(prompts("a"))
 
 

@@ -1,0 +1,104 @@
+"""Digests of what a run is made from, by which a change between its processes is noticed."""
+
+import hashlib
+from collections.abc import Collection, Iterator, Mapping
+from importlib.metadata import version
+
+from sft_lab.errors import RequestError
+from sft_lab.model.base_digest import base_digest
+from sft_lab.training.data_modules import StageDataModule, StagedDataModule
+
+PACKAGES = ("sft_lab", "torch", "lightning", "transformers", "peft", "bitsandbytes", "mlflow")
+BASE, TOKENIZER = "model.base", "the tokenizer of model.base"
+_PLAN = "the plan of stage "
+_SAID = ("version of ", "prompts of ")
+"""Beginnings of the names of what may change: it is said and recorded."""
+
+
+def run_inputs(data: StagedDataModule, base: str) -> dict[str, str]:
+    """Return the digests of a run's inputs, by a name for people.
+
+    Args:
+        data: The stages, sources and benchmarks, set up.
+        base: The base model.
+    """
+    prompts = data.evaluation.prompts(data.corpus.renderer)
+    found = {BASE: base_digest(base), TOKENIZER: data.corpus.renderer.tokenizer_digest}
+    for name, source in data.corpus.loaded.items():
+        found[f"corpus.sources.{name}"] = f"{source.digest} ({len(source.rows)} rows)"
+    for name, benchmark in data.evaluation.benchmarks.items():
+        items = len(benchmark.items())
+        found[f"evaluation.benchmarks.{name}"] = f"{benchmark.digest()} ({items} items)"
+        # They follow from items, tokenizer and code; a template may print the date.
+        found[f"prompts of {name}"] = prompts[name].digest
+    for module in data.stage_modules:
+        found[f"{_PLAN}'{module.first_plan.name}'"] = _plan_digest(module)
+    return found | {f"version of {package}": version(package) for package in PACKAGES}
+
+
+def _plan_digest(module: StageDataModule) -> str:
+    """Return a SHA-256 of the samples of a stage in order, as planned before a guard steers it."""
+    digest = hashlib.sha256()
+    for window in module.first_plan.windows:
+        for refs in window:
+            for ref in refs:
+                sample = module.corpus.loaded[ref.source].sample_ids[ref.index]
+                digest.update(f"{ref.source} {sample}\n".encode())
+            digest.update(b"-\n")
+        digest.update(b"=\n")
+    return digest.hexdigest()
+
+
+def check_inputs(
+    old: Mapping[str, str],
+    new: Mapping[str, str],
+    asked: str,
+    *,
+    trained: Collection[str] = (),
+    only: Collection[str] | None = None,
+) -> list[str]:
+    """Check that a run's inputs are those of its checkpoint.
+
+    Args:
+        old: The checkpoint's.
+        new: Those found now.
+        asked: The option that names the checkpoint, with its value.
+        trained: Stages that have been trained; plans of others may change.
+        only: Names of inputs that must not change; by default all but versions.
+
+    Returns:
+        A line for each version that has changed, or other thing that may.
+
+    Raises:
+        RequestError: Naming what has changed.
+    """
+    said: list[str] = []
+    for name, before, now in _changes(old, new):
+        if name.startswith(_SAID):
+            said.append(f"{name}: {_short(before)}, now {_short(now)}")
+            continue
+        stage = name.removeprefix(_PLAN).strip("'") if name.startswith(_PLAN) else None
+        if (stage is not None and stage not in trained) or (only is not None and name not in only):
+            continue
+        raise RequestError(
+            f"{asked}: {name} has changed since the checkpoint was written: it was "
+            f"{_short(before)}, it is {_short(now)}. Restore it, or start a new run."
+        )
+    return said
+
+
+def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:
+    """Yield what both have and differ in: stages to come may bring and drop sources."""
+    for name, before in old.items():
+        if new.get(name, before) != before:
+            yield name, before, new[name]
+
+
+def _short(value: str) -> str:
+    """Return a digest cut to 12 digits, with its count.
+
+    >>> _short("0123456789abcdef" * 4 + " (24 rows)")
+    '0123456789ab (24 rows)'
+    """
+    digest, space, count = value.partition(" (")
+    return (digest[:12] if len(digest) == 64 else digest) + space + count

@@ -1,0 +1,67 @@
+"""Signals that come at a bad moment."""
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from tiny_lab import Lab
+
+from sft_lab.callbacks.run_checkpoint import RunCheckpoint
+from sft_lab.errors import Interrupted
+from sft_lab.signals import interruptible
+
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
+
+class Dying:
+    """Gets a SIGTERM in its destructor, where Python swallows what the handler raises."""
+
+    def __del__(self) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.fixture
+def checkpoint() -> Iterator[RunCheckpoint]:
+    made: Any = RunCheckpoint()
+    made.on_train_start(None, None)
+    yield made
+    made.teardown(None, None, "fit")
+
+
+@pytest.mark.parametrize("hook", ["on_evaluation_part", "on_evaluation_end", "on_evaluation_start"])
+def test_a_signal_that_was_swallowed_ends_the_run_at_the_next_safe_point(
+    checkpoint: Any, hook: str
+) -> None:
+    checkpoint.on_evaluation_start(None, None)
+    Dying()
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        getattr(checkpoint, hook)(*[None] * (2 if hook == "on_evaluation_start" else 3))
+
+
+def test_a_signal_that_was_swallowed_before_training_ends_the_run_when_it_starts() -> None:
+    made: Any = RunCheckpoint()
+
+    def start() -> None:
+        with interruptible():
+            Dying()
+            made.on_train_start(None, None)
+
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        start()
+    made.on_train_start(None, None)
+    made.teardown(None, None, "fit")
+
+
+def test_only_a_run_that_exists_promises_to_be_resumed(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(base: str) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr("sft_lab.launch.run.check_base", interrupt)
+    stopped = lab.fit()
+    assert stopped.code == 130
+    assert stopped.err.splitlines()[-1] == "Stopped by SIGINT."
+    assert lab.runs == []
