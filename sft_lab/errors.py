@@ -17,7 +17,16 @@ class BusyError(RequestError):
 
 
 class RunError(RuntimeError):
-    """A run that cannot continue, for a reason known in one line: exit code 1."""
+    """A run that cannot continue, for a reason known in one line: exit code 1.
+
+    Args:
+        message: The reason, and what to do.
+        can_resume: Whether the run could continue once that is done.
+    """
+
+    def __init__(self, message: str, *, can_resume: bool = True) -> None:
+        super().__init__(message)
+        self.can_resume = can_resume
 
 
 class Interrupted(BaseException):

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from sft_lab.callbacks.ability_history import AbilityHistory
 from sft_lab.callbacks.forgetting_guard import ForgettingGuard
 from sft_lab.callbacks.in_loop_evaluation import InLoopEvaluation
+from sft_lab.callbacks.learning_check import LearningCheck
 from sft_lab.callbacks.progress_line import ProgressLine
 from sft_lab.callbacks.run_checkpoint import RunCheckpoint
 from sft_lab.callbacks.run_recorder import RunRecorder
@@ -140,7 +141,7 @@ def _trainer(made: Namespace, config: RunConfig) -> Trainer:
     configured = arguments.pop("callbacks") or []
     callbacks = [
         *(configured if isinstance(configured, list) else [configured]),
-        *_callbacks(made.data, made.corpus, made.evaluation, config),
+        *_callbacks(made.data, made.corpus, made.evaluation, made.checkpoint, config),
         made.checkpoint,
     ]
     plugins = [*(arguments.pop("plugins") or []), AtomicCheckpointIO()]
@@ -151,7 +152,11 @@ def _trainer(made: Namespace, config: RunConfig) -> Trainer:
 
 
 def _callbacks(
-    data: StagedDataModule, corpus: Corpus, suite: EvaluationSuite, config: RunConfig
+    data: StagedDataModule,
+    corpus: Corpus,
+    suite: EvaluationSuite,
+    checkpoint: RunCheckpoint,
+    config: RunConfig,
 ) -> list[Callback]:
     """Build the lab's own callbacks; their order is that of their hooks."""
     evaluation = InLoopEvaluation(suite)
@@ -164,6 +169,7 @@ def _callbacks(
         *guards,
         evaluation,
         scheduler,  # hands over after the evaluation at a boundary
+        LearningCheck(list(corpus.sources), checkpoint),
         log,
         history,
         RunRecorder(config.plain),

@@ -157,7 +157,7 @@ def recorded(logger: RunLogger, note: str = "") -> Iterator[None]:
     try:
         yield
     except BaseException as fault:
-        if note:
+        if note and getattr(fault, "can_resume", True):
             fault.add_note(note)
         is_stopped = isinstance(fault, Interrupted | KeyboardInterrupt)
         # A store that cannot be written, say on a full disk, must not hide why the run ended.

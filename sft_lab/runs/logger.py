@@ -1,6 +1,6 @@
 """The logger that is a run's record in MLflow."""
 
-import sys
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +23,7 @@ from sft_lab.runs.lock import this_process
 from sft_lab.runs.store import CHANGES_TAG, PROCESS_TAG
 from sft_lab.runs.store_uri import absolute, local_file
 
+_log = logging.getLogger(__name__)
 _BATCH = 1000  # metrics that MLflow takes in one request
 _PARAM_BATCH = 100
 _LONGEST_PARAM = 250  # the most that MLflow 1 servers take
@@ -172,10 +173,7 @@ class RunLogger(Logger):
     def say_changes(self, changes: Sequence[str]) -> None:
         """Warn of what has changed under the run since its checkpoint, and keep it as a tag."""
         text = "; ".join(changes)
-        sys.stderr.write(
-            f"warning: changed since the checkpoint was written: {text}. Numbers may differ from "
-            "those of an unbroken run.\n"
-        )
+        _log.warning("changed since the checkpoint was written, so numbers may differ: %s", text)
         known = self.experiment.get_run(self.run_id).data.tags.get(CHANGES_TAG)
         self.experiment.set_tag(self.run_id, CHANGES_TAG, "; ".join(filter(None, [known, text])))
 

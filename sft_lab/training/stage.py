@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Le
+from annotated_types import Ge, Gt, Le
 
 from sft_lab.config.ranges import PositiveFloat, UnitInterval
 from sft_lab.data.corpus import Corpus
@@ -23,7 +23,7 @@ class Stage:
 
     Args:
         mixture: Shares by source; weights where the stage has a total.
-        lr: Peak learning rate of the stage.
+        lr: Peak learning rate of the stage, above 0 and at most 1.
         total: Size of the mixture, ``{rows: n}`` or ``{tokens: n}``; shares are then weights.
         temperature: Weighs sources by their amounts to the power of 1 / temperature, above 0.
         epochs: Passes over the mixture.
@@ -37,7 +37,7 @@ class Stage:
     """
 
     mixture: dict[str, Share]
-    lr: PositiveFloat
+    lr: Annotated[float, Gt(0), Le(1)]
     total: Share | None = None
     temperature: PositiveFloat | None = None
     epochs: Annotated[int, Ge(1), Le(10_000)] | None = None

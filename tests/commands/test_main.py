@@ -35,7 +35,7 @@ def free_port() -> int:
         ("--data.stages.first.lrr=1", "unknown key 'data.stages.first.lrr'; did you mean"),
         (
             "--data.stages.first.lr=fast",
-            "--data.stages.first.lr must be a number, above 0 and finite, got fast",
+            "--data.stages.first.lr must be a number, in (0, 1], got fast",
         ),
         ("--data.batch_size=many", "--data.batch_size must be an integer, 1 or more, got many"),
         ("--data.batch_size=5", "data.batch_size must be a multiple of data.micro_batch_size"),

@@ -41,9 +41,10 @@ DMT = "--config=configs/world/dmt.yaml"
         ("checkpoint.every_n_steps", "0", "must be 1 or more, got 0"),
         ("evaluation.batch_size", "0", "must be 1 or more, got 0"),
         ("data.num_workers", "100000", "must be in [0, 512], got 100000"),
-        ("data.stages.generalize.lr", "-1", "must be above 0 and finite, got -1"),
-        ("data.stages.generalize.lr", ".nan", "must be above 0 and finite, got nan"),
-        ("data.stages.generalize.lr", ".inf", "must be above 0 and finite, got inf"),
+        ("data.stages.generalize.lr", "-1", "must be in (0, 1], got -1"),
+        ("data.stages.generalize.lr", ".nan", "must be in (0, 1], got nan"),
+        ("data.stages.generalize.lr", ".inf", "must be in (0, 1], got inf"),
+        ("data.stages.generalize.lr", "1e9", "must be in (0, 1], got 1e9"),
         (
             "data.stages.generalize.epochs",
             "1.5",
