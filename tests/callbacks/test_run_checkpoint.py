@@ -57,10 +57,10 @@ def test_a_signal_that_was_swallowed_before_training_ends_the_run_when_it_starts
 def test_only_a_run_that_exists_promises_to_be_resumed(
     lab: Lab, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupt(base: str) -> None:
+    def interrupt(*arguments: object) -> None:
         raise Interrupted(signal.SIGINT)
 
-    monkeypatch.setattr("sft_lab.launch.run.check_base", interrupt)
+    monkeypatch.setattr("sft_lab.launch.run.check_limits", interrupt)
     stopped = lab.fit()
     assert stopped.code == 130
     assert stopped.err.splitlines()[-1] == "Stopped by SIGINT."

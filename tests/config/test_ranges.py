@@ -44,7 +44,7 @@ DMT = "--config=configs/world/dmt.yaml"
         ("data.stages.generalize.lr", "-1", "must be in (0, 1], got -1"),
         ("data.stages.generalize.lr", ".nan", "must be in (0, 1], got nan"),
         ("data.stages.generalize.lr", ".inf", "must be in (0, 1], got inf"),
-        ("data.stages.generalize.lr", "1e9", "must be in (0, 1], got 1e9"),
+        ("data.stages.generalize.lr", "1e9", "must be in (0, 1], got 1000000000.0"),
         (
             "data.stages.generalize.epochs",
             "1.5",
