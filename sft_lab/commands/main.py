@@ -9,9 +9,9 @@ from io import TextIOWrapper
 from typing import NoReturn
 
 from sft_lab.errors import BusyError, Interrupted, RequestError, nearest
-from sft_lab.terminal import VisibleFormatter, visible
 from sft_lab.runs.accidents import explain
 from sft_lab.signals import SIGNALS, forget_signals, interrupt
+from sft_lab.terminal import VisibleFormatter, visible
 
 COMMANDS = {
     "fit": "train through the stages of a strategy and measure abilities along the way",
@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as fault:
         if (line := explain(fault)) is None:
             raise
-        print(" ".join([f"error: {line}", *_notes(fault)]), file=sys.stderr)
+        print(visible(" ".join([f"error: {line}", *_notes(fault)])), file=sys.stderr)
         return 1
 
 
