@@ -122,14 +122,7 @@ def test_no_model_is_loaded(lab: Lab, tiny_base: Path) -> None:
         ),
         (["--config=tiny.yaml", "-n=-1"], "-n must be 0 or more, got -1."),
         (["--config=tiny.yaml", "--stages=first"], "unrecognized arguments: --stages=first"),
-<<<<<<< HEAD
         (["--config=tiny.yaml", "--data.batch_size=x"], "data.batch_size must be an integer, 1"),
-=======
-        (
-            ["--config=tiny.yaml", "--data.batch_size=x"],
-            "--data.batch_size must be an integer, 1 or more",
-        ),
->>>>>>> 4e67c6f (Errors of accidents show no control characters)
         (["--config=tiny.yaml", "--data.batchsize=4"], "did you mean 'data.batch_size'?"),
     ],
 )
