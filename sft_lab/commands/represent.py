@@ -149,7 +149,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--num_queries",
-        type=number(PositiveInt),
+        type=int,
         default=100,
         metavar="N",
         help="of a source; default: 100",
