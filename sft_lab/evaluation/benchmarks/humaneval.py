@@ -8,8 +8,9 @@ from typing_extensions import override
 from sft_lab.config.ranges import PositiveInt
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Item
-from sft_lab.evaluation.benchmarks.code_answers import definitions, solution
+from sft_lab.evaluation.benchmarks.code_answers import solution
 from sft_lab.evaluation.benchmarks.code_benchmark import CodeBenchmark
+from sft_lab.evaluation.benchmarks.python_code import definitions
 from sft_lab.evaluation.sandbox.sandbox import Program
 
 _CHAT = "Complete this Python function. Answer with the whole function in one code block.\n\n"

@@ -33,6 +33,7 @@ MUTABLE = (list, dict, set, bytearray)
 
 _parse = json.JSONDecoder().raw_decode
 _read, _write = os.read, os.write
+_int_text, _float_text = int.__repr__, float.__repr__
 
 # How to take a value apart, by type, and how to build it again, by the type's name.
 _PARTS: dict[type, Callable[[Any], Iterable[Any]]] = {
@@ -239,6 +240,10 @@ class Peer:
         kind = type(value)
         if kind is str:
             return quote(value)
+        if kind is int and -MAX_PLAIN_INT < value < MAX_PLAIN_INT:  # here for speed
+            return _int_text(value)
+        if kind is float and value - value == 0:  # neither infinite nor NaN
+            return _float_text(value)
         if value is None:
             return "null"
         if kind is bool:
@@ -246,10 +251,10 @@ class Peer:
         for base in kind.__mro__:  # Counter is copied as dict, numpy.float64 as float
             if base is int:
                 if -MAX_PLAIN_INT < value < MAX_PLAIN_INT:
-                    return int.__repr__(value)
+                    return _int_text(value)
                 return f'["int",{quote(hex(value))}]'
             if base is float:
-                text = float.__repr__(value)
+                text = _float_text(value)
                 return {"nan": "NaN", "inf": "Infinity", "-inf": "-Infinity"}.get(text, text)
             if base is str:
                 return quote(value)

@@ -12,7 +12,7 @@ FENCED = f"```python\n{WHOLE}```"
 
 
 def halves(completion: str, x: float = 3) -> object:
-    """Run what a completion comes to, without its tests."""
+    """Run the program of a completion, without its tests."""
     namespace: dict[str, object] = {}
     exec(solution(PROMPT, "half", completion), namespace)
     return namespace["half"](x)  # type: ignore[operator]
@@ -71,7 +71,7 @@ def test_a_continuation_ends_at_the_next_statement_at_the_margin(completion: str
         f"So:\n\n{WHOLE}\0",
     ],
 )
-def test_a_restated_function_stands_without_the_prose_around_it(completion: str) -> None:
+def test_prose_around_a_restated_function_is_removed(completion: str) -> None:
     assert halves(completion) == 1.5
 
 
@@ -82,7 +82,7 @@ def test_a_restated_function_stands_without_the_prose_around_it(completion: str)
         f"```\n{WHOLE}```\nThis halves x.",
         f"Halving:\n\n```py\n{WHOLE}\n```\n\nUse it:\n\n```python\nhalf(undefined)\n```",
         f"~~~python\n{WHOLE}~~~",
-        f"```python\n{WHOLE}",  # cut off behind the code
+        f"```python\n{WHOLE}",  # cut off after the code
         f"1. So:\n   ```python\n{WHOLE}   ```",
         f"```bash\npip install numpy\n```\n```python\n{WHOLE}```",
         "```python\nTWO = 2\n```\nThen\n```python\ndef half(x):\n    return x / TWO\n```",
@@ -99,6 +99,7 @@ def test_a_restated_function_stands_without_the_prose_around_it(completion: str)
             f"```py\ndef half(x):\n    'Halve.'\n    raise {stub}\n```\nthen\n```py\n{WHOLE}```"
             for stub in ("NotImplementedError", "NotImplementedError('later')")
         ),
+        "```py\nS = 'a\u2028b\x0c'\nTWO = 2\n```\n```py\ndef half(x):\n    return x / TWO\n```",
         "```py\nTWO = int('2')\n```\n```py\ndef half(x):\n    return x / TWO\n```",
         "```py\nTABLE = dict(two=2)\nTWO: int = TABLE['two']\n```\n"
         "```py\ndef half(x):\n    return x / TWO\n```",
@@ -110,7 +111,7 @@ def test_a_restated_function_stands_without_the_prose_around_it(completion: str)
         '```python\ndef half(x):\n    """\n    ```\n    half(2)\n    ```\n    """\n' + f"{BODY}```",
         f"````md\n```\n````\n~~~py\n{WHOLE}~~~",
         f"```python\n{WHOLE}```\nor\n```python\ndef half(x):\n    return 0\n```",
-        f"1. Do it:\n\n{indent(FENCED, '    ')}",  # a list's items may be indented as they like
+        f"1. Do it:\n\n{indent(FENCED, '    ')}",  # any indentation of a list's items
         f"1. So:\n   - do it:\n\n{indent(FENCED, '      ')}\nDone.\n",
         f"1. Do it:\n\n{indent(FENCED, chr(9))}",
         f"1. Do it:\n\n{indent(FENCED.removesuffix('```'), '    ')}",  # cut off
@@ -153,7 +154,7 @@ def test_an_empty_body_gives_nothing(completion: str) -> None:
     assert halves(completion) is None
 
 
-def test_a_long_answer_takes_no_long_time() -> None:
+def test_a_long_answer_is_parsed_quickly() -> None:
     prose = "".join(f"Line {n} isn't code.\n" for n in range(2000))
     assert halves(f"{prose}{WHOLE}{prose}") == 1.5
 
@@ -185,7 +186,7 @@ def test_without_a_prompt_an_answer_stays_as_it_is() -> None:
         ("x = 1\n" * 20 + "x y\n") * 700 + WHOLE,
     ],
 )
-def test_a_hostile_answer_takes_no_long_time(answer: str) -> None:
+def test_a_hostile_answer_is_parsed_in_seconds(answer: str) -> None:
     started = time.process_time()
     solution(PROMPT, "half", answer)
     assert time.process_time() - started < 8  # minutes, where it grew with the square

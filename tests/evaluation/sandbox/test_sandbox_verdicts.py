@@ -206,7 +206,7 @@ CALLED = "def f(n):\n{body}\n    return n + 2\n"
         WRONG + "from statistics import NormalDist\n"
         "NormalDist.from_samples.__func__.__code__ = (lambda cls, data: cls(3)).__code__",
         WRONG + "import statistics\nstatistics.mean.__defaults__ = (3,)",
-        # The frames of whoever calls, and their builtins.
+        # The callers' frames, and their builtins.
         CALLED.format(
             body="    import sys\n    frame = sys._getframe(1)\n    while frame:\n"
             "        frame.f_globals.update(vars=dict, type=lambda *_: int, isinstance=print)\n"
