@@ -86,6 +86,8 @@ def silence() -> None:
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     for name in ("lightning.pytorch", "lightning.fabric", "mlflow", "alembic"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # It advises on a kernel for prompts in 4 bits on CPUs, and falls back to its own.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     for message in (
         ".*is_gradient_checkpointing.*",
         ".*LeafSpec.*",

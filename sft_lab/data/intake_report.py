@@ -71,8 +71,6 @@ class IntakeReport:
             found.append(f"repaired: {_listed(self.repaired)}")
         if self.duplicates:
             found.append(f"{self.duplicates} rows repeat another row")
-        if self.unused_keys:
-            found.append(unused_line(self.unused_keys))
         for benchmark, count in self.contaminated.items():
             found.append(f"{count} rows contain an item of {benchmark}, or 13 words of one")
         return found
