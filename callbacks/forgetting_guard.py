@@ -10,7 +10,6 @@ from typing_extensions import override
 
 from sft_lab.callbacks.ability_history import AbilityHistory
 from sft_lab.callbacks.stage_scheduler import StageScheduler
-from sft_lab.errors import RequestError
 from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.runs.logger import run_logger
@@ -70,9 +69,6 @@ class ForgettingGuard(Callback):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        for key in self.guard.min_retention:
-            if any(key in m.scores for m in self.history.history):
-                self._check_marks(key, self.history.best_marks.get(key))
         self._file(trainer)  # a fork starts with the decisions of its parent
 
     def on_evaluation_end(
@@ -81,9 +77,6 @@ class ForgettingGuard(Callback):
         """Decide on the shares from the next step on."""
         if not isinstance(pl_module, SFTModule) or pl_module.schedule is None:
             return
-        for key in self.guard.min_retention:
-            if key in evaluation.scores:  # fail before the first step, not later in the stage
-                self._check_marks(key, evaluation.marks.get(key))
         step = trainer.global_step
         stages = pl_module.schedule.stages
         scheduled = next(found for found in stages if found.name == self.guard.stage)
@@ -92,13 +85,6 @@ class ForgettingGuard(Callback):
         # Before the stage's last step there is nothing left to decide.
         elif scheduled.first_step < step < scheduled.end_step - 1:
             self._decide(trainer, scheduled, evaluation)
-
-    def _check_marks(self, key: str, marks: object) -> None:
-        if marks is None:
-            raise RequestError(
-                f"data.guard.min_retention.{key}: the guard compares item by item, and this "
-                "score has no marks of items. Guard another score."
-            )
 
     def _decide(self, trainer: Trainer, scheduled: ScheduledStage, evaluation: Evaluation) -> None:
         assert self._data is not None  # a schedule implies it

@@ -1,4 +1,4 @@
-"""What a person watching sees: a line that moves, a row per evaluation, a table at the end."""
+"""Show progress in the terminal: a status line, a row per evaluation, a table at the end."""
 
 import math
 import shutil
@@ -19,15 +19,15 @@ from sft_lab.training.module import SFTModule
 
 
 class ProgressLine(Callback):
-    """Shows stage, step, loss, speed, time left and the last scores.
+    """Show stage, step, loss, speed, time left and the last scores.
 
-    In a terminal it is one line that is written over, cut to the terminal's width; into a file it
-    prints plain lines, one per ten logging intervals.
+    A terminal gets one line that is overwritten, cut to its width; a file gets plain lines, one per
+    ten logging intervals.
 
     Args:
-        training: Knows loss and speed.
-        history: Knows the scores.
-        suite: Names the benchmarks.
+        training: Source of loss and speed.
+        history: Source of scores.
+        suite: The benchmarks.
         ui_command: The command that opens the runs in a browser, printed at the end.
         stream: Where to write; standard output by default.
     """
@@ -54,7 +54,7 @@ class ProgressLine(Callback):
         return self.stream.isatty()
 
     def _write_over(self, line: str) -> None:
-        line = line[: shutil.get_terminal_size().columns - 1]  # a wrapped line is not written over
+        line = line[: shutil.get_terminal_size().columns - 1]  # a wrapped line stays
         self.stream.write("\r" + visible(line).ljust(self._width))
         self.stream.flush()
         self._width = len(line)

@@ -79,7 +79,7 @@ class StageScheduler(Callback):
             raise RuntimeError("StageScheduler is used before its setup.")
         self.hand_overs.check(num_ended=max(0, self.trained_stage))
         # A checkpoint holds the rate of its own run's next step; later stages may have been edited
-        # since, and those of a fork differ.
+        # since, and a fork has others.
         for optimizer in trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = self.schedule.lr(trainer.global_step)

@@ -160,8 +160,10 @@ def recorded(logger: RunLogger, note: str = "") -> Iterator[None]:
         if note and getattr(fault, "can_resume", True):
             fault.add_note(note)
         is_stopped = isinstance(fault, Interrupted | KeyboardInterrupt)
-        # A store that cannot be written, say on a full disk, must not hide why the run ended.
-        with contextlib.suppress(MlflowException, OSError, RunError):
+        # A store that cannot be written, say on a full disk, must not hide why the run ended. Left
+        # as RUNNING, the run counts as KILLED once its process is gone.
+        with contextlib.suppress(MlflowException, OSError, RequestError, RunError):
+            check_store(logger.tracking_uri)  # at once: MLflow would try a server for minutes
             logger.end("KILLED" if is_stopped else "FAILED")
         raise
     logger.end("FINISHED")

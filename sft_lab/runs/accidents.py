@@ -63,7 +63,7 @@ def explain(fault: BaseException) -> str | None:
     """Return what has happened and what to do, in one line; None for a fault of the code.
 
     Args:
-        fault: An exception; those that it was raised from are looked at as well.
+        fault: An exception; its causes and contexts are examined as well.
     """
     chain = list(_chain(fault))
     for found in chain:

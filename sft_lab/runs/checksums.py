@@ -1,4 +1,4 @@
-"""Checksums of a run's files, by which a flipped bit or an edit is noticed when they are read."""
+"""Checksums of a run's files, which reveal a flipped bit or an edit when they are read."""
 
 import hashlib
 from pathlib import Path

@@ -19,7 +19,7 @@ from sft_lab.runs.store_uri import absolute, local_file
 
 
 class StoreClient(MlflowClient):
-    """MLflow's client, with artifacts of a local store found wherever the store lies.
+    """MLflow's client, finding the artifacts of a local store wherever it has been moved.
 
     A local store at ``mlruns/mlflow.db`` with artifacts below ``mlruns`` records where they are as
     ``mlruns/...``, relative to the folder that holds ``mlruns``. ``mlflow ui`` started in that

@@ -90,7 +90,7 @@ def answers_table(answers: Sequence[Answer]) -> dict[str, list[Any]]:
 
 
 def window_table(data: StagedDataModule, stage_name: str) -> str:
-    """Return what each optimizer step of a stage trains on, a line for every source in it."""
+    """Return the samples and tokens of each optimizer step of a stage, one line per source."""
     plan = next(module.plan for module in data.stage_modules if module.plan.name == stage_name)
     loaded = data.corpus.loaded
     windows = plan.count_windows(

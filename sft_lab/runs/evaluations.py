@@ -107,7 +107,7 @@ def read_points(store: RunStore, run_id: str) -> tuple[Point, ...]:
 
 @dataclass(frozen=True)
 class Tracked:
-    """What decides whether an ability can be forgotten.
+    """The settings that decide whether an ability can be forgotten.
 
     Attributes:
         key: Metric key of its primary score.
@@ -131,11 +131,11 @@ def history(points: Sequence[Point], key: str) -> list[Assessed]:
 
 
 def ability_metrics(points: Sequence[Point], abilities: Mapping[str, Tracked]) -> dict[str, float]:
-    """Return what the last evaluation says of the abilities, by metric key.
+    """Return the ability metrics of the last evaluation, by metric key.
 
     Args:
         points: A run's evaluations in order of steps.
-        abilities: By name, that of the source that teaches it.
+        abilities: By name, that is, by the source that teaches it.
 
     Returns:
         ``ability/<name>``, ``forgetting/<name>``, ``retention/<name>``,

@@ -1,4 +1,4 @@
-"""Digests of what a run is made from, by which a change between its processes is noticed."""
+"""Digests of a run's inputs, which reveal changes between its processes."""
 
 import hashlib
 from collections.abc import Collection, Iterator, Mapping
@@ -57,7 +57,7 @@ def check_inputs(
     trained: Collection[str] = (),
     only: Collection[str] | None = None,
 ) -> list[str]:
-    """Check that a run's inputs are those of its checkpoint.
+    """Check that a run's inputs equal its checkpoint's.
 
     Args:
         old: The checkpoint's.

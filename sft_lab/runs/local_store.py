@@ -56,7 +56,7 @@ def _is_whole(file: Path) -> bool:
                 if table in tables
             ]
     except sqlite3.OperationalError:
-        return True  # locked, say: MLflow waits for it, and says what is wrong
+        return True  # perhaps locked: MLflow waits for it, and raises what is wrong
     except sqlite3.DatabaseError as fault:
         raise RequestError(
             f"{URI_KEY}: {file} is a damaged SQLite database ({fault}). {_FIX}"

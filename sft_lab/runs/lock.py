@@ -16,9 +16,9 @@ from sft_lab.errors import BusyError
 
 @contextmanager
 def run_lock(folder: Path, what: str | None = None) -> Iterator[None]:
-    """Lock a run for this process until the block ends, or the process in any way.
+    """Lock a run for this process until the block or the process ends.
 
-    The process tag of a run does not do: it is read and written in two steps, and another process
+    The process tag of a run is not enough: it is read and written in two steps, and another process
     may read it in between.
 
     Args:
@@ -85,7 +85,7 @@ def is_alive(process: str) -> bool:
 
 
 def _birth(pid: int) -> str:
-    """Return what tells a process from others that had its id before, on this machine.
+    """Return what distinguishes a process from earlier ones with the same id on this machine.
 
     Not the time of day, which may be set while it runs: clock ticks since a boot with an id.
     """

@@ -71,7 +71,6 @@ class RunLogger(Logger):
         self._start_tags = {PROCESS_TAG: this_process(), **(tags or {})}
         self._sender = None if local_file(tracking_uri) else ThreadPoolExecutor(max_workers=1)
         self._sending: list[Future[Any]] = []
-        self._is_lost = False
 
     @property
     @override
@@ -158,7 +157,6 @@ class RunLogger(Logger):
             try:
                 self._sending[0].result()
             except MlflowException as fault:
-                self._is_lost = True
                 raise RunError(explain(fault) or str(fault)) from fault
             del self._sending[0]  # a signal may have interrupted the wait
 
@@ -178,9 +176,7 @@ class RunLogger(Logger):
         self.experiment.set_tag(self.run_id, CHANGES_TAG, "; ".join(filter(None, [known, text])))
 
     def end(self, status: RunStatus) -> None:
-        """Close the run; one whose server is lost is found to be KILLED once that is back."""
-        if self._is_lost:
-            return
+        """Close the run."""
         self.flush()
         self.experiment.set_terminated(self.run_id, status)
 

@@ -1,6 +1,6 @@
 """The record of a run, ``record.json``: its sources, stages and benchmarks, as one typed schema.
 
-It is written when a run starts and read by everything that looks at a run later.
+It is written when a run starts and read by everything that needs the run later.
 """
 
 import json
@@ -67,7 +67,8 @@ class BenchmarkRecord:
 
     Attributes:
         digest: sha256 of protocol and items: scores compare only where it is equal.
-        protocol: What decides a score besides the items; ``scores`` are the names of its scores.
+        protocol: The settings that decide a score, apart from the items; ``scores`` are the names
+            of its scores.
         decoding: How answers are generated.
         weights: The weights that answers are generated with.
         prompts: sha256 of the rendered prompts.
@@ -76,7 +77,7 @@ class BenchmarkRecord:
         scale: Least and greatest value of the scores.
         chance: The score of guessing.
         marks: By score name, the mark in the answers that the score is the mean of over items; None
-            of a score that is no such mean.
+            for a score that is not such a mean.
         source: The source that teaches the ability, or None.
         conditions: What grading ran under, which changes no verdict.
     """
@@ -96,7 +97,7 @@ class BenchmarkRecord:
 
     @property
     def score_names(self) -> list[str]:
-        """Names of the scores; the first stands for the benchmark."""
+        """Names of the scores; the first represents the benchmark."""
         return list(self.protocol["scores"])
 
     @property
@@ -107,7 +108,7 @@ class BenchmarkRecord:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What a run trains on and is measured by.
+    """The data and benchmarks of a run.
 
     Attributes:
         sources: By name.

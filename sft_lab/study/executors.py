@@ -145,14 +145,34 @@ class RayExecutor:
         refs = list(self._jobs)
         with signals_held_back():
             ended, _ = self._ray.wait(refs, num_returns=len(refs), timeout=timeout_s)
-            return [self._result(ref) for ref in ended]
+            found: list[Ended] = []
+            for ref in ended:
+                try:
+                    found.append(self._result(self._jobs[ref], ref))
+                except self._ray.exceptions.LocalRayletDiedError:
+                    return [*found, *self._give_up_ray()]
+                del self._jobs[ref]
+            return found
 
-    def _result(self, ref: Any) -> Ended:
-        job = self._jobs.pop(ref)
+    def _give_up_ray(self) -> list[Ended]:
+        """Return all jobs as lost after Ray has died on this machine; the next job starts it again.
+
+        Ray itself reports queued jobs only, each time they are submitted, and no running one.
+        """
+        reason = "Ray's process on this machine has died"
+        lost = [Ended(job.digest, None, None, reason) for job in self._jobs.values()]
+        self._jobs.clear()
+        self._ray.shutdown()
+        self._ray = self._task = None
+        return lost
+
+    def _result(self, job: Job, ref: Any) -> Ended:
         exceptions = self._ray.exceptions
         try:
             result: Ended = self._ray.get(ref)
             return result
+        except exceptions.LocalRayletDiedError:
+            raise
         except exceptions.RayTaskError as fault:
             # Raised by our own function: the store is gone, or a folder is not shared.
             return Ended(job.digest, 1, None, str(fault).strip().splitlines()[-1])

@@ -40,7 +40,7 @@ class LossWatch:
             return f"the loss is constant, {loss} in each of the last {_STUCK_STEPS} steps"
         if all(abs(past - self.guess) < _NATS for past in self._last):
             return (
-                f"the loss stays at {self.guess:.3f} nats, that of a guess among all tokens of the "
+                f"the loss stays at {self.guess:.3f} nats, as if guessing among all tokens of the "
                 "vocabulary"
             )
         return None

@@ -1,4 +1,4 @@
-"""A guarded stage from the command line, its scores told by the test."""
+"""A guarded stage from the command line, with preset scores."""
 
 import json
 import shutil
@@ -17,8 +17,8 @@ model: {lora: {lora_dropout: 0.1}}
 evaluation:
   every_n_steps: 4
   benchmarks:
-    told:
-      class_path: told.Told
+    preset:
+      class_path: preset.Preset
       init_args: {path: world://data/world_math.jsonl, source: math, max_new_tokens: 2}
 trainer: {log_every_n_steps: 1}
 checkpoint: {every_n_steps: 3}
@@ -30,11 +30,11 @@ data:
     second: {epochs: 2}
   guard:
     stage: second
-    min_retention: {told/accuracy: 0.5}
+    min_retention: {preset/accuracy: 0.5}
     shares: [0, 1/20, 1/2, 1]
     room: 0.2
 """
-TOLD = '''
+PRESET = '''
 import json
 
 from lightning import Callback
@@ -47,28 +47,28 @@ from sft_lab.metrics.score import Score
 SCORES = {12: 0.3, 16: 0.45, 20: 0.6, 24: 0.9, 28: 0.45, 32: 1.0}
 
 
-class Told(Benchmark):
-    """Gets the score that the test has told for the step."""
+class Preset(Benchmark):
+    """Gets the score that is preset for the step."""
 
     score_names = ("accuracy",)
-    told = SCORES
+    preset = SCORES
     step = 0
 
     def grade(self, items, completions):
-        return [Verdict({"accuracy": self.told.get(Told.step, 1.0)}, "") for _ in items]
+        return [Verdict({"accuracy": self.preset.get(Preset.step, 1.0)}, "") for _ in items]
 
     def scores(self, items, verdicts):
-        value = self.told.get(Told.step, 1.0)
+        value = self.preset.get(Preset.step, 1.0)
         return {"accuracy": Score(value, value - 0.1, min(1.0, value + 0.1), len(items))}
 
 
-class Steady(Told):
+class Steady(Preset):
     """Is above its limit and has no room, after the first stage."""
 
-    told = dict.fromkeys(range(11, 99), 0.6)
+    preset = dict.fromkeys(range(11, 99), 0.6)
 
 
-class Corpuswide(Told):
+class Corpuswide(Preset):
     """Has a score that is not a mean over items."""
 
     def mark_of(self, score_name):
@@ -86,7 +86,7 @@ class Watch(Callback):
             raise RuntimeError("stopped by the test")
 
     def on_evaluation_start(self, trainer, pl_module):
-        Told.step = trainer.global_step
+        Preset.step = trainer.global_step
         self._stop("evaluation", trainer)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -102,7 +102,7 @@ class Watch(Callback):
     def on_train_epoch_end(self, trainer, pl_module):
         self._stop("pass end", trainer)
 '''
-WATCH = "--trainer.callbacks+=told.Watch"
+WATCH = "--trainer.callbacks+=preset.Watch"
 EXACT = (
     "train_loss/all",
     "train_loss/math",
@@ -112,14 +112,14 @@ EXACT = (
     "progress/samples",
     "progress/tokens",
     "guard_share/math",
-    "guard_limit/told_accuracy",
+    "guard_limit/preset_accuracy",
     "change_from_base/math",
 )
 
 
 def guarded(lab: Lab, config: str = GUARDED) -> Lab:
     lab.write("guarded.yaml", config)
-    lab.write("told.py", TOLD)
+    lab.write("preset.py", PRESET)
     return lab
 
 
@@ -162,14 +162,14 @@ def test_replay_follows_what_is_measured(unbroken: tuple[Lab, str]) -> None:
     assert lab.points("guard_share/math") == {
         10: 0, 12: 1 / 20, 16: 1 / 2, 20: 1 / 2, 24: 1 / 20, 28: 1 / 2, 32: 1 / 2
     }  # fmt: skip
-    assert lab.points("guard_limit/told_accuracy") == dict.fromkeys(range(12, 33, 4), 0.5)
+    assert lab.points("guard_limit/preset_accuracy") == dict.fromkeys(range(12, 33, 4), 0.5)
     assert (
         "guard at step 12: math from 0 to 1/20: "
-        "told/accuracy below 50.0 by 20.0 [-20.0, -20.0]" in out
+        "preset/accuracy below 50.0 by 20.0 [-20.0, -20.0]" in out
     )
-    assert "guard at step 24: math from 1/2 to 1/20: told/accuracy well above 50.0" in out
+    assert "guard at step 24: math from 1/2 to 1/20: preset/accuracy well above 50.0" in out
     assert "guard at step 32" not in out
-    first = lab.json("guard.json")["decisions"][0]["abilities"]["told/accuracy"]
+    first = lab.json("guard.json")["decisions"][0]["abilities"]["preset/accuracy"]
     assert (first["best"], first["limit"], first["standing"]) == (1.0, 0.5, "below")
     assert first["margin"]["high"] == pytest.approx(-0.2)
 
@@ -181,7 +181,7 @@ def test_the_record_is_what_was_trained(unbroken: tuple[Lab, str]) -> None:
         line.split("\t") for line in lab.artifact("windows/second.tsv").read_text().split("\n")
     ]
     replayed = {int(row[0]): int(row[2]) for row in windows[1:] if row[1:2] == ["math"]}
-    # Nothing up to the cut behind the first decision, the stage's third step.
+    # Nothing before the cut after the first decision, the stage's third step.
     assert min(replayed) > 3
     trained = plan["trained"]
     assert trained["general"]["samples"] == 40  # each row once a pass
@@ -191,7 +191,7 @@ def test_the_record_is_what_was_trained(unbroken: tuple[Lab, str]) -> None:
         *(10 + step for step in replayed),
     }
     last = max(lab.points("train_loss/all"))
-    assert last == 10 + plan["steps"] == max(lab.points("told/accuracy"))
+    assert last == 10 + plan["steps"] == max(lab.points("preset/accuracy"))
     assert lab.points("progress/samples")[last] == 20 + 40 + trained["math"]["samples"]
     times = Counter(
         row.split("\t")[0]
@@ -200,12 +200,12 @@ def test_the_record_is_what_was_trained(unbroken: tuple[Lab, str]) -> None:
     )
     assert times["general"] == 20
     rates = list(lab.points("lr").values())[10:]
-    assert rates[-1] < 0.1 * max(rates)  # the cosine is gone through to its end
+    assert rates[-1] < 0.1 * max(rates)  # the cosine reaches its end
     top = rates.index(max(rates))
     assert all(high >= low for high, low in zip(rates[top:], rates[top + 1 :], strict=False))
 
 
-# Before a decision, at it, behind it, where a pass ends by it, where a share was lowered.
+# Before a decision, at it, after it, where it ends a pass, where a share was lowered.
 @pytest.mark.parametrize(
     ("hook", "step"),
     [
@@ -244,7 +244,7 @@ def test_a_checkpoint_of_a_guarded_run_is_scored(unbroken: tuple[Lab, str], lab:
     assert lab.run.data.metrics["val_loss/math"] == unbroken[0].points("val_loss/math")[last]
 
 
-def test_a_run_starts_behind_a_guarded_stage(unbroken: tuple[Lab, str], lab: Lab) -> None:
+def test_a_run_starts_after_a_guarded_stage(unbroken: tuple[Lab, str], lab: Lab) -> None:
     expected, _ = unbroken
     guarded(lab)
     shutil.copytree(expected.folder, lab.folder, dirs_exist_ok=True)
@@ -264,7 +264,7 @@ def test_a_run_starts_behind_a_guarded_stage(unbroken: tuple[Lab, str], lab: Lab
 
 
 def test_a_guard_that_never_acts_changes_nothing(make_lab: MakeLab, tmp_path: Path) -> None:
-    config = GUARDED.replace("told.Told", "told.Steady")
+    config = GUARDED.replace("preset.Preset", "preset.Steady")
     configs = {"with": config, "without": config[: config.index("  guard:")]}
     for name in configs:
         (tmp_path / name).mkdir()
@@ -300,9 +300,11 @@ def test_what_only_the_data_show_is_refused_before_a_run(lab: Lab) -> None:
 
 
 def test_a_score_without_marks_is_refused_before_a_run(lab: Lab) -> None:
-    refused = fit(guarded(lab, GUARDED.replace("told.Told", "told.Corpuswide")))
+    refused = fit(guarded(lab, GUARDED.replace("preset.Preset", "preset.Corpuswide")))
     assert refused.code == 2
-    assert "data.guard.min_retention.told/accuracy: the guard compares item by item" in refused.err
+    assert (
+        "data.guard.min_retention.preset/accuracy: the guard compares item by item" in refused.err
+    )
     assert lab.runs == []
 
 

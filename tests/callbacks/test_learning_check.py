@@ -81,7 +81,7 @@ def test_a_loss_that_stays_where_it_is_is_noticed() -> None:
     said = [watch.see(loss) for loss in near]
     assert said[:4] == [None] * 4
     assert said[4] == (
-        "the loss stays at 6.908 nats, that of a guess among all tokens of the vocabulary"
+        "the loss stays at 6.908 nats, as if guessing among all tokens of the vocabulary"
     )
     assert watch.see(math.log(1000) + 2e-3) is None
 

@@ -1,4 +1,4 @@
-"""What a machine, a disk or a server does to a run, in one line each."""
+"""Failures of machine, disk and server, explained in one line each."""
 
 import errno
 from pathlib import Path

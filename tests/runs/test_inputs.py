@@ -1,4 +1,4 @@
-"""What a run is made from, changed under it."""
+"""Inputs of a run that change between its processes."""
 
 import json
 import os
@@ -121,7 +121,7 @@ def test_the_record_of_a_trained_stage_is_never_written_again(
     after = {name: (folder / name).stat().st_ino for name in names}
     assert [name for name in names if after[name] != before[name]] == ["record.json"]
     assert moved.json("record.json")["stages"]["first"] == trained
-    # Versions are no reason to refuse, but said and recorded.
+    # Changed versions are reported and recorded, not refused.
     assert "changed since the checkpoint was written, so numbers may differ: ver" in caplog.text
     assert "now torch of tomorrow" in moved.run.data.tags["sft_lab.changed_on_resume"]
 

@@ -94,7 +94,7 @@ def test_a_process_of_another_machine_is_left_alone(logger: RunLogger, uri: str)
 
 
 def test_a_run_has_its_process_from_its_first_moment(logger: RunLogger) -> None:
-    # Killed before anything else is logged, it would be RUNNING for ever.
+    # Killed before anything else is logged, it would stay RUNNING.
     tags = logger.experiment.get_run(logger.run_id).data.tags
     assert tags["sft_lab.process"].startswith(f"{socket.gethostname()}:{psutil.Process().pid}:")
 

@@ -57,7 +57,7 @@ def test_micro_batches_pad_on_the_right_and_know_their_window(corpus: Corpus) ->
     long, middle = corpus.loaded["code"].rows[0], corpus.loaded["math"].rows[1]
     pad = corpus.renderer.pad_token_id
     assert first["input_ids"].tolist() == [list(long.input_ids), [*middle.input_ids, pad]]
-    assert first["position_ids"].tolist() == [list(range(18))] * 2  # padding goes on counting
+    assert first["position_ids"].tolist() == [list(range(18))] * 2  # padding continues the count
     assert first["labels"].tolist() == [long.labels, [*middle.labels, IGNORED]]
     # Code is the first of the sources, math the next.
     assert first["source_ids"].tolist() == [[0] * 18, [1] * 18]
