@@ -3,7 +3,6 @@
 import inspect
 import json
 import logging
-import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -21,6 +20,7 @@ from sft_lab.config.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt,
 from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError, nearest
 from sft_lab.evaluation.suite import EvaluationSuite
+from sft_lab.launch.explain import explain
 from sft_lab.launch.run_config import RunConfig
 from sft_lab.model.qlora import Lora
 from sft_lab.training.data_modules import StagedDataModule, micro_batches_per_step
@@ -296,68 +296,3 @@ def _check_trainer(values: Namespace, written: Composed) -> None:
             f"trainer.devices, trainer.num_nodes: a run takes one device, got {devices} on "
             f"{num_nodes} nodes; set both to 1."
         )
-
-
-def explain(message: str, written: Composed) -> str:
-    r"""Return the parser's message in one line, preceded by where the value was written.
-
-    >>> explain('Parser key "data.k":\n  Expected a <class \'int\'>. Got value: x', Composed())
-    'data.k: expected int, got x.'
-    """
-    keys = re.findall(r'Parser key "([^"]+)":', message)
-    text = re.sub(r'Parser key "[^"]+":', "", message)
-    text = re.sub(r"Problem with given class_path '[^']+':", "", text)
-    text = " ".join(text.split())
-    text = re.sub(r"^.*Not of type Share: (.*?)( - .*| Given value type.*)?$", r"\1", text)
-    # Of a union, keep the types and the value only.
-    text = re.sub(
-        r"Does not validate against any of the Union subtypes Subtypes: (\[.*?\]) .*Given value: ",
-        r"Expected one of \1. Got value: ",
-        text,
-    )
-    text = re.sub(r"^Call to compute_fn of link .* failed: ", "", text)
-    key = _written_key(keys, text, written)
-    if expected := re.match(r"(?:Expected|Not a valid subclass of) (.*?)\. Got value: (.*)", text):
-        types, value = expected.groups()
-        value = value.partition(" Subclass types expect")[0]
-        text = f"expected {_plain_types(types)}, got {value}."
-    return f"{written.where(key)}: {text}" if key else text
-
-
-def _plain_types(text: str) -> str:
-    """Return types in the words of YAML.
-
-    >>> _plain_types("one of [Literal['live', 'merged'], sft_lab.x.Lora, <class 'NoneType'>]")
-    'one of live, merged, Lora, null'
-    """
-    text = re.sub(r"<class '([^']+)'>", r"\1", text).removeprefix("a ")
-    text = re.sub(r"\b(?:\w+\.)+(\w+)", r"\1", text).replace("NoneType", "null")
-    while (plain := re.sub(r"Literal\[([^\[\]]*)\]", r"\1", text)) != text:
-        text = plain
-    return re.sub(r"^one of \[(.*)\]$", r"one of \1", text).replace("'", "")
-
-
-def _written_key(keys: list[str], text: str, written: Composed) -> str:
-    """Return the key of a wrong value; for an entry of a dict the parser leaves out its name."""
-    value = text.rpartition("Got value: ")[2].partition(" Subclass types")[0]
-    entries: list[str] = []
-    for key in reversed(written.origins):
-        if keys and key.startswith(f"{keys[0]}.") and _share_fault(written, key) == text:
-            return key
-        if len(keys) > 1 and key.startswith(f"{keys[0]}.") and key.endswith(f".{keys[1]}"):
-            entries.append(key)
-            if len(keys) == 2 and str(OmegaConf.select(written.config, key)) == value:
-                return key
-    return ".".join([*entries, *keys[2:]] if len(entries) == 1 else keys)
-
-
-def _share_fault(written: Composed, key: str) -> str | None:
-    """Return what is wrong with a share of a mixture, of which the parser leaves out the source."""
-    *_, group, name = key.split(".")
-    if group != "mixture" and name != "total":
-        return None
-    try:
-        parse_share(OmegaConf.select(written.config, key))
-    except ValueError as fault:
-        return str(fault)
-    return None
