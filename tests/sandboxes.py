@@ -55,12 +55,12 @@ def status(pid: int) -> dict[str, str]:
 def running(pid: int, limit_s: float = 30.0) -> list[int]:
     """Wait for a process to run a program in the sandbox; return its descendants, oldest first.
 
-    The last of them is the program, under its system call filter.
+    The last two run the program's test and its solution, under their system call filters.
     """
     deadline = time.monotonic() + limit_s
     while time.monotonic() < deadline:
         found = descendants(pid)
-        if found and status(found[-1]).get("Seccomp") == "2":
+        if [status(pid).get("Seccomp") for pid in found[-2:]] == ["2", "2"]:
             return found
         time.sleep(0.01)
     raise TimeoutError(f"no program runs after {limit_s} s")

@@ -126,8 +126,8 @@ def serve(limits: dict[str, Any], folder: str, isolated: bool) -> dict[str, Any]
     message = None
     in_time = True
     try:
-        pids += [fork(solution)]
         pids += [fork(test)]
+        pids += [fork(solution)]
         for descriptor in (*calls, *answers, verdicts[1]):
             os.close(descriptor)
         if wait(verdicts[0], START_LIMIT_S) and os.read(verdicts[0], len(READ)) == READ:
@@ -138,7 +138,7 @@ def serve(limits: dict[str, Any], folder: str, isolated: bool) -> dict[str, Any]
         os.close(verdicts[0])
         statuses = list(map(end, pids))
     if message is None:
-        return {"sandbox_error": f"the test's process {ending(statuses[1])} before it began"}
+        return {"sandbox_error": f"the test's process {ending(statuses[0])} before it began"}
     if not in_time:
         return {"passed": False, "reason": f"timed out after {limits['timeout_s']:g} s"}
     kind, text = message[:1], message[1:].decode(errors="replace")
@@ -146,7 +146,7 @@ def serve(limits: dict[str, Any], folder: str, isolated: bool) -> dict[str, Any]
         return {"sandbox_error": text}
     if kind in (PASSED, FAILED):
         return {"passed": kind == PASSED, "reason": text or "passed"}
-    status = statuses[0 if kind == ENDED else 1]
+    status = statuses[1 if kind == ENDED else 0]
     return {"passed": False, "reason": f"{ending(status)} before its last line"}
 
 

@@ -123,7 +123,7 @@ def test_the_worker_has_no_rights_and_only_its_own_mounts(route: Route) -> None:
     )
     resolve_level("isolated")
     thread.start()
-    *_, worker, program = running(os.getpid())
+    *_, worker, _, program = running(os.getpid())
     for pid in (worker, program):
         rights = status(pid)
         assert {rights[f"Cap{kind}"] for kind in ("Inh", "Prm", "Eff", "Amb")} == {"0" * 16}
