@@ -106,7 +106,7 @@ def _merged(kept: list[Message]) -> list[Message]:
         if last.get("tool_calls"):
             raise RowError("a tool call without a result")
         if message.get("weight") != last.get("weight"):
-            raise RowError("two answers in a row, of which one has weight 0")
+            raise RowError("two answers in a row, of which only one carries loss")
         merged[-1] = {**message, **last}
         for key in ("content", "reasoning_content"):
             said = [turn[key] for turn in (last, message) if turn.get(key, "").strip()]

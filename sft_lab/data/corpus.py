@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 Items = Mapping[str, Mapping[str, Sequence[str]]]
 """Texts of benchmark items, by benchmark and item id."""
 
-_CACHE_VERSION = 4  # raise it if cleaning, rendering or checks change the tokens of the same input
+_CACHE_VERSION = 5  # raise it if cleaning, rendering or checks change the tokens of the same input
 
 
 class Corpus:

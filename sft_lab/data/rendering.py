@@ -2,8 +2,9 @@
 
 import hashlib
 import re
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import Path
@@ -17,6 +18,7 @@ from sft_lab.data.templates import TEMPLATES
 from sft_lab.data.tokenized_row import RowTooLongError, TokenizedRow, TooLong
 from sft_lab.errors import RequestError
 
+_MANY_TURNS = 100
 _BATCH_ROWS = 512  # enough to keep all cores busy; tokenising takes some 100 bytes a token
 
 _PROBE = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "answer"})
@@ -163,8 +165,45 @@ class Renderer:
         found: list[TokenizedRow | RowError] = []
         for start in range(0, len(conversations), _BATCH_ROWS):
             batch = conversations[start : start + _BATCH_ROWS]
-            found += self._row_batch(batch, max_length, too_long)
+            limited = [self._limited(conversation, max_length, too_long) for conversation in batch]
+            usable = [part for part in limited if isinstance(part, Conversation)]
+            rows = iter(self._row_batch(usable, max_length, too_long))
+            for conversation, part in zip(batch, limited, strict=True):
+                row = part if isinstance(part, RowError) else next(rows)
+                if part is not conversation and isinstance(row, TokenizedRow):
+                    row = replace(row, cut=True)
+                found.append(row)
         return found
+
+    def _limited(
+        self, conversation: Conversation, max_length: int | None, too_long: TooLong
+    ) -> Conversation | RowTooLongError:
+        """Return what fits of a conversation of very many turns, others as they are.
+
+        Every turn is rendered with all turns before it, which for thousands of turns takes minutes
+        and gigabytes, although few of them can fit.
+        """
+        messages = conversation.messages
+        answers = [n for n, message in enumerate(messages, 1) if message["role"] == "assistant"]
+        if max_length is None or len(answers) <= _MANY_TURNS or answers[-1] < len(messages):
+            return conversation
+        pieces: dict[str, list[int]] = {}
+
+        def fits(num_turns: int) -> bool:
+            part = Conversation(messages[: answers[num_turns - 1]], conversation.tools)
+            [text] = self._template.texts([part], add_generation_prompt=False)
+            return len(self._encoder.encode([text], pieces)[text]) <= max_length
+
+        if fits(len(answers)):
+            return conversation
+        fitting = 0
+        if too_long == "cut":
+            fitting = bisect_left(range(1, len(answers)), True, key=lambda n: not fits(n))
+        while fitting and messages[answers[fitting - 1] - 1].get("weight") == 0:
+            fitting -= 1
+        if not fitting:
+            return RowTooLongError(f"longer than max_length {max_length}")
+        return Conversation(messages[: answers[fitting - 1]], conversation.tools)
 
     def _row_batch(
         self,
@@ -196,7 +235,7 @@ class Renderer:
             return
         for text in conversation.strings:
             if match := self._special.search(text):
-                raise RowError(f"a text that holds the special token {match[0]}")
+                raise RowError(f"a text with the special token {match[0]}")
 
     def _turns(self, conversations: Sequence[Conversation]) -> list[list["_Turn"]]:
         """Render every assistant turn's prompt, and the conversation through that turn."""
@@ -266,7 +305,7 @@ class Renderer:
                 )
             start, end = (_prefix_length(ids[t], input_ids) for t in (turn.prompt, turn.answered))
             if end <= max(start, 1):
-                raise RowError("an answer of no token")
+                raise RowError("an answer without tokens")
             if not self._stops.intersection(input_ids[start:end]):
                 # Some tokenizers know their end token only after a space, else they spell it out.
                 raise RowError("an answer without an end token, which would never be learned")

@@ -20,6 +20,7 @@ from sft_lab.paths import is_hub_name, resolve, settle_offline
 
 _FILE_ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
 _BLOCK_BYTES = 1 << 20
+_LFS_POINTER = b"version https://git-lfs"
 _SHARD = re.compile(r"(?P<name>.*)-(?P<number>\d+)-of-(?P<count>\d+)(?P<ending>\..*)")
 
 
@@ -167,6 +168,8 @@ def source_files(name: str, source: Source) -> list[Path] | None:
     choices: dict[str, str | None] = {"split": "train"}
     if files != [place]:  # one file is chosen by its path, whatever it stands in for
         choices |= {"subset": None, "data_files": None}
+    for file in files:
+        _check_not_pointer(f"{key}.path", file)
     for setting, default in choices.items():
         if (value := getattr(source, setting)) != default:
             raise RequestError(
@@ -178,6 +181,11 @@ def source_files(name: str, source: Source) -> list[Path] | None:
 
 def _folder_files(key: str, folder: Path) -> list[Path]:
     """Return the files of a folder, which must be one file or the shards of one."""
+    if (folder / "state.json").exists() and (folder / "dataset_info.json").exists():
+        raise RequestError(
+            f"{key}: {folder} was written by save_to_disk of datasets; write it as Parquet: "
+            f"datasets.load_from_disk({str(folder)!r}).to_parquet('rows.parquet')."
+        )
     files = _usable(folder.iterdir())
     if not files:
         raise RequestError(
@@ -200,6 +208,17 @@ def _folder_files(key: str, folder: Path) -> list[Path]:
             f"{shards[0]['name']}; add the others, or name a pattern of those to use."
         )
     return files
+
+
+def _check_not_pointer(key: str, file: Path) -> None:
+    """Refuse the small text that Git leaves in place of a large file that was not downloaded."""
+    try:
+        with open(file, "rb") as stream:
+            is_pointer = stream.read(len(_LFS_POINTER)) == _LFS_POINTER
+    except OSError as fault:
+        raise RequestError(f"{key}: {file} cannot be read: {fault}.") from fault
+    if is_pointer:
+        raise RequestError(f"{key}: {file} is a Git LFS pointer; download the file (git lfs pull).")
 
 
 def _usable(found: Iterable[Path]) -> list[Path]:

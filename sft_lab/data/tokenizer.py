@@ -24,7 +24,7 @@ def load_tokenizer(name: str) -> Any:
             "Name a folder with tokenizer files, or a hub name."
         )
     try:
-        return AutoTokenizer.from_pretrained(path)
+        return AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except Exception as fault:  # a damaged tokenizer.json raises a bare Exception
         reason = str(fault).splitlines()[0]
         raise RequestError(

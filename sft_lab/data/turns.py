@@ -199,7 +199,8 @@ def read_json(value: Any, key: str) -> Any:
         RowError: If it is not JSON, or nested too deeply for templates.
     """
     try:
-        plain = json.loads(value if isinstance(value, str) else json.dumps(value))
+        written = value if isinstance(value, str) else json.dumps(value, allow_nan=False)
+        plain = json.loads(written, parse_constant=_refuse_constant)
         depth = _depth(plain)
     except (TypeError, ValueError, RecursionError) as fault:
         raise RowError(f"'{key}' is not JSON") from fault
@@ -208,13 +209,18 @@ def read_json(value: Any, key: str) -> Any:
     return plain
 
 
+def _refuse_constant(name: str) -> Any:
+    """Refuse NaN and infinities, which Python reads and writes although JSON has none."""
+    raise ValueError(f"{name} is not JSON")
+
+
 def _depth(value: Any) -> int:
     inner = value.values() if isinstance(value, dict) else value
     return 1 + max(map(_depth, inner), default=0) if isinstance(value, dict | list) else 0
 
 
 def with_system(row: Mapping[str, Any], found: Sequence[Message]) -> tuple[Message, ...]:
-    """Return messages after the system message that stands beside them in their row, if any."""
+    """Return messages after the system message of their row, if any."""
     content = optional_text(row, "system", "system_prompt")
     system: Message = {"role": "system", "content": content}
     return (*([system] if content and system not in found[:1] else []), *found)

@@ -14,6 +14,7 @@ from sft_lab.launch.evaluate import evaluate_checkpoint
 from sft_lab.launch.limits import check_limits
 from sft_lab.launch.run_config import RunConfig
 from sft_lab.launch.start import Start, choose_start
+from sft_lab.model.qlora import check_weights
 from sft_lab.paths import check_folder, make_folder
 from sft_lab.runs.checkpoint import RunStamp, read_checkpoint
 from sft_lab.runs.fork import Fork, check_end
@@ -44,6 +45,7 @@ def fit(config: RunConfig) -> str:
         run = build(config, choose_start(config, held))
         run.data.setup("fit")
         check_limits(run.data, run.module.base)
+        check_weights(run.module.base)
         _check_evaluation(run)
         store = RunStore(run.logger.tracking_uri)
         inputs = run_inputs(run.data, run.module.base)
@@ -86,6 +88,7 @@ def score(config: RunConfig) -> str:
     run = build(config)
     run.data.setup(config.command)
     check_limits(run.data, run.module.base)
+    check_weights(run.module.base)
     _check_evaluation(run)
     path = Path(config.ckpt_path) if config.ckpt_path else None
     if path is not None:

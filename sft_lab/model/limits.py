@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sft_lab.model.qlora import check_base
+from sft_lab.model.qlora import check_base, read_config
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ def model_limits(base: str) -> ModelLimits:
     Raises:
         RequestError: If there is no such base.
     """
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(check_base(base))
+    config = read_config(check_base(base))
     text = config.get_text_config()
     longest = getattr(text, "max_position_embeddings", None)
     is_rotary = getattr(text, "rope_parameters", None) is not None

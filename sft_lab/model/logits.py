@@ -37,10 +37,11 @@ def target_logits(
 
 @torch.no_grad()
 def check_head(causal_lm: Any) -> None:
-    """Check that logits leave the head unchanged, as ``target_logits`` assumes.
+    """Check that logits are finite, causal and unchanged after the head, as the loss assumes.
 
     Raises:
-        RequestError: If the head applied to the decoder's output differs from the model's logits.
+        RequestError: If they are not finite, depend on later tokens, or differ from those of the
+            head applied to the decoder's output.
     """
     device = next(causal_lm.parameters()).device
     input_ids = position_ids = torch.arange(4, device=device)[None]
@@ -48,9 +49,23 @@ def check_head(causal_lm: Any) -> None:
     with evaluating(causal_lm):
         expected = causal_lm(input_ids=input_ids, use_cache=False).logits[0, :-1]
         ours = target_logits(causal_lm, input_ids, position_ids, is_target)
+        later = input_ids.clone()
+        later[:, -1] = 0
+        others = causal_lm(input_ids=later, use_cache=False).logits[0, :-1]
+    name = type(causal_lm).__name__
+    if not expected.isfinite().all():
+        raise RequestError(
+            f"model.base: the logits of {name} are not finite; its weights are damaged, or too "
+            "large for trainer.precision."
+        )
+    if not torch.allclose(others.float(), expected.float(), rtol=1e-2, atol=1e-2):
+        raise RequestError(
+            f"model.base: in {name} a token sees later ones, so it is not a causal language model; "
+            "name one that is."
+        )
     if not torch.allclose(ours.float(), expected.float(), rtol=1e-2, atol=1e-2):
         raise RequestError(
-            f"model.base: {type(causal_lm).__name__} transforms its logits after the head, which "
+            f"model.base: {name} transforms its logits after the head, which "
             "the loss here skips; choose a base without logit soft-capping or scaling."
         )
 

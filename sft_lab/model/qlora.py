@@ -1,5 +1,6 @@
 """Load a base in 4 bits (or more), add LoRA adapters, and save the trained weights."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -33,22 +34,70 @@ class Lora:
 
 
 def check_base(base: str) -> str:
-    """Check that a base exists, and return the path or hub name to load it from.
+    """Check that a base can be trained, and return the path or hub name to load it from.
 
     Raises:
-        RequestError: If it is a folder without a model, or an unreachable hub name.
+        RequestError: If there is none, or it is not a plain, unquantised causal language model.
     """
     path = resolve(base)
+    config = read_config(path)
+    from transformers import AutoModelForCausalLM
+
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise RequestError(
+            f"model.base: {base} is a {config.model_type} model, for which transformers has no "
+            "causal language model; name one that has."
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise RequestError(
+            f"model.base: {base} holds quantised weights; name the base that they were made from, "
+            "which model.quantization quantises as it is loaded."
+        )
+    if (Path(path) / "adapter_config.json").exists():
+        raise RequestError(
+            f"model.base: {base} holds an adapter besides its model, which transformers would load "
+            "as well; merge it, or move its adapter_config.json away."
+        )
+    return path
+
+
+def read_config(path: str) -> Any:
+    """Return the config of a base without running code that comes with it.
+
+    Raises:
+        RequestError: If it cannot be read.
+    """
     from transformers import AutoConfig
 
     try:
-        AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as fault:
+        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as fault:  # whatever the checks of an architecture raise
         raise RequestError(
-            f"model.base: no model can be loaded from {base}: {str(fault).splitlines()[0]} "
+            f"model.base: no model can be loaded from {path}: {_first_sentence(fault)}. "
             "Name a folder in Hugging Face format, or a hub name while online."
         ) from fault
-    return path
+
+
+def _first_sentence(fault: BaseException) -> str:
+    """Return the beginning of a library's message, which may take many lines."""
+    words = " ".join(str(fault).split()) or type(fault).__name__
+    return words.partition(". ")[0][:300].rstrip(".")
+
+
+def check_weights(base: str) -> None:
+    """Check that the folder of a base holds weights; those of a hub name are found at loading.
+
+    Raises:
+        RequestError: If it holds none.
+    """
+    folder = Path(resolve(base))
+    if folder.is_dir() and not any(
+        file.suffix in (".safetensors", ".bin") for file in folder.iterdir()
+    ):
+        raise RequestError(
+            f"model.base: {base} holds no weights (model.safetensors); download them, or name "
+            "another folder."
+        )
 
 
 def compute_dtype(precision: str) -> torch.dtype:
@@ -72,7 +121,11 @@ def load_base(base: str, quantization: Quantization, compute_dtype: torch.dtype)
 
     Returns:
         The model in train mode.
+
+    Raises:
+        RequestError: If weights are missing or cannot be read.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     options: dict[str, Any] = {"dtype": compute_dtype}
@@ -90,13 +143,30 @@ def load_base(base: str, quantization: Quantization, compute_dtype: torch.dtype)
     if torch.cuda.is_available():
         # Quantised weights are created on their final device; the Trainer leaves them there.
         options["device_map"] = {"": torch.cuda.current_device()}
-    model = AutoModelForCausalLM.from_pretrained(check_base(base), **options)
+    path = check_base(base)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path, trust_remote_code=False, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, SafetensorError) as fault:
+        raise RequestError(
+            f"model.base: the weights of {base} cannot be loaded: {_first_sentence(fault)}. "
+            "Restore them, or name another base."
+        ) from fault
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        # transformers initialises them at random, with a warning.
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise RequestError(
+            f"model.base: {base} lacks the weights {', '.join(missing[:3])}{more}; restore them, "
+            "or name another base."
+        )
     for module in model.modules():
         # On CPUs with AVX512-BF16 a forward in eval mode repacks 4-bit weights, after which the
         # next backward and any merge are wrong (LoRA gradient cosine 0.67); the unpacked path is
         # right.
         if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False  # type: ignore[assignment]
+            module.support_avx512bf16_for_cpu = False
     model.config.use_cache = False
     return model.train()
 
@@ -125,7 +195,7 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
         torch.manual_seed(seed)
         try:
             return get_peft_model(model, config)
-        except ValueError as fault:
+        except (ValueError, re.error) as fault:
             raise RequestError(f"model.lora: {str(fault).splitlines()[0]}") from fault
 
 

@@ -15,6 +15,7 @@ from sft_lab.model.qlora import (
     add_lora,
     check_base,
     compute_dtype,
+    read_config,
 )
 
 _ATTENTION = "sft_lab_sizes"
@@ -49,14 +50,14 @@ def model_size(
 @cache
 def _model_size(path: str, quantization: Quantization, adapters: Any, precision: str) -> ModelSize:
     from torch._subclasses import FakeTensorMode
-    from transformers import AttentionInterface, AutoConfig, AutoModelForCausalLM
+    from transformers import AttentionInterface, AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
 
     AttentionInterface.register(_ATTENTION, _attention)
     product_dtype = compute_dtype(precision)
     unquantized = {"bf16": torch.bfloat16, "fp32": torch.float32}
     dtype = unquantized.get(quantization, product_dtype)
-    config = AutoConfig.from_pretrained(path)
+    config = read_config(path)
     config.use_cache = False
     with torch.device("meta"):
         model: Any = AutoModelForCausalLM.from_config(

@@ -30,7 +30,7 @@ def _weights(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
         for adapter in module.active_adapters:
             weight = weight + module.get_delta_weight(adapter).float()
         yield f"{name}.weight", weight.to(dtype)
-        if base_layer.bias is not None:
+        if getattr(base_layer, "bias", None) is not None:  # an embedding has none
             yield f"{name}.bias", base_layer.bias.detach().to(dtype)
     inside = tuple(f"{name}." for name in adapted)
     for name, module in plain_causal_lm(model).named_modules():

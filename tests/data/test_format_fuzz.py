@@ -157,7 +157,7 @@ def test_a_malformed_row_trains_or_gives_the_reason(
     try:
         tokenized = renderer.row(conversation)
     except RowError as fault:
-        special = str(fault).removeprefix("a text that holds the special token ")
+        special = str(fault).removeprefix("a text with the special token ")
         if special == "every answer has weight 0":
             assert name == "prompt_completion"  # the only one whose rows here have weights
             return

@@ -111,6 +111,16 @@ def test_unknown_keys_match_no_format() -> None:
             "'arguments' of a tool call are not an object",
         ),
         ("messages", {"messages": [], "tools": {"name": "add"}}, "'tools' is not a list"),
+        (
+            "messages",
+            {"messages": [], "tools": [{"name": "add", "x": 1e999}]},
+            "'tools' is not JSON",
+        ),
+        (
+            "messages",
+            {"messages": [{**CALLING, "tool_calls": [{"name": "add", "arguments": '{"a": NaN}'}]}]},
+            "'arguments' is not JSON",
+        ),
         ("messages", {"messages": [], "tools": [{"x": b""}]}, "'tools' is not JSON"),
         ("messages", {"messages": [], "tools": "[" * 200 + "]" * 200}, "nested deeper than 100"),
         ("messages", {"messages": [], "tools": "[" * 99999}, "'tools' is not JSON"),
@@ -205,7 +215,7 @@ def test_repairs_are_made_and_named(turns: list[Any], kept: list[Any], repairs: 
         ([SYSTEM, USER, ASSISTANT, SYSTEM, USER, ASSISTANT], "a system message in the middle"),
         (
             [USER, ASSISTANT, turn("assistant", "b", weight=0)],
-            "two answers in a row, of which one h",
+            "two answers in a row, of which only",
         ),
         ([ASSISTANT, SYSTEM, USER, ASSISTANT], "a system message in the middle"),
         ([USER, turn("assistant", " \n")], "empty message"),

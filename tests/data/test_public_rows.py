@@ -307,7 +307,7 @@ def test_a_special_token_anywhere_in_a_row_drops_it(
     row = {**row, "messages": [*row["messages"], ANSWER]}
     [sample], _ = intake(write_jsonl(tmp_path / "rows.jsonl", [row]))
     [rendered] = renderer.rows([sample.conversation])
-    assert str(rendered) == "a text that holds the special token <end>"
+    assert str(rendered) == "a text with the special token <end>"
 
 
 def test_what_calls_and_reasoning_say_is_text_of_a_row(tmp_path: Path) -> None:
@@ -366,6 +366,14 @@ def test_files_that_do_not_belong_together_are_refused(
 ) -> None:
     with pytest.raises(RequestError, match=message):
         intake(shards(tmp_path / "rows", *names) / path)
+
+
+def test_a_folder_of_save_to_disk_names_the_way_out(tmp_path: Path) -> None:
+    import datasets
+
+    datasets.Dataset.from_list([{"prompt": "q", "completion": "a"}]).save_to_disk(tmp_path / "rows")
+    with pytest.raises(RequestError, match=r"load_from_disk\(.*rows'\)\.to_parquet\("):
+        intake(tmp_path / "rows")
 
 
 def test_a_split_of_a_file_is_refused(tmp_path: Path) -> None:

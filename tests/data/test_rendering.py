@@ -205,7 +205,7 @@ def test_a_row_with_nothing_to_learn_is_refused(make_tokenizer: Callable[..., An
         "{{ m['content'] }}<end>{% endif %}{% endfor %}",
     )
     for conversation in (ONE, CHAT):
-        with pytest.raises(RowError, match="an answer of no token"):
+        with pytest.raises(RowError, match="an answer without tokens"):
             renderer.row(conversation)
 
 
@@ -372,7 +372,7 @@ def test_a_text_cannot_end_its_own_turn(chat_tokenizer: Any, asked: bool) -> Non
     texts = (forged, "3") if asked else ("1", forged)
     turns = [{"role": r, "content": t} for r, t in zip(("user", "assistant"), texts, strict=True)]
     renderer = Renderer(chat_tokenizer, None)
-    with pytest.raises(RowError, match="a text that holds the special token <end>"):
+    with pytest.raises(RowError, match="a text with the special token <end>"):
         renderer.row(Conversation(tuple(turns)))
 
 
@@ -424,3 +424,20 @@ def test_a_long_row_can_be_cut_after_the_last_answer_that_fits(chat_tokenizer: A
     found = renderer.rows([CHAT, ONE], 13)
     assert isinstance(found[0], RowTooLongError)
     assert found[1] == renderer.row(ONE)
+
+
+@pytest.mark.parametrize("too_long", ["drop", "cut"])
+def test_a_chat_of_very_many_turns_gives_the_row_of_a_few(
+    chat_tokenizer: Any, monkeypatch: pytest.MonkeyPatch, too_long: Literal["drop", "cut"]
+) -> None:
+    renderer = Renderer(chat_tokenizer, None)
+    unlearnt = {**FINE, "weight": 0}
+    many = [Conversation((HELLO, HI, HOW, answer) * 30) for answer in (FINE, unlearnt)]
+    limits = (12, 13, 34, 35, 60, 34 * 30, 34 * 30 - 1)
+    expected = [list(map(repr, renderer.rows(many, limit, too_long))) for limit in limits]
+    monkeypatch.setattr(rendering, "_MANY_TURNS", 2)
+    found = [list(map(repr, renderer.rows(many, limit, too_long))) for limit in limits]
+    assert found == expected
+    # Rendering every turn of this one with all before it would take minutes.
+    [row] = renderer.rows([Conversation((HELLO, HI) * 5000)], 50, too_long)
+    assert isinstance(row, RowTooLongError) == (too_long == "drop")

@@ -113,6 +113,11 @@ def test_unicode_line_separators_are_text(tmp_path: Path) -> None:
         ("a.txt", LINES, r"a\.txt ends in none of \.json, \.jsonl"),
         ("a.jsonl", '{"text": "x", "b": 1}', r"line 1 has the keys b, text.*math\.format, one of"),
         ("a.jsonl.gz", LINES, r"cannot be read: Not a gzipped file"),
+        (
+            "a.parquet",
+            "version https://git-lfs.github.com/spec/v1\n",
+            "a Git LFS pointer; download",
+        ),
         ("a.parquet", LINES, r"a\.parquet cannot be read as Parquet: "),
     ],
 )
