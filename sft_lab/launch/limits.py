@@ -1,6 +1,7 @@
 """Check that a base can read a run's rows and prompts."""
 
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import Any
 
 from sft_lab.data.tokenizer import load_tokenizer
@@ -55,7 +56,7 @@ def _check_vocabulary(tokenizer: Any, name: str, base: str) -> None:
         own = load_tokenizer(base).get_vocab()
     except RequestError:  # the base comes without one
         return
-    for token, token_id in tokenizer.get_vocab().items():
+    for token, token_id in sorted(tokenizer.get_vocab().items(), key=itemgetter(1)):
         if own.get(token, token_id) != token_id:
             raise RequestError(
                 f"corpus.tokenizer: {name} gives {token!r} the id {token_id}, and the tokenizer of "

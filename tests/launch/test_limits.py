@@ -62,7 +62,7 @@ def test_a_tokenizer_of_its_own_is_used_and_must_fit_the_base(
     assert outcome.code == 0, outcome.err
     outcome = lab.fit("--corpus.tokenizer=other")
     assert outcome.code == 2
-    assert "corpus.tokenizer: other gives 'A' the id 38" in outcome.err
+    assert "corpus.tokenizer: other gives 'B' the id 37" in outcome.err
     assert lab.runs == []
 
 
