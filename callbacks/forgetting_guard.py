@@ -133,7 +133,9 @@ class ForgettingGuard(Callback):
         if best is None or now is None:
             return None
         kept = self.guard.min_retention[key]
-        found = assess(best, now, kept, self.guard.room)
+        answers = evaluation.answers[key.partition("/")[0]]
+        clusters = {answer.item.group_id: answer.item.cluster_id for answer in answers}
+        found = assess(best, now, kept, self.guard.room, clusters)
         if found is None:
             return None
         return {

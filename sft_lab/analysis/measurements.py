@@ -155,7 +155,7 @@ class Measurements:
             return point.scores[ability.key]
         found = self._items(ability, side)
         if found is not None and same_items(found) and (items := graded_in_all(found)):
-            return mean_over_seeds_and_items(_marks(found, items))
+            return mean_over_seeds_and_items(_marks(found, items), _clusters(found[0], items))
         values = [point.scores[ability.key].value for _, point in side.points.values()]
         mean = over_seeds(values)
         assert mean.low is not None
@@ -205,7 +205,7 @@ class Measurements:
         changes = list(zip(items, was, now, strict=True))
         return replace(
             result,
-            difference=paired_over_seeds(*marks, same_runs=same_runs),
+            difference=paired_over_seeds(*marks, same_runs, _clusters(old[0], items)),
             gained=tuple(item for item, a, b in changes if (a, b) == ({0}, {1})),
             lost=tuple(item for item, a, b in changes if (a, b) == ({1}, {0})),
         )
@@ -257,6 +257,10 @@ def _matched(before: Side, after: Side) -> tuple[Side, Side]:
     [seed] = alone.points
     chosen = several.only([seed if seed in several.points else next(iter(several.points))])
     return (alone, chosen) if sizes[0] == 1 else (chosen, alone)
+
+
+def _clusters(found: Outcomes, items: Sequence[str]) -> list[str]:
+    return [found.clusters[item] for item in items]
 
 
 def _marks(found: Sequence[Outcomes], items: Sequence[str]) -> list[list[float]]:

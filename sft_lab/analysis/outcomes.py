@@ -16,11 +16,13 @@ class Outcomes:
         marks: By item, the mean mark of its answers; without items that could not be graded.
         answers: By item, its answers.
         prompts: By item, the question of each answer.
+        clusters: By item, its cluster.
     """
 
     marks: Mapping[str, float]
     answers: Mapping[str, tuple[str, ...]]
     prompts: Mapping[str, tuple[str, ...]]
+    clusters: Mapping[str, str]
 
     @property
     def items(self) -> set[tuple[str, tuple[str, ...]]]:
@@ -49,6 +51,7 @@ def outcomes(answers: Sequence[ItemAnswer], mark: str) -> Outcomes:
         marks,
         {item: tuple(answer.completion for answer in found) for item, found in of_item.items()},
         {item: tuple(answer.prompt for answer in found) for item, found in of_item.items()},
+        {item: found[0].cluster or item for item, found in of_item.items()},
     )
 
 

@@ -100,7 +100,9 @@ class Benchmark(ItemFile):
                 answer = Answer(item, completion.answer, verdict, completion.reasoning)
                 answers[place].append(answer)
                 if (turn := self.follow_up(item, completion.answer)) is not None:
-                    following.append((place, replace(turn, group=item.group_id), sample))
+                    following.append(
+                        (place, replace(turn, group=item.group_id, cluster=item.cluster), sample)
+                    )
             asked = [(place, turn) for place, turn, _ in following]
             samples = [sample for _, _, sample in following]
             prompts = [prompt_ids(model.renderer, turn) for _, turn in asked]
@@ -147,7 +149,9 @@ class Benchmark(ItemFile):
                     keys[name] += [(place, answered[place], part) for part in range(len(found))]
                     marks[name] += found
             answered[place] += 1
+        clusters = [item.cluster_id for item in self.items()]
         for name, metric in metrics.items():
+            metric.clusters = clusters
             metric.update(keys[name], marks[name])
         scores = {name: metric.score() for name, metric in metrics.items()}
         return {name: score for name, score in scores.items() if score is not None}

@@ -16,6 +16,8 @@ class Item:
         text: A text to continue verbatim, without a chat template, instead of messages.
         group: The problem that a turn belongs to; scores and paired tests count the answers of one
             group as one item. Empty if the item is not part of another one.
+        cluster: Problems that are not independent of each other, such as those of one structure;
+            intervals and tests take them together. Empty if the problem is its own cluster.
     """
 
     id: str
@@ -23,11 +25,17 @@ class Item:
     row: Mapping[str, Any]
     text: str | None = None
     group: str = ""
+    cluster: str = ""
 
     @property
     def group_id(self) -> str:
         """The group, or the item's own id."""
         return self.group or self.id
+
+    @property
+    def cluster_id(self) -> str:
+        """The cluster, or the group."""
+        return self.cluster or self.group_id
 
 
 Mark = bool | float | tuple[bool, ...]

@@ -3,6 +3,7 @@
 import reprlib
 from abc import ABC
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from sft_lab.errors import RequestError
@@ -26,6 +27,9 @@ class ItemFile(ABC):  # noqa: B024 - what to do with the items is up to the subc
     """
 
     row_fields: ClassVar[Mapping[str, type]] = {}
+
+    cluster_field: ClassVar[str | None] = None
+    """The key of a row under which problems that are not independent have the same value."""
 
     def __init__(self, path: str, num_examples: int | None = None) -> None:
         if not path:
@@ -106,7 +110,8 @@ class ItemFile(ABC):  # noqa: B024 - what to do with the items is up to the subc
             except ValueError as error:
                 raise RequestError(f"{self.path}, {place}: {error}") from error
             first[item.id] = place
-            yield item
+            cluster = row.get(self.cluster_field) if self.cluster_field else None
+            yield item if cluster is None else replace(item, cluster=str(cluster))
 
     def _chosen(self, items: list[Item]) -> list[Item]:
         if not items:

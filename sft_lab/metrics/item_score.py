@@ -1,7 +1,7 @@
 """Scores of items as torchmetrics metrics, which keep every mark so that ranks can gather them."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any
 
 import torch
@@ -21,10 +21,12 @@ class ItemScore(Metric):
 
     A mark is identified by its key: one that arrives twice, as with a distributed sampler that
     pads its last batch, counts once, and the order of updates does not matter. The interval is
-    Wilson's for shares with one answer per item, and the bootstrap over items otherwise.
+    Wilson's for shares with one answer per item, and the bootstrap over items otherwise; both take
+    the items of one cluster together.
 
     Args:
         is_share: Whether marks are true or false; by default, whether all of them are 0 or 1.
+        clusters: The cluster of each item, by the item's number; by default each item is its own.
         kwargs: Arguments of ``torchmetrics.Metric``.
 
     >>> metric = ItemScore()
@@ -39,9 +41,15 @@ class ItemScore(Metric):
     keys: list[Tensor]
     marks: list[Tensor]
 
-    def __init__(self, is_share: bool | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        is_share: bool | None = None,
+        clusters: Sequence[Hashable] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.is_share = is_share
+        self.clusters = clusters
         self.add_state("keys", [], dist_reduce_fx="cat")
         self.add_state("marks", [], dist_reduce_fx="cat")
 
@@ -98,8 +106,12 @@ class ItemScore(Metric):
         values = [mark for _, mark in marks]
         is_share = set(values) <= {0, 1} if self.is_share is None else self.is_share
         if is_share and answered_once:
-            return accuracy([mark == 1 for mark in values])
-        return mean_score(values, groups=[item for item, _ in marks])
+            return accuracy([m == 1 for m in values], self._clusters([item for item, _ in marks]))
+        return mean_score(values, groups=self._clusters([item for item, _ in marks]))
+
+    def _clusters(self, items: Sequence[int]) -> Sequence[Hashable]:
+        """Return the cluster of each of some items."""
+        return items if self.clusters is None else [self.clusters[item] for item in items]
 
 
 class PassAtK(ItemScore):
@@ -120,5 +132,8 @@ class PassAtK(ItemScore):
         if not right or min(map(len, right)) < self.k:
             return None
         if max(map(len, right)) == 1:
-            return accuracy([mark == 1 for [mark] in right])
-        return mean_score([pass_at_k(len(marks), int(sum(marks)), self.k) for marks in right])
+            return accuracy([mark == 1 for [mark] in right], self._clusters(list(by_item)))
+        return mean_score(
+            [pass_at_k(len(marks), int(sum(marks)), self.k) for marks in right],
+            groups=self._clusters(list(by_item)),
+        )

@@ -5,7 +5,11 @@ from dataclasses import dataclass
 from math import comb
 from statistics import fmean
 
-from sft_lab.metrics.intervals import bootstrap, wilson
+import numpy as np
+from scipy import stats
+
+from sft_lab.metrics.clusters import variance_of_mean
+from sft_lab.metrics.intervals import bootstrap, share_interval, wilson
 
 
 @dataclass(frozen=True)
@@ -25,17 +29,35 @@ class Score:
     n: int
 
 
-def accuracy(marks: Sequence[bool]) -> Score:
+def accuracy(marks: Sequence[bool], clusters: Sequence[Hashable] | None = None) -> Score:
     """Return the share of true marks, with Wilson's interval.
 
+    Of items in clusters it is Wilson's interval with the effective number of items, their number
+    divided by the design effect, and Student's quantile for the number of clusters. Where no mark
+    differs, the effective number is that of the clusters; a single cluster says nothing.
+
+    Source: Franco, Little, Louis and Slud (2019), "Comparative Study of Confidence Intervals for
+    Proportions in Complex Sample Surveys", Journal of Survey Statistics and Methodology 7.
+
+    Args:
+        marks: One per item.
+        clusters: The cluster of each item; by default each item is its own.
+
     Raises:
-        ValueError: If there are no marks.
+        ValueError: If there are no marks, or not one cluster per mark.
 
     >>> accuracy([True, False, True, True]).value
     0.75
     """
-    low, high = wilson(sum(marks), len(marks))
-    return Score(sum(marks) / len(marks), low, high, len(marks))
+    n = len(marks)
+    share = sum(marks) / n if n else 0.0
+    if clusters is None or len(set(clusters)) == len(clusters):
+        return Score(share, *wilson(sum(marks), n), n)
+    variance, df = variance_of_mean(np.asarray(marks, dtype=np.float64), clusters)
+    if df == 0:
+        return Score(share, 0.0, 1.0, n)
+    effective = min(share * (1 - share) / variance, n) if variance else df + 1
+    return Score(share, *share_interval(share, effective, float(stats.t.ppf(0.975, df))), n)
 
 
 def mean_score(values: Sequence[float], groups: Sequence[Hashable] | None = None) -> Score:

@@ -1,6 +1,6 @@
 """Means over seeds, and over seeds and items together, with intervals that cover both."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from math import inf, sqrt
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from sft_lab.metrics.clusters import cluster_sums, variance_of_mean
 from sft_lab.metrics.intervals import share_interval
 from sft_lab.metrics.score import Score, accuracy, mean_score
 
@@ -57,7 +58,9 @@ def over_seeds(values: Sequence[float]) -> SeedScore:
     return SeedScore(mean, mean - half, mean + half, n)
 
 
-def mean_over_seeds_and_items(marks: Sequence[Sequence[float]]) -> Score:
+def mean_over_seeds_and_items(
+    marks: Sequence[Sequence[float]], clusters: Sequence[Hashable] | None = None
+) -> Score:
     """Return the mean over seeds and items; its interval generalises to others of both.
 
     Seeds and items are crossed random effects, see ``crossed_variance``. For marks in {0, 1} the
@@ -69,6 +72,7 @@ def mean_over_seeds_and_items(marks: Sequence[Sequence[float]]) -> Score:
 
     Args:
         marks: By seed, then item; the same items in every seed.
+        clusters: The cluster of each item; by default each item is its own.
 
     Returns:
         The score; ``n`` counts marks, seeds times items.
@@ -79,9 +83,9 @@ def mean_over_seeds_and_items(marks: Sequence[Sequence[float]]) -> Score:
     """
     found = marks_array(marks)
     mean, num_marks = float(found.mean()), found.size
-    variance, df = crossed_variance(found.mean(axis=0), [found])
+    variance, df = crossed_variance(found.mean(axis=0), [found], clusters)
     if len(found) == 1 or variance == 0:
-        score = _score_of_items(found.mean(axis=0))
+        score = _score_of_items(found.mean(axis=0), clusters)
         return Score(score.value, score.low, score.high, num_marks)
     quantile = float(stats.t.ppf(0.975, df))
     if are_shares(found):
@@ -91,14 +95,17 @@ def mean_over_seeds_and_items(marks: Sequence[Sequence[float]]) -> Score:
     return Score(mean, mean - half, mean + half, num_marks)
 
 
-def crossed_variance(per_item: Marks, sides: Sequence[Marks]) -> tuple[float, float]:
+def crossed_variance(
+    per_item: Marks, sides: Sequence[Marks], clusters: Sequence[Hashable] | None = None
+) -> tuple[float, float]:
     """Return the variance of a mean over randomly drawn seeds and items, and its df.
 
     All sides (one, or the two that are compared) have the same items, and each its own seeds. With
     MS the mean squares of the two-way table of a side with S seeds and n items, the variance is
     var(per_item) / n + sum over sides of (MS_seed - MS_rest) / (S n): the variation over items
     plus the variation over seeds, minus what is in both. It is never less than either alone. The
-    degrees of freedom are Satterthwaite's.
+    degrees of freedom are Satterthwaite's. Of items in clusters, the variation over items and the
+    rest are those of the clusters' sums, as in ``clusters.variance_of_mean``.
 
     Source: Cornfield and Tukey (1956), "Average Values of Mean Squares in Factorials", The Annals
     of Mathematical Statistics 27; Satterthwaite (1946), "An Approximate Distribution of Estimates
@@ -107,13 +114,15 @@ def crossed_variance(per_item: Marks, sides: Sequence[Marks]) -> tuple[float, fl
     Args:
         per_item: The values to average, by item: means over seeds, or differences of two.
         sides: Marks ``[seeds, items]``; the seeds of the sides are independent.
+        clusters: The cluster of each item; by default each item is its own.
 
     Returns:
         Variance, in the squared unit of the marks, and degrees of freedom; 0 and inf if nothing
         varies. With a single item, or a single seed, only the other contributes.
     """
     n = len(per_item)
-    items = float(per_item.var(ddof=1)) / n if n > 1 else 0.0
+    items, df_items = variance_of_mean(per_item, clusters)
+    num_clusters = df_items + 1
     seeds = rest = squares = 0.0
     for side in sides:
         num_seeds = len(side)
@@ -121,11 +130,12 @@ def crossed_variance(per_item: Marks, sides: Sequence[Marks]) -> tuple[float, fl
             continue
         of_seeds = float(side.mean(axis=1).var(ddof=1)) / num_seeds
         residuals = side - side.mean(axis=0) - side.mean(axis=1, keepdims=True) + side.mean()
-        df = (num_seeds - 1) * max(n - 1, 1)
-        of_rest = float((residuals**2).sum()) / df / side.size
+        df = (num_seeds - 1) * max(df_items, 1)
+        sums = cluster_sums(residuals, clusters)
+        of_rest = float((sums**2).sum()) * num_clusters / df / (num_seeds * n**2)
         seeds, rest = seeds + of_seeds, rest + of_rest
         squares += of_seeds**2 / (num_seeds - 1) + of_rest**2 / df
-    squares += items**2 / max(n - 1, 1)
+    squares += items**2 / max(df_items, 1)
     variance = max(items + seeds - rest, items, seeds)
     return variance, variance**2 / squares if squares else inf
 
@@ -153,7 +163,7 @@ def are_shares(marks: Marks) -> bool:
     return bool(np.isin(marks, (0, 1)).all())
 
 
-def _score_of_items(marks: Marks) -> Score:
+def _score_of_items(marks: Marks, clusters: Sequence[Hashable] | None) -> Score:
     if are_shares(marks):
-        return accuracy([bool(mark) for mark in marks])
-    return mean_score(marks.tolist())
+        return accuracy([bool(mark) for mark in marks], clusters)
+    return mean_score(marks.tolist(), clusters)

@@ -75,6 +75,7 @@ def answers_table(answers: Sequence[Answer]) -> dict[str, list[Any]]:
     texts = ["reason", "completion", "prompt"]
     if any(a.reasoning for a in answers):
         texts.insert(2, "reasoning")
+    is_clustered = any(a.item.cluster_id != a.item.group_id for a in answers)
     rows = []
     for a in answers:
         prompt = a.item.messages[-1]["content"] if a.item.messages else a.item.text
@@ -85,8 +86,10 @@ def answers_table(answers: Sequence[Answer]) -> dict[str, list[Any]]:
             "prompt": prompt,
         }
         graded = [(a.verdict.marks or {}).get(name) for name in marks]
-        rows.append([a.item.id, a.item.group_id, *graded, *(text[name] for name in texts)])
-    return {"columns": ["id", "item", *marks, *texts], "data": rows}
+        ids = [a.item.id, a.item.group_id, *([a.item.cluster_id] if is_clustered else [])]
+        rows.append([*ids, *graded, *(text[name] for name in texts)])
+    ids = ["id", "item", *(["cluster"] if is_clustered else [])]
+    return {"columns": [*ids, *marks, *texts], "data": rows}
 
 
 def window_table(data: StagedDataModule, stage_name: str) -> str:

@@ -21,6 +21,7 @@ class ItemAnswer:
         marks: By name, None if it could not be graded; a list if the item has several parts.
         completion: The answer.
         prompt: The question.
+        cluster: Items of one cluster are not independent; by default the item itself.
     """
 
     id: str
@@ -28,6 +29,7 @@ class ItemAnswer:
     marks: Mapping[str, bool | float | list[bool] | None]
     completion: str
     prompt: str
+    cluster: str = ""
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def read_answers(store: RunStore, run_id: str, benchmark: str, step: int) -> lis
     """
     table = json.loads(store.artifact_text(run_id, f"answers/step_{step:06d}/{benchmark}.json"))
     columns = table["columns"]
-    others = ("id", "item", "reason", "completion", "reasoning", "prompt")
+    others = ("id", "item", "cluster", "reason", "completion", "reasoning", "prompt")
     names = [name for name in columns if name not in others]
     rows = (dict(zip(columns, row, strict=True)) for row in table["data"])
     return [
@@ -144,6 +146,7 @@ def read_answers(store: RunStore, run_id: str, benchmark: str, step: int) -> lis
             marks={name: row[name] for name in names},
             completion=row["completion"],
             prompt=row["prompt"],
+            cluster=str(row.get("cluster", row["item"])),
         )
         for row in rows
     ]

@@ -1,6 +1,6 @@
 """Find the smallest share that keeps abilities by binary search instead of trying them all."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from math import sqrt
 from typing import Literal
@@ -41,7 +41,9 @@ class Found:
 
 
 def assess(
-    marks: Mapping[str, tuple[Sequence[Sequence[float]], Sequence[Sequence[float]]]],
+    marks: Mapping[
+        str, tuple[Sequence[Sequence[float]], Sequence[Sequence[float]], Sequence[Hashable]]
+    ],
     retention: Mapping[str, float],
     confidence: float,
     num_seeds: int,
@@ -61,12 +63,13 @@ def assess(
     keep everything and a few lose much, two or three seeds cannot reveal it.
 
     Args:
-        marks: Marks at the best boundary and at the end, each by seed, then item, by metric key.
+        marks: By metric key, marks at the best boundary and at the end, each by seed, then item,
+            and the cluster of each item.
         retention: Minimum retention by metric key, in (0, 1].
         confidence: One-sided, in (0.5, 1).
         num_seeds: Number of seeds available, including those not yet run.
 
-    >>> kept = [[1.0] * 40], [[1.0] * 40]
+    >>> kept = [[1.0] * 40], [[1.0] * 40], range(40)
     >>> assess({"math": kept}, {"math": 0.9}, 0.9, num_seeds=1)
     'kept'
     >>> assess({"math": kept}, {"math": 0.9}, 0.9, num_seeds=3)
@@ -76,11 +79,11 @@ def assess(
     alpha = (1 - confidence) / num_tests
     all_kept = True
     for key, limit in retention.items():
-        best, now = marks[key]
+        best, now, clusters = marks[key]
         if len(now) < min(num_seeds, 2) or not now[0]:
             return "not shown"
         needed = [[limit * mark for mark in seed] for seed in best]
-        value, p = _one_sided(needed, now)
+        value, p = _one_sided(needed, now, clusters)
         if value < 0 and p < alpha / len(retention):
             return "not kept"
         all_kept = all_kept and value > 0 and p < alpha
@@ -88,13 +91,15 @@ def assess(
 
 
 def _one_sided(
-    before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]
+    before: Sequence[Sequence[float]],
+    after: Sequence[Sequence[float]],
+    clusters: Sequence[Hashable],
 ) -> tuple[float, float]:
     """Return the mean change of the same runs, and its one-sided p-value."""
     changes = np.asarray(after, dtype=np.float64) - np.asarray(before, dtype=np.float64)
-    variance, df = crossed_variance(changes.mean(axis=0), [changes])
+    variance, df = crossed_variance(changes.mean(axis=0), [changes], clusters)
     if len(changes) == 1 or variance == 0:
-        difference = paired_over_seeds(before, after, same_runs=True)
+        difference = paired_over_seeds(before, after, same_runs=True, clusters=clusters)
         return difference.value, difference.p / 2
     value = float(changes.mean())
     # Satterthwaite's df are themselves an estimate, often far too high with two seeds.

@@ -105,8 +105,10 @@ def check_search(arm_search: ArmSearch, scores: Sequence[str]) -> None:
 
 def retained_marks(
     store: RunStore, run_ids: Sequence[str], keys: Mapping[str, float]
-) -> dict[str, tuple[list[list[float]], list[list[float]]]]:
+) -> dict[str, tuple[list[list[float]], list[list[float]], list[str]]]:
     """Return, by metric key, each run's marks at its best boundary before the end, and at the end.
+
+    The last part is the cluster of each item.
 
     Only items that all of these evaluations could grade are kept.
     """
@@ -119,6 +121,7 @@ def retained_marks(
         marks[key] = (
             [[found.marks[item] for item in items] for found in best],
             [[found.marks[item] for item in items] for found in now],
+            [now[0].clusters[item] for item in items],
         )
     return marks
 

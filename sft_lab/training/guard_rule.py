@@ -25,7 +25,11 @@ class Assessment:
 
 
 def assess(
-    best: Mapping[str, float], now: Mapping[str, float], min_retention: float, room: float
+    best: Mapping[str, float],
+    now: Mapping[str, float],
+    min_retention: float,
+    room: float,
+    clusters: Mapping[str, str] | None = None,
 ) -> Assessment | None:
     """Compare an ability with its retention limit, item by item.
 
@@ -45,6 +49,7 @@ def assess(
         now: Marks by item now; only items of both count.
         min_retention: The part of the best score to retain.
         room: See ``Guard``.
+        clusters: The cluster of each item; by default each item is its own.
 
     Returns:
         The assessment; None if the evaluations share no item, or none of those was right at best.
@@ -58,7 +63,8 @@ def assess(
 
     def above(part: float) -> Difference:
         needed = [part * best[item] for item in items]
-        return paired_over_seeds([needed], [[now[item] for item in items]], same_runs=True)
+        groups = None if clusters is None else [clusters[item] for item in items]
+        return paired_over_seeds([needed], [[now[item] for item in items]], True, groups)
 
     margin = above(min_retention)
     standing: Standing = "above"

@@ -12,7 +12,7 @@ import torch
 from statsmodels.stats.proportion import proportion_confint
 
 from sft_lab.metrics.item_score import ItemScore, MarkKey, PassAtK
-from sft_lab.metrics.score import Score
+from sft_lab.metrics.score import Score, accuracy
 
 # Item, answer, part: three items, the second answered twice, each answer of two parts.
 MARKED: list[tuple[MarkKey, float]] = [
@@ -92,10 +92,12 @@ def test_a_share_of_items_answered_once_has_wilsons_interval() -> None:
     assert score == Score(0.35, pytest.approx(low), pytest.approx(high), 20)
 
 
-def test_parts_of_one_answer_count_one_by_one() -> None:
-    score = fed(ItemScore(), [((0, 0, part), float(part != 1)) for part in range(4)]).score()
-    low, high = proportion_confint(3, 4, method="wilson")
-    assert score == Score(0.75, pytest.approx(low), pytest.approx(high), 4)
+def test_parts_of_an_answer_count_one_by_one_and_vary_together() -> None:
+    marks = [((item, 0, part), float(item != 1)) for item in range(4) for part in range(item + 1)]
+    score = fed(ItemScore(), marks).score()
+    assert score is not None
+    assert (score.value, score.n) == (0.8, 10)
+    assert score == accuracy([mark == 1 for _, mark in marks], [item for (item, *_), _ in marks])
 
 
 def test_several_answers_to_an_item_are_drawn_together() -> None:

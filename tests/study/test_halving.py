@@ -48,25 +48,28 @@ def test_a_loss_must_be_shown_just_as_retention_must() -> None:
     best = [[1.0] * 100 + [0.0] * 100]  # 50 %
     same = [[1.0] * 98 + [0.0] * 102]
     gone = [[1.0] * 20 + [0.0] * 180]
-    assert assess({"math": (best, same)}, {"math": 0.9}, 0.9, 1) == "kept"
-    assert assess({"math": (best, gone)}, {"math": 0.9}, 0.9, 1) == "not kept"
+    assert assess({"math": (best, same, range(200))}, {"math": 0.9}, 0.9, 1) == "kept"
+    assert assess({"math": (best, gone, range(200))}, {"math": 0.9}, 0.9, 1) == "not kept"
     # 92 of 100 kept, 90 required: two items are not enough evidence.
     near = [[1.0] * 92 + [0.0] * 108]
-    assert assess({"math": (best, near)}, {"math": 0.9}, 0.9, 1) == "not shown"
+    assert assess({"math": (best, near, range(200))}, {"math": 0.9}, 0.9, 1) == "not shown"
 
 
 def test_every_ability_must_be_kept() -> None:
-    whole, gone = ([[1.0] * 50], [[1.0] * 50]), ([[1.0] * 50], [[0.0] * 50])
+    items = range(50)
+    whole = [[1.0] * 50], [[1.0] * 50], items
+    gone = [[1.0] * 50], [[0.0] * 50], items
     limits = {"math": 0.9, "code": 0.9}
     assert assess({"math": whole, "code": whole}, limits, 0.9, 1) == "kept"
     assert assess({"math": whole, "code": gone}, limits, 0.9, 1) == "not kept"
 
 
 def test_with_several_seeds_one_alone_is_inconclusive() -> None:
-    same, gone = ([[1.0] * 200], [[1.0] * 200]), ([[1.0] * 200], [[0.0] * 200])
+    items = range(200)
+    same, gone = ([[1.0] * 200], [[1.0] * 200], items), ([[1.0] * 200], [[0.0] * 200], items)
     for marks in (same, gone):
         assert assess({"math": marks}, {"math": 0.9}, 0.9, 3) == "not shown"
-    two = {"math": (same[0] * 2, same[1] * 2)}
+    two = {"math": (same[0] * 2, same[1] * 2, items)}
     assert assess(two, {"math": 0.9}, 0.9, 3) == "kept"
 
 
@@ -88,7 +91,7 @@ def searched(runs: dict[str, list[np.ndarray]], limit: float) -> Found:
         if any((value, seed) not in tried for seed in seeds):
             return None
         best, now = ([runs[value][seed][at].tolist() for seed in seeds] for at in (0, 1))
-        return assess({"math": (best, now)}, {"math": limit}, 0.9, num_seeds=3)
+        return assess({"math": (best, now, range(len(now[0])))}, {"math": limit}, 0.9, num_seeds=3)
 
     while isinstance(step := search(list(runs), [0, 1, 2], conclude), Trial):
         tried.add((step.value, step.seed))

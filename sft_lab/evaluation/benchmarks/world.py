@@ -35,6 +35,7 @@ class WorldMath(Benchmark):
     """
 
     score_names = ("accuracy",)
+    cluster_field = "structure"
     row_fields: ClassVar[Mapping[str, type]] = {"answer": str}
 
     @override
@@ -62,6 +63,7 @@ class WorldCode(CodeBenchmark):
     completion are part of the program.
     """
 
+    cluster_field = "structure"
     row_fields: ClassVar[Mapping[str, type]] = {
         "prompt": str,
         "entry_point": str,
@@ -80,6 +82,7 @@ class WorldGeneral(Benchmark):
     """Share of completions that follow their row's rule; see ``follows``."""
 
     score_names = ("accuracy",)
+    cluster_field = "structure"
     row_fields: ClassVar[Mapping[str, type]] = {"rule": Mapping}
 
     @override
