@@ -1,6 +1,7 @@
 """Show progress in the terminal: a status line, a row per evaluation, a table at the end."""
 
 import math
+import os
 import shutil
 import sys
 import time
@@ -55,16 +56,24 @@ class ProgressLine(Callback):
 
     def _write_over(self, line: str) -> None:
         line = line[: shutil.get_terminal_size().columns - 1]  # a wrapped line stays
-        self.stream.write("\r" + visible(line).ljust(self._width))
-        self.stream.flush()
+        self._write("\r" + visible(line).ljust(self._width))
         self._width = len(line)
 
     def _write_line(self, line: str) -> None:
         if self._is_terminal and self._width:
-            self.stream.write("\r" + " " * self._width + "\r")
+            self._write("\r" + " " * self._width + "\r")
             self._width = 0
-        self.stream.write(visible(line) + "\n")
-        self.stream.flush()
+        self._write(visible(line) + "\n")
+
+    def _write(self, text: str) -> None:
+        try:
+            self.stream.write(text)
+            self.stream.flush()
+        except OSError:  # the terminal or the pipe's reader is gone, which must not end a run
+            quiet = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
+            if self.stream is sys.stdout:
+                sys.stdout = quiet  # which the interpreter flushes at exit
+            self.stream = quiet
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -1,4 +1,4 @@
-"""Write the checkpoints a run resumes from; end it at Ctrl-C or SIGTERM without losing a step."""
+"""Write the checkpoints a run resumes from; end it at a signal without losing a step."""
 
 import signal
 from pathlib import Path
@@ -15,7 +15,7 @@ from sft_lab.errors import Interrupted
 from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.runs.checkpoint import RunStamp, last_checkpoint, link_or_copy, stage_checkpoint
 from sft_lab.runs.logger import run_logger
-from sft_lab.signals import SIGNALS, check_interrupted
+from sft_lab.signals import check_interrupted, handle_signals
 from sft_lab.training.module import SFTModule
 
 
@@ -62,8 +62,7 @@ class RunCheckpoint(Checkpoint):
                 torch.cuda.set_rng_state_all(self._rng["cuda"])
         check_interrupted()
         # In place of Lightning's, which stop at the next micro-batch and lose the window.
-        for number in SIGNALS:
-            self._handlers[number] = signal.signal(number, self._on_signal)
+        self._handlers = handle_signals(self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         is_second, self._signal = self._signal is not None, number

@@ -30,7 +30,7 @@ class RunError(RuntimeError):
 
 
 class Interrupted(BaseException):
-    """Ctrl-C or SIGTERM, raised once the run can be resumed; a BaseException as KeyboardInterrupt.
+    """A signal, raised once the run can be resumed; a BaseException as KeyboardInterrupt is.
 
     Args:
         number: The signal.

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from sft_lab.signals import SIGNALS
+
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 # 24 rows a source, 4 held out: 5 steps of math, then 7 of general with 5 rows of math.
@@ -93,7 +95,7 @@ class Lab:
         from sft_lab.commands.main import main
 
         out, err = stream or io.StringIO(), io.StringIO()
-        handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {number: signal.getsignal(number) for number in SIGNALS}
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
             patch.chdir(self.folder)
             patch.syspath_prepend(str(self.folder))

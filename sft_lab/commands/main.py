@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import sys
 from importlib import import_module
 from io import TextIOWrapper
@@ -10,7 +9,7 @@ from typing import NoReturn
 
 from sft_lab.errors import BusyError, Interrupted, RequestError, nearest
 from sft_lab.runs.accidents import explain
-from sft_lab.signals import SIGNALS, forget_signals, interrupt
+from sft_lab.signals import forget_signals, handle_signals, interrupt
 from sft_lab.terminal import VisibleFormatter, visible
 
 COMMANDS = {
@@ -48,14 +47,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 the run failed, 2 the request was wrong, 75 another process holds
-        the run or study, 130 and 143 after signals.
+        the run or study, 128 plus the number after a signal.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     _quiet_libraries()
 
     forget_signals()
-    for number in SIGNALS:
-        signal.signal(number, interrupt)
+    handle_signals(interrupt)
     command, rest = (arguments or [""])[0], arguments[1:]
     try:
         if command in ("-h", "--help"):

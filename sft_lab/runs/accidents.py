@@ -11,6 +11,7 @@ from sft_lab.errors import RunError
 from sft_lab.paths import cache_dir
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LOST = (errno.EIO, errno.ESTALE, errno.EROFS, errno.ENODEV, errno.ENXIO)
 _FULL_BYTES = 16 * 1024**2  # less is free where a write has just failed
 _FEWER_BYTES = (
     "Lower data.micro_batch_size, set model.gradient_checkpointing true, or give the run more."
@@ -28,7 +29,7 @@ _BY_TEXT = {
         "a loader process was killed, as a machine out of memory does. Set data.num_workers to 0, "
         "or give the run more memory."
     ),
-    r"can't allocate memory|Cannot allocate memory|not enough memory|failed to map segment": (
+    r"(can't|annot) allocate memory|not enough memory|failed to map|not create a primitive": (
         f"out of memory, or of address space (ulimit -v). {_FEWER_BYTES}"
     ),
     r"can't start new thread|Resource temporarily unavailable": (
@@ -86,6 +87,13 @@ def _explain(fault: BaseException) -> str | None:
     kind = type(fault)
     if (isinstance(fault, OSError) and fault.errno in _FULL) or "disk is full" in text:
         return _disk_full(fault)
+    if isinstance(fault, OSError):
+        if fault.errno in _LOST:
+            return f"{fault.filename or 'a file'}: {fault.strerror}. Check the disk or its mount."
+        if fault.errno == errno.EMFILE:
+            return "too many open files. Raise the limit (ulimit -n)."
+        if fault.errno == errno.ENOENT and not _has_folder():
+            return "the working directory has been removed, and relative paths with it. Restore it."
     if kind.__name__ == "OutOfMemoryError":
         return f"out of GPU memory. {_FEWER_BYTES}"
     if isinstance(fault, MemoryError):
@@ -108,6 +116,13 @@ def _disk_full(fault: BaseException) -> str:
         f"no space is left on the disk of {where}: the last write has failed, what was written "
         "before is whole. Free some (TMPDIR and SFT_LAB_CACHE may be elsewhere)."
     )
+
+
+def _has_folder() -> bool:
+    try:
+        return Path.cwd().exists()
+    except FileNotFoundError:
+        return False
 
 
 def _full_folders() -> str:

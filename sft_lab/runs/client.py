@@ -1,5 +1,6 @@
 """MLflow's client for a store that can be moved: artifact locations relative to the store."""
 
+import logging
 import os
 import shutil
 import sqlite3
@@ -16,6 +17,9 @@ from sft_lab.paths import new_file
 from sft_lab.runs.checksums import Checksums
 from sft_lab.runs.local_store import make_local_store
 from sft_lab.runs.store_uri import absolute, local_file
+
+# It logs the traceback of every error that it raises, also of those that end in one line.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
 
 class StoreClient(MlflowClient):

@@ -7,12 +7,13 @@ from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, multiprocessing
 from torch.utils.data import DataLoader, Dataset, Sampler
 from typing_extensions import override
 
 from sft_lab.data.corpus import Corpus
 from sft_lab.data.tokenized_row import IGNORED
+from sft_lab.errors import RequestError
 from sft_lab.evaluation.generation import batches_longest_first
 from sft_lab.signals import SIGNALS
 from sft_lab.training.order import RowRef
@@ -181,6 +182,22 @@ class ResumableLoader(DataLoader[Batch]):
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Resume after the batches that had been handed out."""
         self.position = self.pass_sampler.start = state_dict["position"]
+
+
+def check_shared_memory() -> None:
+    """Check that loader processes can be started and hand over batches.
+
+    Raises:
+        RequestError: If there is no shared memory.
+    """
+    try:
+        multiprocessing.Semaphore()
+        torch.zeros(1).share_memory_()
+    except (OSError, RuntimeError, ImportError) as fault:
+        raise RequestError(
+            f"data.num_workers: loader processes need shared memory, /dev/shm ({fault}). Set it to "
+            "0, or give the container some (docker run --shm-size 1g)."
+        ) from fault
 
 
 def _ignore_signals(worker: int) -> None:

@@ -17,6 +17,7 @@ from sft_lab.training.batches import (
     MicroBatches,
     ResumableLoader,
     bin_length,
+    check_shared_memory,
 )
 from sft_lab.training.guard import Guard, check_guard
 from sft_lab.training.order import DataOrder, OrderName
@@ -132,6 +133,8 @@ class StagedDataModule(LightningDataModule):
 
     @override
     def setup(self, stage: str) -> None:
+        if self.num_workers:
+            check_shared_memory()
         mixed = {
             source
             for source in self.corpus.sources

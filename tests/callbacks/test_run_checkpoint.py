@@ -1,15 +1,22 @@
 """Signals that come at a bad moment."""
 
+import io
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from tiny_lab import Lab
 
+from sft_lab.callbacks.ability_history import AbilityHistory
+from sft_lab.callbacks.in_loop_evaluation import InLoopEvaluation
+from sft_lab.callbacks.progress_line import ProgressLine
 from sft_lab.callbacks.run_checkpoint import RunCheckpoint
+from sft_lab.callbacks.training_log import TrainingLog
 from sft_lab.errors import Interrupted
+from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.signals import interruptible
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -52,6 +59,35 @@ def test_a_signal_that_was_swallowed_before_training_ends_the_run_when_it_starts
         start()
     made.on_train_start(None, None)
     made.teardown(None, None, "fit")
+
+
+def test_a_terminal_that_closes_ends_the_run_at_a_safe_point_but_not_under_nohup() -> None:
+    old = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        with interruptible():
+            os.kill(os.getpid(), signal.SIGHUP)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        with pytest.raises(Interrupted, match="SIGHUP") as stopped, interruptible():
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert stopped.value.exit_code == 129
+    finally:
+        signal.signal(signal.SIGHUP, old)
+
+
+def test_a_reader_that_is_gone_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr("sys.stdout", Gone())
+    suite = EvaluationSuite({})
+    log = TrainingLog(["math"], InLoopEvaluation(suite))
+    line: Any = ProgressLine(log, AbilityHistory(suite), suite, "mlflow ui")
+    for _ in range(2):
+        line.on_train_end(None, None)
+    assert sys.stdout.writable()
+    sys.stdout.flush()
 
 
 def test_only_a_run_that_exists_promises_to_be_resumed(

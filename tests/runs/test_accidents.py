@@ -28,6 +28,7 @@ class OutOfMemoryError(RuntimeError):
         (OutOfMemoryError("CUDA out of memory. Tried to"), "out of GPU memory. Lower data.mic"),
         (MemoryError(), "out of memory, or of address space"),
         (RuntimeError("[enforce] DefaultCPUAllocator: can't allocate memory: you"), "ulimit -v"),
+        (RuntimeError("could not create a primitive"), "ulimit -v"),
         (ImportError("x.so: failed to map segment from shared object"), "ulimit -v"),
         (RuntimeError("unable to open shared memory object </torch_1> in"), "/dev/shm"),
         (RuntimeError("DataLoader worker (pid(s) 7) is killed by signal: Killed."), "was killed"),
@@ -44,6 +45,22 @@ def test_an_accident_has_one_line(fault: Exception, said: str) -> None:
     outer = KeyError("while it was handled")
     outer.__context__ = fault
     assert explain(outer) == line
+
+
+def test_a_disk_that_is_lost_is_named() -> None:
+    line = explain(OSError(errno.ESTALE, "Stale file handle", "/nfs/mlruns/last.ckpt.part"))
+    assert line == ("/nfs/mlruns/last.ckpt.part: Stale file handle. Check the disk or its mount.")
+    assert "ulimit -n" in str(explain(OSError(errno.EMFILE, "Too many open files", "x")))
+
+
+def test_a_removed_working_directory_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lab").mkdir()
+    monkeypatch.chdir(tmp_path / "lab")
+    (tmp_path / "lab").rmdir()
+    fault = FileNotFoundError(errno.ENOENT, "No such file or directory", "mlruns/x.part")
+    assert "the working directory has been removed" in str(explain(fault))
 
 
 def test_a_fault_of_the_code_is_not_explained(tmp_path: Path) -> None:

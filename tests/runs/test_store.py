@@ -15,7 +15,7 @@ from sft_lab.errors import RequestError
 from sft_lab.paths import make_folder
 from sft_lab.runs.lock import this_process
 from sft_lab.runs.logger import RunLogger
-from sft_lab.runs.store import DIGEST_TAG, RunStore, prepare_store
+from sft_lab.runs.store import DIGEST_TAG, PROCESS_TAG, RunStore, prepare_store
 
 
 @pytest.fixture
@@ -59,6 +59,14 @@ def test_a_living_run_survives_a_clock_that_is_set(
     born = psutil.Process().create_time()
     monkeypatch.setattr(psutil.Process, "create_time", lambda process: born - 86_400)
     assert RunStore(uri).runs()[0].info.status == "RUNNING"
+
+
+def test_a_run_from_before_a_reboot_was_killed(logger: RunLogger, uri: str) -> None:
+    logger.start()
+    host, pid, birth = this_process().rsplit(":", 2)
+    ticks = birth.partition(".")[2]
+    logger.experiment.set_tag(logger.run_id, PROCESS_TAG, f"{host}:{pid}:0123456789ab.{ticks}")
+    assert RunStore(uri).runs()[0].info.status == "KILLED"
 
 
 def test_a_killed_process_that_nobody_has_waited_for_is_dead(

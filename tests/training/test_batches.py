@@ -12,10 +12,12 @@ import torch
 from sft_lab.data.corpus import Corpus
 from sft_lab.data.sources import Source
 from sft_lab.data.tokenized_row import IGNORED, TokenizedRow
+from sft_lab.errors import RequestError
 from sft_lab.training.batches import (
     HeldOutBatches,
     MicroBatches,
     ResumableLoader,
+    check_shared_memory,
     collate,
 )
 from sft_lab.training.order import RowRef
@@ -166,3 +168,15 @@ def test_a_signal_to_the_whole_group_leaves_loading_to_its_parent(corpus: Corpus
         os.kill(worker.pid, number)
     found += batches
     assert len(found) == 4
+
+
+def test_loader_processes_without_shared_memory_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(tensor: torch.Tensor) -> None:
+        raise RuntimeError("unable to open shared memory object </torch_1> in read-write mode")
+
+    check_shared_memory()
+    monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
+    with pytest.raises(RequestError, match=r"data\.num_workers: .* /dev/shm \(unable.*Set it to 0"):
+        check_shared_memory()
