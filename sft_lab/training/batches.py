@@ -1,8 +1,10 @@
 """Batches: the micro-batches of a planned pass, of held-out rows, of prompts; their loaders."""
 
+import shutil
 import signal
 from collections.abc import Iterator, Sequence
 from itertools import chain
+from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
@@ -18,6 +20,8 @@ from sft_lab.evaluation.generation import batches_longest_first
 from sft_lab.signals import SIGNALS
 from sft_lab.training.order import RowRef
 from sft_lab.training.plan import Bin, Window
+
+_SHARED_BYTES = 4 * 1024**2  # semaphores take a page each, batches some kilobytes
 
 
 class Batch(TypedDict):
@@ -193,6 +197,9 @@ def check_shared_memory() -> None:
     try:
         multiprocessing.Semaphore()
         torch.zeros(1).share_memory_()
+        shared = Path("/dev/shm")
+        if shared.exists() and shutil.disk_usage(shared).free < _SHARED_BYTES:
+            raise OSError(f"less than {_SHARED_BYTES} bytes are free")
     except (OSError, RuntimeError, ImportError) as fault:
         raise RequestError(
             f"data.num_workers: loader processes need shared memory, /dev/shm ({fault}). Set it to "

@@ -177,6 +177,10 @@ def test_loader_processes_without_shared_memory_are_refused(
         raise RuntimeError("unable to open shared memory object </torch_1> in read-write mode")
 
     check_shared_memory()
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=4096))
+        with pytest.raises(RequestError, match=r"data\.num_workers: .* bytes are free"):
+            check_shared_memory()
     monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
     with pytest.raises(RequestError, match=r"data\.num_workers: .* /dev/shm \(unable.*Set it to 0"):
         check_shared_memory()
