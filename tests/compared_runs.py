@@ -13,7 +13,7 @@ from sft_lab.runs.results import ItemAnswer, Point, RunResult
 
 ENTRY = BenchmarkRecord(
     digest="aa",
-    protocol={"benchmark": "GSM8K", "scores": ["strict", "flexible"], "max_new_tokens": 8},
+    protocol={"benchmark": "GSM8K", "scores": ["flexible", "strict"], "max_new_tokens": 8},
     decoding={"temperature": 0.0},
     weights="live",
     prompts="bb",
@@ -21,7 +21,7 @@ ENTRY = BenchmarkRecord(
     turns=1,
     scale=(0, 1),
     chance=0.0,
-    marks={"strict": "strict", "flexible": "flexible"},
+    marks={"flexible": "flexible", "strict": "strict"},
     source="math",
     conditions={},
 )

@@ -84,7 +84,7 @@ def test_evaluate_scores_any_model_and_leaves_it_as_it_was(tiny_base: Path, tmp_
         AutoTokenizer.from_pretrained(tiny_base),
         {"gsm8k": GSM8K(str(items), max_new_tokens=4)},
     )
-    assert set(evaluation.scores) == {"gsm8k/strict", "gsm8k/flexible"}
+    assert set(evaluation.scores) == {"gsm8k/flexible", "gsm8k/strict", "gsm8k/boxed"}
     assert evaluation.scores["gsm8k/strict"].n == 3
     ids = [answer.item.id for answer in evaluation.answers["gsm8k"]]
     assert ids == ["GSM8K/0", "GSM8K/1", "GSM8K/2"]

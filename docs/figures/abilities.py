@@ -21,7 +21,7 @@ COLOURS = {"world_math": "#0072b2", "world_code": "#c94f00", "world_general": "#
 
 def draw(axes: Axes, run: RunResult) -> None:
     """Draw one run: a line per ability with its 95 % interval, and the stages below."""
-    for key in run.first_keys.values():
+    for key in run.score_keys.values():
         name = key.partition("/")[0]
         points = [(p.step, p.scores[key]) for p in run.points if key in p.scores]
         steps = [step for step, _ in points]

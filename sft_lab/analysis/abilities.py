@@ -107,10 +107,10 @@ def abilities_of(results: StudyResults) -> list[Ability]:
 
 
 def abilities_in(run: RunResult) -> list[Ability]:
-    """Return what a run measures by the first score of each benchmark, named after benchmarks."""
+    """Return what a run measures by the main score of each benchmark, named after benchmarks."""
     return [
         Ability(name, key, run.benchmarks[name].scale, run.benchmarks[name].source)
-        for name, key in run.first_keys.items()
+        for name, key in run.score_keys.items()
     ]
 
 

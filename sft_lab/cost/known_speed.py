@@ -180,7 +180,7 @@ def _speed_of(store: RunStore, run: Any) -> Speed:
         generated[name] * point.scores[key].n / result.points[0].scores[key].n
         for point in result.points
         if point.step < last
-        for name, key in result.first_keys.items()
+        for name, key in result.score_keys.items()
         if key in point.scores
     )
     return Speed(

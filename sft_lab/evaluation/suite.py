@@ -58,7 +58,7 @@ class EvaluationSuite:
             ``</think>``; an answer whose reasoning never ends is then wrong. By default, whether
             the chat template mentions ``</think>``.
         primary: By source, the score that represents its ability, such as ``{math:
-            gsm8k/flexible}``; by default the first score of the source's first benchmark.
+            gsm8k/strict}``; by default the first score of the source's first benchmark.
 
     Raises:
         RequestError: If a number is out of range or a name cannot begin a metric key.
@@ -163,11 +163,9 @@ class EvaluationSuite:
 
     @property
     def score_keys(self) -> dict[str, str]:
-        """The metric key of every benchmark's first score, by benchmark."""
-        return {
-            name: f"{name}/{benchmark.score_names[0]}"
-            for name, benchmark in self.benchmarks.items()
-        }
+        """The metric key of every benchmark's main score: a primary one, or else the first."""
+        first = {name: f"{name}/{b.score_names[0]}" for name, b in self.benchmarks.items()}
+        return first | {key.partition("/")[0]: key for key in self.primary.values()}
 
     def _primary(self, chosen: Mapping[str, str]) -> dict[str, str]:
         """Return the score of each ability by source, or by benchmark if it has no source.

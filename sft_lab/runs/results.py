@@ -69,12 +69,10 @@ class RunResult:
         return self.record.benchmarks
 
     @property
-    def first_keys(self) -> dict[str, str]:
-        """The metric key of every benchmark's first score, by benchmark."""
-        return {
-            name: f"{name}/{benchmark.score_names[0]}"
-            for name, benchmark in self.benchmarks.items()
-        }
+    def score_keys(self) -> dict[str, str]:
+        """The metric key of every benchmark's main score: a primary one, or else the first."""
+        first = {name: f"{name}/{b.score_names[0]}" for name, b in self.benchmarks.items()}
+        return first | {key.partition("/")[0]: key for key in self.record.abilities.values()}
 
     @property
     def abilities(self) -> dict[str, Tracked]:

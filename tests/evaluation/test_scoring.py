@@ -56,16 +56,17 @@ def test_gsm8k(score: Callable[..., Scored]) -> None:
     assert scored.found == {
         "benchmark": "gsm8k",
         "scores": {
-            "strict": {"value": 0.5, "low": low, "high": high, "n": 2},
             "flexible": {"value": 1.0, "low": loose_low, "high": loose_high, "n": 2},
+            "strict": {"value": 0.5, "low": low, "high": high, "n": 2},
+            "boxed": {"value": 0.0, "low": 0.0, "high": pytest.approx(1 - loose_low), "n": 2},
         },
         "missing": ["GSM8K/1", "GSM8K/2"],
         "unknown": ["GSM8K/9"],
     }
     assert [(row["task_id"], row["verdicts"]) for row in scored.rows] == [
-        ("GSM8K/3", {"strict": True, "flexible": True}),
+        ("GSM8K/3", {"flexible": True, "strict": True, "boxed": False}),
         ("GSM8K/9", None),
-        ("GSM8K/0", {"strict": False, "flexible": True}),
+        ("GSM8K/0", {"flexible": True, "strict": False, "boxed": False}),
     ]
     assert all(row["reason"] for row in scored.rows)
 
@@ -259,9 +260,9 @@ def test_people_get_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[:2] == [
         ["gsm8k", "score", "low", "high", "n"],
-        ["strict", "100.0", "20.7", "100.0", "1"],
+        ["flexible", "100.0", "20.7", "100.0", "1"],
     ]
-    assert [" ".join(line) for line in lines[3:]] == [
+    assert [" ".join(line) for line in lines[4:]] == [
         "3 tasks have no completion",
         "1 completions are in no score: an unknown task, or no rating",
     ]

@@ -43,7 +43,16 @@ def test_an_ability_goes_by_its_source_and_the_first_score_of_its_first_benchmar
 
 
 def test_the_primary_score_of_a_source_can_be_chosen() -> None:
-    assert suite(primary={"math": "svamp/flexible"}).primary["math"] == "svamp/flexible"
+    chosen = suite(primary={"math": "svamp/flexible"})
+    assert chosen.primary["math"] == "svamp/flexible"
+    # What a study reports of a benchmark is the score that was chosen.
+    assert chosen.score_keys == {
+        "mt_bench": "mt_bench/mean",
+        "gsm8k": "gsm8k/strict",
+        "svamp": "svamp/flexible",
+        "ifeval": "ifeval/strict",
+        "mmlu": "mmlu/strict",
+    }
 
 
 @pytest.mark.parametrize(

@@ -160,7 +160,7 @@ def test_published_benchmarks_are_measured_next_to_a_runs_own(
     assert plan["humaneval"]["conditions"]["sandbox"] in ("isolated", "limited")
     assert plan["gsm8k"]["conditions"] == {}
     table = lab.json("answers/step_000012/gsm8k.json")
-    assert table["columns"][:5] == ["id", "item", "strict", "flexible", "reason"]
+    assert table["columns"][:5] == ["id", "item", "flexible", "strict", "boxed"]
 
 
 def test_a_run_draws_several_samples_per_problem(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""GSM8K: grade-school word problems, with the answer's number extracted in two ways."""
+"""GSM8K: grade-school word problems, with the answer's number extracted in three ways."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +15,7 @@ _STRICT = re.compile(r"#### (-?[0-9.,]+)")
 _THOUSANDS = re.compile(
     r"(?<=\d)(?:\{,\}|\\[,;: ]|,\\!|[\N{NBSP}\N{NNBSP}\N{THIN SPACE}])(?=\d{3}(?!\d))"
 )
+_BRACE = re.compile(r"\\boxed\s*+\{|\\[{}]|[{}]")  # an escaped brace opens and closes nothing
 # Repetitions are possessive, so that the time grows linearly with the text.
 _NUMBER = re.compile(
     r"""
@@ -36,8 +37,9 @@ _NUMBER = re.compile(
 def strict_number(completion: str) -> Fraction | None:
     r"""Return the number after the first ``#### ``, or None.
 
-    Only digits, commas and points are accepted: ``#### $18`` has no answer. Text after the number
-    is ignored.
+    Only digits, commas, points and a leading ``-`` are accepted, and commas are dropped wherever
+    they are: ``#### $18`` and ``#### +5`` have no answer, ``#### 1,2`` is 12. Text after the number
+    is ignored: ``#### 250 + 20 = 270`` is 250.
 
     Source: the pattern of Cobbe et al. (2021), "Training Verifiers to Solve Math Word Problems",
     applied as in Yuan et al. (2023), arXiv 2308.01825: everything after a null character is
@@ -55,15 +57,41 @@ def strict_number(completion: str) -> Fraction | None:
 
 
 def flexible_number(completion: str) -> Fraction | None:
-    r"""Return the last number, or None.
+    r"""Return the number in the last ``\boxed{}``, else the last number, or None.
 
-    Thousands separators (``1,200``, LaTeX's ``1{,}200`` and ``1\,200``), currency signs, decimals,
-    signs, fractions (``3/4``, ``1 1/2``, ``\frac{3}{4}``) and exponents are read; a percent sign is
-    ignored: 50 % is 50. A minus after a digit, letter or bracket is a subtraction, not a sign.
+    A box before the last ``####``, or without a number, is passed over. ``#### 250 + 20 = 270`` is
+    270. Thousands separators (``1,200``, LaTeX's ``1{,}200`` and ``1\,200``), currency signs,
+    decimals, signs, fractions (``3/4``, ``1 1/2``, ``\frac{3}{4}``) and exponents are read; other
+    commas separate numbers, and a percent sign is ignored: 50 % is 50. A minus after a digit,
+    letter or bracket is a subtraction, not a sign.
 
     >>> flexible_number("She makes $1,018.50 a week, or 75% of it."), flexible_number("-1/2")
     (Fraction(75, 1), Fraction(-1, 2))
+    >>> flexible_number(r"She drank \boxed{3} cups in 2 days.")
+    Fraction(3, 1)
     """
+    boxed = boxed_number(completion.rpartition("####")[2])
+    return _last_number(completion) if boxed is None else boxed
+
+
+def boxed_number(completion: str) -> Fraction | None:
+    r"""Return the last number in the last ``\boxed{}`` that is closed, or None.
+
+    >>> boxed_number(r"\boxed{\frac{3}{4}}, or \boxed{75\%} of 12"), boxed_number("75")
+    (Fraction(75, 1), None)
+    """
+    opened: list[int | None] = []  # by brace, where its box begins, or None
+    box = slice(0)
+    for match in _BRACE.finditer(completion):
+        if match[0] == "}":
+            start = opened.pop() if opened else None
+            box = box if start is None else slice(start, match.start())
+        elif match[0][-1] == "{" and match[0] != r"\{":
+            opened.append(None if match[0] == "{" else match.end())
+    return _last_number(completion[box])
+
+
+def _last_number(completion: str) -> Fraction | None:
     matches = list(_NUMBER.finditer(_THOUSANDS.sub(",", completion)))
     values = map(_value, reversed(matches))
     return next((value for value in values if value is not None), None)
@@ -88,14 +116,17 @@ def _value(match: re.Match[str]) -> Fraction | None:
 
 
 class GSM8K(Benchmark):
-    """Share of completions with the right number: ``strict`` after ``####``, ``flexible`` the last.
+    r"""Share of completions with the right number, extracted in three ways.
+
+    ``flexible``, the main score, is the number in the last ``\boxed{}``, else the last number;
+    ``strict`` the number after the first ``####``; ``boxed`` the number in a box alone.
 
     Rows are the data set's own: ``question``, and ``answer``, which ends with ``#### N``; the item
     of row n, counted from 0, is ``GSM8K/n``. Protocol: zero-shot, the prompt is the question.
     Numbers that differ by less than 0.0001 are equal. A completion without an answer is wrong.
     """
 
-    score_names = ("strict", "flexible")
+    score_names = ("flexible", "strict", "boxed")
     row_fields: ClassVar[Mapping[str, type]] = {"question": str, "answer": str}
 
     @override
@@ -117,10 +148,14 @@ class GSM8K(Benchmark):
         verdicts = []
         for item, completion in zip(items, completions, strict=True):
             right = strict_number(item.row["answer"])
-            strict, flexible = strict_number(completion), flexible_number(completion)
-            marks = {"strict": _equal(strict, right), "flexible": _equal(flexible, right)}
-            read = f"strict {_shown(strict)}, flexible {_shown(flexible)}, expected {_shown(right)}"
-            verdicts.append(Verdict(marks, read))
+            numbers = {
+                "flexible": flexible_number(completion),
+                "strict": strict_number(completion),
+                "boxed": boxed_number(completion),
+            }
+            marks = {name: _equal(number, right) for name, number in numbers.items()}
+            read = [f"{name} {_shown(number)}" for name, number in numbers.items()]
+            verdicts.append(Verdict(marks, ", ".join([*read, f"expected {_shown(right)}"])))
         return verdicts
 
 

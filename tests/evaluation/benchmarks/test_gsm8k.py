@@ -8,7 +8,12 @@ import pytest
 from conftest import write_jsonl
 
 from sft_lab.errors import RequestError
-from sft_lab.evaluation.benchmarks.gsm8k import GSM8K, flexible_number, strict_number
+from sft_lab.evaluation.benchmarks.gsm8k import (
+    GSM8K,
+    boxed_number,
+    flexible_number,
+    strict_number,
+)
 from sft_lab.evaluation.benchmarks.world import final_number
 from sft_lab.evaluation.rows import read_rows
 
@@ -22,6 +27,12 @@ from sft_lab.evaluation.rows import read_rows
         ("#### 18.", 18),  # as the pattern takes points along, and float() reads them
         ("#### 18\nAnother:\n#### 7", 18),
         ("#### $18", None),
+        ("#### 250 + 20 = 270", 250),  # as RFT's grader reads it
+        ("#### 1,2", 12),
+        ("#### +5", None),
+        ("#### \N{MINUS SIGN}5", None),
+        ("#### -5", -5),
+        (r"#### \boxed{5}", None),
         ("####18", None),
         ("####", None),
         ("#### 1.2.3", None),
@@ -45,6 +56,16 @@ def test_strict_reads_the_first_number_behind_the_mark(
     [
         ("so 3 + 4 = 7.", 7),
         ("#### 18\nNext: 7", 7),
+        ("#### 250 + 20 = 270", 270),
+        ("#### +5", 5),
+        ("#### 1,2", 2),
+        (r"She drank \boxed{3} cups in 2 days.", 3),
+        (r"\boxed{5 \text{ of } 12}, not 7", 12),
+        (r"\boxed{1} and \boxed{2} of 9", 2),
+        (r"\boxed{\text{none}} of 9", 9),
+        (r"\boxed{12} eggs\n#### 24", 24),  # the box is a step
+        (r"12 eggs\n#### \boxed{24} of 30", 24),
+        (r"\boxed{3 of 9", 9),  # cut off
         ("It costs $1,234.50!", Fraction(2469, 2)),
         ("€ 5", 5),
         ("-$5", -5),
@@ -92,8 +113,38 @@ def test_flexible_reads_the_last_number(completion: str, number: Fraction | None
     assert flexible_number(completion) == number
 
 
+@pytest.mark.parametrize(
+    ("completion", "number"),
+    [
+        (r"\boxed{\$1{,}200.50} a week", Fraction(2401, 2)),
+        (r"\boxed {-\frac{3}{4}} of 8", Fraction(-3, 4)),
+        (r"\boxed{\{7\}} of 8", 7),
+        (r"\boxed{\boxed{7} + 1}", 1),  # the outer box is the last to close
+        (r"} \boxed{7}} of 8", 7),
+        (r"\boxed{6} \boxed{7", 6),
+        (r"\boxed{x}", None),
+        ("7", None),
+    ],
+)
+def test_boxed_reads_the_number_in_the_last_box(completion: str, number: Fraction | None) -> None:
+    assert boxed_number(completion) == number
+
+
 PIECES = ["1", "1,", "1,111", "1.", "1/", "1 ", "1 1/", "1/1,", "1e", "-", "$ ", "{,}", "1{,}"]
-PIECES += [r"\frac{", r"\frac{1}{", r"1\,", "#### ", "#### 1,", "#", ",", "x1"]
+PIECES += [
+    r"\boxed{",
+    r"\boxed{1}",
+    r"\boxed ",
+    "}",
+    r"\frac{",
+    r"\frac{1}{",
+    r"1\,",
+    "#### ",
+    "#### 1,",
+    "#",
+    ",",
+    "x1",
+]
 
 
 @pytest.mark.parametrize("piece", PIECES)
@@ -122,11 +173,14 @@ def test_marks_and_items(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "test.jsonl", rows)
     [item] = GSM8K(str(tmp_path / "test.jsonl"), 256).items()
     assert (item.id, item.messages) == ("GSM8K/0", ({"role": "user", "content": "3 x 6?"},))
-    graded = GSM8K(str(tmp_path / "test.jsonl"), 256).grade([item] * 3, ["#### 18", "18", "none"])
+    graded = GSM8K(str(tmp_path / "test.jsonl"), 256).grade(
+        [item] * 4, ["#### 18", "18", r"\boxed{18} of 20", "none"]
+    )
     assert [verdict.marks for verdict in graded] == [
-        {"strict": True, "flexible": True},
-        {"strict": False, "flexible": True},
-        {"strict": False, "flexible": False},
+        {"flexible": True, "strict": True, "boxed": False},
+        {"flexible": True, "strict": False, "boxed": False},
+        {"flexible": True, "strict": False, "boxed": True},
+        {"flexible": False, "strict": False, "boxed": False},
     ]
 
 
