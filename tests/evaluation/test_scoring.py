@@ -164,8 +164,11 @@ def test_humaneval_with_one_answer_a_problem(score: Callable[..., Scored]) -> No
     given = answers(("HumanEval/0", "    return 0"), ("HumanEval/1", "    return 0"))
     scored = score("humaneval", HUMANEVAL, given, "--sandbox=limited")
     low, high = wilson(1, 2)
-    assert scored.found["scores"] == {"pass@1": {"value": 0.5, "low": low, "high": high, "n": 2}}
-    assert [row["verdicts"] for row in scored.rows] == [{"passed": True}, {"passed": False}]
+    half = {"value": 0.5, "low": low, "high": high, "n": 2}
+    assert scored.found["scores"] == {"pass@1": half, "pass@1_official": half}
+    assert [row["verdicts"] for row in scored.rows] == [
+        {"passed": passed, "passed_official": passed} for passed in (True, False)
+    ]
     assert scored.rows[1]["reason"].startswith("AssertionError")
     assert scored.found["sandbox"] == "limited"
 
@@ -180,6 +183,7 @@ def test_pass_at_k_goes_up_to_the_smallest_number_of_answers(score: Callable[...
     scored = score("humaneval", HUMANEVAL, given, "--sandbox=limited")
     # 1 - C(10, 10) / C(12, 10) = 1 - 1 / 66 for the first, 0 for the second
     expected = {"pass@1": (2 / 12) / 2, "pass@10": (1 - 1 / 66) / 2}
+    expected |= {f"{name}_official": value for name, value in expected.items()}
     assert scored.values() == pytest.approx(expected)
     assert {found["n"] for found in scored.found["scores"].values()} == {2}
 
@@ -320,7 +324,7 @@ def test_real_completions_are_graded_as_their_labels_say(
     labels = [json.loads(line) for line in gzip.decompress(completions.read_bytes()).splitlines()]
     for label, row in zip(labels, map(json.loads, out.open()), strict=True):
         if benchmark == "humaneval":
-            expected = {"passed": label["passed"]}
+            expected = dict.fromkeys(("passed", "passed_official"), label["passed"])
         else:
             kinds = ("strict", "loose")
             expected = {kind: label[f"follow_instruction_list_{kind}"] for kind in kinds}

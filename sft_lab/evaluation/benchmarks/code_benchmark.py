@@ -4,6 +4,7 @@ import keyword
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from annotated_types import Ge
@@ -11,9 +12,12 @@ from typing_extensions import override
 
 from sft_lab.config.ranges import PositiveFloat, PositiveInt
 from sft_lab.evaluation.benchmark import Benchmark, Item, Verdict
+from sft_lab.evaluation.benchmarks.code_answers import MAX_LENGTH
+from sft_lab.evaluation.benchmarks.python_code import canonical, parses
 from sft_lab.evaluation.sandbox.sandbox import (
     LevelChoice,
     Program,
+    ProgramResult,
     resolve_level,
     run_programs,
 )
@@ -76,6 +80,13 @@ class CodeBenchmark(Benchmark):
     def program(self, item: Item, completion: str) -> Program:
         """Return the program of a completion, and its test."""
 
+    def official_program(self, item: Item, completion: str) -> Program | None:
+        """Return the program that the benchmark's own harness runs; None if it has no such score.
+
+        Programs that are equal but for layout and comments run once.
+        """
+        return None
+
     @override
     def protocol(self) -> dict[str, Any]:
         # Without the level: both grade alike, and a run may resume where only one is available.
@@ -88,25 +99,61 @@ class CodeBenchmark(Benchmark):
 
     @override
     def grade(self, items: Sequence[Item], completions: Sequence[str]) -> list[Verdict]:
-        programs = map(self.program, items, completions)
-        results = run_programs(
-            list(programs),
+        extracted = [self.program(*asked) for asked in zip(items, completions, strict=True)]
+        official = [self.official_program(*asked) for asked in zip(items, completions, strict=True)]
+        own, theirs = list(map(_identity, extracted)), [p and _identity(p) for p in official]
+        # An answer in a fence is not Python as it is, which needs no process to find out.
+        distinct = {key: p for key, p in zip(theirs, official, strict=True) if p and _may_run(p)}
+        distinct |= dict(zip(own, extracted, strict=True))
+        found = run_programs(
+            list(distinct.values()),
             timeout_s=self.timeout_s,
             memory_mb=self.memory_mb,
             workers=len(os.sched_getaffinity(0)),
             level=self.level,
         )
-        return [Verdict({"passed": result.passed}, result.reason) for result in results]
+        results = dict(zip(distinct, found, strict=True))
+        return [
+            _verdict(results[mine], None if key is None else results.get(key, _NOT_PYTHON))
+            for mine, key in zip(own, theirs, strict=True)
+        ]
 
     @override
     def metrics(self) -> dict[str, ItemScore]:
-        return {f"pass_at_{k}": PassAtK(k) for k in KS}
+        return {name: PassAtK(k) for name, k, _ in self._passes()}
 
     @override
     def scored_marks(self, item: Item, verdict: Verdict) -> Mapping[str, Sequence[float]]:
-        passed = verdict.mark("passed")
-        return {} if passed is None else {f"pass_at_{k}": [passed] for k in KS}
+        passes = [(name, verdict.mark(mark)) for name, _, mark in self._passes()]
+        return {name: [passed] for name, passed in passes if passed is not None}
 
     @override
     def mark_of(self, score_name: str) -> str | None:
-        return "passed" if score_name == "pass_at_1" else None
+        return next((mark for name, k, mark in self._passes() if (name, k) == (score_name, 1)), None)
+
+    def _passes(self) -> list[tuple[str, int, str]]:
+        """Return name, k and mark of every score."""
+        own = [(f"pass_at_{k}", k, "passed") for k in KS]
+        if "pass_at_1_official" not in self.score_names:
+            return own
+        return [*own, *((f"pass_at_{k}_official", k, "passed_official") for k in KS)]
+
+
+_NOT_PYTHON = ProgramResult(False, "not Python")
+
+
+def _identity(program: Program) -> Program:
+    """Return a program that is equal for programs which do the same."""
+    return replace(program, solution=canonical(program.solution))
+
+
+def _may_run(program: Program) -> bool:
+    return len(program.solution) > MAX_LENGTH or parses(program.solution)
+
+
+def _verdict(own: ProgramResult, official: ProgramResult | None) -> Verdict:
+    if official is None:
+        return Verdict({"passed": own.passed}, own.reason)
+    differs = f"; official: {official.reason}" if own.passed != official.passed else ""
+    marks = {"passed": own.passed, "passed_official": official.passed}
+    return Verdict(marks, own.reason + differs)

@@ -10,8 +10,12 @@ from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Item
 from sft_lab.evaluation.benchmarks.code_answers import solution
 from sft_lab.evaluation.benchmarks.code_benchmark import CodeBenchmark
-from sft_lab.evaluation.benchmarks.python_code import definitions
+from sft_lab.evaluation.benchmarks.python_code import definitions, imports
+from sft_lab.evaluation.generation.stop_strings import before_stop
 from sft_lab.evaluation.sandbox.sandbox import Program
+
+STOP_STRINGS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint")
+"""Strings before which a sampled completion ends."""
 
 _CHAT = "Complete this Python function. Answer with the whole function in one code block.\n\n"
 
@@ -19,9 +23,15 @@ _CHAT = "Complete this Python function. Answer with the whole function in one co
 class HumanEval(CodeBenchmark):
     """HumanEval (Chen et al. 2021, "Evaluating Large Language Models Trained on Code").
 
-    Rows are the data set's own; ids are its ``task_id``. ``code_answers.solution`` extracts the
-    program from an answer, so chat answers and plain continuations are both graded. Tests use the
-    prompt's own helpers, whatever an answer does to them.
+    Rows are the data set's own; ids are its ``task_id``. ``pass_at_1``, the main score, extracts
+    the program from an answer by ``code_answers.solution``, so chat answers and plain continuations
+    are both graded; its tests use the prompt's own helpers, whatever an answer does to them.
+
+    ``pass_at_1_official`` grades as the data set's own harness, human-eval: prompt and completion
+    are concatenated as they are and must run. That harness grades completions which end before the
+    first of ``STOP_STRINGS`` (section 2 of the source), so ``continuation`` cuts answers there. A
+    ``chat`` prompt has no official protocol: its answer, and every completion given to ``score``,
+    is taken as it is.
 
     Args:
         path: See ``Benchmark``.
@@ -38,6 +48,8 @@ class HumanEval(CodeBenchmark):
         "test": str,
         "canonical_solution": str,
     }
+
+    score_names = ("pass_at_1", "pass_at_1_official")
 
     def __init__(
         self,
@@ -73,5 +85,17 @@ class HumanEval(CodeBenchmark):
         entry_point: str = item.row["entry_point"]
         # Some tests call the prompt's helpers; an answer may have redefined them.
         helpers = definitions(prompt, entry_point)
-        test = f"{helpers}\n{item.row['test']}\ncheck({entry_point})"
-        return Program(solution(prompt, entry_point, completion), test, entry_point)
+        return Program(solution(prompt, entry_point, completion), _test(item, helpers), entry_point)
+
+    @override
+    def official_program(self, item: Item, completion: str) -> Program:
+        prompt: str = item.row["prompt"]
+        if self.prompt == "continuation":
+            completion = before_stop(completion, STOP_STRINGS)
+        # Its test sees what the answer defines; modules that the prompt imports are no answer's.
+        modules = imports(prompt)
+        return Program(prompt + completion, _test(item, modules), item.row["entry_point"])
+
+
+def _test(item: Item, before: str) -> str:
+    return f"{before}\n{item.row['test']}\ncheck({item.row['entry_point']})"

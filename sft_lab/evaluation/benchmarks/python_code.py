@@ -5,9 +5,10 @@ import io
 import re
 import types
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 PARSE_BUDGET = 500_000  # characters parsed in one search for code: about a second
+MAX_COMPARED = 20_000  # characters of a program whose syntax tree is written out
 
 # Closing brackets at the margin belong to the lines above, and comments are not statements.
 _AT_MARGIN = re.compile(r"^[^\s)\]}#]", re.MULTILINE)
@@ -23,12 +24,21 @@ def definitions(code: str, entry_point: str, needed: Iterable[str] = ()) -> str:
         entry_point: The function that is left out.
         needed: Names whose computed values are kept; constants with literal values always are.
     """
-    lines = _lines(code)
     names = set(needed)
+    return _kept(code, lambda node: _is_definition(node, entry_point, names))
+
+
+def imports(code: str) -> str:
+    """Return the imports of some code; nothing if it is not Python."""
+    return _kept(code, lambda node: isinstance(node, ast.Import | ast.ImportFrom))
+
+
+def _kept(code: str, is_kept: Callable[[ast.stmt], bool]) -> str:
+    lines = _lines(code)
     kept = [
         "".join(lines[_first_line(node) - 1 : node.end_lineno]).rstrip("\n")
         for node in _statements(code)
-        if _is_definition(node, entry_point, names)
+        if is_kept(node)
     ]
     return "\n".join(kept)
 
@@ -84,6 +94,18 @@ def search_program(text: str, budget: int = PARSE_BUDGET) -> tuple[str, int]:
 def parses(text: str) -> bool:
     """Return whether a text is Python."""
     return isinstance(_parsed(text), ast.Module)
+
+
+def canonical(text: str) -> str:
+    """Return the syntax tree as text, equal for programs that differ in layout and comments alone.
+
+    It is the text itself if that is not Python, or too long or deep to compare quickly.
+    """
+    tree = _parsed(text) if len(text) <= MAX_COMPARED else 0
+    try:
+        return ast.dump(tree) if isinstance(tree, ast.Module) else text
+    except RecursionError:
+        return text
 
 
 def defines(code: str, name: str) -> bool:
