@@ -47,7 +47,7 @@ class CodeBenchmark(Benchmark):
         RequestError: If an argument is out of range, or the sandbox is unavailable on this machine.
     """
 
-    score_names = ("pass_at_1",)
+    score_names: tuple[str, ...] = ("pass_at_1",)
 
     def __init__(
         self,
@@ -129,7 +129,9 @@ class CodeBenchmark(Benchmark):
 
     @override
     def mark_of(self, score_name: str) -> str | None:
-        return next((mark for name, k, mark in self._passes() if (name, k) == (score_name, 1)), None)
+        return next(
+            (mark for name, k, mark in self._passes() if (name, k) == (score_name, 1)), None
+        )
 
     def _passes(self) -> list[tuple[str, int, str]]:
         """Return name, k and mark of every score."""

@@ -81,17 +81,13 @@ def test_a_broken_tail_fails_officially_and_is_cut_off_otherwise(
 
 
 def test_a_continuation_ends_officially_where_the_source_stops_sampling(problem: Path) -> None:
-    benchmark = HumanEval(
-        str(problem), 1, prompt="continuation", sandbox="isolated_or_limited"
-    )
+    benchmark = HumanEval(str(problem), 1, prompt="continuation", sandbox="isolated_or_limited")
     answers = [BODY + tail for tail in ("\ndef main(", "\n#\nx", "\nx = (", "\nclass", "\nwhile")]
     verdicts = benchmark.grade(benchmark.items() * 5, answers)
     assert [v.mark("passed_official") for v in verdicts] == [1, 1, 0, 1, 0]
 
 
-def test_a_chat_answer_is_taken_as_it_is(
-    problem: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_chat_answer_is_taken_as_it_is(problem: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[Sequence[Program]] = []
 
     def run(programs: Sequence[Program], **limits: Any) -> list[ProgramResult]:
