@@ -43,7 +43,7 @@ ROW = {
     "task_id": "HumanEval/0",
     "prompt": 'import math\n\n\ndef root(n):\n    """Return the whole root of n."""\n',
     "entry_point": "root",
-    "test": "def check(candidate):\n    assert candidate(17) == 4\n    assert candidate(math.pi) == 1\n",
+    "test": "def check(f):\n    assert f(17) == 4\n    assert f(math.pi) == 1\n",
     "canonical_solution": "    return math.isqrt(int(n))\n",
 }
 BODY = ROW["canonical_solution"]
