@@ -4,6 +4,9 @@ import difflib
 import signal
 from collections.abc import Iterable
 
+RESUME_HINT = "with --ckpt_path last resumes it."
+"""End of the note that a stopped run prints last."""
+
 
 class RequestError(ValueError):
     """A bad key, value, file or server, known before the base model loads: exit code 2.

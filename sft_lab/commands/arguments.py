@@ -27,6 +27,7 @@ def command_parser(command: str, **settings: Any) -> argparse.ArgumentParser:
 def number(hint: Any) -> Callable[[str], float]:
     """Return the reader of an option that takes a number of an annotated type, with its range.
 
+    >>> from sft_lab.config.ranges import PositiveInt
     >>> number(PositiveInt)("0")
     Traceback (most recent call last):
     argparse.ArgumentTypeError: must be 1 or more, got 0

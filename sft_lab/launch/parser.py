@@ -1,5 +1,6 @@
 """Parse a run's arguments: ``parse(arguments) -> RunConfig``, for every command that reads one."""
 
+import difflib
 import inspect
 import json
 import logging
@@ -251,13 +252,13 @@ def _check_sources(plain: Mapping[str, Any], written: Composed) -> None:
         if source is None or source in known:
             continue
         key = f"evaluation.benchmarks.{name}.init_args.source"
-        fault = f"unknown source {source!r}{nearest(source, known)}"
-        if nearest(source, known):
+        if difflib.get_close_matches(source, known, n=1, cutoff=0.8):
             raise RequestError(
-                f"{written.where(key)}: {fault}; corpus.sources has {', '.join(known)}."
+                f"{written.where(key)}: unknown source {source!r}{nearest(source, known)}; "
+                f"corpus.sources has {', '.join(known)}."
             )
         # Benchmarks are shared by runs whose corpora hold more sources or fewer.
-        log.warning(f"{key}: {fault} in corpus.sources, so no stage trains this ability.")
+        log.warning(f"{key}: corpus.sources has no {source!r}, so no stage trains this ability.")
 
 
 def _check_followers(plain: Mapping[str, Any], written: Composed) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from mlflow.exceptions import MlflowException
 
 from sft_lab.config.identity import identity
-from sft_lab.errors import Interrupted, RequestError, RunError
+from sft_lab.errors import RESUME_HINT, Interrupted, RequestError, RunError
 from sft_lab.launch.build import Run, artifact_folder, build
 from sft_lab.launch.evaluate import evaluate_checkpoint
 from sft_lab.launch.limits import check_limits
@@ -174,4 +174,4 @@ def recorded(logger: RunLogger, note: str = "") -> Iterator[None]:
 
 def _how_to_resume(run: Run) -> str:
     which = "The same command" if run.start.fork is None else "The same command without --from and"
-    return f"{which} with --ckpt_path last resumes it."
+    return f"{which} {RESUME_HINT}"

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sft_lab.errors import BusyError
+from sft_lab.errors import RESUME_HINT, BusyError
 from sft_lab.runs.checkpoint import last_checkpoint
 from sft_lab.runs.lock import run_lock
 from sft_lab.runs.store import RunStore
@@ -169,4 +169,5 @@ def _last_line(log: Path, begin: int) -> str:
     with log.open("rb") as file:
         file.seek(begin)
         lines = file.read().decode(errors="replace").replace("\r", "\n").splitlines()
-    return next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing")
+    said = [line.strip() for line in lines if line.strip() and not line.endswith(RESUME_HINT)]
+    return said[-1] if said else "it printed nothing"

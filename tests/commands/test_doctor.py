@@ -36,7 +36,8 @@ def test_an_unusable_store_is_a_finding(lab: Lab) -> None:
     outcome = lab("doctor", "--tracking_uri=sqlite:///tiny.yaml/mlflow.db")
     assert outcome.code == 0
     found = " ".join(outcome.out.split())
-    assert "tiny.yaml/mlflow.db cannot be created: no permission to write in " in found
+    assert "tiny.yaml cannot be made: " in found
+    assert "tiny.yaml is a file. Name a folder you may write to." in found
 
 
 def test_doctor_creates_nothing(lab: Lab) -> None:

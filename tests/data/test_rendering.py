@@ -349,6 +349,21 @@ def test_tokens_that_merge_across_the_border_are_refused() -> None:
         )
 
 
+def test_a_tokenizer_is_the_same_with_and_without_network_and_wherever_it_lies(
+    chat_tokenizer: Any, tmp_path: Path
+) -> None:
+    from transformers import AutoTokenizer
+
+    digests = set()
+    for name, offline in (("here", False), ("there", True)):
+        chat_tokenizer.save_pretrained(tmp_path / name)
+        loaded = AutoTokenizer.from_pretrained(tmp_path / name, local_files_only=offline)
+        digests.add(Renderer(loaded, None).tokenizer_digest)
+    assert len(digests) == 1
+    loaded.add_special_tokens({"eos_token": "<|other|>"})
+    assert Renderer(loaded, None).tokenizer_digest not in digests
+
+
 def test_a_fingerprint_distinguishes_tokenizers_and_templates(
     make_tokenizer: Callable[..., Any], tmp_path: Path
 ) -> None:

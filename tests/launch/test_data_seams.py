@@ -78,7 +78,7 @@ def test_an_unknown_format_is_named(seams: Lab) -> None:
     refused = seams(*INSPECT, *TALK, "--corpus.sources.talk.format=dialog")
     assert refused.code == 2
     assert "corpus.sources" in refused.err
-    assert "Got value: dialog" in refused.err
+    assert "or a class path, got dialog." in refused.err
 
 
 def test_a_data_order_is_a_class(seams: Lab) -> None:
