@@ -4,8 +4,8 @@ import difflib
 import signal
 from collections.abc import Iterable
 
-RESUME_HINT = "with --ckpt_path last resumes it."
-"""End of the note that a stopped run prints last."""
+RESUME_HINT = "The same command"
+"""Beginning of the note that a stopped run prints last."""
 
 
 class RequestError(ValueError):

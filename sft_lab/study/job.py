@@ -169,5 +169,5 @@ def _last_line(log: Path, begin: int) -> str:
     with log.open("rb") as file:
         file.seek(begin)
         lines = file.read().decode(errors="replace").replace("\r", "\n").splitlines()
-    said = [line.strip() for line in lines if line.strip() and not line.endswith(RESUME_HINT)]
+    said = [line.strip() for line in lines if line.strip() and not line.startswith(RESUME_HINT)]
     return said[-1] if said else "it printed nothing"
