@@ -223,6 +223,10 @@ class Benchmark(ItemFile):
         """The decoding of completions, if ``decides_decoding``."""
         raise NotImplementedError(f"{type(self).__name__} does not fix its decoding.")
 
+    def temperatures(self) -> Mapping[str, float]:
+        """Return the temperatures by kind of item, if ``measure`` sets them; none by default."""
+        return {}
+
     def conditions(self) -> dict[str, str]:
         """Return the conditions of grading, which are recorded but change no verdict."""
         return {}

@@ -36,6 +36,16 @@ class EvaluatedModel:
         self.decoding = decoding
         self.cut_reasoning = cut_reasoning
 
+    def at_temperature(self, temperature: float) -> "EvaluatedModel":
+        """Return the model with another default temperature."""
+        return EvaluatedModel(
+            self.weights,
+            self.engine,
+            self.renderer,
+            replace(self.decoding, temperature=temperature),
+            cut_reasoning=self.cut_reasoning,
+        )
+
     def complete(
         self,
         prompts: Sequence[Sequence[int]],

@@ -174,4 +174,10 @@ def protocol_table(results: StudyResults, abilities: list[Ability]) -> Table:
 
 def _decoding(decoding: Mapping[str, Any]) -> str:
     shown = {name: value for name, value in decoding.items() if value not in (None, [], ())}
-    return ", ".join(f"{name} {value}" for name, value in shown.items())
+    texts = {
+        name: " and ".join(f"{part} in {kind}" for kind, part in value.items())
+        if isinstance(value, Mapping)
+        else value
+        for name, value in shown.items()
+    }
+    return ", ".join(f"{name} {text}" for name, text in texts.items())

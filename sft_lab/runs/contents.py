@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from sft_lab.evaluation.item import Answer
+from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.runs.record import BenchmarkRecord, RunRecord, SourceRecord, StageRecord
 from sft_lab.training.data_modules import StagedDataModule
 
@@ -52,7 +53,7 @@ def run_record(data: StagedDataModule, weights: str) -> RunRecord:
             name: BenchmarkRecord(
                 digest=benchmark.digest(),
                 protocol=benchmark.protocol(),
-                decoding=asdict(data.evaluation.decoding(name)) | reasoning,
+                decoding=_decoding(data.evaluation, name) | reasoning,
                 weights=weights,
                 prompts=prompts[name].digest,
                 items=len(benchmark.items()),
@@ -67,6 +68,12 @@ def run_record(data: StagedDataModule, weights: str) -> RunRecord:
         },
         abilities=dict(data.evaluation.primary),
     )
+
+
+def _decoding(suite: EvaluationSuite, name: str) -> dict[str, Any]:
+    temperatures = suite.benchmarks[name].temperatures()
+    by_kind = {"temperature": dict(temperatures)} if temperatures else {}
+    return asdict(suite.decoding(name)) | by_kind
 
 
 def answers_table(answers: Sequence[Answer]) -> dict[str, list[Any]]:

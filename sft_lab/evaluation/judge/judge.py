@@ -113,17 +113,29 @@ class Judge:
             portal.call(self._check, timeout_s)
 
     def ask(self, conversations: Sequence[Messages]) -> list[str]:
-        """Return the judge's answer to each conversation, in order, and ask only for unknown ones.
+        """Return the judge's answer to each conversation, in order; see ``ask_several``."""
+        return [answer for [answer] in self.ask_several(conversations, 1)]
+
+    def ask_several(self, conversations: Sequence[Messages], num_answers: int) -> list[list[str]]:
+        """Return the judge's answers to each conversation, in order, and ask only for unknown ones.
 
         An answer that was cut or withheld before its first word is an empty string.
+
+        Args:
+            conversations: The messages of each request.
+            num_answers: Number of answers to each, asked for and stored one by one. They differ
+                only as far as the judge's own sampling does.
 
         Raises:
             JudgeError: If answers are missing after all tries; the others are kept, so that
                 repeating the call asks only for the missing ones.
             RequestError: If the key is missing or a stored answer is damaged.
         """
-        requests = [self._request(messages) for messages in conversations]
-        keys = [self.store.key(request) for request in requests]
+        numbers = range(num_answers)
+        requests = [self._request(messages) for messages in conversations for _ in numbers]
+        keys = [
+            self.store.key(request, place % num_answers) for place, request in enumerate(requests)
+        ]
         answers = {key: self.store.read(key) for key in dict.fromkeys(keys)}
         missing = {k: r for k, r in zip(keys, requests, strict=True) if answers[k] is None}
         if missing:
@@ -133,7 +145,8 @@ class Judge:
             # ends at once with Ctrl-C.
             with start_blocking_portal() as portal:
                 answers |= portal.call(self._ask, missing)
-        return [answers[key] or "" for key in keys]
+        texts = [answers[key] or "" for key in keys]
+        return [texts[start : start + num_answers] for start in range(0, len(texts), num_answers)]
 
     async def _ask(self, missing: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         answers: dict[str, str] = {}

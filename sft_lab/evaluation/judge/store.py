@@ -21,9 +21,10 @@ class JudgementStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def key(self, request: Mapping[str, Any]) -> str:
-        """Return the SHA-256 of a request, as hex."""
-        return hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()
+    def key(self, request: Mapping[str, Any], number: int = 0) -> str:
+        """Return the SHA-256 of a request, and of which answer to it from the second on, as hex."""
+        text = json.dumps([number, request] if number else request, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def read(self, key: str) -> str | None:
         """Return a stored answer, or None if there is none.

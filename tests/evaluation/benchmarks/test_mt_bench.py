@@ -1,14 +1,17 @@
 import gzip
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import write_jsonl
 
 from sft_lab.errors import RequestError
+from sft_lab.evaluation.benchmark import Verdict
+from sft_lab.evaluation.benchmarks.mt_bench.benchmark import MTBench
 from sft_lab.evaluation.benchmarks.mt_bench.files import (
     JudgedTurn,
     JudgePrompt,
@@ -23,6 +26,9 @@ from sft_lab.evaluation.benchmarks.mt_bench.ratings import (
     judge_prompt,
     rating,
 )
+from sft_lab.evaluation.evaluated_model import EvaluatedModel
+from sft_lab.evaluation.generation import GREEDY, Decoding
+from sft_lab.evaluation.reasoning import Completion
 from sft_lab.evaluation.scoring import grade_file
 from sft_lab.metrics.intervals import bootstrap
 from sft_lab.metrics.score import Score
@@ -358,3 +364,78 @@ def test_the_time_to_read_a_rating_is_bounded(text: str) -> None:
     start = time.process_time()
     assert rating(text) is None
     assert time.process_time() - start < 0.5  # in quadratic time, half a minute
+
+
+class Asked(EvaluatedModel):
+    """Answers every prompt with its temperature."""
+
+    def __init__(self, decoding: Decoding = GREEDY) -> None:
+        self.decoding = decoding
+        self.renderer: Any = SimpleNamespace(prompt_ids=lambda messages: [len(messages)])
+
+    def at_temperature(self, temperature: float) -> EvaluatedModel:
+        return Asked(Decoding(temperature=temperature))
+
+    def complete(self, prompts: Sequence[Sequence[int]], *_: Any, **__: Any) -> list[Completion]:
+        return [Completion(f"at {self.decoding.temperature}") for _ in prompts]
+
+
+class Judged:
+    """Rates with the given judgements, one after the other."""
+
+    model = "judge"
+
+    def __init__(self, *judgements: str) -> None:
+        self.judgements = judgements
+
+    def ask_several(self, asked: Sequence[Any], num_answers: int) -> list[list[str]]:
+        assert num_answers == len(self.judgements)
+        return [list(self.judgements) for _ in asked]
+
+
+@pytest.fixture
+def make_benchmark(tmp_path: Path) -> Callable[..., MTBench]:
+    rows = [
+        QUESTION | {"question_id": n, "category": category}
+        for n, category in enumerate(("poetry", "writing", "extraction", "stem", "roleplay"))
+    ]
+    paths = [
+        str(write_jsonl(tmp_path / f"{name}.jsonl", content))
+        for name, content in (("q", rows), ("r", [REFERENCE]), ("p", PROMPTS))
+    ]
+
+    def make(*judgements: str, **given: Any) -> MTBench:
+        judge: Any = Judged(*judgements)
+        return MTBench(*paths, judge, num_judgements=len(judgements), **given)
+
+    return make
+
+
+def test_answers_are_sampled_at_fastchat_s_temperatures(
+    make_benchmark: Callable[..., MTBench],
+) -> None:
+    benchmark = make_benchmark("[[7]]", temperatures={"roleplay": 0.2})
+    measured = benchmark.measure(benchmark.items(), [[1]] * 5, Asked())
+    assert [[answer.completion for answer in turns] for turns in measured] == [
+        ["at 0.7"] * 2,  # of no category of FastChat's
+        ["at 0.7"] * 2,
+        ["at 0.0"] * 2,
+        ["at 0.1"] * 2,
+        ["at 0.2"] * 2,
+    ]
+    assert [turns[1].item.id for turns in measured] == [f"MT-Bench/{n}/2" for n in range(5)]
+    with pytest.raises(RequestError, match=r"temperatures: .* has no category 'maths'"):
+        make_benchmark("", temperatures={"maths": 0.2}).check()
+
+
+def test_judgements_of_an_answer_are_averaged(make_benchmark: Callable[..., MTBench]) -> None:
+    def grade(*judgements: str) -> Verdict:
+        benchmark = make_benchmark(*judgements)
+        return benchmark.grade(benchmark.items()[:1], ["A poem."])[0]
+
+    found = grade("[[4]]", "[[9]]", "none")
+    assert found.marks == {"rating": 6.5}
+    assert "Judgement 2 of 3: [[9]]" in found.reason
+    assert grade("[[4]]") == Verdict({"rating": 4.0}, "[[4]]")
+    assert grade("none", "none").marks is None
+    assert make_benchmark("", "").digest() != make_benchmark("").digest()

@@ -53,6 +53,8 @@ def test_both_turns_are_answered_and_rated_in_the_run(judged: Lab, server: Serve
     assert outcome.code == 0, outcome.err
     assert judged.points("mt_bench/mean") == {0: 7, 5: 7, 12: 7}
     assert judged.counts("mt_bench/math")[12] == 2
+    record = judged.json("record.json")["benchmarks"]["mt_bench"]
+    assert record["decoding"]["temperature"] == {"writing": 0.7, "math": 0.0}
     table = judged.json("answers/step_000012/mt_bench.json")
     assert table["columns"] == ["id", "item", "rating", "reason", "completion", "prompt"]
     turns = {row[0]: row for row in table["data"]}

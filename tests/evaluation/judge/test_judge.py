@@ -68,6 +68,18 @@ def test_nothing_is_asked_twice(server: Server, make_judge: MakeJudge) -> None:
     assert len(server.asked) == 4
 
 
+def test_several_answers_to_a_question_are_kept_apart(
+    server: Server, make_judge: MakeJudge
+) -> None:
+    server.planned["a"] = [Reply(completion(f"[[{n}]]")) for n in (4, 8, 6)]
+    judge = make_judge(concurrency=1)
+    assert judge.ask(prompts("a")) == ["[[4]]"]
+    assert judge.ask_several(prompts("a", "b"), 2) == [["[[4]]", "[[8]]"], ["b: [[7]]"] * 2]
+    assert judge.ask_several(prompts("a"), 3) == [["[[4]]", "[[8]]", "[[6]]"]]
+    assert sorted(server.asked) == ["a", "a", "a", "b", "b"]
+    assert all(body == server.bodies[0] for body in server.bodies[:2])
+
+
 def test_a_warm_cache_needs_no_endpoint(make_judge: MakeJudge) -> None:
     make_judge().ask(prompts("a"))
     elsewhere = make_judge(base_url="http://127.0.0.1:9/v1")

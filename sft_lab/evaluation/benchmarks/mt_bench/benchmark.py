@@ -1,12 +1,15 @@
 """Run MT-Bench as a benchmark: two turns per question, each rated by a judge."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from statistics import fmean
 from typing import Any, ClassVar
 
 from typing_extensions import override
 
-from sft_lab.config.ranges import PositiveInt
-from sft_lab.evaluation.benchmark import Benchmark, Item, Verdict
+from sft_lab.config.ranges import NonNegativeFloat, PositiveInt, Seed
+from sft_lab.errors import RequestError
+from sft_lab.evaluation.benchmark import Answer, Benchmark, Item, Verdict
 from sft_lab.evaluation.benchmarks.mt_bench.files import (
     Question,
     read_judge_prompts,
@@ -20,16 +23,29 @@ from sft_lab.evaluation.benchmarks.mt_bench.ratings import (
     rating,
 )
 from sft_lab.evaluation.completions import UNKNOWN, GradedFile
+from sft_lab.evaluation.evaluated_model import EvaluatedModel
+from sft_lab.evaluation.generation import Decoding
 from sft_lab.evaluation.judge.judge import Judge
 from sft_lab.evaluation.sandbox.sandbox import LevelChoice
 from sft_lab.metrics.item_score import ItemScore
+
+TEMPERATURES: Mapping[str, float] = {
+    **dict.fromkeys(("writing", "roleplay"), 0.7),
+    **dict.fromkeys(("extraction", "math", "coding", "reasoning"), 0.0),
+    **dict.fromkeys(("stem", "humanities"), 0.1),
+}
+"""FastChat's sampling temperatures by category."""
+
+OTHER_TEMPERATURE = 0.7
+"""FastChat's for every other category."""
 
 
 class MTBench(Benchmark):
     """Score answers to MT-Bench's two-turn questions by their mean rating, 1 to 10.
 
     Files are FastChat's. The items are the first turns, ``MT-Bench/<question>/1``; the second turns
-    follow the answers to them. A judgement without a rating is in no score.
+    follow the answers to them. Answers are sampled at FastChat's temperatures. The ratings of
+    several judgements are averaged; a judgement without a rating is in no score.
 
     Source: Zheng et al. (2023), "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena".
 
@@ -41,11 +57,18 @@ class MTBench(Benchmark):
         max_new_tokens: Longest answer of one turn, in tokens; 1024 in the source.
         source: See ``Benchmark``.
         num_examples: See ``Benchmark``.
+        num_judgements: Judgements of each answer, whose ratings are averaged.
+        temperatures: Sampling temperatures by category, in place of FastChat's ``TEMPERATURES``.
+        seed: Seed of the draws.
+
+    Raises:
+        RequestError: If an argument is out of range.
     """
 
     score_names = ("mean", "turn_1", "turn_2")
     scale = (1.0, 10.0)
     turns = 2
+    decides_decoding = True
     row_fields: ClassVar[Mapping[str, type]] = {
         "question_id": int,
         "category": str,
@@ -61,11 +84,19 @@ class MTBench(Benchmark):
         max_new_tokens: PositiveInt = 1024,
         source: str | None = None,
         num_examples: PositiveInt | None = None,
+        num_judgements: PositiveInt = 1,
+        temperatures: dict[str, NonNegativeFloat] | None = None,
+        seed: Seed = 0,
     ) -> None:
         super().__init__(path, max_new_tokens, source, num_examples)
+        if num_judgements < 1:
+            raise RequestError(f"num_judgements must be 1 or more, got {num_judgements}.")
         self.references = references
         self.judge_prompts = judge_prompts
         self.judge = judge
+        self.num_judgements = num_judgements
+        self.chosen_temperatures = temperatures or {}
+        self.seed = seed
 
     @classmethod
     @override
@@ -101,6 +132,12 @@ class MTBench(Benchmark):
 
     @override
     def check(self) -> None:
+        known = self.temperatures()
+        if unknown := [name for name in self.chosen_temperatures if name not in known]:
+            raise RequestError(
+                f"temperatures: {self.path} has no category {unknown[0]!r}; it has "
+                f"{', '.join(known)}."
+            )
         check_references(self._questions, read_references(self.references))
         read_judge_prompts(self.judge_prompts)
         self.judge.check()
@@ -112,7 +149,40 @@ class MTBench(Benchmark):
     @override
     def protocol(self) -> dict[str, Any]:
         judge = {"model": self.judge.model, "prompts": read_judge_prompts(self.judge_prompts)}
-        return {**super().protocol(), "judge": repr(judge)}
+        judgements = {"judge": repr(judge), "num_judgements": self.num_judgements}
+        return {**super().protocol(), **judgements}
+
+    @property
+    @override
+    def decoding(self) -> Decoding:
+        return Decoding(seed=self.seed)
+
+    @override
+    def temperatures(self) -> Mapping[str, float]:
+        found = {}
+        for category in dict.fromkeys(item.row["category"] for item in self.all_items()):
+            usual = TEMPERATURES.get(category, OTHER_TEMPERATURE)
+            found[category] = self.chosen_temperatures.get(category, usual)
+        return found
+
+    @override
+    def measure(
+        self, items: Sequence[Item], prompts: Sequence[Sequence[int]], model: EvaluatedModel
+    ) -> list[list[Answer]]:
+        temperatures = self.temperatures()
+        places = defaultdict(list)
+        for place, item in enumerate(items):
+            places[temperatures[item.row["category"]]].append(place)
+        answers: list[list[Answer]] = [[] for _ in items]
+        for temperature, some in places.items():
+            found = super().measure(
+                [items[place] for place in some],
+                [prompts[place] for place in some],
+                model.at_temperature(temperature),
+            )
+            for place, answered in zip(some, found, strict=True):
+                answers[place] = answered
+        return answers
 
     @override
     def items(self) -> list[Item]:
@@ -149,12 +219,7 @@ class MTBench(Benchmark):
             answers = [*before, completion]
             question = _question(item.row)
             asked.append(judge_prompt(question, answers, len(answers), prompts, references))
-        judgements = self.judge.ask(asked)
-        ratings = map(rating, judgements)
-        return [
-            Verdict(None if value is None else {"rating": value}, judgement)
-            for value, judgement in zip(ratings, judgements, strict=True)
-        ]
+        return list(map(_verdict, self.judge.ask_several(asked, self.num_judgements)))
 
     @override
     def metrics(self) -> dict[str, ItemScore]:
@@ -171,6 +236,14 @@ class MTBench(Benchmark):
     @override
     def mark_of(self, score_name: str) -> str | None:
         return "rating" if score_name == "mean" else None  # both turns of a question are one item
+
+
+def _verdict(judgements: Sequence[str]) -> Verdict:
+    found = [value for value in map(rating, judgements) if value is not None]
+    of = len(judgements)
+    named = (f"Judgement {n} of {of}: {text}" for n, text in enumerate(judgements, 1))
+    text = "\n\n".join(named) if of > 1 else judgements[0]
+    return Verdict({"rating": fmean(found)} if found else None, text)
 
 
 def _question(row: Mapping[str, Any]) -> Question:
