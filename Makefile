@@ -1,5 +1,5 @@
 # make demo: set up, train two strategies on the embedded world, compare them.
-# make test: set up, run every check and test. Both need only Python 3.11 or later.
+# make test: set up, run every check and test. Both need only Python 3.11.5 or later.
 PYTHON ?= python3
 BIN := .venv/bin
 # One process per core, at most four, since each loads torch. Tests of one file share fixtures.
@@ -9,13 +9,19 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Bytecode is written at the first import, not at installation: most modules are never imported.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test quick ui lint docs schema clean
+.PHONY: setup demo test quick ui lint docs schema lock audit clean
 
 setup: .venv/ready
 
-.venv/ready: pyproject.toml constraints.txt
+# All but torch is checked against the hashes of the locks. torch comes with what its build needs,
+# such as CUDA packages, and finds the rest installed.
+.venv/ready: pyproject.toml constraints.txt requirements.lock build.lock
 	$(PYTHON) -m venv .venv
-	$(PIP) install --no-compile -c constraints.txt -e '.[dev]'
+	$(PIP) install --no-deps --require-hashes -r build.lock
+	$(PIP) install --no-compile --no-deps --no-build-isolation --require-hashes -r requirements.lock
+	$(PIP) install --no-compile -c constraints.txt torch
+	$(PIP) install --no-deps --no-build-isolation -e .
+	$(PIP) check
 	touch $@
 
 demo: setup
@@ -43,6 +49,16 @@ docs: setup
 # JSON schemas for editors: run this after changing a config key or its description.
 schema: setup
 	$(BIN)/python docs/config_schema.py
+
+# Hashed versions of what setup installs: run this after changing constraints.txt.
+lock:
+	.ci/lock
+
+# Known vulnerabilities of pinned packages; asks PyPI for each one.
+audit:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip --disable-pip-version-check --quiet install pip-audit
+	build/audit/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt
 
 ui: setup
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db
