@@ -1,18 +1,55 @@
 """Errors that end a command with an exit code of their own: a wrong request, a signal."""
 
 import difflib
+import re
 import signal
 from collections.abc import Iterable
 
 RESUME_HINT = "The same command"
 """Beginning of the note that a stopped run prints last."""
 
+# What stands before the host. A password may hold characters that should have been encoded, so
+# whatever follows a colon and is not a port is one.
+_CREDENTIALS = re.compile(r"(?<=://)(?:[^\s/?#]*@|[^\s/?#:\[]*:(?!\d*(?:[/?#'\"]|$))\S{,1000}@)")
+_SCHEME = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]{,30}://")
+
+
+def has_credentials(address: str, *, needs_scheme: bool = True) -> bool:
+    """Say whether an address includes a user name or a password.
+
+    Args:
+        address: Any text.
+        needs_scheme: Whether only text with a scheme is an address.
+
+    >>> has_credentials("https://ada:secret@host"), has_credentials("https://host/ada@host")
+    (True, False)
+    >>> has_credentials("ada:secret@host"), has_credentials("ada:secret@host", needs_scheme=False)
+    (False, True)
+    """
+    scheme = _SCHEME.match(address)
+    if scheme is None:
+        return not needs_scheme and has_credentials(f"any://{address.strip()}")
+    return _CREDENTIALS.match(address, scheme.end()) is not None
+
+
+def hide_credentials(text: str) -> str:
+    """Replace user names and passwords of all addresses in a text.
+
+    >>> hide_credentials("no server at https://ada:secret@host.")
+    'no server at https://***@host.'
+    """
+    return _CREDENTIALS.sub("***@", text)
+
 
 class RequestError(ValueError):
     """A bad key, value, file or server, known before the base model loads: exit code 2.
 
-    The message is one or two lines that name the key or file, the value seen, and the fix.
+    The message is one or two lines that name the key or file, the value seen, and the fix; what an
+    address in it holds of credentials is hidden.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(hide_credentials(message))
 
 
 class BusyError(RequestError):

@@ -5,18 +5,24 @@ import os
 import sys
 import typing
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from sft_lab.commands.main import COMMANDS
 from sft_lab.config.ranges import range_fault
+from sft_lab.errors import hide_credentials
 
 TRACKING_URI = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(hide_credentials(message))
 
 
 def command_parser(command: str, **settings: Any) -> argparse.ArgumentParser:
     """Return a parser for a command, with its one-line help as description and no arguments."""
     description = COMMANDS[command]
-    return argparse.ArgumentParser(
+    return _Parser(
         prog=f"sft-lab {command}",
         description=description[0].upper() + description[1:] + ".",
         allow_abbrev=False,
@@ -43,7 +49,8 @@ def number(hint: Any) -> Callable[[str], float]:
 
 def add_tracking_uri(parser: argparse.ArgumentParser) -> None:
     """Add ``--tracking_uri``, the store to read."""
-    parser.add_argument("--tracking_uri", default=TRACKING_URI, help="default: %(default)s")
+    shown = hide_credentials(TRACKING_URI).replace("%", "%%")
+    parser.add_argument("--tracking_uri", default=TRACKING_URI, help=f"default: {shown}")
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

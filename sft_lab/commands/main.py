@@ -7,7 +7,7 @@ from importlib import import_module
 from io import TextIOWrapper
 from typing import NoReturn
 
-from sft_lab.errors import BusyError, Interrupted, RequestError, nearest
+from sft_lab.errors import BusyError, Interrupted, RequestError, hide_credentials, nearest
 from sft_lab.runs.accidents import explain
 from sft_lab.signals import forget_signals, handle_signals, interrupt
 from sft_lab.terminal import VisibleFormatter, visible
@@ -74,7 +74,8 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as fault:
         if (line := explain(fault)) is None:
             raise
-        print(visible(" ".join([f"error: {line}", *_notes(fault)])), file=sys.stderr)
+        line = hide_credentials(" ".join([f"error: {line}", *_notes(fault)]))
+        print(visible(line), file=sys.stderr)
         return 1
 
 

@@ -17,7 +17,13 @@ from jsonargparse.typing import get_registered_type
 
 from sft_lab.config.compose import Composed
 from sft_lab.config.ranges import AnyYaml, range_fault
-from sft_lab.errors import RequestError
+from sft_lab.errors import RequestError, has_credentials
+
+MLFLOW_CREDENTIALS = (
+    "an address of MLflow must not include a user name or a password, here or in "
+    "MLFLOW_TRACKING_URI; export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
+    "MLFLOW_TRACKING_TOKEN."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +46,7 @@ def check_config(
     others: Mapping[str, Any],
     ranges: Mapping[str, Any] | None = None,
 ) -> None:
-    """Refuse the first key of a config that no argument has, or number that is out of range.
+    """Refuse the first key that no argument has, number out of range, or address with a password.
 
     Args:
         composed: The config.
@@ -51,7 +57,9 @@ def check_config(
     Raises:
         RequestError: Naming file, line and key, and the nearest right one, or the range.
     """
-    for key, value, hint in _walk(composed.resolved(), groups, others):
+    resolved = composed.resolved()
+    _check_credentials(resolved, composed)
+    for key, value, hint in _walk(resolved, groups, others):
         if isinstance(hint, _Unknown):
             raise RequestError(f"{composed.origin(key)}unknown key {key!r}; {_fix(key, hint)}")
         if isinstance(hint, _Unimportable):
@@ -65,6 +73,32 @@ def check_config(
             raise RequestError(f"{composed.where(key)} needs a value, got null.")
         if allowed := range_fault(value, (ranges or {}).get(key, hint)):
             raise RequestError(f"{composed.where(key)} must be {allowed}, got {value}.")
+
+
+def _check_credentials(value: Any, composed: Composed, key: str = "") -> None:
+    """Refuse addresses with a user name or a password: a config is printed and recorded.
+
+    Raises:
+        RequestError: Naming the key, not the value.
+    """
+    if isinstance(value, Mapping | list):
+        entries = value.items() if isinstance(value, Mapping) else enumerate(value)
+        for name, entry in entries:
+            _check_credentials(entry, composed, f"{key}.{name}" if key else str(name))
+        return
+    if not isinstance(value, str):
+        return
+    above, _, name = key.rpartition(".")
+    if has_credentials(value, needs_scheme=name not in ("tracking_uri", "base_url")):
+        fault = "an address must not include a user name or a password"
+        if name == "tracking_uri":
+            raise RequestError(f"{composed.where(key)}: {MLFLOW_CREDENTIALS}")
+        if name == "base_url":
+            raise RequestError(
+                f"{composed.where(key)}: {fault}; name the variable that holds the key by "
+                f"{above}.api_key_env."
+            )
+        raise RequestError(f"{composed.where(key)}: {fault}; leave them out.")
 
 
 def _fix(key: str, unknown: _Unknown) -> str:

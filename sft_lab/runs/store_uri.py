@@ -8,7 +8,8 @@ from urllib.error import HTTPError
 from urllib.parse import quote, unquote, urlparse
 from urllib.request import urlopen
 
-from sft_lab.errors import RequestError
+from sft_lab.config.check import MLFLOW_CREDENTIALS
+from sft_lab.errors import RequestError, has_credentials
 from sft_lab.paths import check_folder
 
 _SQLITE = "sqlite:///"
@@ -50,7 +51,8 @@ def check_store(tracking_uri: str) -> None:
     """Check the store up front: MLflow would retry for minutes. A local store may not exist yet.
 
     Raises:
-        RequestError: If a file is not an SQLite database, or no MLflow server answers.
+        RequestError: If a file is not an SQLite database, an address includes a password, or no
+            MLflow server answers.
     """
     # After 2, 4, 8, 16, 32 and 64 seconds: a server may restart under a run. One that is down when
     # a command starts is found below.
@@ -59,6 +61,8 @@ def check_store(tracking_uri: str) -> None:
     if file is not None:
         _check_sqlite(file)
         return
+    if has_credentials(tracking_uri, needs_scheme=False):
+        raise RequestError(f"{URI_KEY}: {MLFLOW_CREDENTIALS}")
     server = urlparse(tracking_uri)
     if server.scheme not in ("http", "https") or server.hostname is None:
         raise RequestError(

@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import socket
+import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
@@ -61,7 +62,8 @@ class RayExecutor:
     Args:
         resources: Resources that each job needs.
         address: A running cluster, or ``auto`` for this machine's; by default, one is started for
-            this process with all cores and GPUs of the machine.
+            this process with all cores and GPUs of the machine. It listens on loopback only, and
+            its folder is private and is removed with it.
     """
 
     def __init__(self, resources: Resources, address: str | None = None) -> None:
@@ -70,6 +72,7 @@ class RayExecutor:
         self._ray: Any = None
         self._task: Any = None
         self._jobs: dict[Any, Job] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def _start(self) -> None:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -77,6 +80,10 @@ class RayExecutor:
         os.environ.setdefault("RAY_worker_niceness", "0")
         # The default of a future Ray release; until it is set, Ray warns at every start.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        if self.address is None:
+            # What Ray does on Windows and macOS: it listens on loopback only. Ray reads it when it
+            # is imported, and resolves a loopback address that is passed to it to another one.
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         try:
             import ray
         except ImportError as fault:
@@ -89,17 +96,32 @@ class RayExecutor:
             "logging_level": logging.ERROR,
         }
         if self.address is None:
-            quiet |= {"include_dashboard": False, "object_store_memory": 100 * 1024**2}
+            # Ray lets everybody write to its own folder, so it is inside a private one.
+            self._folder = tempfile.TemporaryDirectory(
+                prefix="ray-", dir=os.environ.get("RAY_TMPDIR"), ignore_cleanup_errors=True
+            )
+            quiet |= {
+                "include_dashboard": False,
+                "object_store_memory": 100 * 1024**2,
+                "_temp_dir": f"{self._folder.name}/r",
+            }
         try:
             _check_listening(self.address)
             ray.init(address=self.address or "local", **quiet)
         except (OSError, RuntimeError, ValueError) as fault:
+            if self.address is None:
+                raise RequestError(
+                    f"Ray does not start on this machine ({str(fault).splitlines()[0]}). If its "
+                    "folder below TMPDIR has too long a path, set RAY_TMPDIR to a shorter one."
+                ) from fault
             raise RequestError(
                 f"--address {self.address}: no Ray cluster answers ({str(fault).splitlines()[0]}). "
                 "Start one (ray start --head), or leave --address out. With ~/.ray/auth_token, "
                 "the cluster asks for a token: set RAY_AUTH_MODE=token here and on every machine."
             ) from fault
         self._ray = ray
+        if self.address is None:
+            self._check_loopback()
         self._check_resources()
         resources = self.resources
         wanted: dict[str, Any] = {"num_cpus": resources.cpus, "max_retries": 0}
@@ -108,6 +130,22 @@ class RayExecutor:
         if resources.memory_gb:
             wanted["memory"] = int(resources.memory_gb * 10**9)
         self._task = ray.remote(**wanted)(run_job)
+
+    def _check_loopback(self) -> None:
+        found = {node["NodeManagerAddress"] for node in self._ray.nodes()}
+        if found != {"127.0.0.1"}:
+            self._shut_down()
+            raise RequestError(
+                f"Ray listens on {', '.join(found)}, not only on loopback, as it does where it was "
+                "imported before. Start a cluster (ray start --head) and name it by --address."
+            )
+
+    def _shut_down(self) -> None:
+        self._ray.shutdown()
+        self._ray = self._task = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
 
     def _check_resources(self) -> None:
         resources = self.resources
@@ -118,7 +156,7 @@ class RayExecutor:
             "memory": (resources.memory_gb or 0) * 10**9,
         }
         if not any(all(node.get(k, 0) >= v for k, v in wanted.items()) for node in nodes):
-            self._ray.shutdown()
+            self._shut_down()
             raise RequestError(
                 f"resources: a run needs {resources.cpus} cores, {resources.gpus} GPUs and "
                 f"{resources.memory_gb or 0} GB, which no machine of the cluster has; "
@@ -162,8 +200,7 @@ class RayExecutor:
         reason = "Ray's process on this machine has died"
         lost = [Ended(job.digest, None, None, reason) for job in self._jobs.values()]
         self._jobs.clear()
-        self._ray.shutdown()
-        self._ray = self._task = None
+        self._shut_down()
         return lost
 
     def _result(self, job: Job, ref: Any) -> Ended:
@@ -192,4 +229,4 @@ class RayExecutor:
             self._ray.cancel(ref, force=False)
         if self._jobs:
             self._ray.wait(list(self._jobs), num_returns=len(self._jobs), timeout=150)
-        self._ray.shutdown()
+        self._shut_down()

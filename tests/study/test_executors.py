@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sft_lab.errors import RequestError
 from sft_lab.study.design import Resources
 from sft_lab.study.executors import RayExecutor
 from sft_lab.study.job import Ended, Job
@@ -30,12 +31,17 @@ class StandIn(ModuleType):
     def __init__(self) -> None:
         super().__init__("ray")
         self.starts = 0
+        self.address = "127.0.0.1"
+        self.folders: list[Path] = []
 
     def init(self, **settings: Any) -> None:
         self.starts += 1
+        self.folders.append(Path(settings["_temp_dir"]))
+        self.folders[-1].mkdir(mode=0o777)
 
     def nodes(self) -> list[Any]:
-        return [{"Alive": True, "Resources": {"CPU": 1, "memory": 10**12}}]
+        resources = {"CPU": 1, "memory": 10**12}
+        return [{"Alive": True, "Resources": resources, "NodeManagerAddress": self.address}]
 
     def remote(self, **settings: Any) -> Any:
         return lambda function: SimpleNamespace(
@@ -55,18 +61,43 @@ class StandIn(ModuleType):
         pass
 
 
-def test_ray_that_dies_is_started_again_and_no_job_is_forgotten(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def job(name: str) -> Job:
+    here = Path()
+    return Job(name, "", name, here, None, "", here, here, here, {})
+
+
+def test_the_folder_of_an_own_cluster_is_private_and_is_removed_with_it(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     ray = StandIn()
     monkeypatch.setitem(sys.modules, "ray", ray)
     executor = RayExecutor(Resources(cpus=1, gpus=0))
-    jobs = {
-        name: Job(name, "", name, tmp_path, None, "", tmp_path, tmp_path, tmp_path, {})
-        for name in ("done", "running", "queued")
-    }
-    for job in jobs.values():
-        executor.submit(job)
+    executor.submit(job("done"))
+    (folder,) = ray.folders
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
+    executor.wait(0)
+    executor.stop()
+    assert not folder.parent.exists()
+
+
+def test_an_own_cluster_that_others_can_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    ray = StandIn()
+    ray.address = "192.0.2.2"
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with pytest.raises(RequestError, match=r"listens on 192\.0\.2\.2, not only on loopback"):
+        RayExecutor(Resources(cpus=1, gpus=0)).submit(job("done"))
+    assert not ray.folders[0].exists()
+
+
+def test_ray_that_dies_is_started_again_and_no_job_is_forgotten(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ray = StandIn()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    executor = RayExecutor(Resources(cpus=1, gpus=0))
+    jobs = {name: job(name) for name in ("done", "running", "queued")}
+    for waiting in jobs.values():
+        executor.submit(waiting)
     ended = {end.digest: end for end in executor.wait(0)}
     assert ended["done"].run_id == "1f"
     assert {name for name, end in ended.items() if end.code is None} == {"running", "queued"}

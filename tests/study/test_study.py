@@ -4,6 +4,7 @@ import os
 import signal
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from study_runs import STUDY, recorded_study, run_study, start_study, wait_for_checkpoint
@@ -41,10 +42,30 @@ def test_a_study_runs_equal_cells_once_forks_the_rest_and_can_be_resumed(
     assert err.count("found finished") == 2
 
 
-def test_a_killed_study_loses_nothing(study_lab: Lab) -> None:
+def assert_private(study: psutil.Process) -> None:
+    """Check that a study listens on loopback only, and that others cannot read its folder."""
+    processes = [study, *study.children(recursive=True)]
+    listening = {
+        connection.laddr.ip.removeprefix("::ffff:")
+        for process in processes
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert listening == {"127.0.0.1"}
+    (folder,) = {
+        Path(argument.partition("=")[2])
+        for process in processes
+        for argument in process.cmdline()
+        if argument.startswith("--temp_dir=")
+    }
+    assert folder.parent.stat().st_mode & 0o777 == 0o700
+
+
+def test_a_killed_study_loses_nothing_and_was_private(study_lab: Lab) -> None:
     lab = study_lab
     process = start_study(lab)
     wait_for_checkpoint(lab, process)
+    assert_private(psutil.Process(process.pid))
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     started = {run.info.run_id for run in lab.runs}

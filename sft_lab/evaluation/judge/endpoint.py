@@ -10,7 +10,7 @@ import anyio
 import httpx2
 from typing_extensions import override
 
-from sft_lab.errors import RequestError
+from sft_lab.errors import RequestError, has_credentials
 
 
 def check_base_url(base_url: str) -> None:
@@ -19,6 +19,10 @@ def check_base_url(base_url: str) -> None:
     Raises:
         RequestError: If it is malformed, or includes a key or the path of a request.
     """
+    if has_credentials(base_url, needs_scheme=False):
+        raise RequestError(
+            "base_url must not include a user name or a password; give the key by api_key_env."
+        )
     try:
         url = urlsplit(base_url)
         usable = url.scheme in ("http", "https") and bool(url.hostname) and url.port != 0
@@ -29,11 +33,8 @@ def check_base_url(base_url: str) -> None:
             f"base_url must be http(s)://HOST[:PORT]/PATH, got {base_url!r}; "
             "it usually ends in /v1."
         )
-    if url.username or url.password or url.query:
-        raise RequestError(
-            "base_url must not include a user name, a password or a query; give the key by "
-            "api_key_env."
-        )
+    if url.query:
+        raise RequestError("base_url must not include a query; give the key by api_key_env.")
     if url.path.rstrip("/").endswith("/completions"):
         raise RequestError(f"base_url must end before /chat/completions, got {base_url!r}.")
 

@@ -1,7 +1,6 @@
 """Generation by a vLLM server, which is given the current adapters at each evaluation."""
 
 import logging
-import os
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -99,7 +98,6 @@ class VllmEngine(Engine):
         with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=self.server.adapter_dir) as made:
             folder = Path(made).resolve()
             save_trained(model, folder)
-            os.chmod(folder, 0o755)  # the server may run as another user
             try:
                 self._load(name, folder)
             except VllmRefusalError as fault:
@@ -107,7 +105,7 @@ class VllmEngine(Engine):
                 raise RequestError(
                     f"{self.server} does not load adapters: {fault}. It needs --enable-lora and "
                     f"--max-lora-rank of {rank} or more, and must see {folder} under that path "
-                    "(evaluation.vllm.adapter_dir)."
+                    "(evaluation.vllm.adapter_dir), as the same user: the folder is private."
                 ) from None
             try:
                 yield name
