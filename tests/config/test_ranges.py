@@ -15,6 +15,7 @@ from sft_lab.config.check import argument_types
 from sft_lab.config.ranges import described
 from sft_lab.errors import RequestError
 from sft_lab.launch.parser import GROUPS, parse
+from sft_lab.report.sections import QuestionSection
 from sft_lab.runs.logger import RunLogger
 from sft_lab.study.design import StudyDesign
 
@@ -101,7 +102,7 @@ UNBOUNDED = {
 
 def numeric_arguments() -> Iterator[tuple[str, str, Any]]:
     """Yield the class, name and type of every numeric argument that a config can set."""
-    seen: set[Any] = set()
+    seen: set[Any] = {QuestionSection}  # the report builds it, no config
     todo: list[Any] = [*GROUPS.values(), StudyDesign, RunLogger]
     while todo:
         owner = todo.pop()
