@@ -173,5 +173,5 @@ def recorded(logger: RunLogger, note: str = "") -> Iterator[None]:
 
 
 def _how_to_resume(run: Run) -> str:
-    which = "The same command" if run.start.fork is None else f"{RESUME_HINT} without --from and"
+    which = RESUME_HINT if run.start.fork is None else f"{RESUME_HINT} without --from and"
     return f"{which} with --ckpt_path last resumes it."

@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
-from statsmodels.stats.multitest import multipletests
 
 from sft_lab.metrics.intervals import wilson
 from sft_lab.metrics.seeds import are_shares, crossed_variance, marks_array
@@ -238,10 +237,13 @@ def holm(p_values: Mapping[K, float]) -> dict[K, float]:
     >>> holm({"math": 0.01, "code": 0.04})
     {'math': 0.02, 'code': 0.04}
     """
-    if not p_values:
-        return {}
-    adjusted = multipletests(list(p_values.values()), method="holm")[1]
-    return {key: float(p) for key, p in zip(p_values, adjusted, strict=True)}
+    # statsmodels' multipletests collects garbage at each call, a third of a second beside torch.
+    adjusted: dict[K, float] = {}
+    largest = 0.0
+    for rank, key in enumerate(sorted(p_values, key=lambda key: p_values[key])):
+        largest = max(largest, min((len(p_values) - rank) * float(p_values[key]), 1.0))
+        adjusted[key] = largest
+    return {key: adjusted[key] for key in p_values}
 
 
 def _same_length(before: Sequence[Any], after: Sequence[Any]) -> int:

@@ -6,6 +6,7 @@ figure suits both colour schemes, can be searched, and is the same to the byte e
 
 import re
 from collections.abc import Sequence
+from functools import partial
 from html import escape
 from io import StringIO
 from typing import Any
@@ -130,7 +131,7 @@ class Drawing:
     def panel(self, name: str, alt: str) -> Panel:
         """Return the drawing as a panel; its name may hold any characters."""
         name = slug(name)
-        return Panel(name, self.svg(name, alt), alt)
+        return Panel(name, partial(self.svg, name, alt), alt)
 
     def svg(self, name: str, alt: str) -> str:
         """Return the drawing as an ``<svg>`` element.

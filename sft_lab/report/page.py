@@ -1,7 +1,8 @@
 """The parts of a report, before it is written as HTML, Markdown and CSV."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal, get_args
 
 Judgement = Literal["supported", "not supported", "inconclusive"]
@@ -61,13 +62,18 @@ class Panel:
 
     Attributes:
         name: Name of its file, without ``.svg``.
-        svg: The ``<svg>`` element.
+        draw: Returns the ``<svg>`` element; called once, when the report is written.
         alt: Its content, in words.
     """
 
     name: str
-    svg: str
+    draw: Callable[[], str]
     alt: str
+
+    @cached_property
+    def svg(self) -> str:
+        """The ``<svg>`` element."""
+        return self.draw()
 
 
 @dataclass(frozen=True)

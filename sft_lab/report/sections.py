@@ -1,6 +1,7 @@
 """The sections that every report has."""
 
 from collections.abc import Sequence
+from functools import partial
 
 from typing_extensions import override
 
@@ -110,7 +111,7 @@ class Representations(ReportSection):
         if not self.figures:
             return None
         figures = [
-            Figure(title, caption, [Panel(f"representation-{number}", svg, title)])
+            Figure(title, caption, [Panel(f"representation-{number}", partial(str, svg), title)])
             for number, (title, svg, caption) in enumerate(self.figures)
         ]
         return Section("representations", "Hidden states before and after", figures=figures)

@@ -3,6 +3,7 @@ from math import inf, sqrt
 import numpy as np
 import pytest
 from scipy import stats
+from statsmodels.stats.multitest import multipletests
 
 from sft_lab.metrics.paired import Difference, holm, paired_means, paired_over_seeds, paired_shares
 
@@ -200,6 +201,12 @@ def test_holm_by_hand() -> None:
     assert holm({"a": 0.04, "b": 0.03}) == pytest.approx({"a": 0.06, "b": 0.06})
     assert holm({"a": 0.9, "b": 0.8}) == {"a": 1, "b": 1}
     assert holm({}) == {}
+
+
+def test_holm_is_that_of_statsmodels() -> None:
+    p_values = dict(enumerate(np.random.default_rng(1).beta(0.3, 2, size=40).round(2).tolist()))
+    expected = multipletests(list(p_values.values()), method="holm")[1]
+    assert list(holm(p_values).values()) == pytest.approx(expected.tolist())
 
 
 def test_what_cannot_be_paired_is_refused() -> None:
