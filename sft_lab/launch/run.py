@@ -16,6 +16,7 @@ from sft_lab.launch.run_config import RunConfig
 from sft_lab.launch.start import Start, choose_start
 from sft_lab.model.qlora import check_weights
 from sft_lab.paths import check_folder, make_folder
+from sft_lab.runs.accidents import is_of_store
 from sft_lab.runs.checkpoint import RunStamp, read_checkpoint
 from sft_lab.runs.fork import Fork, check_end
 from sft_lab.runs.inputs import check_inputs, run_inputs
@@ -160,6 +161,8 @@ def recorded(logger: RunLogger, note: str = "") -> Iterator[None]:
     try:
         yield
     except BaseException as fault:
+        if is_of_store(fault):
+            fault.add_note(f"The store is {logger.tracking_uri}.")
         if note and getattr(fault, "can_resume", True):
             fault.add_note(note)
         is_stopped = isinstance(fault, Interrupted | KeyboardInterrupt)

@@ -76,6 +76,15 @@ def explain(fault: BaseException) -> str | None:
     return None
 
 
+def is_of_store(fault: BaseException) -> bool:
+    """Return whether the store, or a library that reads it, has raised a fault or its cause."""
+    return any(map(_is_of_store, _chain(fault)))
+
+
+def _is_of_store(fault: BaseException) -> bool:
+    return type(fault).__module__.startswith(("mlflow.", "sqlalchemy.", "sqlite3"))
+
+
 def _chain(fault: BaseException | None) -> Iterator[BaseException]:
     while fault is not None:
         yield fault
@@ -84,7 +93,6 @@ def _chain(fault: BaseException | None) -> Iterator[BaseException]:
 
 def _explain(fault: BaseException) -> str | None:
     text = " ".join(str(fault).split())
-    kind = type(fault)
     if (isinstance(fault, OSError) and fault.errno in _FULL) or "disk is full" in text:
         return _disk_full(fault)
     if isinstance(fault, OSError):
@@ -94,11 +102,11 @@ def _explain(fault: BaseException) -> str | None:
             return "too many open files. Raise the limit (ulimit -n)."
         if fault.errno == errno.ENOENT and not _has_folder():
             return "the working directory has been removed, and relative paths with it. Restore it."
-    if kind.__name__ == "OutOfMemoryError":
+    if type(fault).__name__ == "OutOfMemoryError":
         return f"out of GPU memory. {_FEWER_BYTES}"
     if isinstance(fault, MemoryError):
         return f"out of memory, or of address space (ulimit -v). {_FEWER_BYTES}"
-    if kind.__module__.startswith(("mlflow.", "sqlalchemy.", "sqlite3")):
+    if _is_of_store(fault):
         return _first(_STORE_BY_TEXT, text)
     if isinstance(fault, RuntimeError | OSError | ImportError):
         return _first(_BY_TEXT, text)

@@ -1,5 +1,6 @@
 """Resume a run: find it and its checkpoint, and check that the config still fits."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from sft_lab.runs.checkpoint import last_checkpoint, read_checkpoint, stamp_of
 from sft_lab.runs.fork import FORK_TAG
 from sft_lab.runs.inputs import BASE, TOKENIZER, check_inputs
 from sft_lab.runs.store import DIGEST_TAG, RunStore
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,10 @@ def resume_last(tracking_uri: str, dirpath: Path, config: Mapping[str, Any]) -> 
         if run.data.tags[DIGEST_TAG] == digest(config):
             checkpoint = last_checkpoint(dirpath, run.info.run_id)
             if not checkpoint.exists():
+                if "progress/samples" in run.data.metrics:
+                    log.warning(
+                        f"{checkpoint} is missing, so the run starts from its first step again."
+                    )
                 return Resume(run.info.run_id, None, run.data.tags.get(FORK_TAG))
             return resume_path(checkpoint, config)
     message = f"--ckpt_path last: {tracking_uri} holds no unfinished run of this config."

@@ -143,11 +143,17 @@ def test_a_checkpoint_whose_run_is_elsewhere_is_refused(finished: FinishedRun, l
 
 
 @pytest.mark.slow
-def test_a_run_stopped_before_its_first_checkpoint_starts_over(stopped_lab: Lab) -> None:
+def test_a_run_without_its_checkpoint_starts_over_and_says_so(
+    stopped_lab: Lab, caplog: pytest.LogCaptureFixture
+) -> None:
     stop(stopped_lab, 0)
     assert not stopped_lab.checkpoint.exists()
+    stop(stopped_lab, 6, "--ckpt_path=last")
+    assert "is missing" not in caplog.text  # it had taken no step
+    stopped_lab.checkpoint.unlink()
     outcome = stopped_lab.fit("--ckpt_path=last")
     assert outcome.code == 0, outcome.err
+    assert f"{stopped_lab.run.info.run_id}/last.ckpt is missing" in caplog.text
     assert list(stopped_lab.points("world_math/accuracy")) == [0, 4, 5, 8, 12]
 
 
