@@ -49,7 +49,7 @@ def resume_last(tracking_uri: str, dirpath: Path, config: Mapping[str, Any]) -> 
         if run.data.tags[DIGEST_TAG] == digest(config):
             checkpoint = last_checkpoint(dirpath, run.info.run_id)
             if not checkpoint.exists():
-                if "progress/samples" in run.data.metrics:
+                if run.data.metrics.get("progress/samples", 0) > 0:
                     log.warning(
                         f"{checkpoint} is missing, so the run starts from its first step again."
                     )
