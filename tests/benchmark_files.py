@@ -47,6 +47,7 @@ def write_benchmarks(folder: Path) -> Path:
         "humaneval/HumanEval.jsonl.gz": HUMANEVAL,
         "ifeval/input_data.jsonl": IFEVAL,
         "mbpp/mbpp.jsonl": MBPP,
+        "mt_bench/question.jsonl": QUESTIONS,
     }
     for name, rows in files.items():
         content = "".join(json.dumps(row) + "\n" for row in rows).encode()

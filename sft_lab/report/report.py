@@ -17,6 +17,7 @@ from sft_lab.report.csv_tables import (
     means_csv,
 )
 from sft_lab.report.page import Report
+from sft_lab.report.paper.departures import departures_of
 from sft_lab.report.paper.published import published_for
 from sft_lab.report.section import ReportSection
 from sft_lab.report.sections import (
@@ -46,7 +47,9 @@ def build_report(
     abilities = abilities_of(results)
     bases = sorted({run.base for run in finished_runs(results).values()})
     measured = Measurements(reader)
-    context = Context(results, abilities, measured, published_for(bases))
+    departures = departures_of(list(finished_runs(results).values()), abilities)
+    published = published_for(bases, departures)
+    context = Context(results, abilities, measured, published, departures)
     parts = [
         *map(QuestionSection, results.questions),
         Searches(),

@@ -11,6 +11,7 @@ from sft_lab.report.changed_items import changed_tables
 from sft_lab.report.context import Context
 from sft_lab.report.judging import small_text
 from sft_lab.report.page import JUDGEMENTS, Figure, Panel, Section, Table
+from sft_lab.report.paper.departures import departures_table, differs
 from sft_lab.report.questions import question_section
 from sft_lab.report.section import ReportSection
 from sft_lab.report.tables import protocol_table
@@ -39,7 +40,7 @@ class Findings(ReportSection):
         return Section(
             "findings",
             "Which of the paper's findings this study supports",
-            [small_text()],
+            [small_text(), *([differs(context.departures)] if context.departures else [])],
             tables=[table] if table.rows else [],
         )
 
@@ -137,7 +138,8 @@ class Method(ReportSection):
         ]
         table = protocol_table(context.results, list(context.abilities))
         title = "How it was measured and tested"
-        return Section("method", title, text, tables=[table] if table.rows else [])
+        paper = departures_table(context.departures)
+        return Section("method", title, text, tables=[t for t in (table, paper) if t.rows])
 
 
 def _search_sentence(found: SearchResult) -> str:

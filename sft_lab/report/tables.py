@@ -12,7 +12,7 @@ from sft_lab.analysis.protocols import finished_runs, protocol_id
 from sft_lab.analysis.study_results import StudyResults
 from sft_lab.report.judging import interval_text, p_text
 from sft_lab.report.page import Mark, Table, TableCell
-from sft_lab.report.paper.published import SOURCE, Published
+from sft_lab.report.paper.published import Published
 
 
 def score_table(
@@ -40,7 +40,7 @@ def score_table(
     for ability in abilities:
         header.append(f"{ability.name}: {ability.key},\N{NO-BREAK SPACE}{ability.unit}")
         if published is not None:
-            header.append(f"{ability.name}, the paper ({published.size.upper()})")
+            header.append(f"{ability.name}, {published.label}")
     body: list[list[TableCell | str]] = []
     for group in rows:
         cells: list[TableCell | str] = [group.label, str(len(group.runs))]
@@ -52,7 +52,7 @@ def score_table(
             if published is not None:
                 cells.append(published.strategy(ability, group.arm, group.axis.get("k", "")))
         body.append(cells)
-    return Table(f"{caption} Published: {SOURCE}." if published else caption, header, body)
+    return Table(f"{caption} {published.source}" if published else caption, header, body)
 
 
 def _score_cell(
@@ -162,14 +162,34 @@ def protocol_table(results: StudyResults, abilities: list[Ability]) -> Table:
                     measured.prompts[:8],
                     str(measured.items),
                     _decoding(measured.decoding),
+                    _agreement(ability, measured.agrees_with),
                 )
                 rows[row] = rows.get(row, 0) + 1
     return Table(
         "How the scores were measured. Scores compare if the protocol is the same: a digest of "
-        "items and extractor, of the rendered prompts, and of the decoding.",
-        ("score", "protocol", "items and extractor", "prompts", "items", "decoding", "runs"),
+        "items and extractor, of the rendered prompts, and of the decoding. A score that "
+        "agrees with a published protocol grades the same answers as that does; where the score "
+        "shown is the lab's own, the official one is logged beside it.",
+        (
+            "score",
+            "protocol",
+            "items and extractor",
+            "prompts",
+            "items",
+            "decoding",
+            "agrees with",
+            "runs",
+        ),
         [[*row, str(runs)] for row, runs in sorted(rows.items())],
     )
+
+
+def _agreement(ability: Ability, agrees_with: Mapping[str, str]) -> str:
+    """Return the published protocol of an ability's score, or its benchmark's official score."""
+    if ability.score_name in agrees_with:
+        return agrees_with[ability.score_name]
+    others = (f"{ability.benchmark}/{name}: {text}" for name, text in agrees_with.items())
+    return "; ".join(["the lab's own", *others])
 
 
 def _decoding(decoding: Mapping[str, Any]) -> str:

@@ -63,6 +63,7 @@ def run_record(data: StagedDataModule, weights: str) -> RunRecord:
                 marks={score: benchmark.mark_of(score) for score in benchmark.score_names},
                 source=benchmark.source,
                 conditions=benchmark.conditions(),
+                agrees_with=benchmark.agrees_with(),
             )
             for name, benchmark in data.evaluation.benchmarks.items()
         },

@@ -13,7 +13,7 @@ from sft_lab.runs.store import RunStore
 from sft_lab.training.shares import parse_share
 
 RECORD = "record.json"
-SCHEMA = 1
+SCHEMA = 2
 """Version of the record; a change that an older version could not read counts it up."""
 
 
@@ -80,6 +80,7 @@ class BenchmarkRecord:
             for a score that is not such a mean.
         source: The source that teaches the ability, or None.
         conditions: What grading ran under, which changes no verdict.
+        agrees_with: The published protocol that grades as a score does, by the score's name.
     """
 
     digest: str
@@ -94,6 +95,7 @@ class BenchmarkRecord:
     chance: float
     marks: Mapping[str, str | None]
     conditions: Mapping[str, str]
+    agrees_with: Mapping[str, str]
 
     @property
     def score_names(self) -> list[str]:

@@ -43,6 +43,7 @@ class RunResult:
         status: MLflow's.
         seed: ``seed_everything``.
         base: The base model.
+        settings: Its parameters, by dotted key, as text.
         record: Its sources, stages and benchmarks.
         points: Its evaluations in order of steps.
         final: Its last values of forgetting, retention and average, by metric key.
@@ -54,6 +55,7 @@ class RunResult:
     status: str
     seed: int
     base: str
+    settings: Mapping[str, str]
     record: RunRecord
     points: tuple[Point, ...]
     final: Mapping[str, float]
@@ -120,6 +122,7 @@ def read_result(store: RunStore, run: Any) -> RunResult:
         status=run.info.status,
         seed=int(run.data.params.get("seed_everything", 0)),
         base=tags.get("base", ""),
+        settings=dict(run.data.params),
         record=read_record(store, run_id),
         points=read_points(store, run_id),
         final={key: value for key, value in sorted(metrics.items()) if key.startswith(final)},

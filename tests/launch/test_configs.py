@@ -57,6 +57,7 @@ def test_every_config_is_tested() -> None:
     assert {path.parent.name for path in RUNS} == {
         "world",
         "llama2_7b",
+        "paper_exact",
         "qwen2.5_0.5b",
         "real_files",
     }
@@ -70,7 +71,7 @@ def test_a_world_config_plans_its_stages(plan: Plan, path: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [*named("llama2_7b"), *named("qwen2.5_0.5b")],
+    [*named("llama2_7b"), *named("paper_exact"), *named("qwen2.5_0.5b")],
     ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
 def test_a_config_with_hub_names_plans_over_local_files(
@@ -86,6 +87,19 @@ def test_a_config_with_hub_names_plans_over_local_files(
     schedule = plan(path, f"{SANDBOX}=isolated_or_limited")
     assert stage_names(schedule) == STRATEGIES[path.stem]
     assert all(stage.stage.epochs == 3 for stage in schedule.stages)
+
+
+def test_runs_for_the_paper_s_figures_name_their_protocol(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for folder in ("llama2_7b", "paper_exact"):
+        for path in named(folder):
+            text = path.read_text()
+            assert "trainer: [../trainer.yaml, protocol.yaml]" in text, path
+            assert folder == "paper_exact" or "It differs from the paper in: Llama 2 for" in text
+    monkeypatch.setenv("SFT_LAB_BENCHMARKS", "nowhere")
+    tags = parse([f"--config={CONFIGS / 'llama2_7b/dmt.yaml'}"]).logger["tags"]
+    assert "under another protocol: Llama 2 for LLaMA-1" in tags["protocol"]
 
 
 @pytest.mark.parametrize("path", named("real_files"), ids=lambda path: path.stem)

@@ -159,6 +159,8 @@ def test_published_benchmarks_are_measured_next_to_a_runs_own(
     plan = lab.json("record.json")["benchmarks"]
     assert plan["humaneval"]["conditions"]["sandbox"] in ("isolated", "limited")
     assert plan["gsm8k"]["conditions"] == {}
+    assert plan["gsm8k"]["agrees_with"] == {"strict": "the grader of RFT (arXiv 2308.01825)"}
+    assert list(plan["humaneval"]["agrees_with"]) == ["pass_at_1_official"]
     table = lab.json("answers/step_000012/gsm8k.json")
     assert table["columns"][:5] == ["id", "item", "flexible", "strict", "boxed"]
 

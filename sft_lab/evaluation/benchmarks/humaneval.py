@@ -68,6 +68,12 @@ class HumanEval(CodeBenchmark):
         return {**super().protocol(), "prompt": self.prompt}
 
     @override
+    def agrees_with(self) -> Mapping[str, str]:
+        graded = "human-eval (arXiv 2107.03374)"
+        is_chat = self.prompt == "chat"
+        return {"pass_at_1_official": f"{graded}; its prompt is no chat" if is_chat else graded}
+
+    @override
     def item(self, row: Mapping[str, Any], number: int) -> Item:
         if self.prompt == "continuation":
             return Item(row["task_id"], (), row, text=row["prompt"])

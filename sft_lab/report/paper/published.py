@@ -12,6 +12,7 @@ from sft_lab.analysis.abilities import Ability
 from sft_lab.analysis.groups import amount
 from sft_lab.metrics.score import Score
 from sft_lab.report.curves import Line
+from sft_lab.report.paper.departures import Departure, differs
 
 _ORDER = ("gsm8k", "humaneval", "mt_bench")
 SOURCE = "Dong et al. (2024), arXiv 2310.05492, LLaMA-1, one run a cell"
@@ -22,11 +23,26 @@ class Published:
 
     Args:
         size: ``7b``, ``13b`` or ``33b``.
+        departures: Where the study's protocol differs from the paper's.
     """
 
-    def __init__(self, size: str) -> None:
+    def __init__(self, size: str, departures: Sequence[Departure] = ()) -> None:
         self.size = size
+        self.departures = departures
         self._scores: Mapping[str, Any] = _file()[size]
+
+    @property
+    def label(self) -> str:
+        """The name of a column or line of published scores."""
+        under = ", another protocol" if self.departures else ""
+        return f"the paper, {self.size.upper()}{under}"
+
+    @property
+    def source(self) -> str:
+        """The source of the scores, and in what this study's protocol differs."""
+        if not self.departures:
+            return f"Published: {SOURCE}, under this protocol."
+        return f"Published: {SOURCE}. {differs(self.departures)}"
 
     def strategy(self, ability: Ability, arm: str, level: str) -> str:
         """Return Table 1's score of a strategy as text; empty if it has none."""
@@ -45,7 +61,7 @@ class Published:
         column, scale = _ORDER.index(ability.benchmark), 100 if ability.is_share else 1
         values = [scores[column] / scale for scores in sweep.values()]
         return Line(
-            f"the paper, {self.size.upper()}",
+            self.label,
             [str(level) for level in sweep],
             [Score(value, value, value, 1) for value in values],
             published=True,
@@ -64,16 +80,18 @@ class Published:
         return f"{scores[_ORDER.index(ability.benchmark)]:.2f}"
 
 
-def published_for(bases: Sequence[str]) -> Published | None:
+def published_for(bases: Sequence[str], departures: Sequence[Departure] = ()) -> Published | None:
     """Return the paper's scores of the size that a LLaMA base names, 7B if it names none.
 
-    None if no base is a LLaMA.
+    Args:
+        bases: The bases of the study's runs; None is returned if none of them is a LLaMA.
+        departures: Where the study's protocol differs from the paper's.
     """
     llamas = [base for base in bases if "llama" in base.lower()]
     if not llamas:
         return None
-    size = re.search(r"(7|13|33)b", llamas[0].lower())
-    return Published(size[0] if size else "7b")
+    size = re.search(r"(7|13|33|30)b", llamas[0].lower())
+    return Published("33b" if size and size[1] == "30" else size[0] if size else "7b", departures)
 
 
 @cache

@@ -103,6 +103,10 @@ class HarnessTask(Benchmark):
         return {"lm_eval": version("lm_eval")}
 
     @override
+    def agrees_with(self) -> Mapping[str, str]:
+        return dict.fromkeys(self.score_names, f"lm-evaluation-harness, {self.task}")
+
+    @override
     def protocol(self) -> dict[str, Any]:
         task = self._loaded
         return {

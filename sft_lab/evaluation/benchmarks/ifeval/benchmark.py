@@ -22,6 +22,10 @@ class IFEval(Benchmark):
     row_fields: ClassVar[Mapping[str, type]] = {"key": int, "prompt": str}
 
     @override
+    def agrees_with(self) -> Mapping[str, str]:
+        return dict.fromkeys(self.score_names, "instruction_following_eval (arXiv 2311.07911)")
+
+    @override
     def check_row(self, row: Mapping[str, Any]) -> None:
         super().check_row(row)
         check_row(row)

@@ -152,6 +152,14 @@ class MTBench(Benchmark):
         judgements = {"judge": repr(judge), "num_judgements": self.num_judgements}
         return {**super().protocol(), **judgements}
 
+    @override
+    def agrees_with(self) -> Mapping[str, str]:
+        if self.chosen_temperatures:
+            return {}
+        text = "FastChat's llm_judge, single answers (arXiv 2306.05685)"
+        several = f"; the mean of {self.num_judgements} judgements"
+        return dict.fromkeys(self.score_names, text + (several if self.num_judgements > 1 else ""))
+
     @property
     @override
     def decoding(self) -> Decoding:
