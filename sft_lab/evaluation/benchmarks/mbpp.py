@@ -30,7 +30,8 @@ class MBPP(CodeBenchmark):
         max_new_tokens: See ``Benchmark``.
         prompt: ``three_shot`` is the paper's prompt (section 3.2), with the rows of ``task_id`` 2,
             3 and 4 as solved examples and without a chat template; the answer ends at ``[DONE]``.
-            ``chat`` asks one question, the task with its tests.
+            In it ``pass_at_1_official`` runs the answer up to there as it is, while ``pass_at_1``
+            extracts the program. ``chat`` asks one question, the task with its tests.
         timeout_s: Wall time of one program in seconds; one of the reference solutions needs four.
         kwargs: See ``CodeBenchmark``.
     """
@@ -53,6 +54,8 @@ class MBPP(CodeBenchmark):
         if prompt not in ("three_shot", "chat"):
             raise RequestError(f"prompt must be 'three_shot' or 'chat', got '{prompt}'.")
         self.prompt = prompt
+        if prompt == "three_shot":
+            self.score_names = ("pass_at_1", "pass_at_1_official")
 
     @override
     def protocol(self) -> dict[str, Any]:
@@ -62,7 +65,7 @@ class MBPP(CodeBenchmark):
     def agrees_with(self) -> Mapping[str, str]:
         if self.prompt == "chat":
             return {}
-        return {"pass_at_1": "section 3.2 of arXiv 2108.07732; code in fences is extracted"}
+        return {"pass_at_1_official": "section 3.2 of arXiv 2108.07732"}
 
     @override
     def check_row(self, row: Mapping[str, Any]) -> None:
@@ -114,12 +117,17 @@ class MBPP(CodeBenchmark):
 
     @override
     def program(self, item: Item, completion: str) -> Program:
-        row = item.row
         answer = completion.partition(_DONE)[0]
         answer = answer.partition(_BEGIN)[2] or answer
-        name = function_name(row["code"], row["test_list"])
-        test = "\n".join([*_setup(row), *row["test_list"]])
-        return Program(solution("", name, answer), test, name)
+        name = function_name(item.row["code"], item.row["test_list"])
+        return Program(solution("", name, answer), _test(item.row), name)
+
+    @override
+    def official_program(self, item: Item, completion: str) -> Program | None:
+        if self.prompt == "chat":
+            return None
+        name = function_name(item.row["code"], item.row["test_list"])
+        return Program(completion.partition(_DONE)[0], _test(item.row), name)
 
 
 def function_name(code: str, tests: Sequence[str]) -> str:
@@ -131,6 +139,10 @@ def function_name(code: str, tests: Sequence[str]) -> str:
         if isinstance(node, ast.FunctionDef | ast.ClassDef)
     ]
     return next((name for name in reversed(defined) if name in called), "")
+
+
+def _test(row: Mapping[str, Any]) -> str:
+    return "\n".join([*_setup(row), *row["test_list"]])
 
 
 def _text(row: Mapping[str, Any]) -> Any:
