@@ -11,11 +11,10 @@ from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
 from sft_lab.config.ranges import PositiveInt
-from sft_lab.errors import Interrupted
+from sft_lab.errors import Interrupted, check_interrupted, handle_signals
 from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.runs.checkpoint import RunStamp, last_checkpoint, link_or_copy, stage_checkpoint
 from sft_lab.runs.logger import run_logger
-from sft_lab.signals import check_interrupted, handle_signals
 from sft_lab.training.module import SFTModule
 
 

@@ -133,7 +133,7 @@ def compare(
     """Compare runs at their ends with a reference, and each with its own best boundary.
 
     Args:
-        runs: Runs, or their ids or names.
+        runs: Runs, or their ids or names; all of one store.
         reference: Id or name of the run to compare with; the first by default.
         over_seeds: Average runs whose names differ in ``seed N`` only.
         tracking_uri: The store of runs given by name; by default that of the loaded runs.

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from sft_lab.signals import SIGNALS
+from sft_lab.errors import SIGNALS
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 

@@ -7,9 +7,17 @@ from importlib import import_module
 from io import TextIOWrapper
 from typing import NoReturn
 
-from sft_lab.errors import BusyError, Interrupted, RequestError, hide_credentials, nearest
+from sft_lab.errors import (
+    BusyError,
+    Interrupted,
+    RequestError,
+    forget_signals,
+    handle_signals,
+    hide_credentials,
+    interrupt,
+    nearest,
+)
 from sft_lab.runs.accidents import explain
-from sft_lab.signals import forget_signals, handle_signals, interrupt
 from sft_lab.terminal import VisibleFormatter, visible
 
 COMMANDS = {

@@ -34,6 +34,13 @@ class _Unknown:
 
 
 @dataclasses.dataclass(frozen=True)
+class _Missing:
+    """The type of an object that lacks arguments, by ``names``."""
+
+    names: list[str]
+
+
+@dataclasses.dataclass(frozen=True)
 class _Unimportable:
     """The type of a class path that leads nowhere, for a ``reason``."""
 
@@ -62,6 +69,8 @@ def check_config(
     for key, value, hint in _walk(resolved, groups, others):
         if isinstance(hint, _Unknown):
             raise RequestError(f"{composed.origin(key)}unknown key {key!r}; {_fix(key, hint)}")
+        if isinstance(hint, _Missing):
+            raise RequestError(f"{composed.where(key)} needs {', '.join(hint.names)}.")
         if isinstance(hint, _Unimportable):
             raise RequestError(f"{composed.where(key)}: cannot import {value}: {hint.reason}.")
         if hint is dict and not isinstance(value, Mapping):
@@ -116,18 +125,20 @@ def _walk(
     for key, value in config.items():
         if isinstance(groups.get(key), type):
             yield key, value, dict
-            yield from _walk_class(key, value, groups[key])
+            yield from _walk_class(key, value, groups[key], is_nested=False)
         elif key in groups or key in others:
             yield from _walk_type(key, value, groups.get(key, others.get(key)))
         else:
             yield key, value, _Unknown(list(dict.fromkeys([*groups, *others])))
 
 
-def _walk_class(key: str, values: Any, owner: Any) -> Iterator[tuple[str, Any, Any]]:
+def _walk_class(
+    key: str, values: Any, owner: Any, *, is_nested: bool = True
+) -> Iterator[tuple[str, Any, Any]]:
     if not isinstance(values, Mapping):
         return  # a wrong type, which the parser words well
     if "class_path" in values:
-        path, values, key = values["class_path"], values.get("init_args"), f"{key}.init_args"
+        path, values, key = values["class_path"], values.get("init_args", {}), f"{key}.init_args"
         owner = _class_at(path)
         if isinstance(owner, _Unimportable):
             yield key.removesuffix(".init_args"), path, owner
@@ -141,15 +152,21 @@ def _walk_class(key: str, values: Any, owner: Any) -> Iterator[tuple[str, Any, A
             yield from _walk_type(f"{key}.{name}", value, hints.get(name))
         elif not takes_any:
             yield f"{key}.{name}", value, _Unknown(list(parameters))
+    missing = [
+        name
+        for name, p in parameters.items()
+        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and name not in values
+    ]
+    if missing and is_nested:  # what a group lacks may be linked from another
+        yield key, values, _Missing(missing)
 
 
 def _walk_type(key: str, value: Any, hint: Any) -> Iterator[tuple[str, Any, Any]]:
     yield key, value, hint
     alternatives = typing.get_args(hint) if _is_union(hint) else (hint,)
-    if isinstance(value, str) and "." in value and all(map(_is_open_class, alternatives)):
-        owner = _class_at(value)
-        if isinstance(owner, _Unimportable):
-            yield key, value, owner
+    others = [part for part in alternatives if typing.get_origin(part) is not typing.Literal]
+    if isinstance(value, str) and "." in value and others and all(map(_is_open_class, others)):
+        yield from _walk_class(key, {"class_path": value}, None)
     if isinstance(value, list):
         for part in alternatives:
             if typing.get_origin(part) in (list, tuple):

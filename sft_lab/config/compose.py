@@ -142,7 +142,13 @@ class Composed:
         return f"--{key}" if origin == f"--{key}: " else f"{origin}{key}"
 
     def origin(self, key: str) -> str:
-        """Return "file, line n: " of a key or the nearest above it; nothing for a default."""
+        """Return "file, line n: " of a key, a flag inside it, or the nearest above it.
+
+        Nothing for a default.
+        """
+        for written, origin in self.origins.items():
+            if written.startswith(f"{key}.") and origin.startswith("--"):
+                return f"{origin}: "
         while key:
             if key in self.origins:
                 return f"{self.origins[key]}: "

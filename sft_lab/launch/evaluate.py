@@ -6,8 +6,8 @@ import torch
 from lightning import Callback
 
 from sft_lab.callbacks.in_loop_evaluation import InLoopEvaluation
+from sft_lab.errors import interruptible
 from sft_lab.launch.build import Run
-from sft_lab.signals import interruptible
 
 
 def evaluate_checkpoint(run: Run, checkpoint: dict[str, Any] | None) -> None:

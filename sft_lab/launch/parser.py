@@ -30,7 +30,6 @@ from sft_lab.training.shares import Share, parse_share
 
 log = logging.getLogger(__name__)
 
-RUN_COMMANDS = ("fit", "validate", "test")
 GROUPS: dict[str, Any] = {
     "trainer": Trainer,
     "model": SFTModule,

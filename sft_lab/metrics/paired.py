@@ -10,10 +10,12 @@ from numpy.typing import NDArray
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from sft_lab.metrics.intervals import wilson
+from sft_lab.metrics.clusters import cluster_sums
+from sft_lab.metrics.score import Score, accuracy
 from sft_lab.metrics.seeds import are_shares, crossed_variance, marks_array
 
 _NUM_RESAMPLES = 10_000
+_MOST_EXACT = 14  # of which all 16,384 choices of signs are tried
 K = TypeVar("K", bound=Hashable)
 
 
@@ -42,11 +44,17 @@ class Difference:
     test: str
 
 
-def paired_shares(before: Sequence[bool], after: Sequence[bool]) -> Difference:
-    """Test the difference of two shares of right items exactly, with Newcombe's interval.
+def paired_shares(
+    before: Sequence[bool],
+    after: Sequence[bool],
+    clusters: Sequence[Hashable] | None = None,
+) -> Difference:
+    """Test the difference of two shares of right items, with Newcombe's interval.
 
-    Under the null hypothesis, a changed item is as likely gained as lost. The interval is an
-    approximation, so it may exclude 0 although the exact p is above 5 %.
+    Under the null hypothesis, a changed item is as likely gained as lost, which is tested exactly.
+    Of items in clusters, the net change of a whole cluster is as likely a gain as a loss, and the
+    interval joins the clustered intervals of both shares. The interval is an approximation, so it
+    may exclude 0 although p is above 5 %.
 
     Source: McNemar (1947), "Note on the Sampling Error of the Difference between Correlated
     Proportions or Percentages", Psychometrika 12; Newcombe (1998), "Improved Confidence Intervals
@@ -56,6 +64,7 @@ def paired_shares(before: Sequence[bool], after: Sequence[bool]) -> Difference:
     Args:
         before: Whether each item was right.
         after: Whether it is now, in the same order.
+        clusters: The cluster of each item; by default each item is its own.
 
     Raises:
         ValueError: If there are no items, or the numbers of items differ.
@@ -66,22 +75,44 @@ def paired_shares(before: Sequence[bool], after: Sequence[bool]) -> Difference:
     """
     n = _same_length(before, after)
     pairs = list(zip(map(bool, before), map(bool, after), strict=True))
+    sides = [[bool(mark) for mark in side] for side in (before, after)]
     both, lost, gained, neither = (
         pairs.count(pair) for pair in ((True, True), (True, False), (False, True), (False, False))
     )
-    test = mcnemar([[both, lost], [gained, neither]], exact=True)
-    low, high = _newcombe(both, lost, gained, neither)
+    low, high = _newcombe(both, lost, gained, neither, *(accuracy(s, clusters) for s in sides))
     value = (gained - lost) / n
-    return Difference(value, low, high, float(test.pvalue), n, gained, lost, "exact McNemar")
+    if clusters is not None and len(set(clusters)) < n:
+        changes = np.subtract(sides[1], sides[0], dtype=np.float64)
+        p, name = _sign_flip_p(cluster_sums(changes, clusters)), "sign flips of clusters"
+    else:
+        test = mcnemar([[both, lost], [gained, neither]], exact=True)
+        p, name = float(test.pvalue), "exact McNemar"
+    return Difference(value, low, high, p, n, gained, lost, name)
 
 
-def _newcombe(both: int, lost: int, gained: int, neither: int) -> tuple[float, float]:
+def _sign_flip_p(changes: NDArray[Any]) -> float:
+    """Return the two-sided p of a sum whose terms are as likely to have either sign.
+
+    Of terms of -1, 0 and 1 it is the exact McNemar test. Exact for up to 14 terms that are not 0,
+    else from random signs.
+    """
+    terms = changes[changes != 0]
+    if len(terms) <= _MOST_EXACT:
+        bits = np.arange(2 ** len(terms))[:, None] >> np.arange(len(terms)) & 1
+    else:
+        bits = np.random.default_rng(0).integers(0, 2, (_NUM_RESAMPLES, len(terms)))
+    reached = np.abs((2 * bits - 1) @ terms) >= abs(terms.sum()) - 1e-9
+    if len(terms) <= _MOST_EXACT:
+        return float(reached.mean())
+    return float((reached.sum() + 1) / (_NUM_RESAMPLES + 1))  # no p of 0 from random signs
+
+
+def _newcombe(
+    both: int, lost: int, gained: int, neither: int, was: Score, now: Score
+) -> tuple[float, float]:
     """Return Newcombe's square-and-add interval of the share after minus the share before."""
     n = both + lost + gained + neither
     right_after, right_before = both + gained, both + lost
-    low_after, high_after = wilson(right_after, n)
-    low_before, high_before = wilson(right_before, n)
-    after, before = right_after / n, right_before / n
     margins = right_after * right_before * (n - right_after) * (n - right_before)
     product = float(both * neither - lost * gained)
     if product > 0:
@@ -94,8 +125,8 @@ def _newcombe(both: int, lost: int, gained: int, neither: int) -> tuple[float, f
 
     value = (gained - lost) / n
     return (
-        max(value - distance(after - low_after, high_before - before), -1.0),
-        min(value + distance(high_after - after, before - low_before), 1.0),
+        max(value - distance(now.value - now.low, was.high - was.value), -1.0),
+        min(value + distance(now.high - now.value, was.value - was.low), 1.0),
     )
 
 
@@ -180,7 +211,7 @@ def paired_over_seeds(
     weak to strong seed effects, a true null hypothesis is rejected in 1 to 6 % of cases.
 
     With one seed on both sides, a single item, or no variation, the test is ``paired_shares`` or,
-    for ratings and for items in clusters, ``paired_means``.
+    for ratings, ``paired_means``.
 
     Args:
         before: Marks by seed, then item.
@@ -222,9 +253,8 @@ def paired_over_seeds(
 def _paired_items(
     before: NDArray[Any], after: NDArray[Any], clusters: Sequence[Hashable] | None
 ) -> Difference:
-    are_alone = clusters is None or len(set(clusters)) == len(clusters)
-    if are_alone and are_shares(before) and are_shares(after):
-        return paired_shares([bool(mark) for mark in before], [bool(mark) for mark in after])
+    if are_shares(before) and are_shares(after):
+        return paired_shares(before.tolist(), after.tolist(), clusters)
     return paired_means(before.tolist(), after.tolist(), clusters)
 
 

@@ -91,7 +91,7 @@ def ability_curves(
         caption: What it shows.
         lines: Lines of an ability.
         levels: Horizontal lines of an ability.
-        name: Tells the question's figures apart.
+        name: Distinguishes the question's figures.
         axis: Name of the horizontal axis.
     """
     groups = [group for group in groups_of(question) if group.axis]

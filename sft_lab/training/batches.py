@@ -15,9 +15,8 @@ from typing_extensions import override
 
 from sft_lab.data.corpus import Corpus
 from sft_lab.data.tokenized_row import IGNORED
-from sft_lab.errors import RequestError
+from sft_lab.errors import SIGNALS, RequestError
 from sft_lab.evaluation.generation import batches_longest_first
-from sft_lab.signals import SIGNALS
 from sft_lab.training.order import RowRef
 from sft_lab.training.plan import Bin, Window
 

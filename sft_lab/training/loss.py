@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from sft_lab.errors import RunError
 from sft_lab.model.adapters import adapters_off
 from sft_lab.model.logits import target_logits
 from sft_lab.model.qlora import plain_causal_lm
@@ -118,8 +119,9 @@ def token_losses(tokens: TargetTokens, terms: Sequence[LossTerm]) -> Tensor:
 
 def _checked(values: Tensor, tokens: TargetTokens, what: str) -> Tensor:
     if values.shape != tokens.nll.shape:
-        raise ValueError(
+        raise RunError(
             f"{what} must return a tensor of shape {list(tokens.nll.shape)}, one value for each "
-            f"target token, got {list(values.shape)}."
+            f"target token, got {list(values.shape)}. Correct it, and start the run again.",
+            can_resume=False,
         )
     return values

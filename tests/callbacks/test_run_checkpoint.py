@@ -15,9 +15,8 @@ from sft_lab.callbacks.in_loop_evaluation import InLoopEvaluation
 from sft_lab.callbacks.progress_line import ProgressLine
 from sft_lab.callbacks.run_checkpoint import RunCheckpoint
 from sft_lab.callbacks.training_log import TrainingLog
-from sft_lab.errors import Interrupted
+from sft_lab.errors import Interrupted, interruptible
 from sft_lab.evaluation.suite import EvaluationSuite
-from sft_lab.signals import interruptible
 
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 

@@ -148,3 +148,34 @@ def test_described_ranges_name_both_ends() -> None:
     assert described(Annotated[float, Gt(0.5), Lt(1)]) == "a number, in (0.5, 1)"
     assert described(Annotated[int, Ge(0), Le(8)], 9) == "in [0, 8]"
     assert described(Annotated[float, Ge(0), Lt(math.inf)], -1) == "0 or more and finite"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["--data.order.class_path=no.Order"],
+            "--data.order.class_path: data.order: cannot import no.Order: No module named 'no'.",
+        ),
+        (
+            ["--evaluation.engine=sft_lab.evaluation.generation.Ech"],
+            "--evaluation.engine: cannot import sft_lab.evaluation.generation.Ech: module "
+            "'sft_lab.evaluation.generation' has no attribute 'Ech'.",
+        ),
+        (
+            ["--evaluation.benchmarks.x=sft_lab.evaluation.benchmarks.gsm8k.GSM8K"],
+            "--evaluation.benchmarks.x: evaluation.benchmarks.x.init_args needs path, "
+            "max_new_tokens.",
+        ),
+        (
+            ["--data.stages.third={mixture: {math: 1}, epochs: 1}"],
+            "--data.stages.third needs lr.",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_class_is_named_with_the_flag_that_gave_it(
+    arguments: list[str], message: str
+) -> None:
+    with pytest.raises(RequestError) as refused:
+        parse([DMT, *arguments])
+    assert str(refused.value) == message

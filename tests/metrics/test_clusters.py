@@ -6,7 +6,7 @@ import statsmodels.api as sm
 
 from sft_lab.metrics.clusters import variance_of_mean
 from sft_lab.metrics.item_score import ItemScore
-from sft_lab.metrics.paired import paired_means, paired_over_seeds, paired_shares
+from sft_lab.metrics.paired import paired_over_seeds, paired_shares
 from sft_lab.metrics.score import accuracy
 from sft_lab.metrics.seeds import crossed_variance, mean_over_seeds_and_items
 
@@ -66,9 +66,39 @@ def test_a_change_of_one_cluster_is_not_shown() -> None:
     after = [cluster != "5" for cluster in CLUSTERS]
     assert paired_shares(before, after).p < 0.05
     change = paired_over_seeds([before], [after], True, CLUSTERS)
-    assert change.test == "paired bootstrap"
-    assert change.p > 0.05
-    assert change == paired_means(before, after, CLUSTERS)
+    assert change == paired_shares(before, after, CLUSTERS)
+    assert change.p == 1.0  # one cluster has changed: either sign is as far from 0
+    assert (change.value, change.gained, change.lost) == (-6 / 38, 0, 6)
+    assert change.low < -6 / 38 < 0 < change.high
+
+
+def test_sign_flips_of_clusters_by_hand() -> None:
+    # Net changes of four clusters: -2, -2, -1, 1. Of their 16 signs, six give a sum of 4 or more:
+    # 2 + 2 with every sign of the two ones but both against it, and the reverse.
+    clusters = list("aabbcde")
+    before = [True, True, True, True, True, False, False]
+    after = [False, False, False, False, False, True, False]
+    change = paired_shares(before, after, clusters)
+    assert change.p == 6 / 16
+    assert change.test == "sign flips of clusters"
+
+
+def test_many_clusters_have_the_p_of_mcnemar_if_they_change_like_items() -> None:
+    # Every item twice: the sums of the clusters are twice those of the items.
+    before, after = [True] * 40 + [False] * 20, [False] * 18 + [True] * 29 + [False] * 13
+    twice = [n // 2 for n in range(120)]
+    change = paired_shares(np.repeat(before, 2).tolist(), np.repeat(after, 2).tolist(), twice)
+    assert change.p == pytest.approx(paired_shares(before, after).p, abs=0.01)
+
+
+def test_no_change_has_an_interval_of_the_width_that_the_clusters_allow() -> None:
+    change = paired_shares([False] * 38, [False] * 38, CLUSTERS)
+    alone = paired_shares([False] * 38, [False] * 38)
+    assert (change.value, change.p) == (0.0, 1.0)
+    assert change.low < alone.low < 0 < alone.high < change.high
+    lost = paired_shares([True] * 38, [False] * 38, CLUSTERS)
+    assert lost.p == 2 / 2 ** len(SIZES)
+    assert -1 == lost.low < lost.high < -0.4
 
 
 def test_a_metric_takes_the_clusters_of_its_items() -> None:

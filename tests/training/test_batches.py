@@ -107,7 +107,7 @@ def test_the_first_token_of_a_row_is_no_target() -> None:
 
 
 @pytest.mark.parametrize("windows", [WINDOWS, PACKED], ids=["row_by_row", "packed"])
-def test_the_loader_goes_on_exactly_behind_its_saved_position(
+def test_the_loader_continues_exactly_after_its_saved_position(
     corpus: Corpus, windows: list[Window]
 ) -> None:
     dataset = MicroBatches(corpus, windows, micro_batch_size=1)

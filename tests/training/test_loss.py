@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 
+from sft_lab.errors import RunError
 from sft_lab.model.adapters import freeze_and_restart
 from sft_lab.model.qlora import Lora, add_lora, load_base
 from sft_lab.training.batches import Batch
@@ -52,7 +53,7 @@ def test_a_term_of_another_shape_is_refused(tokens: TargetTokens) -> None:
         def penalty(self, tokens: TargetTokens) -> torch.Tensor:
             return tokens.nll.sum()
 
-    with pytest.raises(ValueError, match=r"Summed.penalty must return .* \[3\], .* got \[\]"):
+    with pytest.raises(RunError, match=r"Summed.penalty must return .* \[3\], .* got \[\]"):
         token_losses(tokens, [Summed()])
 
 

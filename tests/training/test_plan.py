@@ -88,7 +88,7 @@ def test_max_steps_end_in_the_middle_of_a_pass() -> None:
     plan = plan_stage("s", {"a": range(5)}, LENGTHS, batch_size=2, seed=0, max_steps=4)
     assert window_sizes(plan) == [[2, 2, 1], [2]]
     whole = plan_stage("s", {"a": range(5)}, LENGTHS, batch_size=2, seed=0, max_steps=3)
-    assert whole.passes == plan.passes[:1]  # no empty pass behind it
+    assert whole.passes == plan.passes[:1]  # no empty pass after it
 
 
 @pytest.mark.parametrize(("max_tokens", "steps"), [(1, 1), (6, 1), (7, 2), (12, 2), (18, 4)])

@@ -149,7 +149,7 @@ def test_packed_rows_stay_packed() -> None:
     ("cuts", "sizes"),
     [(range(0), [3, 2]), (range(2, 99, 2), [2, 1, 1, 1]), (range(3, 99, 9), [3, 2])],
 )
-def test_passes_are_cut_behind_steps(cuts: range, sizes: list[int]) -> None:
+def test_passes_are_cut_after_steps(cuts: range, sizes: list[int]) -> None:
     passes = [[[[RowRef("a", n)]] for n in range(3)], [[[RowRef("a", n)]] for n in range(2)]]
     parts = split_passes(passes, cuts)
     assert [len(part) for part in parts] == sizes

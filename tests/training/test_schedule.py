@@ -53,7 +53,7 @@ def test_the_rate_by_hand_over_two_stages(schedule: Schedule) -> None:
     assert schedule.lr(4) == pytest.approx(2 * (1 + math.sqrt(0.5)))  # a quarter of the way
     assert schedule.lr(6) == pytest.approx(2.0)
     assert schedule.lr(9) == pytest.approx(2 * (1 + math.cos(math.pi * 7 / 8)))
-    # Linear from 3 to 0 over four steps; behind the last step, where nothing is trained, 0.
+    # Linear from 3 to 0 over four steps; after the last step, where nothing is trained, 0.
     assert [schedule.lr(step) for step in range(10, 15)] == pytest.approx([3, 2.25, 1.5, 0.75, 0])
 
 
@@ -82,7 +82,7 @@ def test_a_stage_of_one_step_trains_at_its_rate() -> None:
 def test_the_rate_goes_on_from_where_it_is_when_a_stage_is_planned_anew() -> None:
     stage = replace(STAGE, lr=10.0, warmup_ratio=0.0, lr_schedule="linear")
     passes = [steps(1, 1, 1, 1), steps(*[1] * 12)]
-    # Ten steps were planned; behind four of them it became sixteen, behind ten of those thirteen.
+    # Ten steps were planned; after four of them it became sixteen, after ten of those thirteen.
     longer = Schedule([("a", stage, passes)], {"a": ((0, 10), (4, 16))})
     rates = [longer.lr(step) for step in range(17)]
     # From 6, the rate of step 4 in the first plan, to 0 in twelve steps.
@@ -94,7 +94,7 @@ def test_the_rate_goes_on_from_where_it_is_when_a_stage_is_planned_anew() -> Non
 
 def test_the_warm_up_may_be_stretched() -> None:
     stage = replace(STAGE, lr=4.0, warmup_ratio=0.4, lr_schedule="constant")
-    # Four of ten steps; behind two, the eight that were left become sixteen.
+    # Four of ten steps; after two, the eight that were left become sixteen.
     schedule = Schedule([("a", stage, [steps(*[1] * 18)])], {"a": ((0, 10), (2, 18))})
     rates = [schedule.lr(step) for step in range(8)]
     assert rates == pytest.approx([1, 2, 3, 3.5, 4, 4, 4, 4])
