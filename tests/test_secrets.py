@@ -15,7 +15,7 @@ from vllm_server import VllmStandIn
 
 from sft_lab.commands import arguments
 from sft_lab.errors import RequestError, has_credentials, hide_credentials
-from sft_lab.evaluation.judge.endpoint import check_base_url
+from sft_lab.evaluation.endpoint import check_base_url
 from sft_lab.runs.store import RunStore
 from sft_lab.study import study
 from sft_lab.study.job import CELL_TAG, Ended, Job, fit_arguments

@@ -11,10 +11,10 @@ from sft_lab.analysis.protocols import finished_runs
 from sft_lab.analysis.study_results import Question, StudyResults
 from sft_lab.report.changed_items import Changed, most_forgotten
 from sft_lab.report.curves import Level, Line, curve, top_of
+from sft_lab.report.departures import Departure
 from sft_lab.report.drawing import slug
 from sft_lab.report.page import Claim, Figure, Panel, Section, Table
-from sft_lab.report.paper.departures import Departure
-from sft_lab.report.paper.published import Published
+from sft_lab.report.published import Published
 
 BANDS = "Bands are 95 % intervals over seeds and items; the amounts are on a logarithmic axis."
 

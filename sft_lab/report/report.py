@@ -16,9 +16,9 @@ from sft_lab.report.csv_tables import (
     items_csv,
     means_csv,
 )
+from sft_lab.report.departures import departures_of
 from sft_lab.report.page import Report
-from sft_lab.report.paper.departures import departures_of
-from sft_lab.report.paper.published import published_for
+from sft_lab.report.published import published_for
 from sft_lab.report.section import ReportSection
 from sft_lab.report.sections import (
     Findings,

@@ -9,9 +9,9 @@ from sft_lab.analysis.measurements import LEVEL
 from sft_lab.analysis.study_results import Question, SearchResult
 from sft_lab.report.changed_items import changed_tables
 from sft_lab.report.context import Context
+from sft_lab.report.departures import departures_table, differs
 from sft_lab.report.judging import small_text
 from sft_lab.report.page import JUDGEMENTS, Figure, Panel, Section, Table
-from sft_lab.report.paper.departures import departures_table, differs
 from sft_lab.report.questions import question_section
 from sft_lab.report.section import ReportSection
 from sft_lab.report.tables import protocol_table

@@ -12,7 +12,7 @@ from sft_lab.analysis.protocols import finished_runs, protocol_id
 from sft_lab.analysis.study_results import StudyResults
 from sft_lab.report.judging import interval_text, p_text
 from sft_lab.report.page import Mark, Table, TableCell
-from sft_lab.report.paper.published import Published
+from sft_lab.report.published import Published
 
 
 def score_table(

@@ -7,8 +7,8 @@ import pytest
 from compared_runs import ENTRY, run
 
 from sft_lab.analysis.abilities import Ability
-from sft_lab.report.paper.departures import Departure, departures_of, departures_table, differs
-from sft_lab.report.paper.published import published_for
+from sft_lab.report.departures import Departure, departures_of, departures_table, differs
+from sft_lab.report.published import published_for
 from sft_lab.runs.record import BenchmarkRecord, SourceRecord
 from sft_lab.runs.results import RunResult
 

@@ -11,7 +11,7 @@ from anyio.from_thread import start_blocking_portal
 
 from sft_lab.config.ranges import NonNegativeFloat, PositiveFloat, PositiveInt
 from sft_lab.errors import RequestError
-from sft_lab.evaluation.judge.endpoint import (
+from sft_lab.evaluation.endpoint import (
     HttpClient,
     answer_of,
     check_api_key_env,

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from sft_lab.config.ranges import PositiveFloat, PositiveInt
 from sft_lab.errors import RequestError
-from sft_lab.evaluation.judge.endpoint import check_api_key_env, check_base_url, read_api_key
+from sft_lab.evaluation.endpoint import check_api_key_env, check_base_url, read_api_key
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from sft_lab.analysis.abilities import Ability
 from sft_lab.analysis.groups import amount
 from sft_lab.metrics.score import Score
 from sft_lab.report.curves import Line
-from sft_lab.report.paper.departures import Departure, differs
+from sft_lab.report.departures import Departure, differs
 
 _ORDER = ("gsm8k", "humaneval", "mt_bench")
 SOURCE = "Dong et al. (2024), arXiv 2310.05492, LLaMA-1, one run a cell"
@@ -96,6 +96,6 @@ def published_for(bases: Sequence[str], departures: Sequence[Departure] = ()) ->
 
 @cache
 def _file() -> Mapping[str, Any]:
-    text = (resources.files("sft_lab.report.paper") / "published.yaml").read_text(encoding="utf-8")
+    text = (resources.files("sft_lab.report") / "published.yaml").read_text(encoding="utf-8")
     found: Mapping[str, Any] = yaml.safe_load(text)
     return found
