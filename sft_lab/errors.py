@@ -14,6 +14,9 @@ RESUME_HINT = "The same command"
 # What stands before the host. A password may hold characters that should have been encoded, so
 # whatever follows a colon and is not a port is one.
 _CREDENTIALS = re.compile(r"(?<=://)(?:[^\s/?#]*@|[^\s/?#:\[]*:(?!\d*(?:[/?#'\"]|$))\S{,1000}@)")
+# A path object writes "https:/ada:secret@host".
+_COLLAPSED = re.compile(r"(?<=[a-z]:/)[^\s/?#:@]*:[^\s/@]*@")
+_QUERY = re.compile(r"([?&][^=&\s]*(?:token|key|secret|pass)[^=&\s]*=)[^&\s#'\"]+", re.IGNORECASE)
 _SCHEME = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]{,30}://")
 
 
@@ -36,12 +39,15 @@ def has_credentials(address: str, *, needs_scheme: bool = True) -> bool:
 
 
 def hide_credentials(text: str) -> str:
-    """Replace user names and passwords of all addresses in a text.
+    """Replace user names, passwords and keys of all addresses in a text.
 
     >>> hide_credentials("no server at https://ada:secret@host.")
     'no server at https://***@host.'
+    >>> hide_credentials("https:/ada:secret@host, http://host/?api_key=secret&n=1")
+    'https:/***@host, http://host/?api_key=***&n=1'
     """
-    return _CREDENTIALS.sub("***@", text)
+    text = _COLLAPSED.sub("***@", _CREDENTIALS.sub("***@", text))
+    return _QUERY.sub(r"\1***", text)
 
 
 class RequestError(ValueError):

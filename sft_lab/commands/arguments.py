@@ -10,13 +10,14 @@ from typing import Any, NoReturn
 from sft_lab.commands.main import COMMANDS
 from sft_lab.config.ranges import range_fault
 from sft_lab.errors import hide_credentials
+from sft_lab.terminal import visible
 
 TRACKING_URI = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        super().error(hide_credentials(message))
+        super().error(visible(hide_credentials(message)))
 
 
 def command_parser(command: str, **settings: Any) -> argparse.ArgumentParser:

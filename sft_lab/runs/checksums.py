@@ -1,6 +1,7 @@
 """Checksums of a run's files, which reveal a flipped bit or an edit when they are read."""
 
 import hashlib
+import os
 from pathlib import Path
 
 from sft_lab.errors import RequestError
@@ -30,7 +31,8 @@ class Checksums:
             content: A file with that content.
         """
         self._sums.parent.mkdir(parents=True, exist_ok=True)
-        with self._sums.open("a", encoding="utf-8") as sums:
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW  # no link to elsewhere
+        with open(os.open(self._sums, flags, 0o644), "a", encoding="utf-8") as sums:
             sums.write(f"{_sha256(content)}  {name}\n")
 
     def check(self, name: str) -> None:
