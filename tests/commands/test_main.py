@@ -183,7 +183,10 @@ def test_an_error_names_file_and_line(lab: Lab) -> None:
         (["world", "build", "--out=w", "--seed=-1"], "--seed: must be in [0, 4294967295], got -1"),
         (["represent", "x", "--out=o", "--layer=0"], "--layer: must be 1 or more, got 0"),
         (["represent", "x", "--out=o", "--perplexity=nan"], "--perplexity: must be above 0"),
-        (["compare", "x", "--items=\x1b[2J"], "--items: must be a number, 0 or more, got \\x1b[2J"),
+        (
+            ["compare", "x", "--items=\x1b[2J"],
+            "--items: must be an integer, 0 or more, got \\x1b[2J",
+        ),
         (["compare", "x", "--items=-1"], "--items: must be 0 or more, got -1"),
         (["trane"], "unknown command 'trane'; the commands are fit, validate"),
         ([], "sft-lab needs a command"),
