@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -28,6 +29,8 @@ class Cluster:
         port = self.address.partition(":")[2]
         self.head = self._start("head", "--head", f"--port={port}", "--include-dashboard=false")
         self.worker = self._start("worker", f"--address={self.address}")
+        for name in ("head", "worker"):  # a busy machine takes half a minute, a study less
+            self._wait_for(name)
 
     def _start(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
         with (self.folder / f"{name}.log").open("wb") as log:
@@ -47,6 +50,13 @@ class Cluster:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+
+    def _wait_for(self, name: str) -> None:
+        log = self.folder / f"{name}.log"
+        deadline = time.monotonic() + 120
+        while "Ray runtime started." not in log.read_text():
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
 
     def kill_worker(self) -> None:
         """Kill the worker and all its descendants with SIGKILL, like a power cut."""

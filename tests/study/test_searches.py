@@ -40,4 +40,4 @@ def test_only_items_that_every_evaluation_graded_are_compared(
     client = SimpleNamespace(get_run=lambda run_id: run_id)
     store = cast(Any, SimpleNamespace(client=client, artifact_text=artifact_text))
     found = search.retained_marks(store, ["one", "two"], {"mt_bench/mean": 0.9})
-    assert found == {"mt_bench/mean": ([[9, 6], [4, 1]], [[8, 5], [3, 9]])}
+    assert found == {"mt_bench/mean": ([[9, 6], [4, 1]], [[8, 5], [3, 9]], ["0", "3"])}
