@@ -29,11 +29,12 @@ def base_digest(base: str) -> str:
 
         return f"revision {AutoConfig.from_pretrained(str(path))._commit_hash}"
     files = {file.name: file for pattern in _PATTERNS for file in path.glob(pattern)}
-    found = {name: _file_digest(file) for name, file in sorted(files.items())}
+    found = {name: file_digest(file) for name, file in sorted(files.items())}
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
 
-def _file_digest(file: Path) -> str:
+def file_digest(file: Path) -> str:
+    """Return the SHA-256 of a file, kept in the cache as described in ``base_digest``."""
     stat = file.stat()
     decisive = [
         str(file.resolve()), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns

@@ -1,6 +1,5 @@
 """Digests of what a config only names: the base's files, the user's classes, the lab's code."""
 
-import contextlib
 import hashlib
 import importlib
 import inspect
@@ -10,9 +9,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from sft_lab.paths import cache_dir, is_hub_name, package_dir, resolve
+from sft_lab.model.base_digest import file_digest
+from sft_lab.paths import is_hub_name, package_dir, resolve
 
-_LARGE = 2**26  # bytes; from this size on, a digest is worth caching
 _IN_CODE_DIGEST = ("sft_lab", "callbacks")
 
 
@@ -21,7 +20,7 @@ def json_digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def base_digest(base: str) -> str:
+def base_files_digest(base: str) -> str:
     """Return an identifier of a base's weights and tokenizer.
 
     Args:
@@ -51,23 +50,6 @@ def _commit(name: str) -> str:
         if isinstance(found, str):
             return Path(found).parent.name
     return "unknown"
-
-
-def file_digest(file: Path) -> str:
-    """Return the SHA-256 of a file; a large file's is cached by path, size and mtime."""
-    state = file.stat()
-    key = hashlib.sha256(f"{file.resolve()}\0{state.st_size}\0{state.st_mtime_ns}".encode())
-    kept = cache_dir() / "files" / key.hexdigest()
-    is_large = state.st_size >= _LARGE
-    if is_large and kept.is_file():
-        return kept.read_text()
-    with file.open("rb") as opened:
-        digest = hashlib.file_digest(opened, "sha256").hexdigest()
-    if is_large:
-        with contextlib.suppress(OSError):  # without the cache it is computed again next time
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            kept.write_text(digest)
-    return digest
 
 
 def class_digests(config: Any) -> dict[str, list[str]]:

@@ -17,7 +17,7 @@ from tiny_lab import SCRIPTED, SCRIPTED_CONFIG, Lab
 
 from sft_lab.runs.store import DIGEST_TAG
 from sft_lab.study.design import CellSpec
-from sft_lab.study.digests import base_digest
+from sft_lab.study.digests import base_files_digest
 from sft_lab.study.job import CELL_TAG
 from sft_lab.study.record import open_parent, study_digest
 from sft_lab.study.runs import plan_run
@@ -192,13 +192,13 @@ def test_a_hub_name_is_identified_by_its_cached_commit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert base_digest("someone/base") == "someone/base@unknown"
+    assert base_files_digest("someone/base") == "someone/base@unknown"
     kept = tmp_path / "models--someone--base"
     (kept / "snapshots/abc123").mkdir(parents=True)
     (kept / "snapshots/abc123/config.json").write_text("{}")
     (kept / "refs").mkdir()
     (kept / "refs/main").write_text("abc123")
-    assert base_digest("someone/base") == "someone/base@abc123"
+    assert base_files_digest("someone/base") == "someone/base@abc123"
 
 
 def test_a_study_that_another_process_runs_is_refused(study_lab: Lab) -> None:
