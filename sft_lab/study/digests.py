@@ -1,5 +1,6 @@
 """Digests of what a config only names: the base's files, the user's classes, the lab's code."""
 
+import contextlib
 import hashlib
 import importlib
 import inspect
