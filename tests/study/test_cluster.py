@@ -15,7 +15,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def cluster(study_lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(
+    study_lab: Lab, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Cluster]:
+    # A study of this process, in another test, has asked Ray for a cluster of one machine.
+    monkeypatch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
     environment = {
         "SFT_LAB_WORLD": str(study_lab.world),
         "PYTHONPATH": f"{Path(__file__).parents[2]}:{study_lab.folder}",
