@@ -55,8 +55,8 @@ class ProgressLine(Callback):
         return self.stream.isatty()
 
     def _write_over(self, line: str) -> None:
-        line = line[: shutil.get_terminal_size().columns - 1]  # a wrapped line stays
-        self._write("\r" + visible(line).ljust(self._width))
+        line = visible(line)[: shutil.get_terminal_size().columns - 1]  # a wrapped line stays
+        self._write("\r" + line.ljust(self._width))
         self._width = len(line)
 
     def _write_line(self, line: str) -> None:

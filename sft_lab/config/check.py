@@ -155,7 +155,9 @@ def _walk_class(
     missing = [
         name
         for name, p in parameters.items()
-        if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD and name not in values
+        if p.default is p.empty
+        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        and name not in values
     ]
     if missing and is_nested:  # what a group lacks may be linked from another
         yield key, values, _Missing(missing)

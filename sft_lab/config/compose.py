@@ -142,13 +142,12 @@ class Composed:
         return f"--{key}" if origin == f"--{key}: " else f"{origin}{key}"
 
     def origin(self, key: str) -> str:
-        """Return "file, line n: " of a key, a flag inside it, or the nearest above it.
+        """Return "file, line n: " of a key, or the nearest above it; nothing for a default.
 
-        Nothing for a default.
+        An object whose class a flag has chosen comes from that flag.
         """
-        for written, origin in self.origins.items():
-            if written.startswith(f"{key}.") and origin.startswith("--"):
-                return f"{origin}: "
+        if self.origins.get(f"{key}.class_path", "").startswith("--"):
+            return f"{self.origins[f'{key}.class_path']}: "
         while key:
             if key in self.origins:
                 return f"{self.origins[key]}: "

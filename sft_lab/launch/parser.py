@@ -17,7 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from sft_lab.callbacks.run_checkpoint import RunCheckpoint
 from sft_lab.config.check import check_config
 from sft_lab.config.compose import Composed, compose, compose_files
-from sft_lab.config.ranges import NonNegativeFloat, NonNegativeInt, PositiveInt, Seed
+from sft_lab.config.ranges import NonNegativeFloat, NonNegativeInt, Seed
 from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError, nearest
 from sft_lab.evaluation.suite import EvaluationSuite
@@ -51,8 +51,6 @@ _TRAINER_DEFAULTS = {
 TRAINER_RANGES = {
     "trainer.log_every_n_steps": NonNegativeInt | None,
     "trainer.gradient_clip_val": NonNegativeFloat | None,
-    "trainer.limit_predict_batches": NonNegativeFloat | None,
-    "trainer.num_nodes": PositiveInt,
 }
 """Ranges of the Trainer's arguments, which Lightning takes as they are."""
 MANAGED_TRAINER_ARGS = {

@@ -29,8 +29,9 @@ def cluster_sums(values: Floats, clusters: Sequence[Hashable] | None) -> Floats:
     members = np.array([places[name] for name in clusters])
     if len(places) == len(members):
         return values
-    belongs: Floats = np.eye(len(places))[members]  # [items, clusters]
-    return values @ belongs
+    order = np.argsort(members, kind="stable")
+    starts = np.searchsorted(members[order], np.arange(len(places)))
+    return np.add.reduceat(values[..., order], starts, axis=-1)
 
 
 def variance_of_mean(
@@ -43,7 +44,7 @@ def variance_of_mean(
     squared standard error of the mean.
 
     Source: Liang and Zeger (1986), "Longitudinal Data Analysis Using Generalized Linear Models",
-    Biometrika 73, with the correction for few clusters of Mancl and DeRouen's simplest form.
+    Biometrika 73; G / (G - 1) is the usual correction for few clusters.
 
     Args:
         values: One per item.

@@ -171,7 +171,7 @@ class StagedDataModule(LightningDataModule):
                 for name, settings in self.stages.items()
             ]
             for module in self.stage_modules:
-                if (size := len(module.plan.windows[0])) < self.batch_size:
+                if (size := len(module.plan.passes[0][0])) < self.batch_size:
                     log.warning(
                         f"data.batch_size is {self.batch_size}, but a pass of stage "
                         f"'{module.plan.name}' has only {size} training sequences."
