@@ -59,6 +59,15 @@ def differs(departures: Sequence[Departure]) -> str:
     return f"The paper's figures were measured under another protocol than this study's. {named}."
 
 
+def summary(departures: Sequence[Departure]) -> str:
+    """Return which parts differ, in a sentence that points to the table of them."""
+    parts = ", ".join(dict.fromkeys(d.what for d in departures))
+    return (
+        "The paper's findings were measured under another protocol than this study's. It differs "
+        f"in {parts}; the last section says how."
+    )
+
+
 def departures_table(departures: Sequence[Departure]) -> Table:
     """Return departures as a table; it has no rows if protocols are equal."""
     return Table(

@@ -9,7 +9,7 @@ from sft_lab.analysis.measurements import LEVEL
 from sft_lab.analysis.study_results import Question, SearchResult
 from sft_lab.report.changed_items import changed_tables
 from sft_lab.report.context import Context
-from sft_lab.report.departures import departures_table, differs
+from sft_lab.report.departures import departures_table, summary
 from sft_lab.report.judging import small_text
 from sft_lab.report.page import JUDGEMENTS, Figure, Panel, Section, Table
 from sft_lab.report.questions import question_section
@@ -40,7 +40,7 @@ class Findings(ReportSection):
         return Section(
             "findings",
             "Which of the paper's findings this study supports",
-            [small_text(), *([differs(context.departures)] if context.departures else [])],
+            [small_text(), *([summary(context.departures)] if context.departures else [])],
             tables=[table] if table.rows else [],
         )
 
