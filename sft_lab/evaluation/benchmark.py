@@ -39,7 +39,16 @@ class Benchmark(ItemFile):
     """
 
     score_names: tuple[str, ...]
-    """Names of the scores, which end metric keys; the first is the benchmark's main score."""
+    """Names of the scores, which end metric keys; the first is the benchmark's main score.
+
+    The main score tolerates an answer's form: it is right if its content is.
+    """
+
+    strict_score: str | None = None
+    """Name of the score that also requires the form that the prompt asks for."""
+
+    form_mark: str | None = None
+    """Name of the mark that says whether an answer has the form that the prompt asks for."""
 
     scale: tuple[float, float] = (0.0, 1.0)
     """Lowest and highest possible score."""
@@ -233,6 +242,13 @@ class Benchmark(ItemFile):
 
     def follow_up(self, item: Item, completion: str) -> Item | None:
         """Return the next turn after an answer; None by default."""
+        return None
+
+    def reference_answer(self, item: Item) -> str | None:
+        """Return the right answer to an item, as a training row would give it; None by default.
+
+        For an item with ``text`` it is the continuation of the text.
+        """
         return None
 
     def agrees_with(self) -> Mapping[str, str]:

@@ -72,6 +72,14 @@ def solution(prompt: str, entry_point: str, completion: str) -> str:
     return _unfenced(prompt, entry_point, completion)
 
 
+def is_one_block(entry_point: str, completion: str) -> bool:
+    """Return whether an answer has one block of Python, which defines the function."""
+    if len(completion) > MAX_LENGTH:
+        return False
+    blocks = _python_blocks(completion.replace("\r\n", "\n"), _FENCE)
+    return len(blocks) == 1 and defines(blocks[0], entry_point) and parses(blocks[0])
+
+
 def _fenced(prompt: str, entry_point: str, codes: list[str]) -> str:
     chosen = next(
         (code for code in codes if defines(code, entry_point) and not is_stub(code, entry_point)),

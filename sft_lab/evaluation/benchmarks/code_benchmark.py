@@ -87,6 +87,13 @@ class CodeBenchmark(Benchmark):
         """
         return None
 
+    def has_form(self, item: Item, completion: str) -> bool | None:
+        """Return whether an answer has the form that its prompt asks for; None if it asks for none.
+
+        A benchmark that asks for one sets ``form_mark`` to ``form``.
+        """
+        return None
+
     @override
     def protocol(self) -> dict[str, Any]:
         # Without the level: both grade alike, and a run may resume where only one is available.
@@ -113,9 +120,10 @@ class CodeBenchmark(Benchmark):
             level=self.level,
         )
         results = dict(zip(distinct, found, strict=True))
+        forms = [self.has_form(*asked) for asked in zip(items, completions, strict=True)]
         return [
-            _verdict(results[mine], None if key is None else results.get(key, _NOT_PYTHON))
-            for mine, key in zip(own, theirs, strict=True)
+            _verdict(results[mine], None if key is None else results.get(key, _NOT_PYTHON), form)
+            for mine, key, form in zip(own, theirs, forms, strict=True)
         ]
 
     @override
@@ -153,9 +161,11 @@ def _may_run(program: Program) -> bool:
     return len(program.solution) > MAX_LENGTH or parses(program.solution)
 
 
-def _verdict(own: ProgramResult, official: ProgramResult | None) -> Verdict:
-    if official is None:
-        return Verdict({"passed": own.passed}, own.reason)
-    differs = f"; official: {official.reason}" if own.passed != official.passed else ""
-    marks = {"passed": own.passed, "passed_official": official.passed}
-    return Verdict(marks, own.reason + differs)
+def _verdict(own: ProgramResult, official: ProgramResult | None, form: bool | None) -> Verdict:
+    marks, reason = {"passed": own.passed}, own.reason
+    if official is not None:
+        marks["passed_official"] = official.passed
+        reason += f"; official: {official.reason}" if own.passed != official.passed else ""
+    if form is not None:
+        marks["form"] = form
+    return Verdict(marks, reason)

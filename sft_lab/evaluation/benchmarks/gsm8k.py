@@ -124,9 +124,12 @@ class GSM8K(Benchmark):
     Rows are the data set's own: ``question``, and ``answer``, which ends with ``#### N``; the item
     of row n, counted from 0, is ``GSM8K/n``. Protocol: zero-shot, the prompt is the question.
     Numbers that differ by less than 0.0001 are equal. A completion without an answer is wrong.
+    The form of the data set's answers, and of ``strict``, is a number after ``####``.
     """
 
     score_names = ("flexible", "strict", "boxed")
+    strict_score = "strict"
+    form_mark = "form"
     row_fields: ClassVar[Mapping[str, type]] = {"question": str, "answer": str}
 
     @override
@@ -148,6 +151,11 @@ class GSM8K(Benchmark):
         return [item.row["question"], item.row["answer"]]
 
     @override
+    def reference_answer(self, item: Item) -> str:
+        answer: str = item.row["answer"]
+        return answer
+
+    @override
     def grade(self, items: Sequence[Item], completions: Sequence[str]) -> list[Verdict]:
         verdicts = []
         for item, completion in zip(items, completions, strict=True):
@@ -158,6 +166,7 @@ class GSM8K(Benchmark):
                 "boxed": boxed_number(completion),
             }
             marks = {name: _equal(number, right) for name, number in numbers.items()}
+            marks["form"] = numbers["strict"] is not None
             read = [f"{name} {_shown(number)}" for name, number in numbers.items()]
             verdicts.append(Verdict(marks, ", ".join([*read, f"expected {_shown(right)}"])))
         return verdicts

@@ -8,9 +8,9 @@ from typing_extensions import override
 from sft_lab.config.ranges import PositiveInt
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Item
-from sft_lab.evaluation.benchmarks.code_answers import solution
+from sft_lab.evaluation.benchmarks.code_answers import is_one_block, solution
 from sft_lab.evaluation.benchmarks.code_benchmark import CodeBenchmark
-from sft_lab.evaluation.benchmarks.python_code import definitions, imports
+from sft_lab.evaluation.benchmarks.python_code import definitions, imports, parses
 from sft_lab.evaluation.generation.stop_strings import before_stop
 from sft_lab.evaluation.sandbox.sandbox import Program
 
@@ -33,6 +33,9 @@ class HumanEval(CodeBenchmark):
     ``chat`` prompt has no official protocol: its answer, and every completion given to ``score``,
     is taken as it is.
 
+    The form of an answer is what the prompt asks for: of ``chat`` the whole function in one code
+    block, of ``continuation`` Python that continues the prompt, which the official score requires.
+
     Args:
         path: See ``Benchmark``.
         max_new_tokens: See ``Benchmark``.
@@ -50,6 +53,7 @@ class HumanEval(CodeBenchmark):
     }
 
     score_names = ("pass_at_1", "pass_at_1_official")
+    form_mark = "form"
 
     def __init__(
         self,
@@ -62,6 +66,7 @@ class HumanEval(CodeBenchmark):
         if prompt not in ("chat", "continuation"):
             raise RequestError(f"prompt must be 'chat' or 'continuation', got '{prompt}'.")
         self.prompt = prompt
+        self.strict_score = "pass_at_1_official" if prompt == "continuation" else None
 
     @override
     def protocol(self) -> dict[str, Any]:
@@ -101,6 +106,20 @@ class HumanEval(CodeBenchmark):
         # Its test sees what the answer defines; modules that the prompt imports are no answer's.
         modules = imports(prompt)
         return Program(prompt + completion, _test(item, modules), item.row["entry_point"])
+
+    @override
+    def has_form(self, item: Item, completion: str) -> bool:
+        if self.prompt == "continuation":
+            return parses(item.row["prompt"] + before_stop(completion, STOP_STRINGS))
+        return is_one_block(item.row["entry_point"], completion)
+
+    @override
+    def reference_answer(self, item: Item) -> str:
+        prompt: str = item.row["prompt"]
+        body: str = item.row["canonical_solution"]
+        if self.prompt == "continuation":
+            return body
+        return f"```python\n{prompt.strip()}\n{body.rstrip()}\n```"
 
 
 def _test(item: Item, before: str) -> str:

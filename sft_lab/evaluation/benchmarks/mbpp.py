@@ -12,6 +12,7 @@ from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Item
 from sft_lab.evaluation.benchmarks.code_answers import solution
 from sft_lab.evaluation.benchmarks.code_benchmark import CodeBenchmark
+from sft_lab.evaluation.benchmarks.python_code import parses
 from sft_lab.evaluation.sandbox.sandbox import Program
 
 _EXAMPLE_IDS = (2, 3, 4)
@@ -31,7 +32,8 @@ class MBPP(CodeBenchmark):
         prompt: ``three_shot`` is the paper's prompt (section 3.2), with the rows of ``task_id`` 2,
             3 and 4 as solved examples and without a chat template; the answer ends at ``[DONE]``.
             In it ``pass_at_1_official`` runs the answer up to there as it is, while ``pass_at_1``
-            extracts the program. ``chat`` asks one question, the task with its tests.
+            extracts the program. ``chat`` asks one question, the task with its tests, and for no
+            form.
         timeout_s: Wall time of one program in seconds; one of the reference solutions needs four.
         kwargs: See ``CodeBenchmark``.
     """
@@ -56,6 +58,7 @@ class MBPP(CodeBenchmark):
         self.prompt = prompt
         if prompt == "three_shot":
             self.score_names = ("pass_at_1", "pass_at_1_official")
+            self.strict_score, self.form_mark = "pass_at_1_official", "form"
 
     @override
     def protocol(self) -> dict[str, Any]:
@@ -129,6 +132,18 @@ class MBPP(CodeBenchmark):
         name = function_name(item.row["code"], item.row["test_list"])
         return Program(completion.partition(_DONE)[0], _test(item.row), name)
 
+    @override
+    def has_form(self, item: Item, completion: str) -> bool | None:
+        if self.prompt == "chat":
+            return None
+        code = completion.partition(_DONE)[0]
+        return _BEGIN not in code and parses(code)
+
+    @override
+    def reference_answer(self, item: Item) -> str:
+        code = _code(item.row)
+        return f"{code}\n{_DONE}" if self.prompt == "three_shot" else code
+
 
 def function_name(code: str, tests: Sequence[str]) -> str:
     """Return the name that a solution must define: the reference's last one that tests use."""
@@ -157,9 +172,13 @@ def _task(row: Mapping[str, Any]) -> str:
     )
 
 
+def _code(row: Mapping[str, Any]) -> str:
+    code: str = row["code"]
+    return code.replace("\r\n", "\n").strip()
+
+
 def _example(row: Mapping[str, Any]) -> str:
-    code = row["code"].replace("\r\n", "\n").strip()
-    return f"{_task(row)}\n{_BEGIN}\n{code}\n{_DONE}\n\n"
+    return f"{_task(row)}\n{_BEGIN}\n{_code(row)}\n{_DONE}\n\n"
 
 
 def _setup(row: Mapping[str, Any]) -> list[str]:

@@ -177,10 +177,10 @@ def test_marks_and_items(tmp_path: Path) -> None:
         [item] * 4, ["#### 18", "18", r"\boxed{18} of 20", "none"]
     )
     assert [verdict.marks for verdict in graded] == [
-        {"flexible": True, "strict": True, "boxed": False},
-        {"flexible": True, "strict": False, "boxed": False},
-        {"flexible": True, "strict": False, "boxed": True},
-        {"flexible": False, "strict": False, "boxed": False},
+        {"flexible": True, "strict": True, "boxed": False, "form": True},
+        {"flexible": True, "strict": False, "boxed": False, "form": False},
+        {"flexible": True, "strict": False, "boxed": True, "form": False},
+        {"flexible": False, "strict": False, "boxed": False, "form": False},
     ]
 
 

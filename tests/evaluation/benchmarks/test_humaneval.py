@@ -76,7 +76,7 @@ def test_a_broken_tail_fails_officially_and_is_cut_off_otherwise(
 ) -> None:
     benchmark = HumanEval(str(problem), max_new_tokens=1, sandbox="isolated_or_limited")
     [verdict] = benchmark.grade(benchmark.items(), [BODY.rstrip("\n") + tail])
-    assert verdict.marks == {"passed": True, "passed_official": official}
+    assert verdict.marks == {"passed": True, "passed_official": official, "form": False}
     assert ("official: " in verdict.reason) is not official
 
 
@@ -85,6 +85,8 @@ def test_a_continuation_ends_officially_where_the_source_stops_sampling(problem:
     answers = [BODY + tail for tail in ("\ndef main(", "\n#\nx", "\nx = (", "\nclass", "\nwhile")]
     verdicts = benchmark.grade(benchmark.items() * 5, answers)
     assert [v.mark("passed_official") for v in verdicts] == [1, 1, 0, 1, 0]
+    assert [v.mark("form") for v in verdicts] == [1, 1, 0, 1, 0]
+    assert benchmark.strict_score == "pass_at_1_official"
 
 
 def test_a_chat_answer_is_taken_as_it_is(problem: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,6 +102,8 @@ def test_a_chat_answer_is_taken_as_it_is(problem: Path, monkeypatch: pytest.Monk
     verdicts = benchmark.grade(benchmark.items() * 4, [BODY, whole, FENCED, whole])
     assert [v.mark("passed") for v in verdicts] == [1, 1, 1, 1]
     assert [v.mark("passed_official") for v in verdicts] == [1, 1, 0, 1]
+    assert [v.mark("form") for v in verdicts] == [0, 0, 1, 0]
+    assert benchmark.strict_score is None  # the official score wants another form than the prompt
     # The body, and the whole function after its prompt in every layout: each runs once.
     assert len(ran[0]) == 2
     scores = benchmark.scores(benchmark.items() * 4, verdicts)
@@ -107,3 +111,21 @@ def test_a_chat_answer_is_taken_as_it_is(problem: Path, monkeypatch: pytest.Monk
         "pass_at_1": 1.0,
         "pass_at_1_official": 0.75,
     }
+
+
+@pytest.mark.parametrize("prompt", ["chat", "continuation"])
+def test_the_reference_answer_is_right_and_in_form(problem: Path, prompt: Any) -> None:
+    benchmark = HumanEval(str(problem), 1, prompt=prompt, sandbox="isolated_or_limited")
+    [item] = benchmark.items()
+    [verdict] = benchmark.grade([item], [benchmark.reference_answer(item)])
+    official = prompt == "continuation"
+    assert verdict.marks == {"passed": True, "passed_official": official, "form": True}
+
+
+@pytest.mark.parametrize("answer", [FENCED + "\n```python\nroot(4)\n```", f"```python\n{BODY}```"])
+def test_two_blocks_or_a_body_alone_are_not_the_form_that_chat_asks_for(
+    problem: Path, answer: str
+) -> None:
+    benchmark = HumanEval(str(problem), 1, sandbox="isolated_or_limited")
+    [verdict] = benchmark.grade(benchmark.items(), [answer])
+    assert (verdict.mark("passed"), verdict.mark("form")) == (1, 0)

@@ -18,7 +18,11 @@ def test_a_three_shot_answer_is_graded_officially_up_to_done(tmp_path: Path) -> 
     verdicts = benchmark.grade(benchmark.items() * 4, answers)
     assert [v.mark("passed") for v in verdicts] == [1, 1, 1, 0]
     assert [v.mark("passed_official") for v in verdicts] == [1, 0, 0, 0]
-    assert list(benchmark.agrees_with()) == ["pass_at_1_official"]
+    assert [v.mark("form") for v in verdicts] == [1, 0, 0, 0]
+    assert list(benchmark.agrees_with()) == ["pass_at_1_official"] == [benchmark.strict_score]
+    reference = benchmark.reference_answer(benchmark.items()[0])
+    [verdict] = benchmark.grade(benchmark.items(), [reference])
+    assert verdict.marks == {"passed": True, "passed_official": True, "form": True}
 
 
 def test_a_chat_answer_has_no_official_grade(tmp_path: Path) -> None:
