@@ -23,6 +23,7 @@ FIOSETOWN, SIOCSPGRP = 0x8901, 0x8902  # the same by ioctl
 # A lease on a library makes other processes wait to open it, even through a read-only mount.
 F_SETLEASE, F_NOTIFY, F_SETPIPE_SZ = 1024, 1026, 1031
 PR_SET_PDEATHSIG, PR_SCHED_CORE = 1, 62
+AF_UNIX = 1  # another family makes the kernel load its module
 X32 = 0x40000000  # first number of the other table of x86-64 kernels
 
 # linux/unistd.h by machine: (AUDIT_ARCH, numbers by name). Numbers from 424 on are common to all.
@@ -43,7 +44,8 @@ MACHINES: dict[str, tuple[int, dict[str, int]]] = {
             **{"prlimit64": 302, "setpgid": 109, "migrate_pages": 256, "move_pages": 279},
             **{"sched_setparam": 142, "sched_setscheduler": 144, "sched_setaffinity": 203},
             **{"sched_setattr": 314, "setpriority": 141, "ioprio_set": 251},
-            **{"fcntl": 72, "ioctl": 16, "prctl": 157},
+            **{"io_setup": 206, "syslog": 103, "sync": 162, "syncfs": 306},
+            **{"fcntl": 72, "ioctl": 16, "prctl": 157, "socketpair": 53},
         },
     ),
     "aarch64": (
@@ -62,7 +64,8 @@ MACHINES: dict[str, tuple[int, dict[str, int]]] = {
             **{"prlimit64": 261, "setpgid": 154, "migrate_pages": 238, "move_pages": 239},
             **{"sched_setparam": 118, "sched_setscheduler": 119, "sched_setaffinity": 122},
             **{"sched_setattr": 274, "setpriority": 140, "ioprio_set": 30},
-            **{"fcntl": 25, "ioctl": 29, "prctl": 167},
+            **{"io_setup": 0, "syslog": 116, "sync": 81, "syncfs": 267},
+            **{"fcntl": 25, "ioctl": 29, "prctl": 167, "socketpair": 199},
         },
     ),
 }
@@ -118,6 +121,7 @@ def filter_program(machine: str, pid: int) -> bytes:
         ],
         "ioctl": [*_refuse_when(1, FIOSETOWN, SIOCSPGRP), (RETURN, 0, 0, ALLOW)],
         "prctl": [*_refuse_when(0, PR_SET_PDEATHSIG, PR_SCHED_CORE), (RETURN, 0, 0, ALLOW)],
+        "socketpair": _allow_when(0, EQUAL, (AF_UNIX,)),
     }
     refused = {number for name, number in numbers.items() if name not in checked}
     # Jumps count instructions to skip: the first number if the comparison holds, else the second.
