@@ -16,12 +16,14 @@ RESUME_HINT = "The same command"
 _CREDENTIALS = re.compile(r"(?<=://)(?:[^\s/?#]*@|[^\s/?#:\[]*:(?!\d*(?:[/?#'\"]|$))\S{,1000}@)")
 # A path object writes "https:/ada:secret@host".
 _COLLAPSED = re.compile(r"(?<=[a-z]:/)[^\s/?#:@]*:[^\s/@]*@")
-_QUERY = re.compile(r"([?&][^=&\s]*(?:token|key|secret|pass)[^=&\s]*=)[^&\s#'\"]+", re.IGNORECASE)
+# Possessive, so that a long text takes time in proportion to its length.
+_QUERY = re.compile(r"[?&](?P<name>[^?=&\s]*+)=[^&\s#'\"]++")
+_SECRET = re.compile("token|key|secret|pass|credential|signature", re.IGNORECASE)
 _SCHEME = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]{,30}://")
 
 
 def has_credentials(address: str, *, needs_scheme: bool = True) -> bool:
-    """Say whether an address includes a user name or a password.
+    """Say whether an address includes a user name, a password, or a key in its query.
 
     Args:
         address: Any text.
@@ -31,11 +33,14 @@ def has_credentials(address: str, *, needs_scheme: bool = True) -> bool:
     (True, False)
     >>> has_credentials("ada:secret@host"), has_credentials("ada:secret@host", needs_scheme=False)
     (False, True)
+    >>> has_credentials("https://host/?api_key=secret"), has_credentials("https://host/?page=1")
+    (True, False)
     """
     scheme = _SCHEME.match(address)
     if scheme is None:
         return not needs_scheme and has_credentials(f"any://{address.strip()}")
-    return _CREDENTIALS.match(address, scheme.end()) is not None
+    in_query = any(_SECRET.search(found["name"]) for found in _QUERY.finditer(address))
+    return in_query or _CREDENTIALS.match(address, scheme.end()) is not None
 
 
 def hide_credentials(text: str) -> str:
@@ -47,7 +52,11 @@ def hide_credentials(text: str) -> str:
     'https:/***@host, http://host/?api_key=***&n=1'
     """
     text = _COLLAPSED.sub("***@", _CREDENTIALS.sub("***@", text))
-    return _QUERY.sub(r"\1***", text)
+    return _QUERY.sub(_hide_secret, text)
+
+
+def _hide_secret(found: re.Match[str]) -> str:
+    return f"{found[0][0]}{found['name']}=***" if _SECRET.search(found["name"]) else found[0]
 
 
 class RequestError(ValueError):

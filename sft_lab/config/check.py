@@ -20,7 +20,7 @@ from sft_lab.config.ranges import AnyYaml, range_fault
 from sft_lab.errors import RequestError, has_credentials
 
 MLFLOW_CREDENTIALS = (
-    "an address of MLflow must not include a user name or a password, here or in "
+    "an address of MLflow must not include a user name, a password or a key, here or in "
     "MLFLOW_TRACKING_URI; export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
     "MLFLOW_TRACKING_TOKEN."
 )
@@ -85,7 +85,7 @@ def check_config(
 
 
 def _check_credentials(value: Any, composed: Composed, key: str = "") -> None:
-    """Refuse addresses with a user name or a password: a config is printed and recorded.
+    """Refuse addresses with a user name, a password or a key: a config is printed and recorded.
 
     Raises:
         RequestError: Naming the key, not the value.
@@ -99,7 +99,7 @@ def _check_credentials(value: Any, composed: Composed, key: str = "") -> None:
         return
     above, _, name = key.rpartition(".")
     if has_credentials(value, needs_scheme=name not in ("tracking_uri", "base_url")):
-        fault = "an address must not include a user name or a password"
+        fault = "an address must not include a user name, a password or a key"
         if name == "tracking_uri":
             raise RequestError(f"{composed.where(key)}: {MLFLOW_CREDENTIALS}")
         if name == "base_url":

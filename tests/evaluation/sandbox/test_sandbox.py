@@ -278,6 +278,18 @@ def test_nothing_shared_with_the_machine_can_be_held(level: Level) -> None:
     assert results == dict.fromkeys(HOLDING, PASSED)
 
 
+def test_open_files_cannot_be_hoarded_in_a_socket(level: Level) -> None:
+    hoard = (
+        "import array, os, socket\nhere, there = socket.socketpair()\ncount = 0\n"
+        "try:\n    while True:\n        ends = os.pipe()\n"
+        "        rights = array.array('i', ends)\n"
+        "        here.sendmsg([b'x'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])\n"
+        "        count += sum(os.close(end) is None for end in ends)\n"
+        "except OSError: pass\nassert count <= 128, count"
+    )
+    assert run(level, hoard) == [PASSED]
+
+
 def test_pending_signals_and_timers_are_bounded(level: Level) -> None:
     timers = LIBC + (
         "timer, count = ctypes.c_void_p(), 0\n"

@@ -249,6 +249,50 @@ def test_a_solution_changes_nothing_of_its_test(level: Level) -> None:
     assert passed == []
 
 
+LIES = {
+    "an enum": "import enum\nclass E(enum.IntEnum):\n    A = 3\n"
+    "    __eq__ = lambda *_: True\ndef f(n): return E.A",
+    "a class that says it is int": "class X:\n    __class__ = int\n    __eq__ = lambda *_: True\n"
+    "    __sub__ = lambda *_: 1\ndef f(n): return X()",
+    "a registered number": "import numbers\nclass X:\n    __int__ = lambda self: 3\n"
+    "numbers.Integral.register(X)\ndef f(n): return X()",
+    "an mro of its own": "class M(type):\n    mro = lambda c: [c, object]\n"
+    "class X(metaclass=M):\n    __eq__ = lambda *_: True\ndef f(n): return X()",
+    "a scalar that is its own item": "class X:\n    shape = ()\n    item = lambda s: s\n"
+    "def f(n): return X()",
+    "a Decimal that writes NaN": "import decimal\nclass D(decimal.Decimal):\n"
+    "    __str__ = lambda _: 'sNaN'\ndef f(n): return D(1)",
+    "a Fraction of objects": "import fractions\nclass F(fractions.Fraction):\n"
+    "    numerator = property(lambda _: object())\ndef f(n): return F(1)",
+    "an error that ends generators": "def f(n): raise GeneratorExit",
+    "a renamed StopIteration": "def f(n): raise type('AssertionError', (StopIteration,), {})",
+    "an exception group": "def f(n): raise BaseExceptionGroup('x', [KeyboardInterrupt()])",
+    "an error without text": "class X(Exception):\n    __str__ = lambda _: exit()\n"
+    "def f(n): raise X",
+    "an error with an impossible name": "def f(n): raise type('a\\0', (Exception,), {})",
+    "a list that holds itself": "def f(n):\n    x = []\n    x.append(x)\n    return x",
+    "a message of hexadecimal digits": CALLED.format(
+        body="    import os\n    for end in range(3, 64):\n        try: os.write(end, "
+        "b'[\"return\",[\"int\",\"0x' + b'f' * 10**6 + b'\"],null]\\n')\n"
+        "        except OSError: pass"
+    ),
+    "a call that asks for a module": CALLED.format(
+        body="    import os\n    for end in range(3, 64):\n        try: os.write(end, "
+        'b\'["call",["yours",-1],["list",["module","test.__main__"]],["dict"]]\\n\')\n'
+        "        except OSError: pass"
+    ),
+    "more changed arguments than given": CALLED.format(
+        body="    import os\n    for end in range(3, 64):\n        try: os.write(end, "
+        'b\'["return",3,["list",9,9,9]]\\n\')\n        except OSError: pass'
+    ),
+}
+
+
+def test_a_result_or_error_that_lies_fails(level: Level) -> None:
+    results = run(level, *LIES.values(), test=CHECK)
+    assert [name for name, result in zip(LIES, results, strict=True) if result.passed] == []
+
+
 def test_a_solution_finds_no_test_in_its_memory(level: Level) -> None:
     search = r"""
 import re
