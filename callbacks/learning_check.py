@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 from typing_extensions import override
 
 from sft_lab.callbacks.run_checkpoint import RunCheckpoint
@@ -32,7 +33,7 @@ class LearningCheck(Callback):
         self.checkpoint = checkpoint
         self._watch: LossWatch | None = None
         self._warned: set[tuple[str, str]] = set()
-        self._nll = self._target_tokens = 0.0
+        self._counts: list[tuple[Tensor, Tensor]] = []  # of this window, on the training device
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -50,23 +51,21 @@ class LearningCheck(Callback):
         if not isinstance(pl_module, SFTModule) or pl_module.schedule is None:
             raise TypeError("LearningCheck checks an SFTModule with a schedule.")
         assert self._watch is not None  # training has started
-        # Kept on the CPU for the callbacks after this one: the device is waited for once.
-        outputs["nll"] = nll = outputs["nll"].detach().cpu()
-        outputs["target_tokens"] = tokens = outputs["target_tokens"].detach().cpu()
+        self._counts.append((outputs["nll"].detach(), outputs["target_tokens"]))
         is_window_end = (
             trainer.is_last_batch or (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         )
-        step = trainer.global_step if is_window_end else trainer.global_step + 1
+        if not is_window_end:
+            return
+        step = trainer.global_step
+        # The device is waited for once a step.
+        nll, tokens = (torch.stack(each).sum(0).cpu() for each in zip(*self._counts, strict=True))
+        self._counts = []
         if not torch.isfinite(nll).all():
             losses = zip(self.sources, nll, strict=True)
             wrong = [name for name, loss in losses if not loss.isfinite()]
             self._end(trainer, pl_module.schedule, step, f"the loss of {', '.join(wrong)}")
-        self._nll += nll.sum().item()
-        self._target_tokens += tokens.sum().item()
-        if not is_window_end:
-            return
-        what = self._watch.see(self._nll / self._target_tokens) if self._target_tokens else None
-        self._nll = self._target_tokens = 0.0
+        what = self._watch.see((nll.sum() / tokens.sum()).item()) if tokens.any() else None
         stage = pl_module.schedule.stages[pl_module.schedule.stage_of_step(step - 1)]
         if what is not None:
             self._warn(pl_module.schedule, step, what)

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from lightning import Callback, LightningModule, Trainer
-from torch import Tensor
 from typing_extensions import override
 
 from sft_lab.callbacks.in_loop_evaluation import InLoopEvaluation
@@ -63,8 +62,9 @@ class TrainingLog(Callback):
     ) -> None:
         if not isinstance(pl_module, SFTModule) or pl_module.schedule is None:
             raise TypeError("TrainingLog logs an SFTModule with a schedule.")
-        self.nll += _on_cpu(outputs["nll"])
-        self.target_tokens += _on_cpu(outputs["target_tokens"])
+        # Sums stay on the device until they are logged, so that it need not wait.
+        self.nll = self.nll.to(outputs["nll"].device) + outputs["nll"].detach()
+        self.target_tokens = self.target_tokens.to(self.nll.device) + outputs["target_tokens"]
         step = trainer.global_step
         every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
         is_boundary = step in pl_module.schedule.boundaries
@@ -96,8 +96,8 @@ class TrainingLog(Callback):
     @override
     def state_dict(self) -> dict[str, Any]:
         return {
-            "nll": self.nll,
-            "target_tokens": self.target_tokens,
+            "nll": self.nll.cpu(),
+            "target_tokens": self.target_tokens.cpu(),
             "logged_step": self._logged_step,
             "seconds": self.seconds,
         }
@@ -108,7 +108,3 @@ class TrainingLog(Callback):
         self.target_tokens = state_dict["target_tokens"]
         self._logged_step = state_dict["logged_step"]
         self._seconds_before = state_dict["seconds"]
-
-
-def _on_cpu(values: Tensor) -> Tensor:
-    return values.detach().cpu()

@@ -19,6 +19,7 @@ from sft_lab.evaluation.generation import batches_longest_first
 from sft_lab.evaluation.generation.native import evaluating
 from sft_lab.metrics.paired import Difference, paired_means, paired_shares
 from sft_lab.metrics.score import Score, accuracy, mean_score
+from sft_lab.model.logits import decoder_of
 from sft_lab.model.qlora import plain_causal_lm
 
 _FOLDS = 5
@@ -138,7 +139,7 @@ def hidden_states(
             # Padding is on the right, so that no token of a query attends to it.
             input_ids = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True)
             positions = torch.arange(input_ids.shape[1]).expand(input_ids.shape)
-            states = causal_lm.get_decoder()(
+            states = decoder_of(causal_lm)(
                 input_ids=input_ids.to(causal_lm.device),
                 position_ids=positions.to(causal_lm.device),
                 use_cache=False,

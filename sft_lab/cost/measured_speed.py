@@ -70,12 +70,11 @@ def _train(
     start = _now()
     sources = list(data.corpus.sources)
     for terms, window in windows:
-        with_base_logits = any(term.needs_base_logits for term in terms)
         batches = MicroBatches(data.corpus, [window], data.micro_batch_size)
         for index in range(len(batches)):
             moved = {key: value.to(module.device) for key, value in batches[index].items()}  # type: ignore[attr-defined]
             batch = cast(Batch, moved)
-            tokens = read_targets(module.model, batch, sources, with_base_logits=with_base_logits)
+            tokens = read_targets(module.model, batch, sources, terms)
             loss = token_losses(tokens, terms).sum() / batch["window_target_tokens"]
             loss.backward()
         optimizer.step()

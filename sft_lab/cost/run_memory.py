@@ -50,9 +50,13 @@ def _memory(
     # Different micro-batches: tokens, padded to the longest sequence, and target tokens.
     shapes = {(len(batch) * batch[0][0], sum(n for _, n in batch)) for batch in micro_batches}
     checkpointing = settings.gradient_checkpointing
+    in_chunks = not any(stage.loss for stage in data.stages.values())
     activations, backward = max(
         (
-            (size.kept(tokens, checkpointing=checkpointing), size.backward(tokens, targets))
+            (
+                size.kept(tokens, checkpointing=checkpointing),
+                size.backward(tokens, targets, in_chunks=in_chunks),
+            )
             for tokens, targets in shapes
         ),
         key=sum,

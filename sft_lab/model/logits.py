@@ -1,101 +1,187 @@
-"""Compute logits of target tokens only, and check that an architecture allows it."""
+"""Compute logits and losses of chosen tokens only, and check that an architecture allows it."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from copy import copy
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
 from sft_lab.errors import RequestError
 
+CHUNK_LOGITS = 2**24
+"""Logits held at a time by a loss in chunks: 64 MiB in float32."""
 
-def target_logits(
-    causal_lm: Any, input_ids: Tensor, position_ids: Tensor, is_target: Tensor
-) -> Tensor:
-    """Compute the LM head's logits at positions that carry loss only.
+
+class HiddenStates(NamedTuple):
+    """Hidden states at chosen positions, and how the model turns them into logits.
+
+    Attributes:
+        causal_lm: The transformers model that computed them.
+        output: The decoder's whole output, whose type the model's head expects.
+        states: ``[N, H]``, with gradient.
+    """
+
+    causal_lm: Any
+    output: Any
+    states: Tensor
+
+    def logits(self) -> Tensor:
+        """Return the logits at all positions, ``[N, V]``."""
+        return self.head(self.states)
+
+    def nll(self, target_ids: Tensor) -> Tensor:
+        """Return the negative log-likelihood of a target at each position, float32 ``[N]``.
+
+        With a large vocabulary, chunks of the positions are computed one after the other, and again
+        in the backward pass, so that ``CHUNK_LOGITS`` logits are held at a time. Each value is
+        computed from its own position alone; the gradient is a sum in another order.
+        """
+        vocab_size = self.causal_lm.get_output_embeddings().weight.shape[0]
+        size = max(1, CHUNK_LOGITS // vocab_size)
+        if len(target_ids) <= size:
+            return self._nll(self.states, target_ids)
+        chunks = zip(self.states.split(size), target_ids.split(size), strict=True)
+        return torch.cat([checkpoint(self._nll, *chunk, use_reentrant=False) for chunk in chunks])
+
+    def _nll(self, states: Tensor, target_ids: Tensor) -> Tensor:
+        return functional.cross_entropy(self.head(states).float(), target_ids, reduction="none")
+
+    def head(self, states: Tensor) -> Tensor:
+        """Return the logits of some of the states.
+
+        The model's own forward computes them, with a decoder that returns these states, so that
+        scaled and capped logits are what the model makes of them.
+        """
+        output = copy(self.output)
+        output.last_hidden_state = states[None]
+        decoder = decoder_of(self.causal_lm)
+        input_ids = torch.zeros(1, len(states), dtype=torch.int64, device=states.device)
+        own = vars(decoder).get("forward")
+        decoder.forward = lambda *args, **kwargs: output
+        try:
+            logits: Tensor = self.causal_lm(input_ids=input_ids, use_cache=False).logits[0]
+        finally:
+            del decoder.forward
+            if own is not None:
+                decoder.forward = own
+        return logits
+
+
+def hidden_states(
+    causal_lm: Any, input_ids: Tensor, position_ids: Tensor, places: Tensor
+) -> HiddenStates:
+    """Run a model's decoder.
 
     Args:
         causal_lm: A transformers causal language model, adapters included.
         input_ids: int64 ``[B, T]``.
         position_ids: int64 ``[B, T]``; a restart begins a new row, which cannot see earlier ones.
-        is_target: bool ``[B, T - 1]``, true where the *next* token carries loss.
-
-    Returns:
-        Logits ``[N, V]``, one row per true value of ``is_target``, in row-major order.
+        places: Positions whose states are wanted, int64 ``[N]``, counted over all rows.
     """
-    size = input_ids.shape
     if "flash" in str(causal_lm.config._attn_implementation):
         # Flash attention reads position ids in a batch of one row only, and ignores them in others.
         input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
     # With a mask or a cache, transformers would ignore where position ids restart.
-    hidden = causal_lm.get_decoder()(
-        input_ids=input_ids, position_ids=position_ids, use_cache=False
-    ).last_hidden_state.view(*size, -1)
-    return causal_lm.get_output_embeddings()(hidden[:, :-1][is_target])
+    output = decoder_of(causal_lm)(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+    return HiddenStates(causal_lm, output, output.last_hidden_state.flatten(0, 1)[places])
 
 
-@torch.no_grad()
-def check_head(causal_lm: Any) -> None:
-    """Check that logits are finite, causal and unchanged after the head, as the loss assumes.
+def decoder_of(causal_lm: Any) -> Any:
+    """Return the part of a causal language model that computes hidden states."""
+    from transformers import PreTrainedModel
+
+    found = causal_lm.get_decoder()
+    # transformers looks for usual names, under which ModernBERT has its head, and Llama 4 nothing.
+    is_decoder = isinstance(found, PreTrainedModel) and found is not causal_lm
+    return found if is_decoder else causal_lm.model
+
+
+def check_logits(causal_lm: Any) -> None:
+    """Check that logits are finite, causal, and those that the model itself computes.
 
     Raises:
-        RequestError: If they are not finite, depend on later tokens, or differ from those of the
-            head applied to the decoder's output.
+        RequestError: If they are not.
     """
-    device = next(causal_lm.parameters()).device
-    input_ids = position_ids = torch.arange(4, device=device)[None]
-    is_target = torch.ones_like(input_ids[:, 1:], dtype=torch.bool)
-    with evaluating(causal_lm):
-        expected = causal_lm(input_ids=input_ids, use_cache=False).logits[0, :-1]
-        ours = target_logits(causal_lm, input_ids, position_ids, is_target)
-        later = input_ids.clone()
-        later[:, -1] = 0
-        others = causal_lm(input_ids=later, use_cache=False).logits[0, :-1]
     name = type(causal_lm).__name__
-    if not expected.isfinite().all():
+    input_ids, position_ids = _probe(causal_lm, 8)
+    places = torch.arange(8, device=input_ids.device)
+    with evaluating(causal_lm), _watched_embeddings(causal_lm) as embeddings:
+        found = hidden_states(causal_lm, input_ids, position_ids, places).logits()
+        if not found.isfinite().all():
+            raise RequestError(
+                f"model.base: the logits of {name} are not finite; its weights are damaged, or too "
+                "large for trainer.precision."
+            )
+        if _influence(found[:-1], embeddings)[-1:].any():
+            raise RequestError(
+                f"model.base: in {name} a token sees later ones, so it is not a causal language "
+                "model; name one that is."
+            )
+        with torch.no_grad():
+            own = causal_lm(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+    # The operations are the same, so only kernels that round differently each time may differ.
+    if not torch.allclose(found, own[0], rtol=_ROUNDING[own.dtype], atol=_ROUNDING[own.dtype]):
         raise RequestError(
-            f"model.base: the logits of {name} are not finite; its weights are damaged, or too "
-            "large for trainer.precision."
-        )
-    if not torch.allclose(others.float(), expected.float(), rtol=1e-2, atol=1e-2):
-        raise RequestError(
-            f"model.base: in {name} a token sees later ones, so it is not a causal language model; "
-            "name one that is."
-        )
-    if not torch.allclose(ours.float(), expected.float(), rtol=1e-2, atol=1e-2):
-        raise RequestError(
-            f"model.base: {name} transforms its logits after the head, which "
-            "the loss here skips; choose a base without logit soft-capping or scaling."
+            f"model.base: the logits of {name} depend on more than its decoder's output, so the "
+            "loss cannot be computed at target tokens alone; name another base."
         )
 
 
-@torch.no_grad()
+_ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2, torch.float64: 1e-4}
+
+
 def check_packing(causal_lm: Any) -> None:
     """Check that the rows of a packed sequence cannot see each other.
 
     Raises:
         RequestError: If a row's logits depend on the row before it.
     """
-    device = next(causal_lm.parameters()).device
-    one, other = torch.arange(16, device=device).view(2, 8)
-    input_ids = torch.stack([torch.cat([one, one]), torch.cat([other, one])])
-    is_target = torch.zeros_like(input_ids[:, 1:], dtype=torch.bool)
-    is_target[:, 8:] = True
-
-    def influence(position_ids: Tensor) -> Tensor:
-        logits = target_logits(causal_lm, input_ids, position_ids.expand(2, -1), is_target)
-        after_one, after_other = logits.float().chunk(2)
-        return (after_one - after_other).abs().max()
-
-    with evaluating(causal_lm):
-        running = influence(torch.arange(16, device=device))
-        restarting = influence(torch.arange(8, device=device).repeat(2))
-    if restarting > 0.1 * running:
+    input_ids, position_ids = _probe(causal_lm, 16)
+    places = torch.arange(8, 16, device=input_ids.device)
+    with evaluating(causal_lm), _watched_embeddings(causal_lm) as embeddings:
+        logits = hidden_states(causal_lm, input_ids, position_ids % 8, places).logits()
+        leaks = _influence(logits, embeddings)[:8].any()
+    if leaks:
         raise RequestError(
             f"data.packing: in {type(causal_lm).__name__} the rows of a packed sequence see each "
             "other; set data.packing to false."
         )
+
+
+def _probe(causal_lm: Any, length: int) -> tuple[Tensor, Tensor]:
+    """Return token ids and positions of one row, both ``[1, T]``."""
+    ids = torch.arange(length, device=next(causal_lm.parameters()).device)[None]
+    return ids % causal_lm.get_input_embeddings().num_embeddings, ids
+
+
+@contextmanager
+def _watched_embeddings(causal_lm: Any) -> Iterator[list[Tensor]]:
+    """Collect the embeddings of a forward pass, so that gradients with respect to them exist."""
+    found: list[Tensor] = []
+
+    def watch(module: Any, inputs: Any, output: Tensor) -> Tensor:
+        found.append(output.detach().requires_grad_(torch.is_grad_enabled()))
+        return found[-1].clone()  # some scale it in place
+
+    hook = causal_lm.get_input_embeddings().register_forward_hook(watch)
+    try:
+        with torch.enable_grad():
+            yield found
+    finally:
+        hook.remove()
+
+
+def _influence(logits: Tensor, embeddings: list[Tensor]) -> Tensor:
+    """Return the gradient of logits with respect to each token's embedding, ``[T, H]``.
+
+    It is exactly zero for a token that they do not depend on, in every data type.
+    """
+    [gradient] = torch.autograd.grad(logits.float().square().sum(), embeddings[0])
+    return gradient[0]
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from math import ceil
 from typing import Any
 
+from sft_lab.model.logits import CHUNK_LOGITS
+
 NF4_BLOCK = 64  # weights that share a scale, which is a byte
 _SCALES_BLOCK = 256  # scales that share a float32, by double quantisation
 _NF4_TABLES = 4 * (16 + 256 + 1)  # codes of weights and scales, and the scales' mean
@@ -112,13 +114,19 @@ class ModelSize:
             kept = kept / self.num_layers + self.num_layers * self.hidden_per_token * tokens
         return ceil(kept)
 
-    def backward(self, tokens: int, target_tokens: int) -> int:
+    def backward(self, tokens: int, target_tokens: int, *, in_chunks: bool) -> int:
         """Return the peak bytes of a backward pass besides the kept ones: of a layer or the loss.
 
         A layer needs its values and their gradients, the loss the logits of target tokens.
+
+        Args:
+            tokens: Tokens of the micro-batch, padding included.
+            target_tokens: Its target tokens.
+            in_chunks: Whether no more than a chunk of logits is held at a time.
         """
         layer = (3 * self.widest_per_token + 2 * self.hidden_per_token) * tokens
-        loss = target_tokens * self.vocab_size * _LOSS_BYTES
+        held = self._logits(target_tokens) if in_chunks else target_tokens * self.vocab_size
+        loss = held * _LOSS_BYTES
         return max(layer + self.largest_dequantized, loss)
 
     def forward(self, tokens: int) -> int:
@@ -129,7 +137,11 @@ class ModelSize:
     def validation_loss(self, target_tokens: int) -> int:
         """Return the bytes of a loss without backward pass: logits, in float32, and their log."""
         widened = 0 if self.logit == 4 else 4
-        return target_tokens * self.vocab_size * (self.logit + widened + 4)
+        return self._logits(target_tokens) * (self.logit + widened + 4)
+
+    def _logits(self, target_tokens: int) -> int:
+        """Return the number of logits that a loss in chunks holds at a time."""
+        return min(target_tokens, max(1, CHUNK_LOGITS // self.vocab_size)) * self.vocab_size
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sft_lab.errors import RequestError
+from sft_lab.model.logits import decoder_of
 from sft_lab.model.memory import ModelSize, int8_bytes, nf4_bytes
 from sft_lab.model.qlora import (
     Lora,
@@ -63,7 +64,7 @@ def _model_size(path: str, quantization: Quantization, adapters: Any, precision:
         model: Any = AutoModelForCausalLM.from_config(
             config, dtype=dtype, attn_implementation=_ATTENTION
         )
-        decoder = model.get_decoder()
+        decoder = decoder_of(model)
         quantized = _quantized_layers(model) if quantization in ("nf4", "int8") else []
         base = list(model.parameters())
         plain_weights = {id(layer.weight) for layer in quantized}

@@ -35,6 +35,8 @@ class Batch(TypedDict):
         labels: int64 ``[B, T]``, -100 wherever there is no loss, as at the first token of every
             row; not shifted.
         source_ids: int64 ``[B, T]``, every token's source by its position in ``corpus.sources``.
+        target_places: int64 ``[N]``, positions of the tokens with a label, counted over all rows;
+            found here, because a device would have to wait for their number.
         window_target_tokens: int64 ``[]``, target tokens of the whole accumulation window.
     """
 
@@ -42,6 +44,7 @@ class Batch(TypedDict):
     position_ids: Tensor
     labels: Tensor
     source_ids: Tensor
+    target_places: Tensor
     window_target_tokens: Tensor
 
 
@@ -71,6 +74,7 @@ def collate(corpus: Corpus, bins: Sequence[Bin], window_target_tokens: int) -> B
         position_ids=torch.from_numpy(positions),
         labels=torch.from_numpy(labels),
         source_ids=torch.from_numpy(sources),
+        target_places=torch.from_numpy(np.flatnonzero(labels != IGNORED)),
         window_target_tokens=torch.tensor(window_target_tokens),
     )
 

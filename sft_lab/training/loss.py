@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from sft_lab.errors import RunError
 from sft_lab.model.adapters import adapters_off
-from sft_lab.model.logits import target_logits
+from sft_lab.model.logits import hidden_states
 from sft_lab.model.qlora import plain_causal_lm
 from sft_lab.training.batches import Batch
 
@@ -21,25 +21,40 @@ class TargetTokens:
 
     Attributes:
         nll: Negative log-likelihood of each target, float32 ``[N]``, with gradient.
-        logits: The model's logits at each target, ``[N, V]``, with gradient.
         target_ids: Token id of each target, int64 ``[N]``.
         source_ids: Each target's source as a position in ``sources``, int64 ``[N]``.
         sources: Names of the corpus's sources.
+        logits: The model's logits at each target, ``[N, V]``, with gradient; None in a stage
+            without terms, whose loss never holds them all.
         base_logits: The base model's logits at each target, ``[N, V]``, without gradient; None
             unless a term of the stage asks for them.
     """
 
     nll: Tensor
-    logits: Tensor
     target_ids: Tensor
     source_ids: Tensor
     sources: tuple[str, ...]
+    logits: Tensor | None = None
     base_logits: Tensor | None = None
 
     @property
     def log_likelihoods(self) -> Tensor:
         """Log-likelihood of each target, float32 ``[N]``, with gradient."""
         return -self.nll
+
+    def by_source(self) -> tuple[Tensor, Tensor]:
+        """Sum up by source.
+
+        Returns:
+            Negative log-likelihood, float64 ``[S]``, without gradient, and tokens, int64 ``[S]``.
+        """
+        none = self.source_ids.new_zeros(len(self.sources))
+        nll = self.nll.detach().double()
+        # Unlike bincount, index_add does not make the device wait.
+        return (
+            none.double().index_add(0, self.source_ids, nll),
+            none.index_add(0, self.source_ids, torch.ones_like(self.source_ids)),
+        )
 
 
 class LossTerm:
@@ -72,7 +87,7 @@ class LossTerm:
 
 
 def read_targets(
-    model: Any, batch: Batch, sources: Sequence[str], *, with_base_logits: bool = False
+    model: Any, batch: Batch, sources: Sequence[str], terms: Sequence[LossTerm] = ()
 ) -> TargetTokens:
     """Run a model over a batch and return its target tokens.
 
@@ -80,23 +95,28 @@ def read_targets(
         model: A transformers model, or a PEFT model around one.
         batch: The micro-batch.
         sources: Names of the corpus's sources.
-        with_base_logits: Also run the model with its adapters off.
+        terms: Terms of the loss, for which logits are kept.
     """
-    targets = batch["labels"][:, 1:]
-    is_target = targets != -100
-    inputs = (batch["input_ids"], batch["position_ids"], is_target)
-    base_logits = None
-    if with_base_logits:
+    causal_lm, places = plain_causal_lm(model), batch["target_places"]
+    # A token is predicted at the position before it.
+    inputs = (batch["input_ids"], batch["position_ids"], places - 1)
+    target_ids = batch["labels"].flatten()[places]
+    logits = base_logits = None
+    if any(term.needs_base_logits for term in terms):
         with adapters_off(model), torch.no_grad():
-            base_logits = target_logits(plain_causal_lm(model), *inputs)
-    logits = target_logits(plain_causal_lm(model), *inputs)
-    target_ids = targets[is_target]
+            base_logits = hidden_states(causal_lm, *inputs).logits()
+    hidden = hidden_states(causal_lm, *inputs)
+    if terms:
+        logits = hidden.logits()
+        nll = functional.cross_entropy(logits.float(), target_ids, reduction="none")
+    else:
+        nll = hidden.nll(target_ids)
     return TargetTokens(
-        nll=functional.cross_entropy(logits.float(), target_ids, reduction="none"),
-        logits=logits,
+        nll=nll,
         target_ids=target_ids,
-        source_ids=batch["source_ids"][:, 1:][is_target],
+        source_ids=batch["source_ids"].flatten()[places],
         sources=tuple(sources),
+        logits=logits,
         base_logits=base_logits,
     )
 

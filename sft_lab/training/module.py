@@ -14,7 +14,7 @@ from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.token_loss import TokenLoss
 from sft_lab.model.adapters import add_frozen_adapters, kept_weights
-from sft_lab.model.logits import check_head, check_packing
+from sft_lab.model.logits import check_logits, check_packing
 from sft_lab.model.qlora import (
     Lora,
     Quantization,
@@ -112,7 +112,7 @@ class SFTModule(LightningModule):
             RequestError: If the base cannot be trained here.
         """
         model = load_base(self.base, self.quantization, compute_dtype(precision))
-        check_head(model)
+        check_logits(model)
         if packing:
             check_packing(model)
         if self.lora is not None:
@@ -168,18 +168,13 @@ class SFTModule(LightningModule):
         """
         terms = self._data.active_settings.loss
         sources = list(self._corpus.sources)
-        with_base_logits = any(term.needs_base_logits for term in terms)
-        tokens = read_targets(self.model, batch, sources, with_base_logits=with_base_logits)
+        tokens = read_targets(self.model, batch, sources, terms)
         losses = token_losses(tokens, terms)
         # Lightning divides by accumulate_grad_batches. What is wanted is the mean over all target
         # tokens of the window, not a mean of means: lightning issue 20350.
         loss = losses.sum() / batch["window_target_tokens"] * self.trainer.accumulate_grad_batches
-        nll, source_ids = tokens.nll.detach().double(), tokens.source_ids
-        return {
-            "loss": loss,
-            "nll": torch.bincount(source_ids, nll, minlength=len(sources)),
-            "target_tokens": torch.bincount(source_ids, minlength=len(sources)),
-        }
+        nll, target_tokens = tokens.by_source()
+        return {"loss": loss, "nll": nll, "target_tokens": target_tokens}
 
     def token_nll(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return negative log-likelihood and source of every target token, both ``[N]``."""

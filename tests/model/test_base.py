@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from sft_lab.data.tokenizer import load_tokenizer
 from sft_lab.errors import RequestError
-from sft_lab.model.logits import check_head
+from sft_lab.model.logits import check_logits
 from sft_lab.model.qlora import Lora, add_lora, check_base, check_weights, load_base
 from sft_lab.model.size import model_size
 from sft_lab.model.unquantized import merged_copy
@@ -100,14 +100,14 @@ def test_weights_that_cannot_be_read_are_named(base: Path) -> None:
 def test_damaged_weights_are_said_to_be(base: Path) -> None:
     edit_weights(base, lambda w: w["model.norm.weight"].fill_(float("nan")))
     with pytest.raises(RequestError, match="logits of LlamaForCausalLM are not finite"):
-        check_head(load_base(str(base), "fp32", torch.float32))
+        check_logits(load_base(str(base), "fp32", torch.float32))
 
 
 def test_a_model_that_sees_later_tokens_is_refused(base: Path) -> None:
     model = load_base(str(base), "fp32", torch.float32)
     model.model.layers[0].register_forward_hook(lambda module, inputs, output: 9 * output.flip(1))
     with pytest.raises(RequestError, match="in LlamaForCausalLM a token sees later ones"):
-        check_head(model)
+        check_logits(model)
 
 
 @pytest.mark.parametrize("targets", [["embed_tokens"], ["lm_head", "embed_tokens"], ["q_proj"]])

@@ -10,7 +10,7 @@ from torch.nn import functional
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.generation import generate
 from sft_lab.evaluation.suite import EvaluationSuite
-from sft_lab.model.logits import check_head, check_packing, target_logits
+from sft_lab.model.logits import hidden_states
 from sft_lab.model.qlora import Lora, add_lora, load_base, plain_causal_lm
 from sft_lab.model.unquantized import dequantized, evaluation_weights, merged_copy
 from sft_lab.training.module import SFTModule
@@ -203,6 +203,16 @@ def test_the_head_is_computed_at_target_positions_only(make_model: MakeModel) ->
     torch.testing.assert_close(ours, logits(model)[:, :-1][is_target])
 
 
+def target_logits(
+    causal_lm: Any,
+    input_ids: torch.Tensor,
+    position_ids: torch.Tensor,
+    is_target: torch.Tensor,
+) -> torch.Tensor:
+    places = functional.pad(is_target, (0, 1)).flatten().nonzero().squeeze(1)
+    return hidden_states(causal_lm, input_ids, position_ids, places).logits()
+
+
 def adapted_llama(attention: str, dtype: torch.dtype) -> Any:
     """Return a random Llama with strong attention, and adapters that already change its output."""
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -345,62 +355,22 @@ def test_unpacked_batches_keep_the_fast_path(
     assert [mask.shape for mask, _ in calls[2:]] == [(2, 1, 20, 20)] * 2
 
 
-def test_flash_attention_gets_packed_sequences_in_one_row() -> None:
+def test_flash_attention_gets_packed_sequences_in_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
     # It separates rows by position ids in a batch of one only; in a larger batch it mixes them.
+    model = plain_causal_lm(adapted_llama("sdpa", FP32))
     seen = []
 
     def decoder(**arguments: Any) -> Any:
         seen.append((arguments["input_ids"].tolist(), arguments["position_ids"].tolist()))
         return SimpleNamespace(last_hidden_state=arguments["input_ids"][..., None].float())
 
-    causal_lm = SimpleNamespace(
-        config=SimpleNamespace(_attn_implementation="flash_attention_2"),
-        get_decoder=lambda: decoder,
-        get_output_embeddings=lambda: lambda hidden: hidden,
-    )
+    monkeypatch.setattr(model.config, "_attn_implementation", "flash_attention_2")
+    monkeypatch.setattr(model.model, "forward", decoder)
     input_ids = torch.tensor([[1, 2, 3], [4, 5, 6]])
     position_ids = torch.tensor([[0, 1, 0], [0, 1, 2]])
-    is_target = torch.tensor([[True, False], [False, True]])
-    logits = target_logits(causal_lm, input_ids, position_ids, is_target)
+    found = hidden_states(model, input_ids, position_ids, torch.tensor([0, 4]))
     assert seen == [([[1, 2, 3, 4, 5, 6]], [[0, 1, 0, 0, 1, 2]])]
-    assert logits.tolist() == [[1.0], [5.0]]
-
-
-def test_a_base_whose_packed_rows_see_each_other_is_refused() -> None:
-    from transformers import MambaConfig, MambaForCausalLM
-
-    check_packing(plain_causal_lm(adapted_llama("sdpa", FP32)))
-    size: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1}
-    torch.manual_seed(0)
-    recurrent = MambaForCausalLM(MambaConfig(**size, state_size=4, initializer_range=0.5))
-    with pytest.raises(RequestError, match=r"data\.packing: in MambaForCausalLM the rows"):
-        check_packing(recurrent.train())
-    assert recurrent.training
-
-
-def test_a_base_that_transforms_its_logits_is_refused() -> None:
-    from transformers import CohereConfig, CohereForCausalLM, Gemma2Config, Gemma2ForCausalLM
-
-    size: dict[str, Any] = {
-        "vocab_size": 64,
-        "hidden_size": 32,
-        "intermediate_size": 64,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "initializer_range": 0.5,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "pad_token_id": 0,
-    }
-    torch.manual_seed(0)
-    for model in (
-        CohereForCausalLM(CohereConfig(logit_scale=0.0625, **size)),
-        Gemma2ForCausalLM(Gemma2Config(final_logit_softcapping=30.0, **size)),
-    ):
-        with pytest.raises(RequestError, match=f"{type(model).__name__} transforms its logits"):
-            check_head(model)
+    assert found.states.tolist() == [[1.0], [5.0]]
 
 
 def test_adapters_depend_on_their_seed_alone(tiny_base: Path) -> None:

@@ -17,23 +17,22 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import yaml
-from torch.nn import functional
 
 from sft_lab.data.corpus import Corpus
 from sft_lab.data.rendering import Renderer
 from sft_lab.data.sources import Source
 from sft_lab.evaluation.generation import generate
 from sft_lab.evaluation.rows import read_rows
-from sft_lab.model.logits import target_logits
-from sft_lab.model.qlora import Lora, add_lora, compute_dtype, load_base, plain_causal_lm
+from sft_lab.model.qlora import Lora, add_lora, compute_dtype, load_base
 from sft_lab.model.unquantized import EvaluationWeights, evaluation_weights
 from sft_lab.paths import resolve
 from sft_lab.terminal import format_table
-from sft_lab.training.batches import collate, target_tokens
+from sft_lab.training.batches import Batch, collate, target_tokens
+from sft_lab.training.loss import read_targets
 from sft_lab.training.order import RowRef
 
 CONFIG = Path(__file__).parents[2] / "configs" / "world" / "evaluation.yaml"
@@ -72,14 +71,10 @@ class Training:
             places = torch.randint(len(self.refs), (TRAINED_ROWS,), generator=self.generator)
             bins = [[self.refs[place]] for place in places.tolist()]
             batch = collate(self.corpus, bins, target_tokens(self.corpus, bins))
-            input_ids, position_ids, labels = (
-                batch[key].to(self.model.device) for key in ("input_ids", "position_ids", "labels")
-            )
-            targets = labels[:, 1:]
-            is_target = targets != -100
-            causal_lm = plain_causal_lm(self.model)
-            logits = target_logits(causal_lm, input_ids, position_ids, is_target)
-            functional.cross_entropy(logits.float(), targets[is_target]).backward()
+            moved = {key: value.to(self.model.device) for key, value in batch.items()}  # type: ignore[attr-defined]
+            read_targets(
+                self.model, cast(Batch, moved), list(self.corpus.sources)
+            ).nll.mean().backward()
             self.optimizer.step()
             self.optimizer.zero_grad()
 

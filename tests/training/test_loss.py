@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sft_lab.errors import RunError
 from sft_lab.model.adapters import freeze_and_restart
@@ -22,6 +23,10 @@ class OneSource(LossTerm):
         return torch.where(is_source, self.weight, 1.0)
 
 
+class NeedsBase(LossTerm):
+    needs_base_logits = True
+
+
 class PenalizeLikelihood(LossTerm):
     def penalty(self, tokens: TargetTokens) -> torch.Tensor:
         return 0.5 * tokens.log_likelihoods
@@ -31,7 +36,6 @@ class PenalizeLikelihood(LossTerm):
 def tokens() -> TargetTokens:
     return TargetTokens(
         nll=torch.tensor([1.0, 2.0, 4.0]),
-        logits=torch.zeros(3, 5),
         target_ids=torch.tensor([0, 1, 2]),
         source_ids=torch.tensor([0, 1, 1]),
         sources=("math", "general"),
@@ -66,6 +70,7 @@ def batch() -> Batch:
         position_ids=torch.arange(20).expand(2, -1),
         labels=labels,
         source_ids=torch.tensor([[0], [1]]).expand(2, 20),
+        target_places=torch.arange(40).reshape(2, 20)[:, 10:].flatten(),
         window_target_tokens=torch.tensor(20),
     )
 
@@ -74,7 +79,7 @@ def batch() -> Batch:
 def test_base_logits_are_those_of_the_base(tiny_base: Path, quantization: Any) -> None:
     lora = Lora(r=4, lora_alpha=8, lora_dropout=0.5)
     model = add_lora(load_base(str(tiny_base), quantization, torch.float32), lora, seed=0)
-    base = read_targets(model, batch(), ["a", "b"]).logits  # B is zero
+    base = read_targets(model, batch(), ["a", "b"], [LossTerm()]).logits  # B is zero
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -85,15 +90,50 @@ def test_base_logits_are_those_of_the_base(tiny_base: Path, quantization: Any) -
     with torch.random.fork_rng():
         alone = read_targets(model, batch(), ["a", "b"])
     with torch.random.fork_rng():
-        found = read_targets(model, batch(), ["a", "b"], with_base_logits=True)
+        found = read_targets(model, batch(), ["a", "b"], [NeedsBase()])
     assert torch.equal(torch.get_rng_state(), state)
     assert found.base_logits is not None
     assert torch.equal(found.base_logits, base)
     assert not found.base_logits.requires_grad
     # Asking for them changes nothing in what is trained.
     assert torch.equal(found.nll, alone.nll)
+    assert alone.logits is None
     assert not torch.equal(found.logits, base)
     assert [name for name, p in model.named_parameters() if p.requires_grad] == trainable
     assert model.training
     assert alone.base_logits is None
     assert alone.source_ids.tolist() == [0] * 10 + [1] * 10
+
+
+class Waits(TorchDispatchMode):
+    """Collects operations whose results' sizes or values a device would have to send back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        masks = [t for t in (args[1] if name == "index" else []) if t is not None]
+        if name in ("nonzero", "_local_scalar_dense", "bincount", "masked_select") or any(
+            mask.dtype == torch.bool for mask in masks
+        ):
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_micro_batch_waits_for_no_device(tiny_base: Path) -> None:
+    model = load_base(str(tiny_base), "fp32", torch.float32)
+    inputs = batch()
+    with Waits() as decoder:  # transformers looks for packed rows
+        model.model(input_ids=inputs["input_ids"], position_ids=inputs["position_ids"])
+    with Waits() as ours:
+        tokens = read_targets(model, inputs, ["a", "b", "c"])
+        nll, target_tokens = tokens.by_source()
+        (token_losses(tokens, []).sum() / inputs["window_target_tokens"]).backward()
+    assert ours.found == decoder.found
+    assert target_tokens.tolist() == [10, 10, 0]
+    assert nll.tolist() == pytest.approx([*tokens.nll.view(2, 10).sum(1).tolist(), 0])
+    with Waits() as masked:
+        float(tokens.nll[tokens.nll > 0].sum())
+    assert len(masked.found) == 2

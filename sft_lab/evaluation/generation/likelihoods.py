@@ -9,6 +9,7 @@ from torch.nn import functional
 
 from sft_lab.data.batching import batches_longest_first
 from sft_lab.evaluation.generation.engine import TokenPair
+from sft_lab.model.logits import HiddenStates, hidden_states
 from sft_lab.model.qlora import plain_causal_lm
 
 _HEAD_TOKENS = 1024  # positions whose logits, V values each, are held at a time
@@ -68,21 +69,23 @@ def _score_batch(
     width = max(1, max(map(len, rows)) - 1)
     input_ids = torch.full((len(rows), width), pad_token_id)
     owners: list[int] = []
-    places: list[int] = []
+    places: list[int] = []  # counted over all rows
     targets: list[int] = []
     for owner, (row, (_, continuation)) in enumerate(zip(rows, pairs, strict=True)):
         input_ids[owner, : len(row) - 1] = torch.tensor(row[:-1])
         count = min(len(continuation), len(row) - 1)
         owners += [owner] * count
-        places += range(len(row) - 1 - count, len(row) - 1)
+        end = owner * width + len(row) - 1
+        places += range(end - count, end)
         targets += row[len(row) - count :]
-    hidden = causal_lm.get_decoder()(
-        input_ids=input_ids.to(device), use_cache=False
-    ).last_hidden_state
+    hidden = hidden_states(
+        causal_lm,
+        input_ids.to(device),
+        torch.arange(width, device=device).expand(len(rows), -1),
+        torch.tensor(places, dtype=torch.long, device=device),
+    )
     values, greedy = _target_logprobs(
-        causal_lm.get_output_embeddings(),
-        hidden[owners, places],
-        torch.tensor(targets, dtype=torch.long, device=device),
+        hidden, torch.tensor(targets, dtype=torch.long, device=device)
     )
     sums, all_greedy = [0.0] * len(rows), [True] * len(rows)
     for owner, value, is_greedy in zip(owners, values, greedy, strict=True):
@@ -91,12 +94,13 @@ def _score_batch(
     return list(zip(sums, all_greedy, strict=True))
 
 
-def _target_logprobs(head: Any, hidden: Tensor, targets: Tensor) -> tuple[list[float], list[bool]]:
+def _target_logprobs(hidden: HiddenStates, targets: Tensor) -> tuple[list[float], list[bool]]:
     """Return the log-probability of every target, and whether it is the most probable token."""
     values: list[float] = []
     greedy: list[bool] = []
-    for states, target in zip(hidden.split(_HEAD_TOKENS), targets.split(_HEAD_TOKENS), strict=True):
-        logits = head(states).float()
+    chunks = zip(hidden.states.split(_HEAD_TOKENS), targets.split(_HEAD_TOKENS), strict=True)
+    for states, target in chunks:
+        logits = hidden.head(states).float()
         values += (-functional.cross_entropy(logits, target, reduction="none")).tolist()
         greedy += (logits.argmax(-1) == target).tolist()
     return values, greedy
