@@ -1,126 +1,111 @@
-"""Tiny random models of transformers' families, built from their configs alone."""
+"""Tiny models of several architectures, and what they answer: by the lab and by transformers."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import peft
 import torch
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+)
 
-VOCAB_SIZE = 64
+from sft_lab.evaluation.generation import generate
 
-_SIZES: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE,
+SIZES = {
+    "vocab_size": 40,
     "hidden_size": 32,
     "intermediate_size": 64,
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    "initializer_range": 0.3,  # far from ties, and answers that vary
+    "attention_dropout": 0.5,  # must not act
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+# A window shorter than the prompts: its cache drops old tokens, padding first.
+WINDOW = {
     "head_dim": 8,
-    "max_position_embeddings": 128,
-    # Strong weights, so that a small mistake changes losses and answers.
-    "initializer_range": 0.2,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-    # Other names of the same sizes.
-    "n_embd": 32,
-    "d_model": 32,
-    "n_inner": 64,
-    "ffn_dim": 64,
-    "n_layer": 2,
-    "n_layers": 2,
-    "num_layers": 2,
-    "n_head": 4,
-    "n_heads": 4,
-    "num_heads": 4,
-    "n_positions": 128,
-    "word_embed_proj_dim": 32,
-    "rotary_dim": 4,
-    # Windows shorter than the texts of the checks.
-    "sliding_window": 16,
-    "attention_window_size": 16,
-    "attention_chunk_size": 32,
-    # Experts.
-    "num_experts": 4,
-    "n_routed_experts": 4,
-    "num_local_experts": 4,
-    "moe_num_experts": 4,
-    "num_experts_per_tok": 2,
-    "n_shared_experts": 1,
-    "moe_intermediate_size": 32,
-    "expert_ffn_hidden_size": 32,
-    "shared_expert_intermediate_size": 32,
-    "first_k_dense_replace": 1,
-    "n_group": 1,
-    "topk_group": 1,
-    # Latent attention.
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    # Convolutions and recurrences.
-    "conv_kernel": 4,
-    "state_size": 8,
-    "ssm_state_size": 8,
-    "time_step_rank": 4,
-    "chunk_size": 16,
-    "lru_width": 32,
-    "mamba_n_heads": 8,
-    "mamba_d_head": 8,
-    "mamba_d_state": 8,
-    "mamba_d_ssm": 64,
-    "mamba_n_groups": 1,
-    "mamba_num_heads": 8,
-    "mamba_head_dim": 8,
-    "mamba_dt_rank": 4,
-    "mamba_chunk_size": 16,
-    "n_groups": 1,
-    "n_mamba_heads": 2,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 8,
-    # Dropout off, so that losses can be compared.
-    "attention_dropout": 0.0,
-    "activation_dropout": 0.0,
-    "dropout": 0.0,
-    "attn_pdrop": 0.0,
-    "embd_pdrop": 0.0,
-    "resid_pdrop": 0.0,
-    "residual_dropout": 0.0,
+    "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention"],
 }
-_LATENT = {"num_key_value_heads": 4}
-_OWN: dict[str, dict[str, Any]] = {
-    "cohere": {"logit_scale": 0.5},
-    "cohere2": {"logit_scale": 0.5},
-    "gemma2": {"final_logit_softcapping": 2.0},
-    "vaultgemma": {"final_logit_softcapping": 2.0},
-    "recurrent_gemma": {"logits_soft_cap": 2.0},
-    "granite": {"logits_scaling": 4.0},
-}
+ARCHITECTURES = ["llama", "qwen2", "gpt_neox", "gemma3", "bloom"]
+BLOOM = {key: SIZES[key] for key in ("vocab_size", "hidden_size", "initializer_range")}
+BLOOM |= {"n_layer": 2, "n_head": 4}
+PAD, EOS = 0, (1, 2, 3, 4)
+PROMPTS = [[5 + (row * 7 + place * 3) % 35 for place in range(3 + row % 6)] for row in range(12)]
 
 
-def tiny_config(kind: str, **changes: Any) -> Any:
-    """Return the config of a tiny model.
+def tiny(architecture: str) -> PreTrainedModel:
+    torch.manual_seed(0)
+    match architecture:
+        case "llama":
+            return LlamaForCausalLM(LlamaConfig(**GROUPED))
+        case "qwen2":
+            return Qwen2ForCausalLM(Qwen2Config(**GROUPED))
+        case "bloom":  # its own attention, which reads the mask of tokens
+            return BloomForCausalLM(BloomConfig(**BLOOM))
+        case "gpt_neox":
+            return GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES))
+        case "gemma3":
+            # Tied embeddings would repeat one token for ever.
+            config = Gemma3TextConfig(**GROUPED, **WINDOW, tie_word_embeddings=False)
+            return Gemma3ForCausalLM(config)
+    raise ValueError(architecture)
 
-    Args:
-        kind: The family's ``model_type`` in transformers.
-        changes: Keys of its own.
-    """
-    from transformers import CONFIG_MAPPING
 
-    config_class = CONFIG_MAPPING[kind]
-    known = config_class()
-    own = _OWN.get(kind, {})
-    sizes = {k: v for k, v in {**_SIZES, **own}.items() if k in own or hasattr(known, k)}
-    return config_class(**{**sizes, **changes})
+def with_lora(model: PreTrainedModel) -> peft.PeftModel:
+    config = peft.LoraConfig(
+        r=4, target_modules="all-linear", lora_dropout=0.5, init_lora_weights=False
+    )
+    return peft.get_peft_model(model, config)
 
 
-def tiny_model(kind: str, **changes: Any) -> Any:
-    """Return a random float32 model in eval mode; its weights depend on nothing but its config."""
-    from transformers import AutoModelForCausalLM
+def ours(
+    model: PreTrainedModel, prompts: list[list[int]] = PROMPTS, **settings: Any
+) -> list[list[int]]:
+    return generate(
+        model, prompts, max_new_tokens=12, eos_token_ids=EOS, pad_token_id=PAD, **settings
+    )
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return AutoModelForCausalLM.from_config(
-            tiny_config(kind, **changes), dtype=torch.float32
-        ).eval()
+
+def batch_shapes(model: PreTrainedModel) -> list[tuple[int, int]]:
+    """Watch a model: rows and tokens attended to of every forward pass to come."""
+    shapes: list[tuple[int, int]] = []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(
+            (len(kwargs["attention_mask"]), kwargs["attention_mask"].shape[-1])
+        ),
+        with_kwargs=True,
+    )
+    return shapes
+
+
+def theirs(model: PreTrainedModel) -> list[list[int]]:
+    model.eval()
+    answers = []
+    for prompt in PROMPTS:
+        output = model.generate(
+            input_ids=torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            do_sample=False,
+            max_new_tokens=12,
+            eos_token_id=list(EOS),
+            pad_token_id=PAD,
+        )
+        answer = output[0, len(prompt) :].tolist()
+        answers.append(answer[:-1] if answer[-1] in EOS else answer)
+    return answers
+
+
+def words(token_ids: Sequence[int]) -> str:
+    """The text of token ids: 7 is "7 ", so that every answer has borders inside a string."""
+    return "".join(f"{token_id} " for token_id in token_ids)

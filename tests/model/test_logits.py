@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_models import VOCAB_SIZE, tiny_model
+from tiny_families import VOCAB_SIZE, tiny_model
 from torch.nn import functional
 
 from sft_lab.errors import RequestError
