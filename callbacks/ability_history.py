@@ -9,7 +9,7 @@ from typing_extensions import override
 from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.forgetting import best_boundary
-from sft_lab.runs.evaluations import Point, Tracked, ability_metrics, history
+from sft_lab.runs.evaluations import Point, Tracked, ability_metrics, history, strict_key
 from sft_lab.training.module import SFTModule
 from sft_lab.training.schedule import Schedule, ScheduledStage, progress
 from sft_lab.training.stage import trains
@@ -18,7 +18,8 @@ from sft_lab.training.stage import trains
 class AbilityHistory(Callback):
     """Logs every evaluation: scores, losses, and abilities beside their earlier evaluations.
 
-    The keys are ``ability/<source>``, ``change_from_base/<source>``, ``forgetting/<source>``,
+    The keys are ``ability/<source>``, ``form/<source>``, ``answer_loss/<source>``,
+    ``change_from_base/<source>``, ``forgetting/<source>``, ``form_forgetting/<source>``,
     ``retention/<source>``, ``backward_transfer/<source>`` and ``average/score``, as defined in
     ``sft_lab.metrics.forgetting``.
 
@@ -68,7 +69,8 @@ class AbilityHistory(Callback):
         for name, key in self.suite.primary.items():
             benchmark = self.suite.benchmarks[key.partition("/")[0]]
             ends = (s.end_step for s in stages if trains(s.stage, benchmark.source))
-            tracked[name] = Tracked(key, next(ends, None), benchmark.chance)
+            strict = strict_key(key, benchmark.strict_score)
+            tracked[name] = Tracked(key, next(ends, None), benchmark.chance, strict)
         return tracked
 
     @override
@@ -99,4 +101,5 @@ def point_of(evaluation: Evaluation, schedule: Schedule | None) -> Point:
         evaluation.scores,
         evaluation.losses,
         evaluation.num_items,
+        evaluation.forms,
     )

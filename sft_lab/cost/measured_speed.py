@@ -21,7 +21,7 @@ _NEW_TOKENS = 16
 def measured_speed(
     module: SFTModule, data: StagedDataModule, precision: str, generated_tokens: int
 ) -> Speed:
-    """Load a run's model, and time three of its steps and one batch of short answers.
+    """Load a run's model, and time three of its steps, and a batch of short and reference answers.
 
     Answers run to their limit, so the time of a full evaluation is an upper bound.
 
@@ -103,7 +103,22 @@ def _evaluation_s(
             decode=renderer.decode,
         )
         answered_s = _now() - ready
-    return ready - start + answered_s * generated_tokens / (len(prompts) * _NEW_TOKENS)
+        read_s = _answer_loss_s(weights, data)
+    return ready - start + answered_s * generated_tokens / (len(prompts) * _NEW_TOKENS) + read_s
+
+
+def _answer_loss_s(weights: Any, data: StagedDataModule) -> float:
+    """Return the seconds of all reference answers, by timing one batch of them."""
+    suite, renderer = data.evaluation, data.corpus.renderer
+    found = suite.references(renderer).values()
+    pairs = [pair for of_benchmark in found for pair in of_benchmark if pair is not None]
+    if not pairs:
+        return 0.0
+    timed = pairs[:: -(-len(pairs) // suite.batch_size)]  # spread over all: lengths differ
+    start = _now()
+    suite.engine.log_likelihoods(weights, timed, pad_token_id=renderer.pad_token_id)
+    tokens, timed_tokens = (sum(len(a) + len(b) for a, b in some) for some in (pairs, timed))
+    return (_now() - start) * tokens / timed_tokens
 
 
 def _now() -> float:

@@ -173,6 +173,7 @@ def run_parameters(data: StagedDataModule, settings: ModelSettings) -> dict[str,
         "evaluation.weights": data.evaluation.weights,
         "evaluation.batch_size": data.evaluation.batch_size,
         "evaluation.drafts": data.evaluation.drafts,
+        "evaluation.answer_loss": data.evaluation.answer_loss,
     }
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from sft_lab.evaluation.generation.engine import Footprint
+from sft_lab.evaluation.generation.likelihoods import HEAD_TOKENS
 from sft_lab.model.memory import Memory, ModelSize, optimizer_bytes
 from sft_lab.model.size import ModelSettings
 from sft_lab.training.batches import HeldOutBatches, bin_length, target_tokens
@@ -80,7 +81,7 @@ def _memory(
 
 
 def _footprint(data: StagedDataModule) -> Footprint:
-    """Return the largest needs of generation, each over all benchmarks."""
+    """Return the largest needs of answers and of reference answers, over all benchmarks."""
     suite = data.evaluation
     found = [Footprint()]
     for name, asked in suite.prompts(data.corpus.renderer).items():
@@ -91,6 +92,13 @@ def _footprint(data: StagedDataModule) -> Footprint:
             rows = min(rows, max(1, suite.batch_tokens // (longest + benchmark.max_new_tokens)))
         decoding = suite.decoding(name)
         found.append(suite.engine.footprint(rows, longest, benchmark.max_new_tokens, decoding))
+    for pairs in suite.references(data.corpus.renderer).values():
+        lengths = [sum(map(len, pair)) for pair in pairs if pair is not None]
+        longest = max(lengths, default=1)
+        rows = min(suite.batch_size, len(lengths))
+        if suite.batch_tokens is not None:
+            rows = min(rows, max(1, suite.batch_tokens // longest))
+        found.append(Footprint(0, rows * longest, min(rows * longest, HEAD_TOKENS)))
     return Footprint(*map(max, zip(*found, strict=True)))
 
 

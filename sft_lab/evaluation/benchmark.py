@@ -4,7 +4,7 @@ import hashlib
 import json
 from abc import abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -146,15 +146,40 @@ class Benchmark(ItemFile):
             items: The item of each answer; one may have several.
             verdicts: Their verdicts, from ``grade``.
         """
+        return self._mean(self.metrics(), self.scored_marks, items, verdicts)
+
+    def form_score(self, items: Sequence[Item], verdicts: Sequence[Verdict]) -> Score | None:
+        """Return the share of answers in the form that the prompt asks for; None without a form.
+
+        Args:
+            items: The item of each answer; one may have several.
+            verdicts: Their verdicts, from ``grade``.
+        """
+        name = self.form_mark
+        if name is None:
+            return None
+
+        def form(item: Item, verdict: Verdict) -> dict[str, list[float]]:
+            mark = verdict.mark(name)
+            return {} if mark is None else {name: [mark]}
+
+        return self._mean({name: ItemScore()}, form, items, verdicts).get(name)
+
+    def _mean(
+        self,
+        metrics: Mapping[str, ItemScore],
+        marks_of: Callable[[Item, Verdict], Mapping[str, Sequence[float]]],
+        items: Sequence[Item],
+        verdicts: Sequence[Verdict],
+    ) -> dict[str, Score]:
         places = {item.group_id: place for place, item in enumerate(self.items())}
         answered: Counter[int] = Counter()
-        metrics = self.metrics()
         keys: dict[str, list[MarkKey]] = {name: [] for name in metrics}
         marks: dict[str, list[float]] = {name: [] for name in metrics}
         for item, verdict in zip(items, verdicts, strict=True):
             place = places[item.group_id]
             if verdict.marks is not None:
-                for name, found in self.scored_marks(item, verdict).items():
+                for name, found in marks_of(item, verdict).items():
                     keys[name] += [(place, answered[place], part) for part in range(len(found))]
                     marks[name] += found
             answered[place] += 1

@@ -13,6 +13,7 @@ from sft_lab.data.rendering import Renderer
 from sft_lab.evaluation.evaluated_model import EvaluatedModel
 from sft_lab.evaluation.generation import evaluating
 from sft_lab.evaluation.item import Answer
+from sft_lab.evaluation.references import answer_loss
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.score import Score
 
@@ -29,8 +30,9 @@ class Evaluation:
             over items, such as a perplexity, are absent.
         answers: All answers by benchmark, in the order of its file; the answers to an item follow
             each other.
-        losses: Held-out losses by metric key, ``val_loss/<source>``.
+        losses: Losses by metric key: held-out ``val_loss/<source>``, ``answer_loss/<source>``.
         num_items: Number of items used, by benchmark, for benchmarks measured in part.
+        forms: Share of answers in the form that the prompt asks for, by ability.
     """
 
     step: int
@@ -40,6 +42,7 @@ class Evaluation:
     answers: Mapping[str, Sequence[Answer]]
     losses: Mapping[str, float] = field(default_factory=dict)
     num_items: Mapping[str, int] = field(default_factory=dict)
+    forms: Mapping[str, Score] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -84,13 +87,14 @@ class Evaluator:
             num_items: Number of items to use, by benchmark; all by default.
             losses: Returns held-out losses; called while the evaluation weights are in place.
         """
-        found: Mapping[str, float] = {}
+        found: dict[str, float] = {}
         answers: dict[str, list[Answer]] = {}
         prompts = self.suite.prompts(self.renderer)
         partial = {
             name: count for name, count in (num_items or {}).items() if count < len(prompts[name])
         }
         engine = self.suite.engine
+        references = self.suite.references(self.renderer)
         cut_reasoning = self.suite.cuts_reasoning(self.renderer)
         with (
             torch.no_grad(),
@@ -100,24 +104,29 @@ class Evaluator:
             if losses is not None:
                 self.report("held-out loss")
                 with self.forward_context():
-                    found = losses()
+                    found |= losses()
             for name, benchmark in self.suite.benchmarks.items():
                 indices = prompts[name].indices(partial.get(name))
                 self.report(f"{name}: {len(indices):,} items")
                 items = benchmark.items()
+                evaluated = EvaluatedModel(
+                    weights,
+                    engine,
+                    self.renderer,
+                    self.suite.decoding(name),
+                    cut_reasoning=cut_reasoning,
+                )
                 with self.forward_context():
                     measured = benchmark.measure(
                         [items[index] for index in indices],
                         [prompts[name].token_ids[index] for index in indices],
-                        EvaluatedModel(
-                            weights,
-                            engine,
-                            self.renderer,
-                            self.suite.decoding(name),
-                            cut_reasoning=cut_reasoning,
-                        ),
+                        evaluated,
                     )
-                answers[name] = [answer for found_here in measured for answer in found_here]
+                    answers[name] = [answer for found_here in measured for answer in found_here]
+                    if name in references:
+                        pairs = [references[name][index] for index in indices]
+                        if (loss := answer_loss(pairs, evaluated)) is not None:
+                            found[f"answer_loss/{self.suite.abilities[name]}"] = loss
         return self._evaluation(step, answers, found, partial)
 
     def _evaluation(
@@ -128,6 +137,7 @@ class Evaluator:
         num_items: Mapping[str, int],
     ) -> Evaluation:
         scores: dict[str, Score] = {}
+        forms: dict[str, Score] = {}
         marks: dict[str, dict[str, float]] = {}
         abilities: set[str] = set()
         for name, benchmark in self.suite.benchmarks.items():
@@ -140,7 +150,12 @@ class Evaluator:
                     abilities.add(key)
                 if (mark := benchmark.mark_of(score_name)) is not None:
                     marks[key] = item_marks(found, mark)
-        return Evaluation(step, scores, frozenset(abilities), marks, answers, losses, num_items)
+            ability = self.suite.abilities.get(name)
+            if ability is not None and (form := benchmark.form_score(items, verdicts)) is not None:
+                forms[ability] = form
+        return Evaluation(
+            step, scores, frozenset(abilities), marks, answers, losses, num_items, forms
+        )
 
 
 def item_marks(answers: Sequence[Answer], mark: str) -> dict[str, float]:

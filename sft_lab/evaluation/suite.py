@@ -13,11 +13,13 @@ from sft_lab.evaluation.generation import (
     Decoding,
     Engine,
     EngineName,
+    TokenPair,
     VllmServer,
     make_engine,
 )
 from sft_lab.evaluation.prompts import Prompts
 from sft_lab.evaluation.reasoning import check_reasoning, template_reasons
+from sft_lab.evaluation.references import reference_pairs
 from sft_lab.model.unquantized import EvaluationWeights
 from sft_lab.terminal import percent
 
@@ -59,6 +61,9 @@ class EvaluationSuite:
             the chat template mentions ``</think>``.
         primary: By source, the score that represents its ability, such as ``{math:
             gsm8k/strict}``; by default the first score of the source's first benchmark.
+        answer_loss: Whether to log ``answer_loss/<source>``, the loss of the reference answers
+            given their prompts: one forward pass over each item. An engine without likelihoods,
+            such as ``vllm``, has none.
 
     Raises:
         RequestError: If a number is out of range or a name cannot begin a metric key.
@@ -78,6 +83,7 @@ class EvaluationSuite:
         budget: float | str | None = None,
         cut_reasoning: bool | None = None,
         primary: dict[str, str] | None = None,
+        answer_loss: bool = True,
     ) -> None:
         for name in benchmarks:
             if not re.fullmatch(r"[A-Za-z_]\w{0,59}", name, re.ASCII):
@@ -127,7 +133,9 @@ class EvaluationSuite:
         self.budget = budget_share(budget)
         self.cut_reasoning = cut_reasoning
         self.primary: Mapping[str, str] = self._primary(primary or {})
+        self.answer_loss = answer_loss
         self._rendered: tuple[Renderer, dict[str, Prompts]] | None = None
+        self._references: tuple[Renderer, dict[str, list[TokenPair | None]]] | None = None
 
     def decoding(self, name: str) -> Decoding:
         """Return the decoding of a benchmark's answers."""
@@ -160,6 +168,25 @@ class EvaluationSuite:
             prompts = {name: Prompts(b.items(), renderer) for name, b in self.benchmarks.items()}
             self._rendered = (renderer, prompts)
         return self._rendered[1]
+
+    def references(self, renderer: Renderer) -> dict[str, list[TokenPair | None]]:
+        """Return prompt and reference answer of every item, by benchmark of ``abilities``.
+
+        There are none where ``answer_loss`` is off or the engine gives no likelihoods.
+        """
+        if not self.answer_loss or not self.engine.gives_likelihoods:
+            return {}
+        if self._references is None or self._references[0] is not renderer:
+            found = {
+                name: reference_pairs(self.benchmarks[name], renderer) for name in self.abilities
+            }
+            self._references = (renderer, found)
+        return self._references[1]
+
+    @property
+    def abilities(self) -> dict[str, str]:
+        """The name of the ability that a benchmark represents, by the benchmark's name."""
+        return {key.partition("/")[0]: name for name, key in self.primary.items()}
 
     @property
     def score_keys(self) -> dict[str, str]:

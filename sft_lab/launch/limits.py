@@ -48,6 +48,18 @@ def check_limits(data: StagedDataModule, base: str) -> None:
                 f"{longest:,} positions, and model.base {base} has {limits.num_positions:,}; lower "
                 "max_new_tokens, or leave the benchmark out."
             )
+    for name, pairs in suite.references(corpus.renderer).items():
+        where = f"evaluation.benchmarks.{name}"
+        known = [pair for pair in pairs if pair is not None]
+        ids = [max(answer, default=0) for _, answer in known]
+        _check_ids(f"the reference answers of {where}", ids, limits, base)
+        longest = max((len(prompt) + len(answer) - 1 for prompt, answer in known), default=0)
+        if limits.num_positions is not None and longest > limits.num_positions:
+            raise RequestError(
+                f"{where}: a prompt and its reference answer take {longest:,} positions, and "
+                f"model.base {base} has {limits.num_positions:,}; set evaluation.answer_loss to "
+                "false, or leave the benchmark out."
+            )
 
 
 def _check_vocabulary(tokenizer: Any, name: str, base: str) -> None:

@@ -24,6 +24,7 @@ def run_record(data: StagedDataModule, weights: str) -> RunRecord:
         source: loaded.num_target_tokens for source, loaded in data.corpus.loaded.items()
     }
     prompts = data.evaluation.prompts(data.corpus.renderer)
+    references = data.evaluation.references(data.corpus.renderer)
     cuts_reasoning = data.evaluation.cuts_reasoning(data.corpus.renderer)
     reasoning = {"cut_reasoning": True} if cuts_reasoning else {}
     return RunRecord(
@@ -64,6 +65,9 @@ def run_record(data: StagedDataModule, weights: str) -> RunRecord:
                 source=benchmark.source,
                 conditions=benchmark.conditions(),
                 agrees_with=benchmark.agrees_with(),
+                strict_score=benchmark.strict_score,
+                form_mark=benchmark.form_mark,
+                references=sum(pair is not None for pair in references.get(name, [])),
             )
             for name, benchmark in data.evaluation.benchmarks.items()
         },

@@ -13,7 +13,7 @@ from sft_lab.metrics.score import Score
 from sft_lab.runs.store import RunStore
 
 EVALUATIONS = "evaluations"
-SCHEMA = 1
+SCHEMA = 2
 """Version of the file; a change that an older version could not read counts it up."""
 
 
@@ -25,8 +25,9 @@ class Point:
         step: Optimizer steps taken.
         after: The stage that ended there, or None.
         scores: By metric key.
-        losses: Held-out losses, by metric key.
+        losses: Losses by metric key: ``val_loss/<source>`` and ``answer_loss/<source>``.
         partial: Number of items that were measured, by benchmark, where not all were.
+        forms: Share of answers in the form that the prompt asks for, by ability.
     """
 
     step: int
@@ -34,6 +35,7 @@ class Point:
     scores: Mapping[str, Score]
     losses: Mapping[str, float] = field(default_factory=dict)
     partial: Mapping[str, int] = field(default_factory=dict)
+    forms: Mapping[str, Score] = field(default_factory=dict)
 
     @property
     def is_boundary(self) -> bool:
@@ -49,6 +51,7 @@ class Point:
             "scores": {key: asdict(score) for key, score in self.scores.items()},
             "losses": dict(self.losses),
             "partial": dict(self.partial),
+            "forms": {name: asdict(score) for name, score in self.forms.items()},
         }
 
     @classmethod
@@ -73,6 +76,7 @@ class Point:
             scores={key: Score(**score) for key, score in content["scores"].items()},
             losses=content["losses"],
             partial=content["partial"],
+            forms={name: Score(**score) for name, score in content["forms"].items()},
         )
 
 
@@ -113,11 +117,41 @@ class Tracked:
         key: Metric key of its primary score.
         trained_at: Optimizer steps at the end of the first stage that trains it, or None.
         chance: The score of guessing.
+        strict_key: Metric key of the score that also requires the asked form, or None.
     """
 
     key: str
     trained_at: int | None
     chance: float
+    strict_key: str | None = None
+
+    def changes(self, points: Sequence[Point]) -> dict[str, float]:
+        """Return the changes of the ability at the last of a run's evaluations.
+
+        Returns:
+            ``forgetting``, ``retention``, ``backward_transfer`` and ``change_from_base`` of the
+            primary score, and ``form_forgetting``, the forgetting of the strict one, as far as they
+            have values; see ``sft_lab.metrics.forgetting``.
+        """
+        found = self._changes(points, self.key)
+        strict = {} if self.strict_key is None else self._changes(points, self.strict_key)
+        if "forgetting" in strict:
+            found["form_forgetting"] = strict["forgetting"]
+        return found
+
+    def _changes(self, points: Sequence[Point], key: str) -> dict[str, float]:
+        if key not in points[-1].scores:
+            return {}
+        return changes(history(points, key), self.trained_at, self.chance)
+
+
+def strict_key(key: str, strict_score: str | None) -> str | None:
+    """Return the metric key of the strict score of the same benchmark, if it has one.
+
+    >>> strict_key("gsm8k/flexible", "strict")
+    'gsm8k/strict'
+    """
+    return None if strict_score is None else f"{key.partition('/')[0]}/{strict_score}"
 
 
 def history(points: Sequence[Point], key: str) -> list[Assessed]:
@@ -138,10 +172,9 @@ def ability_metrics(points: Sequence[Point], abilities: Mapping[str, Tracked]) -
         abilities: By name, that is, by the source that teaches it.
 
     Returns:
-        ``ability/<name>``, ``forgetting/<name>``, ``retention/<name>``,
-        ``backward_transfer/<name>`` and ``change_from_base/<name>``, as far as they have values
-        (see ``sft_lab.metrics.forgetting``), and ``average/score``, the mean over abilities: absent
-        if one has no score now, since a mean over fewer does not compare.
+        ``ability/<name>``, ``form/<name>`` and the changes of ``Tracked.changes``, such as
+        ``forgetting/<name>``, as far as they have values, and ``average/score``, the mean over
+        abilities: absent if one has no score now, since a mean over fewer does not compare.
     """
     last = points[-1]
     metrics: dict[str, float] = {}
@@ -151,7 +184,8 @@ def ability_metrics(points: Sequence[Point], abilities: Mapping[str, Tracked]) -
     if metrics and len(metrics) == len(abilities):
         metrics["average/score"] = fmean(metrics.values())
     for name, ability in abilities.items():
-        if ability.key in last.scores:
-            found = changes(history(points, ability.key), ability.trained_at, ability.chance)
-            metrics |= {f"{change}/{name}": value for change, value in found.items()}
+        if name in last.forms:
+            metrics[f"form/{name}"] = last.forms[name].value
+        found = ability.changes(points)
+        metrics |= {f"{change}/{name}": value for change, value in found.items()}
     return metrics

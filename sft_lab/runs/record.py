@@ -13,7 +13,7 @@ from sft_lab.runs.store import RunStore
 from sft_lab.training.shares import parse_share
 
 RECORD = "record.json"
-SCHEMA = 2
+SCHEMA = 3
 """Version of the record; a change that an older version could not read counts it up."""
 
 
@@ -81,6 +81,9 @@ class BenchmarkRecord:
         source: The source that teaches the ability, or None.
         conditions: What grading ran under, which changes no verdict.
         agrees_with: The published protocol that grades as a score does, by the score's name.
+        strict_score: Name of the score that also requires the asked form, or None.
+        form_mark: Name of the mark in the answers that says whether one has that form, or None.
+        references: Number of items whose reference answer is part of ``answer_loss/<source>``.
     """
 
     digest: str
@@ -96,6 +99,9 @@ class BenchmarkRecord:
     marks: Mapping[str, str | None]
     conditions: Mapping[str, str]
     agrees_with: Mapping[str, str]
+    strict_score: str | None = None
+    form_mark: str | None = None
+    references: int = 0
 
     @property
     def score_names(self) -> list[str]:

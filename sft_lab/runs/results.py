@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sft_lab.errors import RequestError
-from sft_lab.runs.evaluations import Point, Tracked, read_points
+from sft_lab.runs.evaluations import Point, Tracked, read_points, strict_key
 from sft_lab.runs.record import BenchmarkRecord, RunRecord, read_record
 from sft_lab.runs.store import RunStore
 
@@ -46,7 +46,8 @@ class RunResult:
         settings: Its parameters, by dotted key, as text.
         record: Its sources, stages and benchmarks.
         points: Its evaluations in order of steps.
-        final: Its last values of forgetting, retention and average, by metric key.
+        final: Its last values of form, answer loss, forgetting, retention and average, by metric
+            key.
     """
 
     run_id: str
@@ -82,7 +83,12 @@ class RunResult:
         found = {}
         for name, key in self.record.abilities.items():
             benchmark = self.benchmarks[key.partition("/")[0]]
-            found[name] = Tracked(key, self.record.trained_at(benchmark.source), benchmark.chance)
+            found[name] = Tracked(
+                key,
+                self.record.trained_at(benchmark.source),
+                benchmark.chance,
+                strict_key(key, benchmark.strict_score),
+            )
         return found
 
     @property
@@ -114,7 +120,10 @@ def read_result(store: RunStore, run: Any) -> RunResult:
             f"RUN {run_id[:8]} is one of `{tags.get('command')}`, which trains no stage; "
             "name runs of `fit`."
         )
-    final = ("retention/", "forgetting/", "backward_transfer/", "average/")
+    final = (
+        *("form/", "answer_loss/", "form_forgetting/"),
+        *("retention/", "forgetting/", "backward_transfer/", "average/"),
+    )
     return RunResult(
         run_id=run_id,
         name=run.info.run_name,

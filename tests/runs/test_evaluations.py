@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 from tiny_lab import CONFIGS, EVALUATED_STEPS, TINY, FinishedRun, Lab
@@ -6,7 +7,7 @@ from tiny_lab import CONFIGS, EVALUATED_STEPS, TINY, FinishedRun, Lab
 from sft_lab.errors import RequestError
 from sft_lab.metrics.score import Score
 from sft_lab.runs.evaluations import Point, Tracked, ability_metrics, evaluated_steps, read_points
-from sft_lab.runs.results import read_result
+from sft_lab.runs.results import RunResult, read_result
 
 
 def point(step: int, after: str | None = None, *, math: float, code: float | None) -> Point:
@@ -25,10 +26,12 @@ POINTS = [
 
 
 def test_an_evaluation_is_read_as_it_was_written() -> None:
-    written = Point(4, None, {"a/b": Score(0.5, 0.2, 0.8, 4)}, {"val_loss/math": 1.0}, {"a": 4})
+    score = Score(0.5, 0.2, 0.8, 4)
+    losses = {"val_loss/math": 1.0}
+    written = Point(4, None, {"a/b": score}, losses, {"a": 4}, {"math": score})
     assert Point.from_dict(json.loads(json.dumps(written.to_dict())), "run 1f") == written
     with pytest.raises(RequestError, match="run 1f: its evaluations were written by another"):
-        Point.from_dict({**written.to_dict(), "schema": 2}, "run 1f")
+        Point.from_dict({**written.to_dict(), "schema": 1}, "run 1f")
 
 
 def test_metrics_are_named_by_ability() -> None:
@@ -44,6 +47,22 @@ def test_metrics_are_named_by_ability() -> None:
         "forgetting/code": 0.0,  # at the end of its own stage: 0.25 before, and a base above chance
         "retention/code": 3.0,
     }
+
+
+def test_forgetting_of_form_is_that_of_the_strict_score() -> None:
+    def strict(step: int, after: str | None, value: float) -> Point:
+        found = point(step, after, math=0.75, code=None)
+        score = Score(value, value / 2, 1.0, 8)
+        return replace(found, scores={**found.scores, "gsm8k/strict": score})
+
+    points = [strict(0, None, 0.0), strict(5, "first", 0.5), strict(9, "second", 0.125)]
+    tracked = Tracked("gsm8k/flexible", 5, 0.0, "gsm8k/strict")
+    found = tracked.changes(points)
+    assert (found["forgetting"], found["form_forgetting"]) == (0.0, 0.375)
+    # None before its own stage has ended, without one, and where it never rose above chance.
+    assert "form_forgetting" not in tracked.changes(points[:1])
+    assert "form_forgetting" not in replace(tracked, trained_at=None).changes(points)
+    assert "form_forgetting" not in replace(tracked, chance=0.5).changes(points)
 
 
 def test_an_average_over_fewer_abilities_does_not_compare() -> None:
@@ -73,15 +92,53 @@ def test_every_evaluation_of_a_run_has_a_file(finished: FinishedRun) -> None:
     assert not any(key.endswith(("_low", "_high", "_n")) for key in lab.run.data.metrics)
 
 
-def test_a_result_says_what_the_run_has_logged(lab: Lab) -> None:
-    """0, 2, 3, 1 and 2 of 4 items are right at steps 0, 4, 5, 8 and 12; math is trained to 5."""
+FORMED = '''
+from sft_lab.evaluation.benchmark import Verdict
+from scripted import Scripted
+
+
+class Formed(Scripted):
+    """Has 1, 3, 4, 0 and 2 of 4 answers in the asked form; right ones first."""
+
+    score_names = ("accuracy", "strict")
+    strict_score = "strict"
+    form_mark = "form"
+    formed = (1, 3, 4, 0, 2)
+
+    def grade(self, items, completions):
+        formed = self.formed[self.evaluations % 5]
+        right = [v.marks["accuracy"] for v in super().grade(items, completions)]
+        return [
+            Verdict({"accuracy": r, "form": n < formed, "strict": r and n < formed}, "")
+            for n, r in enumerate(right)
+        ]
+
+    def reference_answer(self, item):
+        return item.row["answer"]
+
+
+class NeverLearned(Formed):
+    """Is never above chance."""
+
+    chance = 0.9
+'''
+
+
+def scripted(lab: Lab, benchmark: str) -> RunResult:
+    """Return the run of the tiny config in which a class of the lab's folder measures math."""
     config = TINY.format(configs=CONFIGS)
     world_math = "sft_lab.evaluation.benchmarks.world.WorldMath"
     assert world_math in config
-    lab.write("tiny.yaml", config.replace(world_math, "scripted.Scripted"))
+    lab.write("tiny.yaml", config.replace(world_math, benchmark))
+    lab.write("formed.py", FORMED)
     outcome = lab.fit()
     assert outcome.code == 0, outcome.err
-    result = read_result(lab.store, lab.run)
+    return read_result(lab.store, lab.run)
+
+
+def test_a_result_says_what_the_run_has_logged(lab: Lab) -> None:
+    """0, 2, 3, 1 and 2 of 4 items are right at steps 0, 4, 5, 8 and 12; math is trained to 5."""
+    result = scripted(lab, "formed.Formed")
     scores = dict(zip(EVALUATED_STEPS, [0, 0.5, 0.75, 0.25, 0.5], strict=True))
     assert lab.points("ability/math") == lab.points("average/score") == scores
     assert lab.points("forgetting/math") == {8: 0.5, 12: 0.25}
@@ -91,3 +148,20 @@ def test_a_result_says_what_the_run_has_logged(lab: Lab) -> None:
     for number, found in enumerate(result.points, start=1):
         computed = ability_metrics(result.points[:number], result.abilities)
         assert computed == {key: lab.points(key)[found.step] for key in computed}
+    # The strict score is 0, 2, 3, 0 and 2 of 4: at step 8 an answer is right, and none in form.
+    assert lab.points("form/math") == dict(
+        zip(EVALUATED_STEPS, [0.25, 0.75, 1.0, 0.0, 0.5], strict=True)
+    )
+    assert lab.points("form_forgetting/math") == {8: 0.75, 12: 0.25}
+    losses = lab.points("answer_loss/math")
+    assert list(losses) == EVALUATED_STEPS
+    assert losses[5] < losses[0]  # trained on rows of the same kind
+    assert result.final["form_forgetting/math"] == 0.25
+    assert result.benchmarks["world_math"].references == 4
+
+
+def test_what_was_never_above_chance_has_logged_no_forgetting(lab: Lab) -> None:
+    scripted(lab, "formed.NeverLearned")
+    changes = {key.partition("/")[0] for key in lab.run.data.metrics if key.endswith("/math")}
+    assert changes & {"forgetting", "form_forgetting", "retention", "backward_transfer"} == set()
+    assert {"ability", "form", "change_from_base"} <= changes

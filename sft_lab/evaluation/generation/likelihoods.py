@@ -12,7 +12,7 @@ from sft_lab.evaluation.generation.engine import TokenPair
 from sft_lab.model.logits import HiddenStates, hidden_states
 from sft_lab.model.qlora import plain_causal_lm
 
-_HEAD_TOKENS = 1024  # positions whose logits, V values each, are held at a time
+HEAD_TOKENS = 1024  # positions whose logits, V values each, are held at a time
 _DEFAULT_LENGTH = 2048  # if the config has no limit; as in lm-evaluation-harness
 
 
@@ -98,7 +98,7 @@ def _target_logprobs(hidden: HiddenStates, targets: Tensor) -> tuple[list[float]
     """Return the log-probability of every target, and whether it is the most probable token."""
     values: list[float] = []
     greedy: list[bool] = []
-    chunks = zip(hidden.states.split(_HEAD_TOKENS), targets.split(_HEAD_TOKENS), strict=True)
+    chunks = zip(hidden.states.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True)
     for states, target in chunks:
         logits = hidden.head(states).float()
         values += (-functional.cross_entropy(logits, target, reduction="none")).tolist()
