@@ -98,7 +98,7 @@ def settle_offline() -> None:
     if constants.HF_HUB_OFFLINE:
         return
     try:
-        get_session().head(constants.ENDPOINT, timeout=5.0)
+        get_session().head(constants.ENDPOINT, timeout=3.0)
     except Exception:  # whatever the HTTP library raises, nobody answered
         constants.HF_HUB_OFFLINE = True
         datasets.config.HF_HUB_OFFLINE = True

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hub_cache import HubCache
+
 GSM8K = [{"question": f"{n}?", "answer": f"#### {n}"} for n in range(4)]
 HUMANEVAL = [
     {
@@ -34,10 +36,31 @@ IFEVAL = [
         "kwargs": [{}, {}],
     }
 ]
+INSTRUCTIONS = [
+    {
+        "key": key,
+        "prompt": "Write.",
+        "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words"],
+        "kwargs": [{}, {"relation": "at least", "num_words": key}],
+    }
+    for key in (1000, 1001)
+]
 QUESTIONS = [
     {"question_id": 81, "category": "writing", "turns": ["a", "b"]},
     {"question_id": 101, "category": "math", "turns": ["c", "d"]},
 ]
+
+
+def add_benchmarks(hub_cache: HubCache) -> None:
+    """Add them to a cache of the hub in their published form; of IFEval ``INSTRUCTIONS``."""
+    some, rest = slice(0, 1), slice(1, None)
+    everything = slice(None)
+    halves = {"train": some, "test": everything}
+    hub_cache.add_rows("openai/gsm8k", GSM8K, subset="main", splits=halves)
+    hub_cache.add_rows("openai/openai_humaneval", HUMANEVAL, splits={"test": everything})
+    parts = {"prompt": some, "test": rest}
+    hub_cache.add_rows("google-research-datasets/mbpp", MBPP, subset="full", splits=parts)
+    hub_cache.add_json("google/IFEval", "ifeval_input_data.jsonl", INSTRUCTIONS)
 
 
 def write_benchmarks(folder: Path) -> Path:

@@ -12,8 +12,9 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Fixtures: the command line, a judge, a stand-in for vLLM, ways to isolate programs.
-pytest_plugins = ["tiny_lab", "study_runs", "judge_server", "vllm_server", "sandboxes"]
+# Fixtures: the command line, a cache of the hub, a judge, a stand-in for vLLM, ways to isolate
+# programs.
+pytest_plugins = ["tiny_lab", "hub_cache", "study_runs", "judge_server", "vllm_server", "sandboxes"]
 
 
 @pytest.fixture(scope="session", autouse=True)

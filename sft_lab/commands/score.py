@@ -14,7 +14,11 @@ def main(arguments: list[str]) -> int:
         metavar="BENCHMARK",
         help="gsm8k, humaneval, mbpp, ifeval, mt_bench, or the class path of another",
     )
-    parser.add_argument("--problems", required=True, metavar="P", help="the benchmark's own file")
+    parser.add_argument(
+        "--problems",
+        metavar="P",
+        help="the benchmark's own file or hub name; default: as published, from the hub",
+    )
     parser.add_argument(
         "--completions",
         required=True,
@@ -36,7 +40,7 @@ def main(arguments: list[str]) -> int:
 
     find_benchmark(options.benchmark)
     if options.out is not None:
-        check_out(options.out, options.problems, options.completions)
+        check_out(options.out, options.problems or "", options.completions)
     graded = grade_file(
         options.benchmark,
         options.problems,

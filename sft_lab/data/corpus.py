@@ -22,7 +22,7 @@ from sft_lab.data.intake import Sample, samples
 from sft_lab.data.intake_report import IntakeReport, check_dropped
 from sft_lab.data.render_pool import Rows, render
 from sft_lab.data.rendering import Renderer
-from sft_lab.data.sources import Source, check_source, content_digest, source_files
+from sft_lab.data.sources import Source, check_source
 from sft_lab.data.token_cache import cache_entry
 from sft_lab.data.token_store import TokenStore, TokenWriter
 from sft_lab.data.tokenized_row import RowTooLongError, TokenizedRow, TooLong
@@ -124,7 +124,8 @@ class Corpus:
     def _fingerprint(self, name: str, index: ItemIndex) -> str | None:
         """Return a SHA-256 of everything that determines a source's tokens; None if unknown."""
         source = self.sources[name]
-        content = content_digest(name, source)
+        place = source.row_files(name)
+        content = place.digest()
         if content is None:
             return None
         settings = {k: v for k, v in asdict(source).items() if k not in ("path", "max_dropped")}
@@ -137,7 +138,7 @@ class Corpus:
         decisive = {
             "version": _CACHE_VERSION,
             "content": content,
-            "endings": ["".join(file.suffixes[-2:]) for file in source_files(name, source) or []],
+            "endings": ["".join(file.suffixes[-2:]) for file in place.files() or []],
             "source": settings,
             "renderer": self.renderer.fingerprint,
             "max_length": self.max_length,

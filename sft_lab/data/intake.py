@@ -11,7 +11,7 @@ from sft_lab.data.duplicates import near_duplicates
 from sft_lab.data.fields import Fields
 from sft_lab.data.formats import FORMATS, FormatName, SourceFormat, detect
 from sft_lab.data.intake_report import MAX_LISTED, IntakeReport
-from sft_lab.data.sources import Source, rows
+from sft_lab.data.sources import Source
 from sft_lab.errors import RequestError
 
 
@@ -92,7 +92,7 @@ def _cleaned(name: str, source: Source, report: IntakeReport) -> Iterator[Sample
     """Yield the usable samples that the source's filters keep."""
     chosen = source.row_filter(name)
     row_format = source.format
-    for place, row, content in rows(name, source):
+    for place, row, content in source.row_files(name).rows():
         report.rows += 1
         row_format = row_format or detect(row)
         where = f"corpus.sources.{name}: {source.path}, {place}"

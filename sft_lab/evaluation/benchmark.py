@@ -28,11 +28,15 @@ class Benchmark(ItemFile):
     """Items with a grader; a new benchmark is a subclass that names its fields and grades answers.
 
     Args:
-        path: The items; see ``ItemFile``.
+        path: The items, as a file or hub name; see ``ItemFile``.
         max_new_tokens: Longest completion, in tokens.
         source: The SFT source that teaches this ability; the first stage that trains it starts
             forgetting and backward transfer.
         num_examples: See ``ItemFile``.
+        split: See ``ItemFile``.
+        subset: See ``ItemFile``.
+        data_files: See ``ItemFile``.
+        revision: See ``ItemFile``.
 
     Raises:
         RequestError: If an argument is out of range.
@@ -71,8 +75,12 @@ class Benchmark(ItemFile):
         max_new_tokens: PositiveInt,
         source: str | None = None,
         num_examples: PositiveInt | None = None,
+        split: str | None = None,
+        subset: str | None = None,
+        data_files: str | None = None,
+        revision: str | None = None,
     ) -> None:
-        super().__init__(path, num_examples)
+        super().__init__(path, num_examples, split, subset, data_files, revision)
         if max_new_tokens < 1:
             raise RequestError(f"max_new_tokens must be 1 or more, got {max_new_tokens}.")
         if source == "":

@@ -4,11 +4,12 @@ import reprlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from sft_lab.data.row_files import file_rows
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.item import Item, Verdict
-from sft_lab.evaluation.rows import read_rows
 
 UNKNOWN = Verdict(None, "no problem has this task_id")
 """The verdict of a completion that belongs to no item."""
@@ -49,10 +50,8 @@ def read_completions(path: str, task_ids: Iterable[str]) -> list[tuple[str, str]
     by_number = _by_unique({task_id: task_id.rpartition("/")[2] for task_id in known})
     exact = dict(zip(known, known, strict=True))
     rows = []
-    for place, row in read_rows(path, f"--completions {path}"):
+    for place, row, _ in file_rows("--completions", Path(path)):
         where = f"--completions {path}, {place}"
-        if not isinstance(row, dict):
-            raise RequestError(f"{where}: a row must be an object, got {reprlib.repr(row)}.")
         given = _task_id(row, where)
         found = exact.get(given) or by_name.get(given.casefold()) or by_number.get(given)
         rows.append((found or given, _text(row, where)))

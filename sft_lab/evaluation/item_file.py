@@ -1,4 +1,4 @@
-"""Items read from a benchmark's own file."""
+"""Items read from a benchmark's own file, or from the hub."""
 
 import reprlib
 from abc import ABC
@@ -6,21 +6,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
+from sft_lab.data.row_files import RowFiles
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.item import Item
-from sft_lab.evaluation.rows import read_rows
-from sft_lab.paths import resolve
+from sft_lab.paths import is_hub_name
 
 
 class ItemFile(ABC):  # noqa: B024 - what to do with the items is up to the subclass
-    """The items of a JSONL or Parquet file, read on the first use.
+    """The items of a file or of a data set on the hub, read on the first use.
 
     A row is an object, ``{"id": "m1", "messages": [{"role": "user", "content": "2 + 2?"}]}``, plus
     the ``row_fields`` of the subclass; one for rows of another form overrides ``item``.
 
     Args:
-        path: JSONL (also ``.gz``) or Parquet file, or ``world://`` name of a packaged one.
+        path: JSON, JSONL (also ``.gz``) or Parquet file, ``world://`` name of a packaged one, or a
+            hub name, such as the benchmark's own, ``published``.
         num_examples: Use only this many rows, spread evenly over the file; all by default.
+        split: Split of a hub data set; by default the one that the benchmark is published for.
+        subset: Configuration of a hub data set; by default the published one.
+        data_files: Which files of a hub data set to read; by default all of the split.
+        revision: Branch, tag or commit of a hub data set; by default the main branch.
 
     Raises:
         RequestError: If an argument is out of range.
@@ -31,15 +36,42 @@ class ItemFile(ABC):  # noqa: B024 - what to do with the items is up to the subc
     cluster_field: ClassVar[str | None] = None
     """The key of a row under which problems that are not independent have the same value."""
 
-    def __init__(self, path: str, num_examples: int | None = None) -> None:
+    published: ClassVar[str | None] = None
+    """The hub name of the published items, or the packaged file that holds them."""
+
+    hub_split: ClassVar[str] = "train"
+    """The split of the published items; ``a+b`` joins two."""
+
+    hub_subset: ClassVar[str | None] = None
+    """The configuration of the hub data set that holds them."""
+
+    local_file: ClassVar[str] = "a JSON, JSONL or Parquet file of its rows"
+    """A file that holds the same rows, for errors."""
+
+    key: str = "the benchmark's "
+    """The beginning of the config keys of ``path`` and the others, for errors."""
+
+    def __init__(
+        self,
+        path: str,
+        num_examples: int | None = None,
+        split: str | None = None,
+        subset: str | None = None,
+        data_files: str | None = None,
+        revision: str | None = None,
+    ) -> None:
         if not path:
-            raise RequestError("path must name the benchmark's JSONL file, got ''.")
+            raise RequestError("path must name the benchmark's file or hub name, got ''.")
         if num_examples is not None and num_examples < 1:
             raise RequestError(
                 f"num_examples must be 1 or more, got {num_examples}. Leave it out to use all rows."
             )
         self.path = path
         self.num_examples = num_examples
+        self.split = split
+        self.subset = subset
+        self.data_files = data_files
+        self.revision = revision
         self._all_items: list[Item] | None = None
         self._items: list[Item] | None = None
 
@@ -95,12 +127,23 @@ class ItemFile(ABC):  # noqa: B024 - what to do with the items is up to the subc
             )
         return Item(id=row["id"], messages=tuple(messages), row=row)
 
+    def row_files(self) -> RowFiles:
+        """Return the place of the rows."""
+        is_hub = is_hub_name(self.path)
+        return RowFiles(
+            f"{self.key}path",
+            self.path,
+            split=self.split or (self.hub_split if is_hub else "train"),
+            subset=self.subset or (self.hub_subset if is_hub else None),
+            data_files=self.data_files,
+            revision=self.revision,
+            instead=self.local_file,
+        )
+
     def _read(self) -> Iterator[Item]:
         first: dict[str, str] = {}
-        for number, (place, row) in enumerate(read_rows(resolve(self.path), self.path)):
+        for number, (place, _, row) in enumerate(self.row_files().rows()):
             try:
-                if not isinstance(row, dict):
-                    raise ValueError(f"a row must be an object, {_got(row)}.")
                 self.check_row(row)
                 item = self.item(row, number)
                 if item.id in first:

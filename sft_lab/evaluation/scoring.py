@@ -169,7 +169,7 @@ def find_benchmark(name: str) -> type[Benchmark]:
 
 def grade_file(
     benchmark: str,
-    problems: str,
+    problems: str | None,
     completions: str,
     *,
     sandbox: LevelChoice = "isolated",
@@ -179,7 +179,7 @@ def grade_file(
 
     Args:
         benchmark: One of ``BENCHMARKS``, or the class path of another.
-        problems: The benchmark's own file (also ``.gz``), of MT-Bench ``question.jsonl``.
+        problems: The benchmark's own file (also ``.gz``) or hub name; by default the published one.
         completions: JSONL (also ``.gz``) or Parquet with ``task_id`` and ``completion`` (also
             ``solution`` or ``response``); for MT-Bench, a judge's ``*_single.jsonl``.
         sandbox: How generated programs are contained.
@@ -189,7 +189,12 @@ def grade_file(
         RequestError: If a file or a row is unusable, no completion answers a problem, or the
             sandbox is unavailable.
     """
-    grader = find_benchmark(benchmark).for_grading(problems, sandbox)
+    kind = find_benchmark(benchmark)
+    problems = problems or kind.published
+    if problems is None:
+        raise RequestError(f"--problems: {benchmark} has no published items; name their file.")
+    grader = kind.for_grading(problems, sandbox)
+    grader.key = "--problems: "
     graded = grader.grade_file(completions, model)
     known = [(item, verdict) for _, item, verdict in graded.rows if item is not None]
     if not known:

@@ -108,6 +108,7 @@ class EvaluationSuite:
                 "has loaded; set weights to live."
             )
         for name, benchmark in benchmarks.items():
+            benchmark.key = f"evaluation.benchmarks.{name}.init_args."
             if benchmark.needs_likelihoods and not self.engine.gives_likelihoods:
                 raise RequestError(
                     f"evaluation.benchmarks.{name}: {type(benchmark).__name__} needs likelihoods, "

@@ -8,6 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from conftest import byte_tokenizer, write_jsonl
+from hub_cache import HubCache
 
 from sft_lab.data.contamination import ItemIndex
 from sft_lab.data.intake import Sample, samples
@@ -246,17 +247,13 @@ CALLED.append({"messages": json.dumps([USER, calling({"day": None}), *CALLED[0][
 
 
 def test_the_same_rows_from_json_parquet_and_the_hub_train_alike(
-    tmp_path: Path, renderer: Renderer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, renderer: Renderer, hub_cache: HubCache
 ) -> None:
-    import datasets
-
     structs, [string] = CALLED[:2], CALLED[2:]  # a column has one type
     for number, rows in enumerate((structs, [string])):
         lines = write_jsonl(tmp_path / f"{number}.jsonl", rows)
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / f"{number}.parquet")
-        hub = datasets.Dataset.from_list(rows)
-        monkeypatch.setattr(datasets, "load_dataset", lambda *names, d=hub, **settings: d)
-        monkeypatch.setattr("sft_lab.data.sources.settle_offline", lambda: None)
+        hub_cache.add_rows("some/rows", rows)
         expected, _ = intake(lines)
         for path in (tmp_path / f"{number}.parquet", Path("some/rows")):
             found, report = intake(path)

@@ -3,23 +3,31 @@ import hashlib
 import json
 import time
 import tracemalloc
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
+from hub_cache import HubCache
 
 from sft_lab import paths as hub
 from sft_lab.data.contamination import ItemIndex
 from sft_lab.data.intake import samples
 from sft_lab.data.intake_report import IntakeReport
-from sft_lab.data.sources import Source, check_source, content_digest, rows
+from sft_lab.data.row_files import RawRow
+from sft_lab.data.sources import Source, check_source
 from sft_lab.errors import RequestError
 
 ROWS = [{"question": f"q{n}", "answer": f"a{n}"} for n in range(3)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS)
+
+
+def rows(name: str, source: Source) -> Iterator[RawRow]:
+    return source.row_files(name).rows()
 
 
 def prompts(path: Path, **settings: Any) -> list[str]:
@@ -192,7 +200,7 @@ def test_bad_settings_are_named_before_anything_is_read(
 def test_a_source_has_the_digest_of_its_file(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(LINES)
     expected = hashlib.sha256(LINES.encode()).hexdigest()
-    assert content_digest("math", Source(str(tmp_path / "a.jsonl"))) == expected
+    assert Source(str(tmp_path / "a.jsonl")).row_files("math").digest() == expected
 
 
 @pytest.fixture
@@ -204,28 +212,75 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "settle_offline", hub.settle_offline.__wrapped__)
-    monkeypatch.setattr("sft_lab.data.sources.settle_offline", hub.settle_offline)
+    monkeypatch.setattr("sft_lab.data.hub.settle_offline", hub.settle_offline)
 
 
 @pytest.mark.usefixtures("offline")
 def test_a_hub_name_without_a_network_fails_at_once() -> None:
     started = time.monotonic()
-    with pytest.raises(RequestError, match=r"math\.path: nobody/nothing is not a local file, "):
+    with pytest.raises(
+        RequestError,
+        match=r"math\.path: nobody/nothing is not a local file, and the hub does not answer; its "
+        r"cache does not hold it\. Name a JSON, JSONL or Parquet file of its rows, or go online",
+    ):
         prompts(Path("nobody/nothing"))
-    assert time.monotonic() - started < 10  # the libraries' own retries take 23 s and more
+    assert time.monotonic() - started < 5  # the libraries' own retries take 23 s and more
 
 
-def test_a_hub_name_is_read_with_the_sources_settings(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_hub_name_is_read_from_the_hub_s_cache(hub_cache: HubCache) -> None:
+    hub_cache.add_rows("some/rows", ROWS, subset="main", splits={"test": slice(1, 3)})
+    assert prompts(Path("some/rows"), subset="main", split="test") == ["q1", "q2"]
+    hub_cache.add_json("more/rows", "b.json", ROWS)
+    old = hub_cache.add_json("more/rows", "a.jsonl", ROWS[:1])
+    hub_cache.add_json("more/rows", "a.jsonl", ROWS)
+    assert prompts(Path("more/rows"), data_files="a.jsonl") == ["q0", "q1", "q2"]
+    assert prompts(Path("more/rows"), revision=old) == ["q0"]
+
+
+def test_the_hub_is_asked_for_a_source_s_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
 
     def load_dataset(*names: str, **settings: str) -> list[dict[str, str]]:
         asked.append((names, settings))
         return ROWS
 
+    answer_as_the_hub(monkeypatch, lambda: SimpleNamespace(sha="5a" * 20))
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr("sft_lab.data.sources.settle_offline", lambda: None)
     source = Source("openai/gsm8k", subset="main", data_files="a.jsonl", split="test")
     assert [row.values for row in rows("math", source)] == ROWS
-    assert asked == [(("openai/gsm8k", "main"), {"data_files": "a.jsonl", "split": "test"})]
+    settings = {"data_files": "a.jsonl", "split": "test", "revision": None}
+    assert asked == [(("openai/gsm8k", "main"), settings)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("RevisionNotFoundError", r"math\.revision: a/b has no revision 'v9' on the hub; name a"),
+        ("RepositoryNotFoundError", r"math\.path: a/b .* the hub has no such name, or only for t"),
+        (
+            "GatedRepoError",
+            r"math\.path: a/b is gated on the hub: accept its terms .*hf auth login",
+        ),
+    ],
+)
+def test_a_name_that_the_hub_refuses_says_the_fix(
+    monkeypatch: pytest.MonkeyPatch, fault: str, message: str
+) -> None:
+    import httpx2
+    from huggingface_hub import errors
+
+    def refuse() -> None:
+        response = httpx2.Response(404, request=httpx2.Request("GET", "http://hub/a/b"))
+        raise getattr(errors, fault)("refused", response=response)
+
+    answer_as_the_hub(monkeypatch, refuse)
+    with pytest.raises(RequestError, match=message):
+        prompts(Path("a/b"), revision="v9")
+
+
+def answer_as_the_hub(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], Any]) -> None:
+    from huggingface_hub import HfApi, constants
+
+    monkeypatch.setattr("sft_lab.data.hub.settle_offline", lambda: None)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(HfApi, "repo_info", lambda *_, **__: answer())

@@ -44,7 +44,7 @@ def test_items_come_in_file_order_with_their_rows(tmp_path: Path) -> None:
 
 def test_no_file_is_needed_before_the_items_are(tmp_path: Path) -> None:
     echo = Echo(str(tmp_path / "later.jsonl"), max_new_tokens=8)
-    with pytest.raises(RequestError, match=r"later\.jsonl: No such file"):
+    with pytest.raises(RequestError, match=r"no such file: .*later\.jsonl"):
         echo.items()
     write(tmp_path / "later.jsonl", row("a"))
     assert [item.id for item in echo.items()] == ["a"]
@@ -75,8 +75,8 @@ def test_wrong_arguments_are_refused(arguments: dict[str, Any], message: str) ->
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{'id': 1}", "not JSON at column 2"),
-        ("[]", r"a row must be an object, got \[\]"),
+        ("{'id': 1}", "is not JSON: .*character 2"),
+        ("[]", r"holds '\[\]', expected an object with keys"),
         (json.dumps(row("b", id=7)), "'id' must be a non-empty string, got 7"),
         (json.dumps(row("b", messages=[])), r"'messages' must be a list .* got \[\]"),
         (json.dumps(row("b", messages=[{"role": "user"}])), "'messages' must be a list"),
@@ -92,13 +92,13 @@ def test_wrong_arguments_are_refused(arguments: dict[str, Any], message: str) ->
 def test_wrong_rows_name_file_and_line(tmp_path: Path, line: str, message: str) -> None:
     path = tmp_path / "echo.jsonl"
     path.write_text(f"{json.dumps(row('a'))}\n\n{line}\n")
-    with pytest.raises(RequestError, match=rf"echo\.jsonl, line 3: .*{message}"):
+    with pytest.raises(RequestError, match=rf"echo\.jsonl, line 3.*{message}"):
         Echo(str(path), 8).items()
 
 
 def test_files_of_no_use_are_refused(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes(b"\xe9")
-    with pytest.raises(RequestError, match=r"latin\.jsonl, line 1: .* must be UTF-8"):
+    with pytest.raises(RequestError, match=r"latin\.jsonl, line 1 is not UTF-8"):
         Echo(str(tmp_path / "latin.jsonl"), 8).items()
     with pytest.raises(RequestError, match="has no rows"):
         Echo(write(tmp_path / "empty.jsonl"), 8).items()

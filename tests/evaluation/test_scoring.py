@@ -157,7 +157,7 @@ def test_parquet_and_byte_order_marks_are_read(
     (tmp_path / "c.parquet").write_bytes(b"PAR1")
     files = [f"--problems={tmp_path / 'p.parquet'}", f"--completions={tmp_path / 'c.parquet'}"]
     assert main(["score", "ifeval", *files]) == 2
-    assert "must be a readable Parquet file" in capsys.readouterr().err
+    assert "cannot be read as Parquet" in capsys.readouterr().err
 
 
 def test_humaneval_with_one_answer_a_problem(score: Callable[..., Scored]) -> None:
@@ -281,7 +281,7 @@ def test_people_get_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
             "line 1: key 'task_id' must be a string or an integer; got 0.5",
         ),
         ([{"task_id": "GSM8K/0", "completion": None}], "'completion' must be a string; got None"),
-        ([["GSM8K/0", ""]], "a row must be an object"),
+        ([["GSM8K/0", ""]], "expected an object with keys"),
         ([], "has no rows"),
     ],
 )
@@ -365,7 +365,7 @@ def test_json_that_cannot_be_read_is_named(
     (tmp_path / "c.jsonl").write_text(line)
     files = [f"--problems={tmp_path / 'p.jsonl'}", f"--completions={tmp_path / 'c.jsonl'}"]
     assert main(["score", "gsm8k", *files]) == 2
-    assert "c.jsonl, line 1: unreadable JSON" in capsys.readouterr().err
+    assert "c.jsonl, line 1 cannot be parsed as JSON" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

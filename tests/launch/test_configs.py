@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from benchmark_files import write_benchmarks
+from benchmark_files import add_benchmarks
 from conftest import chat, write_jsonl
+from hub_cache import HubCache
 from tiny_lab import CONFIGS
 
 from sft_lab.launch.build import plan_data
@@ -75,10 +76,14 @@ def test_a_world_config_plans_its_stages(plan: Plan, path: Path) -> None:
     ids=lambda path: f"{path.parent.name}-{path.stem}",
 )
 def test_a_config_with_hub_names_plans_over_local_files(
-    plan: Plan, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    plan: Plan,
+    path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    hub_cache: HubCache,
 ) -> None:
     monkeypatch.setenv("SFT_LAB_BASE", "world://base")
-    monkeypatch.setenv("SFT_LAB_BENCHMARKS", str(write_benchmarks(tmp_path / "benchmarks")))
+    add_benchmarks(hub_cache)
     for source in ("math", "code", "general"):
         rows = [chat(f"{source} {n}?", str(n)) for n in range(300)]
         write_jsonl(tmp_path / f"{source}.jsonl", rows)
@@ -97,7 +102,6 @@ def test_runs_for_the_paper_s_figures_name_their_protocol(
             text = path.read_text()
             assert "trainer: [../trainer.yaml, protocol.yaml]" in text, path
             assert folder == "paper_exact" or "It differs from the paper in: Llama 2 for" in text
-    monkeypatch.setenv("SFT_LAB_BENCHMARKS", "nowhere")
     tags = parse([f"--config={CONFIGS / 'llama2_7b/dmt.yaml'}"]).logger["tags"]
     assert "under another protocol: Llama 2 for LLaMA-1" in tags["protocol"]
 

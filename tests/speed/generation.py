@@ -24,9 +24,9 @@ import yaml
 
 from sft_lab.data.corpus import Corpus
 from sft_lab.data.rendering import Renderer
+from sft_lab.data.row_files import file_rows
 from sft_lab.data.sources import Source
 from sft_lab.evaluation.generation import generate
-from sft_lab.evaluation.rows import read_rows
 from sft_lab.model.qlora import Lora, add_lora, compute_dtype, load_base
 from sft_lab.model.unquantized import EvaluationWeights, evaluation_weights
 from sft_lab.paths import resolve
@@ -47,7 +47,7 @@ def read_prompts(renderer: Renderer) -> Prompts:
     prompts = {}
     for benchmark in yaml.safe_load(CONFIG.read_text())["benchmarks"].values():
         path, limit = (benchmark["init_args"][key] for key in ("path", "max_new_tokens"))
-        rows = [row for _, row in read_rows(resolve(path), path)]
+        rows = [row.values for row in file_rows(path, Path(resolve(path)))]
         prompts[limit] = [renderer.prompt_ids(row["messages"]) for row in rows]
     return prompts
 

@@ -38,10 +38,9 @@ class CodeBenchmark(Benchmark):
         max_new_tokens: See ``Benchmark``.
         sandbox: Containment of generated programs: ``isolated``; ``limited``, against accidents
             only; or ``isolated_or_limited``, the stronger one available.
-        source: See ``Benchmark``.
-        num_examples: See ``Benchmark``.
         timeout_s: Wall time of one program in seconds.
         memory_mb: Address space of one program in MiB.
+        kwargs: See ``Benchmark``.
 
     Raises:
         RequestError: If an argument is out of range, or the sandbox is unavailable on this machine.
@@ -54,12 +53,11 @@ class CodeBenchmark(Benchmark):
         path: str,
         max_new_tokens: PositiveInt,
         sandbox: LevelChoice = "isolated",
-        source: str | None = None,
-        num_examples: PositiveInt | None = None,
         timeout_s: PositiveFloat = 3.0,
         memory_mb: Annotated[int, Ge(64)] = 1024,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(path, max_new_tokens, source, num_examples)
+        super().__init__(path, max_new_tokens, **kwargs)
         self.level = resolve_level(sandbox)
         self.timeout_s = timeout_s
         self.memory_mb = memory_mb

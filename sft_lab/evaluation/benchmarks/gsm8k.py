@@ -127,6 +127,10 @@ class GSM8K(Benchmark):
     The form of the data set's answers, and of ``strict``, is a number after ``####``.
     """
 
+    published = "openai/gsm8k"
+    hub_split = "test"
+    hub_subset = "main"
+    local_file = "grade_school_math/data/test.jsonl of github.com/openai/grade-school-math"
     score_names = ("flexible", "strict", "boxed")
     strict_score = "strict"
     form_mark = "form"

@@ -44,6 +44,9 @@ class HumanEval(CodeBenchmark):
         kwargs: See ``CodeBenchmark``.
     """
 
+    published = "openai/openai_humaneval"
+    hub_split = "test"
+    local_file = "data/HumanEval.jsonl.gz of github.com/openai/human-eval"
     row_fields: ClassVar[Mapping[str, type]] = {
         "task_id": str,
         "prompt": str,

@@ -38,6 +38,10 @@ class MBPP(CodeBenchmark):
         kwargs: See ``CodeBenchmark``.
     """
 
+    published = "google-research-datasets/mbpp"
+    hub_split = "prompt+test"  # the examples of ``three_shot`` are a split of their own
+    hub_subset = "full"
+    local_file = "mbpp/mbpp.jsonl of github.com/google-research/google-research"
     row_fields: ClassVar[Mapping[str, type]] = {
         "task_id": int,
         "code": str,

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from conftest import write_jsonl
 
+from sft_lab.data.row_files import file_rows
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmarks.gsm8k import (
     GSM8K,
@@ -15,7 +16,6 @@ from sft_lab.evaluation.benchmarks.gsm8k import (
     strict_number,
 )
 from sft_lab.evaluation.benchmarks.world import final_number
-from sft_lab.evaluation.rows import read_rows
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_real_completions_are_graded_as_their_labels_say(
     shared_data: Callable[[str], Path],
 ) -> None:
     labelled = shared_data("../labelled/gsm8k_rft_llama7b_u13b.jsonl.gz")
-    rows = [row for _, row in read_rows(str(labelled), "labelled")]
+    rows = [dict(row.values) for row in file_rows("labelled", Path(labelled))]
     gsm8k = GSM8K(str(shared_data("gsm8k/test.jsonl")), 256)
     items = gsm8k.items()
     assert [item.id for item in items] == [row["task_id"] for row in rows]

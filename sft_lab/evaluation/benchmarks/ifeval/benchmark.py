@@ -18,6 +18,11 @@ class IFEval(Benchmark):
     Source: Zhou et al. (2023), "Instruction-Following Evaluation for Large Language Models".
     """
 
+    published = "google/IFEval"
+    local_file = (
+        "instruction_following_eval/data/input_data.jsonl of github.com/google-research/"
+        "google-research"
+    )
     score_names = ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose")
     row_fields: ClassVar[Mapping[str, type]] = {"key": int, "prompt": str}
 

@@ -11,6 +11,9 @@ from sft_lab.config.ranges import NonNegativeFloat, PositiveInt, Seed
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Answer, Benchmark, Item, Verdict
 from sft_lab.evaluation.benchmarks.mt_bench.files import (
+    JUDGE_PROMPTS,
+    QUESTIONS,
+    REFERENCES,
     Question,
     read_judge_prompts,
     read_judgements,
@@ -43,17 +46,18 @@ OTHER_TEMPERATURE = 0.7
 class MTBench(Benchmark):
     """Score answers to MT-Bench's two-turn questions by their mean rating, 1 to 10.
 
-    Files are FastChat's. The items are the first turns, ``MT-Bench/<question>/1``; the second turns
-    follow the answers to them. Answers are sampled at FastChat's temperatures. The ratings of
-    several judgements are averaged; a judgement without a rating is in no score.
+    Files are FastChat's; its own are packaged. The items are the first turns,
+    ``MT-Bench/<question>/1``; the second turns follow the answers to them. Answers are sampled at
+    FastChat's temperatures. The ratings of several judgements are averaged; a judgement without a
+    rating is in no score.
 
     Source: Zheng et al. (2023), "Judging LLM-as-a-Judge with MT-Bench and Chatbot Arena".
 
     Args:
-        path: ``question.jsonl``.
-        references: The reference answers, ``gpt-4.jsonl``.
-        judge_prompts: ``judge_prompts.jsonl``.
         judge: The judge.
+        path: ``question.jsonl``; by default MT-Bench's 80 questions.
+        references: The reference answers, ``gpt-4.jsonl``; by default MT-Bench's.
+        judge_prompts: ``judge_prompts.jsonl``; by default FastChat's.
         max_new_tokens: Longest answer of one turn, in tokens; 1024 in the source.
         source: See ``Benchmark``.
         num_examples: See ``Benchmark``.
@@ -65,6 +69,7 @@ class MTBench(Benchmark):
         RequestError: If an argument is out of range.
     """
 
+    published = str(QUESTIONS)
     score_names = ("mean", "turn_1", "turn_2")
     scale = (1.0, 10.0)
     turns = 2
@@ -77,10 +82,10 @@ class MTBench(Benchmark):
 
     def __init__(
         self,
-        path: str,
-        references: str,
-        judge_prompts: str,
         judge: Judge,
+        path: str | None = None,
+        references: str | None = None,
+        judge_prompts: str | None = None,
         max_new_tokens: PositiveInt = 1024,
         source: str | None = None,
         num_examples: PositiveInt | None = None,
@@ -88,11 +93,11 @@ class MTBench(Benchmark):
         temperatures: dict[str, NonNegativeFloat] | None = None,
         seed: Seed = 0,
     ) -> None:
-        super().__init__(path, max_new_tokens, source, num_examples)
+        super().__init__(path or str(QUESTIONS), max_new_tokens, source, num_examples)
         if num_judgements < 1:
             raise RequestError(f"num_judgements must be 1 or more, got {num_judgements}.")
-        self.references = references
-        self.judge_prompts = judge_prompts
+        self.references = references or str(REFERENCES)
+        self.judge_prompts = judge_prompts or str(JUDGE_PROMPTS)
         self.judge = judge
         self.num_judgements = num_judgements
         self.chosen_temperatures = temperatures or {}

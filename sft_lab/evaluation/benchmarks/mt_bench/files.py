@@ -1,4 +1,7 @@
-"""Read FastChat's files: questions, reference answers, judge prompts and judgements."""
+"""Read FastChat's files: questions, reference answers, judge prompts and judgements.
+
+The first three are packaged, in ``data/``.
+"""
 
 import re
 import reprlib
@@ -8,10 +11,15 @@ from pathlib import Path
 from string import Formatter
 from typing import Any, TypeVar
 
+from sft_lab.data.row_files import file_rows
 from sft_lab.errors import RequestError
-from sft_lab.evaluation.rows import read_rows
 
 T = TypeVar("T")
+
+_PACKAGED = Path(__file__).with_name("data")
+QUESTIONS = _PACKAGED / "question.jsonl"
+REFERENCES = _PACKAGED / "gpt-4.jsonl"
+JUDGE_PROMPTS = _PACKAGED / "judge_prompts.jsonl"
 
 _RESERVED = ("mean", "turn_1", "turn_2")
 _OUTPUT_FORMAT = "[[rating]]"
@@ -214,10 +222,8 @@ def _by_key(
 def _rows(path: str | Path, parse: Callable[[Mapping[str, Any]], T]) -> Iterator[tuple[str, T]]:
     """Yield each parsed row with its place; fail on a file without rows."""
     empty = True
-    for place, row in read_rows(str(path), str(path)):
+    for place, _, row in file_rows("MT-Bench", Path(path)):
         try:
-            if not isinstance(row, dict):
-                raise ValueError(f"a row must be an object, {_got(row)}.")
             parsed = parse(row)
         except ValueError as fault:
             raise RequestError(f"{path}, {place}: {fault}") from fault
