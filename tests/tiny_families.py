@@ -88,13 +88,44 @@ _SIZES: dict[str, Any] = {
     "resid_pdrop": 0.0,
     "residual_dropout": 0.0,
 }
-_LATENT = {"num_key_value_heads": 4}
+_LATENT = {"num_key_value_heads": 4, "head_dim": 8}
+_LINEAR = {"layer_types": ["linear_attention", "full_attention"]}
 _OWN: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(
+        ["deepseek_v2", "deepseek_v3", "minicpm3", "glm4_moe_lite", "longcat_flash", "youtu"],
+        _LATENT,
+    ),
+    **dict.fromkeys(["qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"], _LINEAR),
+    "olmo_hybrid": _LINEAR,
+    "bamba": {"attn_layer_indices": [1]},
+    "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "logits_scaling": 4.0},
+    "lfm2": {"layer_types": ["conv", "full_attention"]},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "bailing_hybrid": {"layer_group_size": 2, **_LATENT},
+    "kimi_linear": {**_LINEAR, **_LATENT},
+    "mamba2": {"num_heads": 8, "head_dim": 8},
+    "zamba": {
+        "num_hidden_layers": 6,
+        "layers_block_type": ["mamba", "mamba", "hybrid", "mamba", "mamba", "hybrid"],
+    },
+    "zamba2": {"layers_block_type": ["mamba", "hybrid"], "num_mem_blocks": 1},
+    "gpt_neo": {"attention_types": [[["global", "local"], 1]], "window_size": 16},
+    "gemma3n_text": {
+        "hidden_size_per_layer_input": 8,
+        "vocab_size_per_layer_input": 64,
+        "laurel_rank": 4,
+        "num_kv_shared_layers": 0,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "activation_sparsity_pattern": [0.0, 0.0],
+        "final_logit_softcapping": 2.0,
+    },
+    "recurrent_gemma": {"logits_soft_cap": 2.0, "block_types": ["recurrent", "attention"]},
+    "exaone4": {"layer_types": ["sliding_attention", "full_attention"]},
     "cohere": {"logit_scale": 0.5},
     "cohere2": {"logit_scale": 0.5},
     "gemma2": {"final_logit_softcapping": 2.0},
     "vaultgemma": {"final_logit_softcapping": 2.0},
-    "recurrent_gemma": {"logits_soft_cap": 2.0},
     "granite": {"logits_scaling": 4.0},
 }
 

@@ -109,14 +109,14 @@ def check_logits(causal_lm: Any) -> None:
     name = type(causal_lm).__name__
     input_ids, position_ids = _probe(causal_lm, 8)
     places = torch.arange(8, device=input_ids.device)
-    with evaluating(causal_lm), _watched_embeddings(causal_lm) as embeddings:
+    with evaluating(causal_lm), watched_embeddings(causal_lm) as embeddings:
         found = hidden_states(causal_lm, input_ids, position_ids, places).logits()
         if not found.isfinite().all():
             raise RequestError(
                 f"model.base: the logits of {name} are not finite; its weights are damaged, or too "
                 "large for trainer.precision."
             )
-        if _influence(found[:-1], embeddings)[-1:].any():
+        if influence(found[:-1], embeddings)[-1:].any():
             raise RequestError(
                 f"model.base: in {name} a token sees later ones, so it is not a causal language "
                 "model; name one that is."
@@ -142,9 +142,9 @@ def check_packing(causal_lm: Any) -> None:
     """
     input_ids, position_ids = _probe(causal_lm, 16)
     places = torch.arange(8, 16, device=input_ids.device)
-    with evaluating(causal_lm), _watched_embeddings(causal_lm) as embeddings:
+    with evaluating(causal_lm), watched_embeddings(causal_lm) as embeddings:
         logits = hidden_states(causal_lm, input_ids, position_ids % 8, places).logits()
-        leaks = _influence(logits, embeddings)[:8].any()
+        leaks = influence(logits, embeddings)[:8].any()
     if leaks:
         raise RequestError(
             f"data.packing: in {type(causal_lm).__name__} the rows of a packed sequence see each "
@@ -159,7 +159,7 @@ def _probe(causal_lm: Any, length: int) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _watched_embeddings(causal_lm: Any) -> Iterator[list[Tensor]]:
+def watched_embeddings(causal_lm: Any) -> Iterator[list[Tensor]]:
     """Collect the embeddings of a forward pass, so that gradients with respect to them exist."""
     found: list[Tensor] = []
 
@@ -175,7 +175,7 @@ def _watched_embeddings(causal_lm: Any) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
-def _influence(logits: Tensor, embeddings: list[Tensor]) -> Tensor:
+def influence(logits: Tensor, embeddings: list[Tensor]) -> Tensor:
     """Return the gradient of logits with respect to each token's embedding, ``[T, H]``.
 
     It is exactly zero for a token that they do not depend on, in every data type.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from sft_lab.evaluation.generation.architecture import cache_name
 from sft_lab.evaluation.generation.kv_cache import RoomyCache, kept_rows
 
 
@@ -42,21 +43,24 @@ class Batch:
         self.attention_mask = self._mask(longest)
         self.position_ids = (self.attention_mask.cumsum(-1) - 1).clamp(min=0)
         self.cache = RoomyCache(model.config)
+        self.cache_name = cache_name(model)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def forward(self, model: PreTrainedModel) -> Tensor:
         """Return the logits at every row's last token and its draft's tokens, ``[B, T, V]``."""
-        mask = self.attention_mask
-        if self.input_ids.shape[1] == 1 and self.cache.takes_rows and _takes_masks(model):
+        mask: Tensor | None = self.attention_mask
+        if self.cache_name == "cache_params" and self.cache.has_previous_state():
+            mask = None  # there is no attention, and the padding has been read
+        elif self.input_ids.shape[1] == 1 and self.cache.takes_rows and _takes_masks(model):
             # The mask that transformers would build for one more token, in a tenth of the time.
-            mask = mask.bool()[:, None, None]
+            mask = self.attention_mask.bool()[:, None, None]
         logits: Tensor = model(
             input_ids=self.input_ids,
             attention_mask=mask,
             position_ids=self.position_ids,
-            past_key_values=self.cache,
+            **{self.cache_name: self.cache},
             use_cache=True,
             logits_to_keep=1 + max(map(len, self.drafts)),
         ).logits

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
 from typing_extensions import override
 
 CACHE_ROOM = 16  # tokens; the cache is copied once per this many
@@ -133,6 +133,20 @@ class RoomyCache(DynamicCache):
     def takes_rows(self) -> bool:
         """Whether rows can join: not with a sliding window or a recurrent state."""
         return all(isinstance(layer, RoomyLayer) for layer in self.layers)
+
+    @property
+    def is_recurrent(self) -> bool:
+        """Whether a layer has a convolution's or a recurrence's state."""
+        return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in self.layers)
+
+    @override
+    def batch_select_indices(self, indices: Tensor) -> None:
+        for layer in self.layers:
+            if isinstance(layer, RoomyLayer):
+                layer.batch_select_indices(indices)
+            else:
+                # Also selects convolution and recurrent states, which batch_select_indices leaves.
+                layer.reorder_cache(cast(torch.LongTensor, indices))
 
     def forget(self, num_tokens: int) -> None:
         """Drop the first tokens, which no row attends to any more."""

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from sft_lab.evaluation.generation.answers import Answers
+from sft_lab.evaluation.generation.architecture import sees_padding
 from sft_lab.evaluation.generation.batch import Batch, joined
 from sft_lab.evaluation.generation.decoding import GREEDY, Decoding
 from sft_lab.evaluation.generation.drafts import Drafts
@@ -91,6 +92,8 @@ def generate(
     pass_tokens = PASS_TOKENS if takes_rows else None
     prefill = _Prefill(model, prompts, Drafts(drafts, max_new_tokens), pad_token_id, pass_tokens)
     batch: Batch | None = None
+    with evaluating(model):
+        takes_padding = not sees_padding(model)
     with _without_gradients(model), evaluating(model):
         while waiting or batch:
             rows = batch.rows if batch else []
@@ -100,7 +103,10 @@ def generate(
                 room = min(room, max(1, batch_tokens // longest))
             free = room - len(rows)
             if waiting and (batch is None or (takes_rows and free * _REFILL >= room)):
-                new = [waiting.popleft() for _ in range(min(free, len(waiting)))]
+                size = min(free, len(waiting))
+                if not takes_padding:
+                    size = sum(lengths[row] == lengths[waiting[0]] for row in islice(waiting, size))
+                new = [waiting.popleft() for _ in range(size)]
                 batch = joined([batch, *prefill(new, answers)])
             elif batch is not None:
                 _advance(model, batch, answers)
