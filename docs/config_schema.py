@@ -18,12 +18,13 @@ from typing import Any
 from jsonargparse import ArgumentParser
 from lightning import Trainer
 
-from sft_lab.config.check import argument_types
 from sft_lab.config.ranges import Seed, schema_bounds
+from sft_lab.config.signatures import argument_types
 from sft_lab.data.sources import Source
 from sft_lab.evaluation.generation.decoding import Decoding
 from sft_lab.evaluation.generation.vllm.server import VllmServer
-from sft_lab.launch.parser import FOLLOWING_KEYS, GROUPS, MANAGED_TRAINER_ARGS, TRAINER_RANGES
+from sft_lab.launch.keys import TRAINER_RANGES
+from sft_lab.launch.parser import FOLLOWING_KEYS, GROUPS, MANAGED_TRAINER_ARGS
 from sft_lab.model.qlora import Lora
 from sft_lab.runs.logger import RunLogger
 from sft_lab.study.design import (

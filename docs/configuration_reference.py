@@ -17,8 +17,8 @@ from typing import Any
 
 import docstring_parser
 
-from sft_lab.config.check import argument_types
 from sft_lab.config.ranges import described
+from sft_lab.config.signatures import argument_types
 from sft_lab.launch.parser import FOLLOWING_KEYS, GROUPS, MANAGED_TRAINER_ARGS
 from sft_lab.runs.logger import RunLogger
 

@@ -1,10 +1,17 @@
 """``fit``: train a run, or say with ``--plan`` what it would cost."""
 
+from sft_lab.commands.run_help import asks_for_help, wants_every_key
+from sft_lab.launch.early import check_early
 from sft_lab.terminal import silence
 
 
 def main(arguments: list[str]) -> int:
     """Train the run that the arguments describe."""
+    if asks_for_help(arguments, "fit"):
+        return 0
+    arguments = wants_every_key(arguments)
+    if "--help" not in arguments:
+        check_early(arguments, "fit")
     if "--plan" in arguments:
         from sft_lab.commands.plan import plan_fit
 

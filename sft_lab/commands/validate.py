@@ -1,10 +1,17 @@
 """``validate``: score a checkpoint, or the bare base, with a config's benchmarks."""
 
+from sft_lab.commands.run_help import asks_for_help, wants_every_key
+from sft_lab.launch.early import check_early
 from sft_lab.terminal import silence
 
 
 def main(arguments: list[str], command: str = "validate") -> int:
     """Score the checkpoint that the arguments name."""
+    if asks_for_help(arguments, command):
+        return 0
+    arguments = wants_every_key(arguments)
+    if "--help" not in arguments:
+        check_early(arguments, command)
     from sft_lab.launch.parser import parse
     from sft_lab.launch.run import score
 

@@ -5,11 +5,9 @@ The parser would name the argument of a class, but neither its full key nor the 
 
 import dataclasses
 import difflib
-import importlib
-import inspect
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -17,6 +15,7 @@ from jsonargparse.typing import get_registered_type
 
 from sft_lab.config.compose import Composed
 from sft_lab.config.ranges import AnyYaml, range_fault
+from sft_lab.config.signatures import Unimportable, arguments_of, imported, is_dataclass
 from sft_lab.errors import RequestError, has_credentials
 
 MLFLOW_CREDENTIALS = (
@@ -40,18 +39,12 @@ class _Missing:
     names: list[str]
 
 
-@dataclasses.dataclass(frozen=True)
-class _Unimportable:
-    """The type of a class path that leads nowhere, for a ``reason``."""
-
-    reason: str
-
-
 def check_config(
     composed: Composed,
     groups: Mapping[str, Any],
     others: Mapping[str, Any],
     ranges: Mapping[str, Any] | None = None,
+    class_at: Callable[[str], Any] = imported,
 ) -> None:
     """Refuse the first key that no argument has, number out of range, or address with a password.
 
@@ -60,18 +53,19 @@ def check_config(
         groups: The class whose arguments a group holds, or the type of a group without a class.
         others: Types of top-level keys that are not groups.
         ranges: Types by dotted key, for arguments of other libraries, which declare no range.
+        class_at: Finds the class of a class path, or what stands in for it, or None to pass it by.
 
     Raises:
         RequestError: Naming file, line and key, and the nearest right one, or the range.
     """
     resolved = composed.resolved()
     _check_credentials(resolved, composed)
-    for key, value, hint in _walk(resolved, groups, others):
+    for key, value, hint in _Walk(class_at).config(resolved, groups, others):
         if isinstance(hint, _Unknown):
             raise RequestError(f"{composed.origin(key)}unknown key {key!r}; {_fix(key, hint)}")
         if isinstance(hint, _Missing):
             raise RequestError(f"{composed.where(key)} needs {', '.join(hint.names)}.")
-        if isinstance(hint, _Unimportable):
+        if isinstance(hint, Unimportable):
             raise RequestError(f"{composed.where(key)}: cannot import {value}: {hint.reason}.")
         if hint is dict and not isinstance(value, Mapping):
             raise RequestError(
@@ -82,6 +76,8 @@ def check_config(
             raise RequestError(f"{composed.where(key)} needs a value, got null.")
         if allowed := range_fault(value, (ranges or {}).get(key, hint)):
             raise RequestError(f"{composed.where(key)} must be {allowed}, got {value}.")
+        if value is not None and (fault := _read_fault(value, hint)):
+            raise RequestError(f"{composed.where(key)}: {fault}")
 
 
 def _check_credentials(value: Any, composed: Composed, key: str = "") -> None:
@@ -118,84 +114,89 @@ def _fix(key: str, unknown: _Unknown) -> str:
     return f"known here are {', '.join(unknown.known)}."
 
 
-def _walk(
-    config: Mapping[str, Any], groups: Mapping[str, Any], others: Mapping[str, Any]
-) -> Iterator[tuple[str, Any, Any]]:
-    """Yield every key of a config with its value and type."""
-    for key, value in config.items():
-        if isinstance(groups.get(key), type):
-            yield key, value, dict
-            yield from _walk_class(key, value, groups[key], is_nested=False)
-        elif key in groups or key in others:
-            yield from _walk_type(key, value, groups.get(key, others.get(key)))
-        else:
-            yield key, value, _Unknown(list(dict.fromkeys([*groups, *others])))
+@dataclasses.dataclass(frozen=True)
+class _Walk:
+    """Yields every key of a config with its value and type.
 
+    Attributes:
+        class_at: As in ``check_config``.
+    """
 
-def _walk_class(
-    key: str, values: Any, owner: Any, *, is_nested: bool = True
-) -> Iterator[tuple[str, Any, Any]]:
-    if not isinstance(values, Mapping):
-        return  # a wrong type, which the parser words well
-    if "class_path" in values:
-        path, values, key = values["class_path"], values.get("init_args", {}), f"{key}.init_args"
-        owner = _class_at(path)
-        if isinstance(owner, _Unimportable):
-            yield key.removesuffix(".init_args"), path, owner
-        if not isinstance(owner, type) or not isinstance(values, Mapping):
+    class_at: Callable[[str], Any]
+
+    def config(
+        self, config: Mapping[str, Any], groups: Mapping[str, Any], others: Mapping[str, Any]
+    ) -> Iterator[tuple[str, Any, Any]]:
+        for key, value in config.items():
+            if isinstance(groups.get(key), type):
+                yield key, value, dict
+                yield from self._class(key, value, groups[key], is_nested=False)
+            elif key in groups or key in others:
+                yield from self._type(key, value, groups.get(key, others.get(key)))
+            else:
+                yield key, value, _Unknown(list(dict.fromkeys([*groups, *others])))
+
+    def _class(
+        self, key: str, values: Any, owner: Any, *, is_nested: bool = True
+    ) -> Iterator[tuple[str, Any, Any]]:
+        if not isinstance(values, Mapping):
+            return  # a wrong type, which the parser words well
+        if "class_path" in values:
+            path, values = values["class_path"], values.get("init_args", {})
+            owner = self.class_at(str(path))
+            if isinstance(owner, Unimportable):
+                yield key, path, owner
+            key = f"{key}.init_args"
+            if not isinstance(owner, type) or not isinstance(values, Mapping):
+                return
+        arguments = arguments_of(owner)
+        if arguments is None:
             return
-    parameters = inspect.signature(owner).parameters
-    takes_any = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
-    hints = argument_types(owner)
-    for name, value in values.items():
-        if name in parameters:
-            yield from _walk_type(f"{key}.{name}", value, hints.get(name))
-        elif not takes_any:
-            yield f"{key}.{name}", value, _Unknown(list(parameters))
-    missing = [
-        name
-        for name, p in parameters.items()
-        if p.default is p.empty
-        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        and name not in values
-    ]
-    if missing and is_nested:  # what a group lacks may be linked from another
-        yield key, values, _Missing(missing)
+        for name, value in values.items():
+            if name in arguments.hints:
+                yield from self._type(f"{key}.{name}", value, arguments.hints[name])
+            elif not arguments.takes_any:
+                yield f"{key}.{name}", value, _Unknown(list(arguments.hints))
+        missing = [name for name in arguments.required if name not in values]
+        if missing and is_nested:  # what a group lacks may be linked from another
+            yield key, values, _Missing(missing)
+
+    def _type(self, key: str, value: Any, hint: Any) -> Iterator[tuple[str, Any, Any]]:
+        yield key, value, hint
+        alternatives = typing.get_args(hint) if _is_union(hint) else (hint,)
+        others = [part for part in alternatives if typing.get_origin(part) is not typing.Literal]
+        if isinstance(value, str) and "." in value and others and all(map(_is_open_class, others)):
+            yield from self._class(key, {"class_path": value}, None)
+        if isinstance(value, list):
+            for part in alternatives:
+                if typing.get_origin(part) in (list, tuple):
+                    for index, entry in enumerate(value):
+                        yield from self._type(f"{key}.{index}", entry, typing.get_args(part)[0])
+            return
+        if not isinstance(value, Mapping) or any(map(get_registered_type, alternatives)):
+            return  # read from a value as a whole
+        entries = next((part for part in alternatives if typing.get_origin(part) is dict), None)
+        if entries is not None and "class_path" not in value:
+            for name, entry in value.items():
+                yield from self._type(f"{key}.{name}", entry, typing.get_args(entries)[1])
+            return
+        owner = next((part for part in alternatives if is_dataclass(part)), None)
+        if "class_path" in value or owner is not None:
+            yield from self._class(key, value, owner)
 
 
-def _walk_type(key: str, value: Any, hint: Any) -> Iterator[tuple[str, Any, Any]]:
-    yield key, value, hint
+def _read_fault(value: Any, hint: Any) -> str | None:
+    """Return what is wrong with a value that a registered type, such as a share, reads whole."""
     alternatives = typing.get_args(hint) if _is_union(hint) else (hint,)
-    others = [part for part in alternatives if typing.get_origin(part) is not typing.Literal]
-    if isinstance(value, str) and "." in value and others and all(map(_is_open_class, others)):
-        yield from _walk_class(key, {"class_path": value}, None)
-    if isinstance(value, list):
-        for part in alternatives:
-            if typing.get_origin(part) in (list, tuple):
-                for index, entry in enumerate(value):
-                    yield from _walk_type(f"{key}.{index}", entry, typing.get_args(part)[0])
-        return
-    if not isinstance(value, Mapping) or any(map(get_registered_type, alternatives)):
-        return  # read from a value as a whole
-    entries = next((part for part in alternatives if typing.get_origin(part) is dict), None)
-    if entries is not None and "class_path" not in value:
-        for name, entry in value.items():
-            yield from _walk_type(f"{key}.{name}", entry, typing.get_args(entries)[1])
-        return
-    owner = next((part for part in alternatives if dataclasses.is_dataclass(part)), None)
-    if "class_path" in value or owner is not None:
-        yield from _walk_class(key, value, owner)
-
-
-def argument_types(owner: Any) -> dict[str, Any]:
-    """Return the types of a class's arguments, and of its bases', which ``**kwargs`` go to."""
-    if dataclasses.is_dataclass(owner) or not isinstance(owner, type):
-        return typing.get_type_hints(owner, include_extras=True)
-    found: dict[str, Any] = {}
-    for base in reversed(owner.__mro__):
-        if "__init__" in vars(base):
-            found |= typing.get_type_hints(vars(base)["__init__"], include_extras=True)
-    return found
+    kinds = [part for part in alternatives if part is not type(None)]
+    reader = get_registered_type(kinds[0]) if len(kinds) == 1 else None
+    if reader is None:
+        return None
+    try:
+        reader.base_deserializer(value)
+    except ValueError as fault:
+        return str(fault)
+    return None
 
 
 def _is_union(hint: Any) -> bool:
@@ -214,17 +215,6 @@ def _is_open_class(hint: Any) -> bool:
     """Return whether values of a type are objects, given by ``class_path``, or null."""
     if hint is type(None) or typing.get_origin(hint) in (list, tuple):
         return True
-    is_plain = hint in (str, int, float, bool, dict) or dataclasses.is_dataclass(hint)
+    is_plain = hint in (str, int, float, bool, dict) or is_dataclass(hint)
     is_read = isinstance(hint, type) and (issubclass(hint, PurePath) or get_registered_type(hint))
     return isinstance(hint, type) and not is_plain and not is_read
-
-
-def _class_at(path: Any) -> Any:
-    """Return the class of a path, an ``_Unimportable``, or None for a name without a module."""
-    module, _, name = str(path).rpartition(".")
-    if not module:
-        return None  # the parser knows some classes by their names alone
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as fault:
-        return _Unimportable(str(fault).rstrip("."))

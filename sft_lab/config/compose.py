@@ -1,6 +1,8 @@
 """Configs: files and overrides merged key by key into one, each value's origin kept for errors."""
 
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -34,8 +36,23 @@ def best_optimizer() -> str:
     return "paged_adamw_8bit" if torch.cuda.is_available() else "adamw"
 
 
-OmegaConf.register_resolver("best_precision", best_precision)
-OmegaConf.register_resolver("best_optimizer", best_optimizer)
+_UNSET = re.compile(r"Environment variable '([^']+)' not found")
+_OF_MACHINE = {"best_precision": best_precision, "best_optimizer": best_optimizer}
+for _name, _resolver in _OF_MACHINE.items():
+    OmegaConf.register_resolver(_name, _resolver)
+
+
+@contextmanager
+def without_machine() -> Iterator[None]:
+    """Resolve what depends on the machine to its value on a plain CPU, so that torch can wait."""
+    plain = {"best_precision": "32-true", "best_optimizer": "adamw"}
+    for name, value in plain.items():
+        OmegaConf.register_resolver(name, lambda value=value: value, replace=True)
+    try:
+        yield
+    finally:
+        for name, resolver in _OF_MACHINE.items():
+            OmegaConf.register_resolver(name, resolver, replace=True)
 
 
 @dataclass
@@ -133,6 +150,11 @@ class Composed:
         except OmegaConfBaseException as fault:
             key = str(getattr(fault, "full_key", "") or "")
             reason = str(fault).splitlines()[0].rstrip(".")
+            if unset := _UNSET.search(reason):
+                raise RequestError(
+                    f"{self.where(key)} needs the environment variable {unset[1]}, which is not "
+                    f"set; export {unset[1]}=VALUE, or override the key."
+                ) from fault
             raise RequestError(f"{self.where(key)}: {reason}.") from fault
         return {str(key): value for key, value in cast(dict[Any, Any], plain).items()}
 

@@ -5,7 +5,6 @@ import re
 from omegaconf import OmegaConf
 
 from sft_lab.config.compose import Composed
-from sft_lab.training.shares import parse_share
 
 
 def explain(message: str, written: Composed) -> str:
@@ -18,7 +17,6 @@ def explain(message: str, written: Composed) -> str:
     text = re.sub(r'Parser key "[^"]+":', "", message)
     text = re.sub(r"Problem with given class_path '[^']+':", "", text)
     text = " ".join(text.split())
-    text = re.sub(r"^.*Not of type Share: (.*?)( - .*| Given value type.*)?$", r"\1", text)
     # Of a union, keep the types and the value only.
     text = re.sub(
         r"Does not validate against any of the Union subtypes Subtypes: (\[.*?\]) .*Given value: ",
@@ -52,22 +50,8 @@ def _written_key(keys: list[str], text: str, written: Composed) -> str:
     value = text.rpartition("Got value: ")[2].partition(" Subclass types")[0]
     entries: list[str] = []
     for key in reversed(written.origins):
-        if keys and key.startswith(f"{keys[0]}.") and _share_fault(written, key) == text:
-            return key
         if len(keys) > 1 and key.startswith(f"{keys[0]}.") and key.endswith(f".{keys[1]}"):
             entries.append(key)
             if len(keys) == 2 and str(OmegaConf.select(written.config, key)) == value:
                 return key
     return ".".join([*entries, *keys[2:]] if len(entries) == 1 else keys)
-
-
-def _share_fault(written: Composed, key: str) -> str | None:
-    """Return what is wrong with a share of a mixture, of which the parser leaves out the source."""
-    *_, group, name = key.split(".")
-    if group != "mixture" and name != "total":
-        return None
-    try:
-        parse_share(OmegaConf.select(written.config, key))
-    except ValueError as fault:
-        return str(fault)
-    return None

@@ -10,49 +10,39 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
-from jsonargparse.typing import register_type
 from lightning import Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from sft_lab.callbacks.run_checkpoint import RunCheckpoint
 from sft_lab.config.check import check_config
-from sft_lab.config.compose import Composed, compose, compose_files
-from sft_lab.config.ranges import NonNegativeFloat, NonNegativeInt, Seed
+from sft_lab.config.compose import Composed, compose_files
+from sft_lab.config.ranges import Seed
+from sft_lab.config.signatures import imported
 from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError, nearest
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.launch.explain import explain
+from sft_lab.launch.keys import (
+    GROUP_CLASSES,
+    TOP_KEYS,
+    TRAINER_RANGES,
+    flags_of,
+    read_request,
+)
 from sft_lab.launch.run_config import RunConfig
 from sft_lab.model.qlora import Lora
 from sft_lab.training.data_modules import StagedDataModule, micro_batches_per_step
 from sft_lab.training.module import SFTModule, check_trainable
-from sft_lab.training.shares import Share, parse_share
 
 log = logging.getLogger(__name__)
 
-GROUPS: dict[str, Any] = {
-    "trainer": Trainer,
-    "model": SFTModule,
-    "corpus": Corpus,
-    "evaluation": EvaluationSuite,
-    "data": StagedDataModule,
-    "checkpoint": RunCheckpoint,
-}
-RUN_KEYS = (*GROUPS, "seed_everything")
-"""First parts of the keys that can be overridden on the command line."""
-
-_TOP_KEYS = {"seed_everything": Seed, "ckpt_path": str | None, "from": str | None}
+GROUPS: dict[str, Any] = {name: imported(path) for name, path in GROUP_CLASSES.items()}
 _TRAINER_DEFAULTS = {
     "reload_dataloaders_every_n_epochs": 1,
     "max_epochs": -1,  # StageScheduler sets it: the passes of all stages
     "enable_progress_bar": False,
     "enable_model_summary": False,
 }
-TRAINER_RANGES = {
-    "trainer.log_every_n_steps": NonNegativeInt | None,
-    "trainer.gradient_clip_val": NonNegativeFloat | None,
-}
-"""Ranges of the Trainer's arguments, which Lightning takes as they are."""
 MANAGED_TRAINER_ARGS = {
     "max_epochs": "data.stages.*.epochs",
     "max_steps": "data.stages.*.max_steps",
@@ -92,15 +82,8 @@ def parse(arguments: Sequence[str], command: str = "fit") -> RunConfig:
     Raises:
         RequestError: If a key or value is wrong, naming it, where it was written, and the fix.
     """
-    written, files, rest = compose(list(arguments), RUN_KEYS)
-    if not written.config and not {"--help", "-h"} & set(rest):
-        raise RequestError(f"{command} needs --config FILE, for instance configs/world/dmt.yaml.")
-    if command != "fit" and any(argument.partition("=")[0] == "--from" for argument in rest):
-        raise RequestError(
-            f"--from starts a run that trains, so it belongs to fit, not to {command}; "
-            "name a checkpoint by --ckpt_path."
-        )
-    return parse_written(written, command, rest, Path(files[0]).stem if files else "custom")
+    request = read_request(arguments, command)
+    return parse_written(request.written, command, request.rest, request.strategy)
 
 
 def parse_files(
@@ -121,7 +104,7 @@ def parse_written(
     written: Composed, command: str, flags: Sequence[str], strategy: str, *, check: bool = True
 ) -> RunConfig:
     """Parse a merged config together with flags that are not part of it, as in ``parse``."""
-    check_config(written, GROUPS, _TOP_KEYS, TRAINER_RANGES)
+    check_config(written, GROUPS, TOP_KEYS, TRAINER_RANGES)
     whole = written.resolved()
     if command != "fit":
         whole.pop("from", None)  # a config printed by fit holds it
@@ -153,9 +136,6 @@ def parse_written(
     )
 
 
-register_type(Share, serializer=lambda share: share.written, deserializer=parse_share)
-
-
 @cache
 def run_parser(command: str = "fit") -> ArgumentParser:
     """Return the parser of a run's whole config; made once, since that takes a second."""
@@ -165,6 +145,7 @@ def run_parser(command: str = "fit") -> ArgumentParser:
         exit_on_error=False,
         default_env=False,
     )
+    texts = {flag.name: flag for flag in flags_of(command)}
     parser.add_argument("-c", "--config", action="config", help="a run's YAML file; repeatable")
     parser.add_argument("--seed_everything", type=Seed, default=0, help="seed of the whole run")
     parser.add_class_arguments(
@@ -184,16 +165,15 @@ def run_parser(command: str = "fit") -> ArgumentParser:
     parser.add_argument(
         "--ckpt_path",
         type=str | None,
-        metavar="K",
-        help="last, or a checkpoint to resume" if command == "fit" else "the checkpoint to score",
+        metavar=texts["--ckpt_path"].value,
+        help=texts["--ckpt_path"].text,
     )
     if command == "fit":
         parser.add_argument(
             "--from",
             type=str | None,
-            metavar="RUN@STAGE",
-            help="start a new run from the end of another run's stage; RUN is an id, a unique "
-            "beginning of one, or a run name. Up to there the config must be that run's.",
+            metavar=texts["--from"].value,
+            help=texts["--from"].text,
         )
     return parser
 

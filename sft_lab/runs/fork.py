@@ -11,7 +11,7 @@ from sft_lab.config.identity import contradiction, identity
 from sft_lab.errors import RequestError
 from sft_lab.runs.checkpoint import read_checkpoint, stage_checkpoint, stamp_of
 from sft_lab.runs.evaluations import evaluated_steps
-from sft_lab.runs.store import RunStore
+from sft_lab.runs.store import RunStore, parse_fork
 from sft_lab.training.schedule import Schedule
 
 FORK_TAG = "sft_lab.forked_from"
@@ -39,21 +39,6 @@ class Fork:
     def name(self) -> str:
         """``<run id>@<stage>``, which ``--from`` takes as well."""
         return f"{self.run_id}@{self.stages[-1]}"
-
-
-def parse_fork(text: str) -> tuple[str, str]:
-    """Return run and stage of ``RUN@STAGE``; a run's name may contain an @, a stage's cannot.
-
-    >>> parse_fork("dmt k=1/16 seed 0@specialize")
-    ('dmt k=1/16 seed 0', 'specialize')
-    """
-    run, _, stage = text.rpartition("@")
-    if not run or not stage:
-        raise RequestError(
-            f"--from: expected RUN@STAGE, such as 'mixed_sequential seed 0@specialize', "
-            f"got {text!r}. RUN is an id, the beginning of one, or a run name."
-        )
-    return run, stage
 
 
 def find_fork(store: RunStore, dirpath: Path, text: str, config: Mapping[str, Any]) -> Fork:

@@ -40,6 +40,21 @@ def prepare_store(tracking_uri: str, experiment_name: str) -> None:
         )
 
 
+def parse_fork(text: str) -> tuple[str, str]:
+    """Return run and stage of ``RUN@STAGE``; a run's name may contain an @, a stage's cannot.
+
+    >>> parse_fork("dmt k=1/16 seed 0@specialize")
+    ('dmt k=1/16 seed 0', 'specialize')
+    """
+    run, _, stage = text.rpartition("@")
+    if not run or not stage:
+        raise RequestError(
+            f"--from: expected RUN@STAGE, such as 'mixed_sequential seed 0@specialize', "
+            f"got {text!r}. RUN is an id, the beginning of one, or a run name."
+        )
+    return run, stage
+
+
 class RunStore:
     """The runs of one MLflow store.
 

@@ -8,6 +8,7 @@ from fractions import Fraction
 from typing import Any, Literal
 
 import numpy as np
+from jsonargparse.typing import register_type
 from numpy.typing import NDArray
 
 from sft_lab.errors import RequestError
@@ -71,6 +72,9 @@ def parse_share(value: Any) -> Share:
     if multiple < 0:
         raise ValueError(f"a share must be 0 or more, got {value}. 0 takes no rows.")
     return Share("multiple", multiple, value)
+
+
+register_type(Share, serializer=lambda share: share.written, deserializer=parse_share)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import replace
 from compared_runs import ENTRY, compared, group
 
 from sft_lab.analysis.protocols import mismatches
-from sft_lab.commands.compare import as_json
+from sft_lab.commands.compare_json import as_json
 from sft_lab.commands.compare_text import report
 
 NONE, ALL = [0] * 10, [1] * 10

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from tiny_lab import Lab
 
-from sft_lab.commands.doctor import gradient_cosine
+from sft_lab.commands.machine_findings import gradient_cosine
 from sft_lab.evaluation.sandbox.sandbox import isolation_fault, isolation_route
 
 

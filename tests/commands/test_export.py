@@ -5,7 +5,7 @@ import pytest
 import torch
 from tiny_lab import FinishedRun, Lab
 
-from sft_lab.commands.export import load_trained
+from sft_lab.commands.trained_model import load_trained
 from sft_lab.launch.parser import parse_files
 from sft_lab.model.qlora import Lora, add_lora, load_base
 
@@ -94,7 +94,7 @@ def test_a_failed_export_leaves_no_folder(
         (out / "half").touch()
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("sft_lab.commands.export.save_trained", fail)
+    monkeypatch.setattr("sft_lab.commands.trained_model.save_trained", fail)
     before = sorted(lab.folder.iterdir())
     with pytest.raises(OSError, match="No space left"):
         lab("export", f"--ckpt_path={finished.lab.checkpoint}", "--out=out")
@@ -132,7 +132,10 @@ def test_an_exported_model_stops_where_its_template_ends_turns(
     overrides = {"model.base": str(base), "corpus.template": "chatml"}
     config = parse_files([str(lab.folder / "tiny.yaml")], overrides)
     trained = add_lora(load_base(str(base), "fp32", torch.float32), Lora(r=4), seed=0)
-    monkeypatch.setattr("sft_lab.commands.export.load_trained", lambda path: (trained, config))
+    monkeypatch.setattr(
+        "sft_lab.commands.trained_model.load_trained", lambda path: (trained, config)
+    )
+    lab.write("any", "")
     outcome = lab("export", "--ckpt_path=any", "--out=out", f"--what={what}")
     assert outcome.code == 0, outcome.err
 

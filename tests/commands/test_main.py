@@ -231,7 +231,8 @@ def test_a_printed_config_can_be_used_as_config(lab: Lab) -> None:
     ("arguments", "text"),
     [
         (["--help"], "compare"),
-        (["fit", "--help"], "--data.batch_size"),
+        (["fit", "--help"], "--ckpt_path last|FILE"),
+        (["fit", "--help_all"], "--data.batch_size"),
         (["compare", "--help"], "--json"),
         (["world", "build", "--help"], "--tokens"),
     ],

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from sft_lab.config.check import argument_types
 from sft_lab.config.ranges import described
+from sft_lab.config.signatures import argument_types
 from sft_lab.errors import RequestError
 from sft_lab.launch.parser import GROUPS, parse
 from sft_lab.report.sections import QuestionSection

@@ -114,7 +114,7 @@ def test_peft_loads_the_adapter_of_every_stage(finished: FinishedRun, tiny_base:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    from sft_lab.commands.export import load_trained
+    from sft_lab.commands.trained_model import load_trained
 
     def logits(model: Any) -> torch.Tensor:
         with torch.no_grad():

@@ -1,0 +1,165 @@
+"""An inspection for people: stages, sources, lengths of rows, and rendered samples."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import groupby, islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from sft_lab.data.intake_report import unused_line
+from sft_lab.terminal import format_table, percent, visible
+
+_NUM_BINS = 10
+_BAR_WIDTH = 40
+_MAX_CONTAMINATED = 5  # rows shown per source and benchmark
+_TRAINED, _SPECIAL, _PLAIN = "\033[32m", "\033[2m", "\033[0m"
+
+
+def inspection_text(found: Mapping[str, Any], *, color: bool) -> str:
+    """Return an inspection as text.
+
+    Args:
+        found: The result of ``inspection``.
+        color: Show trained tokens green and special ones dim, with ANSI codes; otherwise put
+            trained text between ⟦ and ⟧.
+    """
+    blocks = [_stage_table(found["stages"]), _source_table(found["sources"])]
+    blocks += [_histogram(name, source["lengths"]) for name, source in found["sources"].items()]
+    blocks += [_sample(sample, color) for sample in found["samples"]]
+    return "\n\n".join(blocks)
+
+
+def _stage_table(stages: Mapping[str, Any]) -> str:
+    header = [
+        "stage",
+        "source",
+        "asked",
+        "rows",
+        "samples",
+        "%",
+        "tokens",
+        "%",
+        "trained",
+        "%",
+        "steps",
+    ]
+    rows = []
+    for name, stage in stages.items():
+        counts = ("samples", "tokens", "target_tokens")
+        mixture = stage["mixture"].values()
+        total = {key: sum(part[key] for part in mixture) for key in counts}
+        for index, (source, part) in enumerate(stage["mixture"].items()):
+            shares = [
+                cell
+                for key in counts
+                for cell in (f"{part[key]:,}", percent(part[key] / total[key]))
+            ]
+            rows.append(
+                [
+                    "" if index else name,
+                    source,
+                    _share(part["asked"]),
+                    f"{part['rows']:,}",
+                    *shares,
+                    "",
+                ]
+            )
+        all_rows = f"{sum(part['rows'] for part in mixture):,}"
+        totals = [cell for key in counts for cell in (f"{total[key]:,}", "")]
+        rows.append(["", "all", "", all_rows, *totals, f"{stage['steps']:,}"])
+    packed = [
+        f"{name}: packed into {stage['sequences']:,} sequences, {percent(stage['fill'])} % full"
+        for name, stage in stages.items()
+        if "fill" in stage
+    ]
+    guarded = [
+        f"{name}: a guard chooses the replay share of {source}: {', '.join(shares)}"
+        for name, stage in stages.items()
+        for source, shares in stage.get("guarded", {}).items()
+    ]
+    return "\n".join([format_table(header, rows), *packed, *guarded])
+
+
+def _share(requested: Any) -> str:
+    if isinstance(requested, Mapping):
+        return " ".join(f"{amount:,} {unit}" for unit, amount in requested.items())
+    return str(requested)
+
+
+def _source_table(sources: Mapping[str, Any]) -> str:
+    header = ["source", "rows", "left out", "held out", "shortest", "median", "95 %", "longest"]
+    rows, reasons = [], []
+    for name, source in sources.items():
+        lengths = source["lengths"]
+        left_out = sum(source["dropped"].values())
+        spread = (lengths[0], median(lengths), lengths[int(0.95 * (len(lengths) - 1))], lengths[-1])
+        counts = (source["rows"], left_out, source["held_out"])
+        rows.append(
+            [name, *(f"{value:,}" for value in counts), *(f"{value:,.0f}" for value in spread)]
+        )
+        reasons += [f"{name}: {line}" for line in _reasons(source)]
+    return "\n".join([format_table(header, rows), *reasons])
+
+
+def _reasons(source: Mapping[str, Any]) -> list[str]:
+    """Return a line per reason for leaving out or repairing rows, each with an example."""
+    file = Path(source["path"]).name
+
+    def example(place: str) -> str:
+        return f"e.g. {place} of {file}"
+
+    counted = [("left out", source["dropped"]), ("repaired", source["repaired"])]
+    lines = [
+        f"{count:,} {what}: {visible(reason)} ({example(source['examples'][reason])})"
+        for what, counts in counted
+        for reason, count in counts.items()
+    ]
+    if source["duplicates"]:
+        lines.append(f"{source['duplicates']:,} rows repeat another row")
+    if unused := unused_line(source["unused_keys"]):
+        lines.append(visible(unused))
+    for benchmark, count in source["contaminated"].items():
+        lines.append(f"{count:,} rows contain an item of {benchmark}, or 13 words of one:")
+        found = (row for row in source["contaminated_rows"] if f": {benchmark} " in row)
+        lines += [f"  {row}" for row in islice(found, _MAX_CONTAMINATED)]
+    return lines
+
+
+def _histogram(name: str, lengths: Sequence[int]) -> str:
+    """Return a histogram of row lengths in tokens."""
+    first = lengths[0]
+    width = (lengths[-1] - first) // _NUM_BINS + 1
+    counts = Counter((length - first) // width for length in lengths)
+    lines = [f"{name}: rows by length in tokens"]
+    for index in range(max(counts) + 1):
+        start = first + index * width
+        label = f"{start}-{start + width - 1}" if width > 1 else f"{start}"
+        bar = "█" * round(_BAR_WIDTH * counts[index] / max(counts.values()))
+        lines.append(f"{label:>12}  {bar or '▏' * bool(counts[index])} {counts[index]:,}")
+    return "\n".join(lines)
+
+
+def _sample(sample: Mapping[str, Any], color: bool) -> str:
+    parts = sample["pieces"]
+    tokens = sum(part["tokens"] for part in parts)
+    trained = sum(part["tokens"] for part in parts if part["trained"])
+    head = (
+        f"{sample['stage']}, {sample['source']} {sample['sample_id'][:8]}: "
+        f"{tokens:,} tokens, {trained:,} trained"
+    )
+    if color:
+        return head + "\n" + "".join(_colored(part) for part in parts)
+    body = ""
+    for is_trained, group in groupby(parts, key=lambda part: part["trained"]):
+        text = visible("".join(part["text"] for part in group))
+        body += f"⟦{text}⟧" if is_trained else text
+    return f"{head}\n{body}"
+
+
+def _colored(part: Mapping[str, Any]) -> str:
+    codes = (_TRAINED if part["trained"] else "") + (_SPECIAL if part["special"] else "")
+    # A trained line break gets a visible mark: colour does not show at the end of a line.
+    text = visible(part["text"])
+    text = text.replace("\n", "↵\n") if part["trained"] else text
+    return f"{codes}{text}{_PLAIN}" if codes else text

@@ -1,0 +1,86 @@
+"""Find a study by its config or run, write its report, and file it with the run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import yaml
+
+from sft_lab.errors import RequestError
+from sft_lab.paths import find_config, make_folder
+from sft_lab.report.report import build_report
+from sft_lab.report.section import ReportSection
+from sft_lab.report.writing import write_report
+from sft_lab.runs.results import ItemAnswer, RunResult, read_answers
+from sft_lab.runs.store import RunStore
+from sft_lab.study.read_design import read_sections
+from sft_lab.study.record import STUDY_TAG, find_parents, read_study
+from sft_lab.study.study import read_study_config
+
+
+def find_study(store: RunStore, study: str) -> tuple[str, list[ReportSection]]:
+    """Return the id of the MLflow run of a study, and the sections that its config adds.
+
+    Args:
+        store: The store that holds it.
+        study: A study's config file, of which the newest run is taken, or the run's id, the
+            beginning of one, or its name.
+
+    Raises:
+        RequestError: If there is no such study.
+    """
+    if study.endswith((".yaml", ".yml")):
+        find_config(study, "--study", "configs/studies/rq1.yaml")
+        design, _ = read_study_config([f"--config={study}"])
+        parents = find_parents(store, design.name)
+        if not parents:
+            raise RequestError(
+                f"--study {study}: no run of the study {design.name} in {store.tracking_uri}; "
+                f"run it first: python -m sft_lab study --config {study}"
+            )
+        return str(parents[0].info.run_id), design.report.sections
+    parents = find_parents(store)
+    by_id = [run.info.run_id for run in parents if run.info.run_id.startswith(study)]
+    by_name = [run.info.run_id for run in parents if run.data.tags[STUDY_TAG] == study]
+    if len(by_id) > 1:
+        raise RequestError(f"--study {study} fits {len(by_id)} studies; give more of one id.")
+    if not by_id and not by_name:
+        known = ", ".join(f"{r.info.run_id[:8]} ({r.data.tags[STUDY_TAG]})" for r in parents[:5])
+        raise RequestError(
+            f"--study {study}: no such study in {store.tracking_uri}; it holds {known or 'none'}."
+        )
+    run_id = str((by_id or by_name)[0])
+    return run_id, read_sections(yaml.safe_load(store.artifact_text(run_id, "study.yaml")))
+
+
+def make_report(store: RunStore, study: str, out: Path, represented: Sequence[str] = ()) -> Path:
+    """Write the report of a study, and file it with the study's run.
+
+    Args:
+        store: The store that holds the study.
+        study: As in ``find_study``.
+        out: The folder to write to; files of the same names are replaced.
+        represented: Runs whose hidden states are drawn, before and after training.
+
+    Returns:
+        The page.
+    """
+    run_id, sections = find_study(store, study)
+    make_folder("--out", out)
+    figures = []
+    for run in represented:
+        # Imported here since most reports load no model.
+        from sft_lab.commands.hidden_states import represent
+        from sft_lab.report.representation_figure import extra_figure
+
+        figures.append(extra_figure(represent(store, run)))
+
+    def read(run: RunResult, benchmark: str, step: int) -> list[ItemAnswer]:
+        return read_answers(store, run.run_id, benchmark, step)
+
+    report = build_report(read_study(store, run_id), read, figures, sections)
+    write_report(report, out)
+    with TemporaryDirectory() as alone:  # the folder may hold more than the report
+        write_report(report, Path(alone))
+        store.client.log_artifacts(run_id, alone, "report")
+    return out / "report.html"

@@ -1,0 +1,116 @@
+"""Check a request in under a second, before torch is imported: keys, ranges, files, variables.
+
+What passes here is checked again, against the classes themselves, by ``parse`` and ``build``.
+"""
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sft_lab.config.check import check_config
+from sft_lab.config.compose import without_machine
+from sft_lab.config.signatures import Unimported, unimported
+from sft_lab.data.row_files import RowFiles
+from sft_lab.data.sources import Source
+from sft_lab.errors import RequestError
+from sft_lab.launch.keys import (
+    GROUP_CLASSES,
+    TOP_KEYS,
+    TRAINER_RANGES,
+    flags_of,
+    read_request,
+)
+
+
+def check_early(arguments: Sequence[str], command: str, own: Sequence[str] = ()) -> None:
+    """Refuse what needs no model to be refused.
+
+    Args:
+        arguments: As for ``parse``.
+        command: The command.
+        own: Flags that the command has read already, to name the nearest one.
+
+    Raises:
+        RequestError: Naming the key, file, flag or variable, and the fix.
+    """
+    request = read_request(arguments, command)
+    _check_flags(request.rest, command, own)
+    with without_machine():
+        check_config(request.written, group_types(), TOP_KEYS, TRAINER_RANGES, unimported)
+        whole = request.written.resolved()
+    _check_files(whole)
+    checkpoint = whole.get("ckpt_path") or _value_of("--ckpt_path", request.rest)
+    if checkpoint and (command != "fit" or checkpoint != "last"):
+        check_checkpoint_file(Path(str(checkpoint)))
+    if parent := whole.get("from") or _value_of("--from", request.rest):
+        _check_parent(str(parent), whole)
+
+
+def group_types() -> dict[str, Any]:
+    """Return what stands in for the class of each group of keys."""
+    return {name: type(name, (Unimported,), {"path": path}) for name, path in GROUP_CLASSES.items()}
+
+
+def check_checkpoint_file(path: Path, option: str = "--ckpt_path") -> None:
+    """Refuse a checkpoint that does not exist."""
+    if not path.is_file():
+        raise RequestError(f"{option} {path}: no such file; give a .ckpt file, or last with fit.")
+
+
+def _check_flags(rest: Sequence[str], command: str, own: Sequence[str]) -> None:
+    """Refuse a flag that is unknown, and name the nearest one."""
+    flags = [flag.name for flag in flags_of(command)]
+    known = [*flags, *own, *(f"--{key}" for key in GROUP_CLASSES), "--seed_everything", "--config"]
+    for argument in rest:
+        name = argument.partition("=")[0]
+        if not name.startswith("--") or name in known or name.endswith(".help"):
+            continue
+        head, dot, key = name.partition(".")
+        near = difflib.get_close_matches(head, known, n=1)
+        fix = f"did you mean {near[0]}{dot}{key}?" if near else f"see sft-lab {command} --help."
+        raise RequestError(f"unknown flag {name}; {fix}")
+
+
+def _value_of(flag: str, rest: Sequence[str]) -> str | None:
+    for index, argument in enumerate(rest):
+        name, equals, value = argument.partition("=")
+        if name == flag:
+            return value if equals else next(iter(rest[index + 1 :]), None)
+    return None
+
+
+def _check_files(whole: Mapping[str, Any]) -> None:
+    """Refuse files of sources and benchmarks that do not exist; hub names are left to the hub."""
+    for name, values in _entries(whole, "corpus", "sources"):
+        try:
+            source = Source(**values)
+        except TypeError:  # worded by the parser
+            continue
+        if isinstance(source.path, str):
+            source.row_files(name).files()
+    for name, values in _entries(whole, "evaluation", "benchmarks"):
+        arguments = values.get("init_args")
+        path = arguments.get("path") if isinstance(arguments, Mapping) else None
+        is_ours = str(values.get("class_path")).startswith("sft_lab.")
+        if is_ours and isinstance(path, str):
+            RowFiles(f"evaluation.benchmarks.{name}.init_args.path", path).files()
+
+
+def _check_parent(parent: str, whole: Mapping[str, Any]) -> None:
+    """Refuse a run to start from that is not in the store."""
+    from sft_lab.runs.store import RunStore, parse_fork  # MLflow: a second, and most need none
+
+    run, _ = parse_fork(parent)
+    logger = (whole.get("trainer") or {}).get("logger")
+    arguments = logger.get("init_args") if isinstance(logger, Mapping) else None
+    if isinstance(arguments, Mapping) and isinstance(arguments.get("tracking_uri"), str):
+        RunStore(arguments["tracking_uri"]).find(run)
+
+
+def _entries(whole: Mapping[str, Any], group: str, key: str) -> list[tuple[str, Any]]:
+    above = whole.get(group)
+    found = above.get(key) if isinstance(above, Mapping) else None
+    if not isinstance(found, Mapping):
+        return []
+    return [(name, values) for name, values in found.items() if isinstance(values, Mapping)]

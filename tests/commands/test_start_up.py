@@ -1,0 +1,88 @@
+"""Test what a command imports before its arguments are known to be right, and its short help."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_lab import Lab
+
+from sft_lab.commands.main import COMMANDS
+from sft_lab.commands.run_help import short_help
+from sft_lab.launch.keys import flags_of
+from sft_lab.launch.parser import run_parser
+
+# Each takes a second or more to import.
+HEAVY = ("torch", "lightning", "transformers", "torchmetrics", "scipy", "mlflow", "pandas")
+REFUSED = [
+    ["trane"],
+    ["fit"],
+    ["fit", "--config=gone.yaml"],
+    ["fit", "--config=tiny.yaml", "--data.batchsize=4"],
+    ["fit", "--config=tiny.yaml", "--data.batch_size=0"],
+    ["fit", "--config=tiny.yaml", "--data.k=1/0"],
+    ["fit", "--config=tiny.yaml", "--data.k=${oc.env:SFT_LAB_NOT_SET}"],
+    ["fit", "--config=tiny.yaml", "--modle.base=x"],
+    ["fit", "--config=tiny.yaml", "--corpus.sources.math.path=gone.jsonl"],
+    ["fit", "--config=tiny.yaml", "--evaluation.benchmarks.world_math.init_args.path=gone.jsonl"],
+    ["fit", "--config=tiny.yaml", "--ckpt_path=gone.ckpt"],
+    ["validate", "--config=tiny.yaml", "--ckpt_path=gone.ckpt"],
+    ["inspect", "--config=tiny.yaml", "--data.batchsize=4"],
+    ["export", "--ckpt_path=gone.ckpt", "--out=o"],
+    ["report", "--study=gone.yaml", "--out=o"],
+    ["compare", "x", "--items=-1"],
+    ["represent", "x", "--out=o", "--layer=0"],
+]
+SCRIPT = """
+import json, sys
+from sft_lab.commands.main import main
+outcomes = []
+for arguments in json.loads(sys.argv[1]):
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    loaded = [name for name in json.loads(sys.argv[2]) if name in sys.modules]
+    outcomes.append([arguments, code, loaded])
+print("OUTCOMES" + json.dumps(outcomes))
+"""
+
+
+def test_help_and_refusals_import_nothing_heavy(lab: Lab) -> None:
+    helps = [["--help"], *([command, "--help"] for command in COMMANDS)]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "SFT_LAB_WORLD": str(lab.world),
+    }
+    arguments = [json.dumps([*helps, *REFUSED]), json.dumps(HEAVY)]
+    shown = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments],
+        cwd=lab.folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    outcomes = json.loads(shown.stdout.rpartition("OUTCOMES")[2])
+    expected = [[a, 0, []] for a in helps] + [[a, 2, []] for a in REFUSED]
+    assert outcomes == expected
+    assert "needs the environment variable SFT_LAB_NOT_SET, which is not set" in shown.stderr
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test"])
+def test_the_short_help_names_the_flags_that_the_parser_has(command: str) -> None:
+    text = short_help(command)
+    lines = text.splitlines()
+    assert len(lines) <= 40
+    assert max(map(len, lines)) <= 80
+    known = {option for action in run_parser(command)._actions for option in action.option_strings}
+    flags = {flag.name for flag in flags_of(command)}
+    ours = {"--plan", "--measure", "--json", "--help_all"}  # read before the parser
+    assert flags - ours <= known
+    plain = {o for o in known if o.startswith("--") and "." not in o and not o.endswith("+")}
+    groups = {f"--{group}" for group in ("trainer", "model", "checkpoint", "data", "corpus")}
+    assert plain - groups - flags == {"--config", "--seed_everything", "--evaluation"}
+    assert all(flag in text for flag in flags)
