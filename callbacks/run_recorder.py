@@ -76,7 +76,7 @@ class RunRecorder(Callback):
         logger = run_logger(trainer)
         client, run_id = logger.experiment, logger.run_id
         weights = data.evaluation.engine.weights_name(pl_module.base)
-        record, filed = run_record(data, weights), {}
+        record, filed = run_record(data, weights, pl_module.base), {}
         if _has_record(logger):
             old = read_record(RunStore(logger.tracking_uri), run_id).stages
             ended = {s.name for s in data.schedule.stages if s.end_step <= trainer.global_step}

@@ -10,6 +10,7 @@ from typing import BinaryIO
 from sft_lab.errors import RequestError
 
 WORLD_SCHEME = "world://"
+_HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>[\w./-]+))?")
 
 
 def package_dir() -> Path:
@@ -81,7 +82,28 @@ def is_hub_name(name: str) -> bool:
     >>> is_hub_name("openai/gsm8k"), is_hub_name("../data/math.jsonl")
     (True, False)
     """
-    return re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", name) is not None and not Path(name).exists()
+    return _HUB_NAME.fullmatch(name) is not None and not os.path.exists(name)
+
+
+def pinned(name: str, revision: str | None) -> str:
+    """Return a hub name with its revision as one name, by which a base is passed on.
+
+    >>> pinned("Qwen/Qwen3-0.6B", "v1"), pinned("world://base", None)
+    ('Qwen/Qwen3-0.6B@v1', 'world://base')
+    """
+    return name if revision is None else f"{name}@{revision}"
+
+
+def unpinned(name: str) -> tuple[str, str | None]:
+    """Return the parts of a name that ``pinned`` made; a folder is a name of its own.
+
+    >>> unpinned("Qwen/Qwen3-0.6B@v1"), unpinned("runs/a@b/c")
+    (('Qwen/Qwen3-0.6B', 'v1'), ('runs/a@b/c', None))
+    """
+    match = _HUB_NAME.fullmatch(name)
+    if match is None or match["revision"] is None or os.path.exists(name):
+        return name, None
+    return match["name"], match["revision"]
 
 
 @functools.cache

@@ -65,6 +65,11 @@ class HubCache:
         files = {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
         return self.add("model", name, files, branch)
 
+    def commit(self, kind: str, name: str, branch: str = "main") -> str:
+        """Return the commit of a branch."""
+        repository = self.folder / f"{kind}s--{name.replace('/', '--')}"
+        return (repository / "refs" / branch).read_text()
+
     def remove(self, kind: str, name: str) -> None:
         """Remove a repository."""
         shutil.rmtree(self.folder / f"{kind}s--{name.replace('/', '--')}")
@@ -76,6 +81,9 @@ def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> HubCache:
     import datasets
     from huggingface_hub import constants
 
+    from sft_lab.hub import commit_of
+
+    commit_of.cache_clear()
     folder = tmp_path / "hub"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

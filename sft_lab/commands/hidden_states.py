@@ -22,6 +22,7 @@ from sft_lab.errors import RequestError
 from sft_lab.launch.build import build_data
 from sft_lab.launch.parser import parse_recorded
 from sft_lab.model.qlora import compute_dtype, load_base
+from sft_lab.paths import pinned
 from sft_lab.runs.store import RunStore
 from sft_lab.terminal import visible
 from sft_lab.training.data_modules import StagedDataModule
@@ -77,7 +78,8 @@ def represent(
         trained = store.artifact_folder(run_id, f"stages/{stage}", Path(folder))
         settings = config["model"]
         dtype = compute_dtype(str(config["trainer"]["precision"]))
-        model = load_base(settings["base"], settings["quantization"], dtype)
+        base = pinned(settings["base"], settings["revision"])
+        model = load_base(base, settings["quantization"], dtype)
         num_layers = int(model.config.get_text_config().num_hidden_layers)
         layer = default_layer(num_layers) if layer is None else layer
         before = hidden_states(model, prompts, layer)

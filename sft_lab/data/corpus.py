@@ -29,6 +29,7 @@ from sft_lab.data.tokenized_row import RowTooLongError, TokenizedRow, TooLong
 from sft_lab.data.tokenized_source import TokenizedSource
 from sft_lab.data.tokenizer import load_tokenizer
 from sft_lab.errors import RequestError
+from sft_lab.paths import pinned
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +49,8 @@ class Corpus:
         sources: Sources by name.
         tokenizer: A folder or hub name, as for ``AutoTokenizer.from_pretrained``; by default the
             base's. Another one must give the base's tokens the same ids.
+        tokenizer_revision: Branch, tag or commit of a tokenizer on the hub that is not the base's,
+            which has ``model.revision``.
         template: A named chat template, or None for the tokenizer's own.
         max_length: Longest row in tokens.
         too_long: ``drop`` longer rows, or ``cut`` them after the last answer that fits; both are
@@ -66,6 +69,7 @@ class Corpus:
         self,
         sources: dict[str, Source],
         tokenizer: str,
+        tokenizer_revision: str | None = None,
         template: str | None = None,
         max_length: Annotated[int, Ge(2)] = 2048,
         too_long: TooLong = "drop",
@@ -83,7 +87,7 @@ class Corpus:
                 )
             check_source(name, source)
         self.sources = sources
-        self.tokenizer_name = tokenizer
+        self.tokenizer_name = pinned(tokenizer, tokenizer_revision)
         self.template = template
         self.max_length = max_length
         self.too_long: TooLong = too_long

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from sft_lab.data.arrow_rows import parquet_rows, without_struct_nulls
-from sft_lab.data.hub import load_dataset
 from sft_lab.data.json_rows import json_rows
 from sft_lab.errors import RequestError
+from sft_lab.hub import commit_of, load_dataset
 from sft_lab.paths import is_hub_name, resolve
 
 FILE_ENDINGS = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet")
@@ -147,6 +147,12 @@ class RowFiles:
                     f"{path}; leave it out, and name the files of one split in {self.key}."
                 )
         return files
+
+    def commit(self) -> str | None:
+        """Return the commit of a data set on the hub; None for files."""
+        if self.files() is not None:
+            return None
+        return commit_of(self.key, self.path, "dataset", self.revision)
 
     def _hub_rows(self) -> Iterator[RawRow]:
         dataset = self._dataset()

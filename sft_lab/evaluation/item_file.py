@@ -48,6 +48,9 @@ class ItemFile(ABC):  # noqa: B024 - what to do with the items is up to the subc
     local_file: ClassVar[str] = "a JSON, JSONL or Parquet file of its rows"
     """A file that holds the same rows, for errors."""
 
+    commit: str | None = None
+    """The commit of a hub data set; known once the items are read."""
+
     key: str = "the benchmark's "
     """The beginning of the config keys of ``path`` and the others, for errors."""
 
@@ -142,7 +145,9 @@ class ItemFile(ABC):  # noqa: B024 - what to do with the items is up to the subc
 
     def _read(self) -> Iterator[Item]:
         first: dict[str, str] = {}
-        for number, (place, _, row) in enumerate(self.row_files().rows()):
+        files = self.row_files()
+        self.commit = files.commit()
+        for number, (place, _, row) in enumerate(files.rows()):
             try:
                 self.check_row(row)
                 item = self.item(row, number)

@@ -31,6 +31,7 @@ from sft_lab.launch.keys import (
 )
 from sft_lab.launch.run_config import RunConfig
 from sft_lab.model.qlora import Lora
+from sft_lab.paths import pinned
 from sft_lab.training.data_modules import StagedDataModule, micro_batches_per_step
 from sft_lab.training.module import SFTModule, check_trainable
 
@@ -202,7 +203,8 @@ def _choose_tokenizer(whole: dict[str, Any]) -> None:
     """Set ``corpus.tokenizer`` to the base where it was left out."""
     corpus, model = whole.get("corpus"), whole.get("model")
     if isinstance(corpus, dict) and isinstance(model, Mapping) and "base" in model:
-        corpus.setdefault("tokenizer", model["base"])
+        base = str(model["base"])
+        corpus.setdefault("tokenizer", pinned(base, model.get("revision")))
 
 
 def _check(plain: Mapping[str, Any], values: Namespace, written: Composed) -> None:

@@ -10,6 +10,7 @@ from sft_lab.config.compose import Composed
 from sft_lab.errors import RequestError
 from sft_lab.model.qlora import Lora
 from sft_lab.model.size import ModelSettings
+from sft_lab.paths import pinned
 from sft_lab.runs.logger import NO_LOGGER
 
 
@@ -76,7 +77,7 @@ class RunConfig:
         model = self.plain["model"]
         precision = self.plain["trainer"]["precision"]
         return ModelSettings(
-            base=model["base"],
+            base=pinned(model["base"], model["revision"]),
             quantization=model["quantization"],
             lora=None if model["lora"] is None else Lora(**model["lora"]),
             gradient_checkpointing=model["gradient_checkpointing"],

@@ -8,7 +8,8 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
-from sft_lab.paths import cache_dir, resolve
+from sft_lab.hub import commit_of
+from sft_lab.paths import cache_dir, resolve, unpinned
 
 _PATTERNS = ("*.safetensors", "*.bin", "*.index.json", "config.json")
 
@@ -25,9 +26,8 @@ def base_digest(base: str) -> str:
     """
     path = Path(resolve(base))
     if not path.is_dir():
-        from transformers import AutoConfig
-
-        return f"revision {AutoConfig.from_pretrained(str(path))._commit_hash}"
+        name, revision = unpinned(str(path))
+        return f"revision {commit_of('model.base', name, 'model', revision)}"
     files = {file.name: file for pattern in _PATTERNS for file in path.glob(pattern)}
     found = {name: file_digest(file) for name, file in sorted(files.items())}
     return hashlib.sha256(json.dumps(found).encode()).hexdigest()

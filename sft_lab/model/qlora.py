@@ -10,8 +10,9 @@ from annotated_types import Ge, Lt
 
 from sft_lab.config.ranges import PositiveInt
 from sft_lab.errors import RequestError
+from sft_lab.hub import commit_of
 from sft_lab.model.adapters import frozen_adapters, has_adapters, save_joined
-from sft_lab.paths import resolve
+from sft_lab.paths import is_hub_name, resolve, unpinned
 
 Quantization = Literal["nf4", "int8", "bf16", "fp32"]
 
@@ -69,8 +70,13 @@ def read_config(path: str) -> Any:
     """
     from transformers import AutoConfig
 
+    name, revision = unpinned(path)
+    if is_hub_name(name):
+        commit_of("model.base", name, "model", revision)
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False)
+        return AutoConfig.from_pretrained(
+            name, revision=revision or "main", trust_remote_code=False
+        )
     except Exception as fault:  # whatever the checks of an architecture raise
         raise RequestError(
             f"model.base: no model can be loaded from {path}: {_first_sentence(fault)}. "
@@ -113,7 +119,7 @@ def load_base(base: str, quantization: Quantization, compute_dtype: torch.dtype)
     """Load a causal language model for training.
 
     Args:
-        base: A folder, ``world://base`` or a hub name.
+        base: A folder, ``world://base`` or a hub name, which may be ``pinned``.
         quantization: ``nf4`` with double quantisation, ``int8``, or unquantised ``bf16`` or
             ``fp32``.
         compute_dtype: Type that 4-bit weights are dequantised to for a product, and of the parts
@@ -143,10 +149,14 @@ def load_base(base: str, quantization: Quantization, compute_dtype: torch.dtype)
     if torch.cuda.is_available():
         # Quantised weights are created on their final device; the Trainer leaves them there.
         options["device_map"] = {"": torch.cuda.current_device()}
-    path = check_base(base)
+    name, revision = unpinned(check_base(base))
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            path, trust_remote_code=False, output_loading_info=True, **options
+            name,
+            revision=revision or "main",
+            trust_remote_code=False,
+            output_loading_info=True,
+            **options,
         )
     except (OSError, ValueError, SafetensorError) as fault:
         raise RequestError(

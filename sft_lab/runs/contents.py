@@ -8,16 +8,18 @@ from typing import Any
 
 from sft_lab.evaluation.item import Answer
 from sft_lab.evaluation.suite import EvaluationSuite
+from sft_lab.runs.inputs import hub_commits
 from sft_lab.runs.record import BenchmarkRecord, RunRecord, SourceRecord, StageRecord
 from sft_lab.training.data_modules import StagedDataModule
 
 
-def run_record(data: StagedDataModule, weights: str) -> RunRecord:
+def run_record(data: StagedDataModule, weights: str, base: str) -> RunRecord:
     """Return the record of a run.
 
     Args:
         data: The stages and benchmarks.
         weights: What answers the benchmarks.
+        base: The base model.
     """
     num_tokens = {source: loaded.num_tokens for source, loaded in data.corpus.loaded.items()}
     num_target_tokens = {
@@ -72,6 +74,7 @@ def run_record(data: StagedDataModule, weights: str) -> RunRecord:
             for name, benchmark in data.evaluation.benchmarks.items()
         },
         abilities=dict(data.evaluation.primary),
+        commits=hub_commits(data, base),
     )
 
 

@@ -5,13 +5,15 @@ from collections.abc import Collection, Iterator, Mapping
 from importlib.metadata import version
 
 from sft_lab.errors import RequestError
+from sft_lab.hub import commit_of
 from sft_lab.model.base_digest import base_digest
+from sft_lab.paths import is_hub_name, resolve, unpinned
 from sft_lab.training.data_modules import StageDataModule, StagedDataModule
 
 PACKAGES = ("sft_lab", "torch", "lightning", "transformers", "peft", "bitsandbytes", "mlflow")
 BASE, TOKENIZER = "model.base", "the tokenizer of model.base"
 _PLAN = "the plan of stage "
-_SAID = ("version of ", "prompts of ")
+_SAID = ("version of ", "prompts of ", "commit of ")
 """Beginnings of the names of what may change: it is said and recorded."""
 
 
@@ -31,9 +33,25 @@ def run_inputs(data: StagedDataModule, base: str) -> dict[str, str]:
         found[f"evaluation.benchmarks.{name}"] = f"{benchmark.digest()} ({items} items)"
         # They follow from items, tokenizer and code; a template may print the date.
         found[f"prompts of {name}"] = prompts[name].digest
+    found |= {f"commit of {name}": commit for name, commit in hub_commits(data, base).items()}
     for module in data.stage_modules:
         found[f"{_PLAN}'{module.first_plan.name}'"] = _plan_digest(module)
     return found | {f"version of {package}": version(package) for package in PACKAGES}
+
+
+def hub_commits(data: StagedDataModule, base: str) -> dict[str, str]:
+    """Return the commits of a run's hub names, by the key that names each."""
+    found = {
+        f"corpus.sources.{name}": data.corpus.sources[name].row_files(name).commit()
+        for name in data.corpus.loaded
+    } | {
+        f"evaluation.benchmarks.{name}": benchmark.commit
+        for name, benchmark in data.evaluation.benchmarks.items()
+    }
+    for key, named in ((BASE, base), ("corpus.tokenizer", data.corpus.tokenizer_name)):
+        name, revision = unpinned(resolve(named))
+        found[key] = commit_of(key, name, "model", revision) if is_hub_name(name) else None
+    return {key: commit for key, commit in found.items() if commit is not None}
 
 
 def _plan_digest(module: StageDataModule) -> str:

@@ -5,7 +5,7 @@ It is written when a run starts and read by everything that needs the run later.
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sft_lab.errors import RequestError
@@ -123,12 +123,14 @@ class RunRecord:
         stages: By name, in the order of training.
         benchmarks: By name.
         abilities: Metric key of the primary score of each ability that is followed, by name.
+        commits: The commit of everything that came from the hub, by the config key that names it.
     """
 
     sources: Mapping[str, SourceRecord]
     stages: Mapping[str, StageRecord]
     benchmarks: Mapping[str, BenchmarkRecord]
     abilities: Mapping[str, str]
+    commits: Mapping[str, str] = field(default_factory=dict)
 
     def trained_at(self, source: str | None) -> int | None:
         """Return the optimizer steps at the end of the first stage that trains a source."""
@@ -168,6 +170,7 @@ class RunRecord:
                 for name, found in content["benchmarks"].items()
             },
             abilities=content["abilities"],
+            commits=content["commits"],
         )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sft_lab.config.identity import digest
+from sft_lab.paths import pinned
 from sft_lab.runs.store import DIGEST_TAG
 
 
@@ -14,7 +15,7 @@ def run_tags(config: Mapping[str, Any], strategy: str, command: str) -> dict[str
     return {
         "strategy": strategy,
         "command": command,
-        "base": str(config["model"]["base"]),
+        "base": pinned(str(config["model"]["base"]), config["model"]["revision"]),
         "stages": ", ".join(config["data"]["stages"]),
         DIGEST_TAG: digest(config),
         **_git_tags(),

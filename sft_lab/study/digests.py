@@ -10,8 +10,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from sft_lab.hub import commit_of
 from sft_lab.model.base_digest import file_digest
-from sft_lab.paths import is_hub_name, package_dir, resolve
+from sft_lab.paths import is_hub_name, package_dir, resolve, unpinned
 
 _IN_CODE_DIGEST = ("sft_lab", "callbacks")
 
@@ -28,29 +29,17 @@ def base_files_digest(base: str) -> str:
         base: A folder, ``world://base`` or a hub name.
 
     Returns:
-        For a folder, a SHA-256 over its files; for a hub name, ``NAME@COMMIT`` with the cached
-        commit, or ``NAME@unknown`` if nothing is cached.
+        For a folder, a SHA-256 over its files; for a hub name, ``NAME@COMMIT``.
     """
     path = resolve(base)
     if is_hub_name(path):
-        return f"{path}@{_commit(path)}"
+        name, revision = unpinned(path)
+        return f"{name}@{commit_of('model.base', name, 'model', revision)}"
     found = hashlib.sha256()
     for file in sorted(file for file in Path(path).iterdir() if file.is_file()):
         if not file.name.startswith("."):
             found.update(f"{file.name}\0{file_digest(file)}\0".encode())
     return found.hexdigest()
-
-
-def _commit(name: str) -> str:
-    """Return the cached commit of a hub name's main branch, or "unknown"."""
-    from huggingface_hub import try_to_load_from_cache
-
-    # Planning has just loaded the tokenizer, so its entry is the most recent.
-    for file in ("tokenizer_config.json", "config.json"):
-        found = try_to_load_from_cache(name, file)
-        if isinstance(found, str):
-            return Path(found).parent.name
-    return "unknown"
 
 
 def class_digests(config: Any) -> dict[str, list[str]]:

@@ -13,6 +13,7 @@ from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.launch.build import plan_data
 from sft_lab.launch.parser import parse_files
 from sft_lab.launch.run_config import RunConfig
+from sft_lab.paths import pinned
 from sft_lab.study.design import CellSpec
 from sft_lab.study.digests import base_files_digest, class_digests, code_digest, json_digest
 from sft_lab.training.data_modules import StagedDataModule
@@ -138,7 +139,7 @@ def _study_run(cell: CellSpec, config: RunConfig, data: StagedDataModule) -> Stu
         "sources": {name: loaded.digest for name, loaded in data.corpus.loaded.items()},
         "benchmarks": {n: b.digest() for n, b in data.evaluation.benchmarks.items()},
         "code": planned_code(),
-        "base": base_files_digest(str(plain["model"]["base"])),
+        "base": base_files_digest(pinned(str(plain["model"]["base"]), plain["model"]["revision"])),
         "renderer": data.corpus.renderer.fingerprint,
         "classes": class_digests(plain),
         # A user's hooks may change the numbers; `identity` leaves them out.

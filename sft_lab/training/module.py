@@ -23,6 +23,7 @@ from sft_lab.model.qlora import (
     load_base,
     plain_causal_lm,
 )
+from sft_lab.paths import pinned
 from sft_lab.training.batches import Batch
 from sft_lab.training.data_modules import StagedDataModule
 from sft_lab.training.loss import read_targets, token_losses
@@ -47,6 +48,8 @@ class SFTModule(LightningModule):
 
     Args:
         base: A folder in Hugging Face format, ``world://base``, or a hub name.
+        revision: Branch, tag or commit of a base on the hub and of its tokenizer; by default the
+            main branch.
         evaluation: What is measured; its own config group.
         quantization: ``nf4`` with double quantisation, ``int8``, or an unquantised ``bf16`` or
             ``fp32``.
@@ -64,6 +67,7 @@ class SFTModule(LightningModule):
         self,
         base: str,
         evaluation: EvaluationSuite,
+        revision: str | None = None,
         quantization: Quantization = "nf4",
         lora: Lora | None = Lora(),
         gradient_checkpointing: bool = False,
@@ -83,7 +87,7 @@ class SFTModule(LightningModule):
             raise RequestError(
                 "model.optimizer paged_adamw_8bit needs CUDA, found none; set it to adamw."
             )
-        self.base = base
+        self.base = pinned(base, revision)
         self.evaluation = evaluation
         self.quantization = quantization
         self.lora = lora

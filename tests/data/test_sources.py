@@ -212,7 +212,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub, "settle_offline", hub.settle_offline.__wrapped__)
-    monkeypatch.setattr("sft_lab.data.hub.settle_offline", hub.settle_offline)
+    monkeypatch.setattr("sft_lab.hub.settle_offline", hub.settle_offline)
 
 
 @pytest.mark.usefixtures("offline")
@@ -281,6 +281,6 @@ def test_a_name_that_the_hub_refuses_says_the_fix(
 def answer_as_the_hub(monkeypatch: pytest.MonkeyPatch, answer: Callable[[], Any]) -> None:
     from huggingface_hub import HfApi, constants
 
-    monkeypatch.setattr("sft_lab.data.hub.settle_offline", lambda: None)
+    monkeypatch.setattr("sft_lab.hub.settle_offline", lambda: None)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(HfApi, "repo_info", lambda *_, **__: answer())

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from benchmark_files import IFEVAL
+from hub_cache import HubCache
 from lock_holder import held
 from study_runs import STUDY
 from tiny_lab import SCRIPTED, SCRIPTED_CONFIG, Lab
@@ -188,17 +189,11 @@ def test_a_changed_user_class_changes_digests(
     assert digests(study_lab) != before
 
 
-def test_a_hub_name_is_identified_by_its_cached_commit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert base_files_digest("someone/base") == "someone/base@unknown"
-    kept = tmp_path / "models--someone--base"
-    (kept / "snapshots/abc123").mkdir(parents=True)
-    (kept / "snapshots/abc123/config.json").write_text("{}")
-    (kept / "refs").mkdir()
-    (kept / "refs/main").write_text("abc123")
-    assert base_files_digest("someone/base") == "someone/base@abc123"
+def test_a_hub_name_is_identified_by_its_commit(hub_cache: HubCache, tiny_base: Path) -> None:
+    old = hub_cache.add_model("someone/base", tiny_base, branch="old")
+    new = hub_cache.add("model", "someone/base", {"config.json": b"{}"})
+    assert base_files_digest("someone/base") == f"someone/base@{new}"
+    assert base_files_digest("someone/base@old") == f"someone/base@{old}"
 
 
 def test_a_study_that_another_process_runs_is_refused(study_lab: Lab) -> None:

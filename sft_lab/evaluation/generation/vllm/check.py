@@ -19,7 +19,7 @@ from sft_lab.evaluation.generation.vllm.server import (
     VllmServer,
     ask_server,
 )
-from sft_lab.paths import resolve
+from sft_lab.paths import resolve, unpinned
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values that --max-lora-rank accepts
 
@@ -98,6 +98,6 @@ def _base_card(
 def _is_among(base: str, names: Sequence[str]) -> bool:
     """Return whether one of several names or paths is the base that a config names."""
     known = Path(resolve(base))
-    return base in names or any(
+    return unpinned(base)[0] in names or any(
         known.exists() and Path(name).exists() and known.samefile(name) for name in names
     )

@@ -1,11 +1,13 @@
-"""Data sets of the hub: the commit that a name means, its rows, and errors that name the fix."""
+"""The hub: the commit that a name means, the rows of data sets, errors that name the fix."""
 
+import functools
 from pathlib import Path
 from typing import Any, Literal
 
 from sft_lab.errors import RequestError
 from sft_lab.paths import settle_offline
 
+Kind = Literal["dataset", "model"]
 _TIMEOUT_S = 10.0
 
 
@@ -46,10 +48,11 @@ def load_dataset(
         raise _unavailable(key, name, fault, instead) from fault
 
 
-def commit_of(
-    key: str, name: str, kind: Literal["dataset", "model"], revision: str | None = None
-) -> str:
-    """Return the commit that a hub name means now, or in the cache where there is no network.
+@functools.cache
+def commit_of(key: str, name: str, kind: Kind, revision: str | None = None) -> str:
+    """Return the commit that a hub name means, or meant in the cache where there is no network.
+
+    It stays the same for a process, so that all parts of a run are of one commit.
 
     Raises:
         RequestError: If the hub has no such name or revision, or neither hub nor cache answers.
