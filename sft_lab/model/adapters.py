@@ -137,14 +137,25 @@ def save_joined(model: Any, out: Path) -> None:
 
     names = [*frozen_adapters(model), TRAINED]
     parts = [get_peft_model_state_dict(model, adapter_name=name) for name in names]
-    weights = {
-        key: torch.cat([part[key] for part in parts], dim=0 if "lora_A" in key else 1)
-        .cpu()
-        .contiguous()
-        for key in parts[-1]
-    }
-    config = model.peft_config[TRAINED]
-    joined = replace(config, r=config.r * len(names), lora_alpha=config.lora_alpha * len(names))
+    modules = dict(model.named_modules())
+
+    def joined_weight(key: str) -> Tensor:
+        each = [part[key].cpu() for part in parts]
+        if key.endswith(("lora_A.weight", "lora_embedding_A")):  # experts, if any, come first
+            rank = modules[key.rpartition(".lora_")[0]].r[TRAINED]
+            ranks = [weight.unflatten(0, (-1, rank)) for weight in each]
+            return torch.cat(ranks, dim=1).flatten(0, 1).contiguous()
+        return torch.cat(each, dim=1).contiguous()
+
+    weights = {key: joined_weight(key) for key in parts[-1]}
+    config, count = model.peft_config[TRAINED], len(names)
+    joined = replace(
+        config,
+        r=config.r * count,
+        lora_alpha=config.lora_alpha * count,
+        rank_pattern={name: rank * count for name, rank in config.rank_pattern.items()},
+        alpha_pattern={name: alpha * count for name, alpha in config.alpha_pattern.items()},
+    )
     joined.inference_mode = True
     joined.save_pretrained(str(out))
     save_file(weights, out / "adapter_model.safetensors", metadata={"format": "pt"})

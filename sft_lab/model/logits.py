@@ -110,7 +110,14 @@ def check_logits(causal_lm: Any) -> None:
     input_ids, position_ids = _probe(causal_lm, 8)
     places = torch.arange(8, device=input_ids.device)
     with evaluating(causal_lm), watched_embeddings(causal_lm) as embeddings:
-        found = hidden_states(causal_lm, input_ids, position_ids, places).logits()
+        try:
+            found = hidden_states(causal_lm, input_ids, position_ids, places).logits()
+        except Exception as fault:  # whatever an architecture raises in a quantisation or data type
+            raise RequestError(
+                f"model.base: {name} computes no logits as it was loaded: "
+                f"{str(fault).splitlines()[0][:200]}. Set model.quantization to bf16 or fp32, or "
+                "name another base."
+            ) from fault
         if not found.isfinite().all():
             raise RequestError(
                 f"model.base: the logits of {name} are not finite; its weights are damaged, or too "

@@ -25,7 +25,8 @@ class Lora:
         r: Rank.
         lora_alpha: Scale; the update is multiplied by ``lora_alpha / r``.
         lora_dropout: Dropout on the adapters' input, in [0, 1).
-        target_modules: Module names, or ``all-linear`` for every linear layer but the head.
+        target_modules: Module names, or ``all-linear`` for every linear layer but the head, and,
+            where PEFT knows them, the experts; ``inspect`` names what is adapted.
     """
 
     r: PositiveInt = 16
@@ -194,11 +195,13 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
+    is_all = lora.target_modules == "all-linear"
     config = LoraConfig(
         r=lora.r,
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         target_modules=lora.target_modules,
+        exclude_modules=_routers(model) or None if is_all else None,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
@@ -207,6 +210,17 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
             return get_peft_model(model, config)
         except (ValueError, re.error) as fault:
             raise RequestError(f"model.lora: {str(fault).splitlines()[0]}") from fault
+
+
+def _routers(model: Any) -> list[str]:
+    """Return the linear layers that return more than a product, which no adapter can be put on."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+        and type(module).__module__.startswith("transformers.models")
+        and "forward" in vars(type(module))
+    ]
 
 
 def plain_causal_lm(model: Any) -> Any:

@@ -20,12 +20,25 @@ EvaluationWeights = Literal["live", "dequantized", "merged"]
 def _weights(model: Any, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Yield each weight of the merged model with its name in the plain model."""
     from peft.tuners.lora import LoraLayer
+    from peft.tuners.lora.layer import ParamWrapper
 
-    adapted: dict[str, Any] = {
-        name: m for name, m in plain_causal_lm(model).named_modules() if isinstance(m, LoraLayer)
-    }
+    adapted: dict[str, Any] = {}
+    for name, module in plain_causal_lm(model).named_modules():
+        is_part = name.endswith(".base_layer")  # one of two adapted parameters of a module
+        if isinstance(module, LoraLayer) and not is_part:
+            adapted[name] = module
     for name, module in adapted.items():
         base_layer = module.get_base_layer()
+        if isinstance(module, ParamWrapper):  # experts, or a router, as parameters of their own
+            values = {key: value.detach() for key, value in base_layer.named_parameters()}
+            while isinstance(module, ParamWrapper):
+                delta = sum(
+                    module.get_delta_weight(each).float() for each in module.active_adapters
+                )
+                values[module.parameter_name] = values[module.parameter_name].float() + delta
+                module = module.base_layer
+            yield from ((f"{name}.{key}", value.to(dtype)) for key, value in values.items())
+            continue
         weight = _dequantized(base_layer).float()
         for adapter in module.active_adapters:
             weight = weight + module.get_delta_weight(adapter).float()
