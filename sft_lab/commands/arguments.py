@@ -8,7 +8,13 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from sft_lab.commands.main import COMMANDS
-from sft_lab.config.ranges import range_fault
+from sft_lab.config.ranges import (
+    NonNegativeFloat,
+    PositiveInt,
+    PositiveShare,
+    Seed,
+    range_fault,
+)
 from sft_lab.errors import hide_credentials
 from sft_lab.terminal import visible
 
@@ -52,6 +58,18 @@ def add_tracking_uri(parser: argparse.ArgumentParser) -> None:
     """Add ``--tracking_uri``, the store to read."""
     shown = hide_credentials(TRACKING_URI).replace("%", "%%")
     parser.add_argument("--tracking_uri", default=TRACKING_URI, help=f"default: {shown}")
+
+
+def add_decoding(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how answers are generated."""
+    for flag, hint, default, text in (
+        ("--max_new_tokens", PositiveInt, 512, "longest answer, in tokens"),
+        ("--temperature", NonNegativeFloat, 0.0, "0 takes the most probable token"),
+        ("--top_p", PositiveShare, 1.0, "draw from the tokens that reach this probability"),
+        ("--seed", Seed, 0, "of the draws"),
+    ):
+        shown = f"{text}; default: {default:g}"
+        parser.add_argument(flag, type=number(hint), default=default, metavar="N", help=shown)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:

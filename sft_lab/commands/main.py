@@ -30,6 +30,8 @@ COMMANDS = {
     "study": "run a grid of runs that answers a question, on Ray; resumable",
     "report": "write a study as a page with figures and findings",
     "represent": "draw hidden states of a run's sources, before and after training",
+    "chat": "talk to a stage of a run, or to two side by side with the same words",
+    "generate": "answer the rows of a file with a stage of a run",
     "export": "write a checkpoint as a PEFT adapter or a merged model",
     "doctor": "show what this machine has",
     "world": "build the embedded world from scratch",

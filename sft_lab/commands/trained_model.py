@@ -82,7 +82,7 @@ def export(checkpoint_path: Path, out: Path, what: Literal["adapter", "merged"])
     if what == "adapter" and not hasattr(model, "peft_config"):
         raise RequestError("--what adapter: the run trained no adapters; use --what merged.")
     corpus = config.plain["corpus"]
-    renderer = Renderer(load_tokenizer(corpus["tokenizer"]), corpus["template"])
+    renderer = Renderer(load_tokenizer(config.tokenizer), corpus["template"])
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     part.mkdir()
     try:

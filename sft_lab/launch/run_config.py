@@ -72,6 +72,12 @@ class RunConfig:
         return str(self.logger["tracking_uri"])
 
     @property
+    def tokenizer(self) -> str:
+        """The tokenizer of the run, ``pinned`` to its revision."""
+        corpus = self.plain["corpus"]
+        return pinned(corpus["tokenizer"], corpus["tokenizer_revision"])
+
+    @property
     def model_settings(self) -> ModelSettings:
         """The settings that decide the size and speed of the run's model."""
         model = self.plain["model"]
