@@ -5,7 +5,7 @@ runs of equal ability agree on nearly all items, and the findings of a correct r
 """
 
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import log2
@@ -129,8 +129,11 @@ class PlantedStudy:
             hard = [(n * 37 % self.items + 0.5) / self.items for n in range(self.items)]
             right = [d + dice.gauss(0, 0.03) < level for d in hard]
             rated = benchmark == "mt_bench"
-            ratings = [1 + 9 * min(max(level + dice.gauss(0, 0.08), 0), 1) for _ in hard]
+            ratings = [1 + 9 * min(max(level + dice.gauss(0, 0.08), 0), 1) for _ in hard if rated]
             marks: list[bool | float] = list(ratings) if rated else list(right)
+            scores[key] = mean_score(ratings) if rated else accuracy(right)
+            if step and after is None:  # no answers within a stage: nothing reads them
+                continue
             self.answers[run_id, benchmark, step] = [
                 ItemAnswer(
                     f"{name}/{n}",
@@ -141,7 +144,6 @@ class PlantedStudy:
                 )
                 for n, mark in enumerate(marks)
             ]
-            scores[key] = mean_score(ratings) if rated else accuracy(right)
         return Point(step, after, scores)
 
 
@@ -162,20 +164,27 @@ def grown(top: float, level: str, bottom: float = 0.05) -> float:
     return bottom + (top - bottom) * max(0.0, 1 + log2(Fraction(level)) / 8)
 
 
-def rq1(study: PlantedStudy) -> Question:
+SEEDS = (0, 1, 2)
+
+
+def rq1(study: PlantedStudy, seeds: Sequence[int] = SEEDS) -> Question:
     """Plant: math and code grow with their amount; general stays the same."""
     cells = []
     for source, full in ALONE.items():
         for fraction in FRACTIONS:
             own = full[source] if source == "general" else grown(full[source], fraction)
             name = f"{source}_only" if fraction == "1" else f"{source}_only {fraction}"
-            run = study.run(name, 0, {source: {**full, source: own}})
-            cells.append(Cell("rq1", source, {"fraction": fraction}, 0, run))
+            for seed in seeds:
+                run = study.run(name, seed, {source: {**full, source: own}})
+                cells.append(Cell("rq1", source, {"fraction": fraction}, seed, run))
     return Question("rq1", "How does an ability grow with its own data?", "single", cells)
 
 
-def rq2(study: PlantedStudy) -> Question:
-    """Plant: mixing gains 20 points of math at 1/64, costs 20 of general at 1, and spares code."""
+def rq2(study: PlantedStudy, seeds: Sequence[int] = SEEDS, controls: bool = True) -> Question:
+    """Plant: mixing gains 20 points of math at 1/64, costs 20 of general at 1, and spares code.
+
+    At equal steps, math alone at 1/64 is as good as mixed: the gain is one of steps.
+    """
     cells = []
     for fraction in FRACTIONS:
         scarce = fraction == "1/64"
@@ -185,13 +194,19 @@ def rq2(study: PlantedStudy) -> Question:
             0.50 if fraction == "1" else 0.70,
         )
         name = "multi_task" if fraction == "1" else f"multi_task {fraction}"
-        cells.append(
-            Cell("rq2", "mixed", {"fraction": fraction}, 0, study.run(name, 0, {"all": ends}))
-        )
+        axis = {"fraction": fraction}
+        for seed in seeds:
+            run = study.run(name, seed, {"all": ends})
+            cells.append(Cell("rq2", "mixed", axis, seed, run))
+            for source, full in ALONE.items() if controls else ():
+                own = ends["math"] if source == "math" else grown(full[source], fraction)
+                alone = {**full, source: 0.70 if source == "general" else own}
+                run = study.run(f"{source} at the steps of {name}", seed, {"all": alone})
+                cells.append(Cell("rq2", "mixed", axis, seed, run, "equal_steps", source))
     return Question("rq2", "What does mixing cost or bring?", "mixed", cells)
 
 
-def rq3(study: PlantedStudy) -> Question:
+def rq3(study: PlantedStudy, seeds: Sequence[int] = SEEDS, controls: bool = True) -> Question:
     """Plant: only an ability's own data matters, except that general suffers from special data."""
     cells = []
     for arm in ("vary_special", "vary_general", "vary_special_little_general"):
@@ -200,13 +215,21 @@ def rq3(study: PlantedStudy) -> Question:
             chat = 0.70 if arm == "vary_special" else 0.25
             general = grown(0.70, fraction) if arm == "vary_general" else chat
             ends = levels(grown(0.80, special), grown(0.75, special), general)
-            run = study.run(f"{arm} {fraction}", 0, {"all": ends})
-            cells.append(Cell("rq3", arm, {"fraction": fraction}, 0, run))
+            axis = {"fraction": fraction}
+            for seed in seeds:
+                run = study.run(f"{arm} {fraction}", seed, {"all": ends})
+                cells.append(Cell("rq3", arm, axis, seed, run))
+                if controls and fraction != "1":
+                    run = study.run(f"{arm} {fraction} at all steps", seed, {"all": ends})
+                    cells.append(Cell("rq3", arm, axis, seed, run, "equal_steps"))
     return Question("rq3", "Does the ratio matter?", "ratio", cells)
 
 
-def rq4(study: PlantedStudy, seeds: tuple[int, ...] = (0, 1, 2)) -> Question:
-    """Plant: sequential forgets math and half of code; DMT keeps both; a larger k costs general."""
+def rq4(study: PlantedStudy, seeds: Sequence[int] = SEEDS, controls: bool = True) -> Question:
+    """Plant: sequential forgets math and half of code; DMT keeps both; a larger k costs general.
+
+    Fresh general rows in place of replay keep nothing, and keep general.
+    """
     plans: dict[tuple[str, str], dict[str, Levels]] = {
         ("math_only", ""): {"math": ALONE["math"]},
         ("code_only", ""): {"code": ALONE["code"]},
@@ -228,12 +251,21 @@ def rq4(study: PlantedStudy, seeds: tuple[int, ...] = (0, 1, 2)) -> Question:
     ):
         code = 0.40 if k == "0" else 0.70
         plans["dmt", k] = {"specialize": SPECIAL, "generalize": levels(math, code, general)}
+    fresh = {"specialize": SPECIAL, "generalize": levels(0.10, 0.40, 0.70)}
     cells = []
     for (arm, k), stages in plans.items():
         for seed in seeds:
             name = "mixed_sequential" if k == "0" else f"{arm} {k}".strip()
             axis = {"k": k} if k else {}
             cells.append(Cell("rq4", arm, axis, seed, study.run(name, seed, stages)))
+            if controls and k == "1/64":
+                run = study.run(f"{name} fresh", seed, fresh)
+                cells.append(Cell("rq4", arm, axis, seed, run, "fresh_rows"))
+                run = study.run(f"{name} at the steps of 1", seed, stages)
+                cells.append(Cell("rq4", arm, axis, seed, run, "equal_steps"))
+            for source, full in ALONE.items() if controls and arm == "multi_task" else ():
+                run = study.run(f"{source} at the steps of multi_task", seed, {"all": full})
+                cells.append(Cell("rq4", arm, axis, seed, run, "equal_steps", source))
     return Question("rq4", "Which strategy keeps every ability?", "strategies", cells)
 
 

@@ -6,12 +6,6 @@ from dataclasses import dataclass
 from sft_lab.analysis.study_results import Cell, StudyResults
 from sft_lab.runs.results import RunResult
 
-SMALL = 0.05
-"""A small difference, as a part of the scale: 5 points of 100, or 0.45 of 1 to 10.
-
-It is a convention, stated on the page, since no test can show that nothing changed.
-"""
-
 
 @dataclass(frozen=True)
 class Ability:
@@ -43,11 +37,6 @@ class Ability:
     def is_share(self) -> bool:
         """Whether the score is in [0, 1], shown in percent."""
         return self.scale == (0.0, 1.0)
-
-    @property
-    def small(self) -> float:
-        """The largest small difference, in the unit of the score."""
-        return SMALL * (self.scale[1] - self.scale[0])
 
     @property
     def unit(self) -> str:

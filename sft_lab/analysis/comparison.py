@@ -1,9 +1,10 @@
 """The comparison of runs: each against a reference, and each against its own best boundary."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sft_lab.analysis.abilities import Ability
+from sft_lab.analysis.family import Family, corrected_together
 from sft_lab.analysis.forgetting import Drop, drop_of
 from sft_lab.analysis.groups import RunGroup
 from sft_lab.analysis.measurements import (
@@ -11,12 +12,12 @@ from sft_lab.analysis.measurements import (
     MarksReader,
     Measurements,
     boundary_of,
-    corrected,
     end_of,
 )
 from sft_lab.analysis.protocols import Mismatch, mismatches, refuse
 from sft_lab.analysis.run_groups import over_seeds, single_runs
 from sft_lab.errors import RequestError
+from sft_lab.metrics.equivalence import MARGIN
 from sft_lab.metrics.score import Score
 from sft_lab.runs.results import ItemAnswer, RunResult, read_answers
 from sft_lab.runs.store import RunStore
@@ -73,6 +74,7 @@ def compare(
     reference: str | None = None,
     group_seeds: bool = False,
     allow_different_protocols: bool = False,
+    margin: float | None = None,
 ) -> RunComparison:
     """Return the comparison of the runs of the given names.
 
@@ -82,6 +84,8 @@ def compare(
         reference: What the others are compared with, one of them or one more; else the first.
         group_seeds: Take runs of one name without ``seed N`` together.
         allow_different_protocols: Compare also what was measured under different protocols.
+        margin: The least difference that matters, as a part of a score's scale; by default
+            5 points of 100.
 
     Raises:
         RequestError: If a name fits no run, more than one, or one that has not trained; if a seed
@@ -110,7 +114,7 @@ def compare(
     def read(run: RunResult, benchmark: str, step: int) -> list[ItemAnswer]:
         return read_answers(store, run.run_id, benchmark, step)
 
-    return comparison(groups, index, found, read)
+    return comparison(groups, index, found, read, MARGIN if margin is None else margin)
 
 
 def comparison(
@@ -118,37 +122,39 @@ def comparison(
     reference: int,
     mismatches: Sequence[Mismatch],
     reader: MarksReader,
+    margin: float = MARGIN,
 ) -> RunComparison:
     """Compare groups with a reference, and each with its own best; p values are Holm's over all."""
-    measured = Measurements(reader, across_protocols=True)  # refused before, or asked for
+    # Different protocols were refused before, or asked for.
+    measurements = Measurements(reader, across_protocols=True, margin=margin)
     keys = {ability.key for ability in groups[reference].abilities}
-    against = [
-        (index, _against(groups[reference], group, ability, measured))
-        for index, group in enumerate(groups)
-        if index != reference
-        for ability in group.abilities
-        if ability.key in keys
-    ]
-    drops = [
-        (index, drop)
-        for index, group in enumerate(groups)
-        if group.is_finished
-        for ability in group.abilities
-        if (drop := drop_of("", group, ability, measured)) is not None
-    ]
-    tests = corrected([*(c for _, c in against), *(drop.comparison for _, drop in drops)])
-    within = tests[len(against) :]
-    return RunComparison(
-        groups=tuple(groups),
-        reference=reference,
-        differences=tuple((n, test) for (n, _), test in zip(against, tests, strict=False)),
-        forgetting=tuple(
-            (n, replace(drop, comparison=test))
-            for (n, drop), test in zip(drops, within, strict=True)
-        ),
-        mismatches=tuple(mismatches),
-        measured=measured,
-    )
+
+    def build(family: Family) -> RunComparison:
+        measured = measurements.within(family)
+        against = [
+            (index, _against(groups[reference], group, ability, measured))
+            for index, group in enumerate(groups)
+            if index != reference
+            for ability in group.abilities
+            if ability.key in keys
+        ]
+        drops = [
+            (index, drop)
+            for index, group in enumerate(groups)
+            if group.is_finished
+            for ability in group.abilities
+            if (drop := drop_of("", group, ability, measured)) is not None
+        ]
+        return RunComparison(
+            groups=tuple(groups),
+            reference=reference,
+            differences=tuple(against),
+            forgetting=tuple(drops),
+            mismatches=tuple(mismatches),
+            measured=measured,
+        )
+
+    return corrected_together(build)
 
 
 def _against(

@@ -87,7 +87,7 @@ def retention_of(group: RunGroup, ability: Ability) -> SeedScore | None:
     return over_seeds(known) if known and len(known) == len(found) else None
 
 
-def drop_of(family: str, group: RunGroup, ability: Ability, measured: Measurements) -> Drop | None:
+def drop_of(place: str, group: RunGroup, ability: Ability, measured: Measurements) -> Drop | None:
     """Return a group's change of an ability since its reference; None without an earlier score.
 
     The reference is chosen by its score, so that by chance alone the end is lower: p is multiplied
@@ -100,8 +100,10 @@ def drop_of(family: str, group: RunGroup, ability: Ability, measured: Measuremen
     if best is None:
         return None
     reference = sides[best.step]
-    found = measured.compare(family, ability, reference, end_of(group), same_runs=True)
-    return Drop(group, reference, found.chosen_from(len(history)))
+    found = measured.compare(
+        place, ability, reference, end_of(group), same_runs=True, chosen_from=len(history)
+    )
+    return Drop(group, reference, found)
 
 
 def changed_items(

@@ -1,7 +1,7 @@
 """Groups: runs that differ by their seed only; what tables and curves show a mean of."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from itertools import pairwise
 from math import log2
@@ -9,7 +9,7 @@ from math import log2
 import yaml
 
 from sft_lab.analysis.abilities import Ability, abilities_in
-from sft_lab.analysis.study_results import Question
+from sft_lab.analysis.study_results import Cell, Question, StudyResults
 from sft_lab.runs.results import RunResult
 
 
@@ -22,12 +22,16 @@ class RunGroup:
         runs: By seed; in a study, only those that have finished.
         axis: The values of the arm's grid by axis name; empty without a grid.
         question: Name of the study's question; empty outside a study.
+        control: The control that it is, of the group with its arm and axis; else empty.
+        alone: The source that the control trains alone, if it does.
     """
 
     arm: str
     runs: Mapping[int, RunResult]
     axis: Mapping[str, str] = field(default_factory=dict)
     question: str = ""
+    control: str = ""
+    alone: str = ""
 
     @property
     def run_ids(self) -> frozenset[str]:
@@ -60,7 +64,10 @@ class RunGroup:
     def label(self) -> str:
         """Its name in tables, such as ``dmt (k = 1/16)``."""
         axis = ", ".join(f"{name} = {value}" for name, value in self.axis.items())
-        return f"{self.arm} ({axis})" if axis else self.arm
+        name = self.arm
+        if self.control:
+            name = f"{f'{self.alone} alone' if self.alone else name}, {self.control}"
+        return f"{name} ({axis})" if axis else name
 
     def named(self, name: str) -> str:
         """Return a name with the values of all axes but the first, such as ``math (lr = 1e-3)``."""
@@ -69,13 +76,67 @@ class RunGroup:
 
 
 def groups_of(question: Question) -> list[RunGroup]:
-    """Return a question's groups, in the order of its cells, with the runs that have finished."""
-    found: dict[tuple[str, tuple[tuple[str, str], ...]], dict[int, RunResult]] = {}
+    """Return a question's groups, in the order of its cells, with the runs that have finished.
+
+    Its controls are not among them, see ``controls_of``.
+    """
+    return [group for group in _all_groups(question) if not group.control]
+
+
+def controls_of(results: StudyResults, group: RunGroup) -> list[RunGroup]:
+    """Return the finished controls of a group, from every question that has the same runs."""
+    found = []
+    for question in results.questions:
+        groups = _all_groups(question)
+        same = {
+            (other.arm, tuple(other.axis.items()))
+            for other in groups
+            if not other.control and other.run_ids & group.run_ids
+        }
+        found += [
+            other
+            for other in groups
+            if other.control and other.runs and (other.arm, tuple(other.axis.items())) in same
+        ]
+    return distinct(found)
+
+
+def with_all_seeds(results: StudyResults) -> StudyResults:
+    """Return a study in which each group has the seeds of equal groups of other questions.
+
+    Groups are equal but for their seeds if they share a run, since equal cells share one.
+    """
+    groups = [group for question in results.questions for group in _all_groups(question)]
+    seeds: dict[str, dict[int, RunResult]] = {}
+    for group in groups:
+        shared = [seeds[run_id] for run_id in group.run_ids if run_id in seeds]
+        runs = {s: run for known in [*shared, group.runs] for s, run in known.items()}
+        seeds |= {run.run_id: runs for run in runs.values()}
+    questions = []
+    for question in results.questions:
+        cells = list(question.cells)
+        for group in _all_groups(question):
+            every = {s: run for i in group.run_ids for s, run in seeds[i].items()}
+            cells += [
+                Cell(question.name, group.arm, group.axis, s, run, group.control, group.alone)
+                for s, run in sorted(every.items())
+                if s not in group.runs
+            ]
+        questions.append(replace(question, cells=cells))
+    return replace(results, questions=questions)
+
+
+def _all_groups(question: Question) -> list[RunGroup]:
+    found: dict[tuple[str, tuple[tuple[str, str], ...], str, str], dict[int, RunResult]] = {}
     for cell in question.cells:
-        runs = found.setdefault((cell.arm, tuple(cell.axis.items())), {})
+        key = cell.arm, tuple(cell.axis.items()), cell.control, cell.alone
+        runs = found.setdefault(key, {})
         if cell.result is not None and cell.result.last is not None:
             runs[cell.seed] = cell.result
-    return [RunGroup(arm, runs, dict(axis), question.name) for (arm, axis), runs in found.items()]
+    return [
+        RunGroup(arm, runs, dict(axis), question.name, control, alone)
+        for (arm, axis, control, alone), runs in found.items()
+    ]
 
 
 def series_of(question: Question) -> dict[str, list[RunGroup]]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from sft_lab.metrics.equivalence import MARGIN
 from sft_lab.runs.results import RunResult
 
 
@@ -17,6 +18,9 @@ class Cell:
             ``{"fraction": "1/64"}`` or ``{"k": "0"}``; empty for an arm without a grid.
         seed: ``seed_everything``.
         result: The run; None if it has not finished or has failed.
+        control: The control that this cell is, of the cell with its arm and axis; empty for a cell
+            of the question itself.
+        alone: The source that the control trains alone; empty if it trains the same sources.
     """
 
     question: str
@@ -24,6 +28,8 @@ class Cell:
     axis: Mapping[str, str]
     seed: int
     result: RunResult | None
+    control: str = ""
+    alone: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,6 +93,7 @@ class StudyResults:
             known.
         questions: Its questions, in order.
         searches: The results of its searches.
+        margin: The least difference that matters, as a part of a score's scale.
     """
 
     name: str
@@ -94,3 +101,4 @@ class StudyResults:
     sources: Mapping[str, str]
     questions: Sequence[Question]
     searches: Sequence[SearchResult] = ()
+    margin: float = MARGIN

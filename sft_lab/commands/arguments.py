@@ -72,6 +72,16 @@ def add_decoding(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, type=number(hint), default=default, metavar="N", help=shown)
 
 
+def add_margin(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add ``--margin``, the least difference that matters; None by default."""
+    parser.add_argument(
+        "--margin",
+        type=number(PositiveShare),
+        metavar="M",
+        help=f"least difference that matters, as a part of a score's scale; default: {default}",
+    )
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``, which prints one JSON object on stdout instead of text."""
     parser.add_argument("--json", action="store_true", help="print one JSON object, not text")

@@ -1,6 +1,13 @@
 """The command ``compare``; what takes long to import is imported once its arguments are checked."""
 
-from sft_lab.commands.arguments import add_json, add_tracking_uri, command_parser, in_color, number
+from sft_lab.commands.arguments import (
+    add_json,
+    add_margin,
+    add_tracking_uri,
+    command_parser,
+    in_color,
+    number,
+)
 from sft_lab.config.ranges import NonNegativeInt
 from sft_lab.terminal import to_json
 
@@ -29,6 +36,7 @@ def main(arguments: list[str]) -> int:
         action="store_true",
         help="show scores side by side, flagged, that do not compare",
     )
+    add_margin(parser, default="0.05")
     add_json(parser)
     add_tracking_uri(parser)
     options = parser.parse_args(arguments)
@@ -44,6 +52,7 @@ def main(arguments: list[str]) -> int:
         options.reference,
         options.over_seeds,
         options.allow_different_protocols,
+        options.margin,
     )
     if options.json:
         print(to_json(as_json(compared)))

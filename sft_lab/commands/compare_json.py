@@ -26,6 +26,7 @@ def as_json(compared: RunComparison) -> dict[str, Any]:
         ],
         "groups": [_group(compared, group) for group in compared.groups],
         "reference": compared.reference,
+        "margin": compared.measured.margin,
         "differences": [
             {"group": index, **_comparison(found)} for index, found in compared.differences
         ],
@@ -88,6 +89,8 @@ def _comparison(found: Comparison) -> dict[str, Any]:
         "difference": difference,
         "why_not": found.why_not,
         "p_holm": found.p_holm if difference else None,
+        "p_equivalent": found.p_equivalent if difference else None,
+        "smallest": found.smallest if difference and isfinite(found.smallest) else None,
         "conclusion": found.conclusion,
         "gained": found.gained,
         "lost": found.lost,

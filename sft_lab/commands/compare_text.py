@@ -5,9 +5,10 @@ from math import isfinite
 
 from sft_lab.analysis.abilities import Ability, abilities_in
 from sft_lab.analysis.comparison import RunComparison
+from sft_lab.analysis.family import LEVEL
 from sft_lab.analysis.forgetting import ChangedItem, changed_items, retention_of
 from sft_lab.analysis.groups import RunGroup
-from sft_lab.analysis.measurements import LEVEL, Comparison, boundary_of
+from sft_lab.analysis.measurements import Comparison, boundary_of
 from sft_lab.analysis.protocols import mismatch_line
 from sft_lab.metrics.paired import Difference
 from sft_lab.metrics.score import Score
@@ -26,7 +27,7 @@ def report(compared: RunComparison, num_items: int, color: bool) -> str:
         num_items: Most forgotten, and most gained items to show of a run's benchmark.
         color: Whether lines of a difference that is shown are bold, for a terminal.
     """
-    parts = [_abilities(compared)]
+    parts = [_scope(compared), _abilities(compared)]
     if compared.differences:
         name = compared.groups[compared.reference].label
         rows = [
@@ -40,10 +41,13 @@ def report(compared: RunComparison, num_items: int, color: bool) -> str:
     rows = [_test_row(drop.comparison, drop.best.stage, False) for drop in drops]
     title = "At the end against the best earlier boundary:"
     parts.append(_tests(title, rows, [drop.comparison for drop in drops], color))
-    tests = sum(test.difference is not None for test in compared.comparisons)
+    family = compared.measured.family
     parts.append(
-        f"Differences in parentheses may be chance: p, corrected for the {tests} tests of this "
-        f"comparison (Holm), is {100 * LEVEL:g} % or more.\n"
+        f"Differences in parentheses may be chance: p, corrected for the {family.size()} tests of "
+        f"this comparison (Holm), is {100 * LEVEL:g} % or more.\n"
+        f"No effect: a difference of {100 * compared.measured.margin:g} % of the scale or more is "
+        "ruled out by two one-sided tests, corrected likewise. Not tested: no run was shown above "
+        "guessing and apart from its base.\n"
         "The p of a best boundary counts the boundaries that it was chosen from."
     )
     parts += _items(compared, num_items)
@@ -56,6 +60,20 @@ def report(compared: RunComparison, num_items: int, color: bool) -> str:
     if notes:
         parts.append(visible("\n".join(notes)))
     return "\n\n".join(parts)
+
+
+def _scope(compared: RunComparison) -> str:
+    """Return what the comparison speaks of: single runs say nothing of other seeds."""
+    seeds = [len(group.runs) for group in compared.groups]
+    if len(seeds) > 1 and min(seeds) == 1:
+        runs = "these two runs" if len(seeds) == 2 else "these runs"
+        return (
+            f"One seed only: this speaks of {runs}, on other items, and not of the methods; "
+            "another seed may differ. --over_seeds compares methods."
+        )
+    if min(seeds) == 1:
+        return "One run: its changes are shown for other items, not for other seeds."
+    return f"{min(seeds)} seeds or more on each side: this speaks of other seeds and other items."
 
 
 def _abilities(compared: RunComparison) -> str:

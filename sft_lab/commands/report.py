@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from sft_lab.commands.arguments import add_tracking_uri, command_parser
+from sft_lab.commands.arguments import add_margin, add_tracking_uri, command_parser
 from sft_lab.paths import find_config
 
 
@@ -15,6 +15,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--represent", nargs="+", default=[], metavar="RUN", help="draw hidden states of these runs"
     )
+    add_margin(parser, default="the study's")
     add_tracking_uri(parser)
     options = parser.parse_args(arguments)
     if options.study.endswith((".yaml", ".yml")):
@@ -24,6 +25,6 @@ def main(arguments: list[str]) -> int:
     from sft_lab.runs.store import RunStore
 
     store = RunStore(options.tracking_uri)
-    page = make_report(store, options.study, options.out, represented=options.represent)
+    page = make_report(store, options.study, options.out, options.represent, options.margin)
     print(f"report written to {page}", file=sys.stderr)
     return 0

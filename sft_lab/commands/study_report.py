@@ -1,6 +1,7 @@
 """Find a study by its config or run, write its report, and file it with the run."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -9,17 +10,17 @@ import yaml
 from sft_lab.errors import RequestError
 from sft_lab.paths import find_config, make_folder
 from sft_lab.report.report import build_report
-from sft_lab.report.section import ReportSection
 from sft_lab.report.writing import write_report
 from sft_lab.runs.results import ItemAnswer, RunResult, read_answers
 from sft_lab.runs.store import RunStore
-from sft_lab.study.read_design import read_sections
+from sft_lab.study.design import ReportDesign
+from sft_lab.study.read_design import read_report_design
 from sft_lab.study.record import STUDY_TAG, find_parents, read_study
 from sft_lab.study.study import read_study_config
 
 
-def find_study(store: RunStore, study: str) -> tuple[str, list[ReportSection]]:
-    """Return the id of the MLflow run of a study, and the sections that its config adds.
+def find_study(store: RunStore, study: str) -> tuple[str, ReportDesign]:
+    """Return the id of the MLflow run of a study, and the report that its config asks for.
 
     Args:
         store: The store that holds it.
@@ -38,7 +39,7 @@ def find_study(store: RunStore, study: str) -> tuple[str, list[ReportSection]]:
                 f"--study {study}: no run of the study {design.name} in {store.tracking_uri}; "
                 f"run it first: python -m sft_lab study --config {study}"
             )
-        return str(parents[0].info.run_id), design.report.sections
+        return str(parents[0].info.run_id), design.report
     parents = find_parents(store)
     by_id = [run.info.run_id for run in parents if run.info.run_id.startswith(study)]
     by_name = [run.info.run_id for run in parents if run.data.tags[STUDY_TAG] == study]
@@ -50,10 +51,16 @@ def find_study(store: RunStore, study: str) -> tuple[str, list[ReportSection]]:
             f"--study {study}: no such study in {store.tracking_uri}; it holds {known or 'none'}."
         )
     run_id = str((by_id or by_name)[0])
-    return run_id, read_sections(yaml.safe_load(store.artifact_text(run_id, "study.yaml")))
+    return run_id, read_report_design(yaml.safe_load(store.artifact_text(run_id, "study.yaml")))
 
 
-def make_report(store: RunStore, study: str, out: Path, represented: Sequence[str] = ()) -> Path:
+def make_report(
+    store: RunStore,
+    study: str,
+    out: Path,
+    represented: Sequence[str] = (),
+    margin: float | None = None,
+) -> Path:
     """Write the report of a study, and file it with the study's run.
 
     Args:
@@ -61,11 +68,12 @@ def make_report(store: RunStore, study: str, out: Path, represented: Sequence[st
         study: As in ``find_study``.
         out: The folder to write to; files of the same names are replaced.
         represented: Runs whose hidden states are drawn, before and after training.
+        margin: The least difference that matters; by default the study's.
 
     Returns:
         The page.
     """
-    run_id, sections = find_study(store, study)
+    run_id, design = find_study(store, study)
     make_folder("--out", out)
     figures = []
     for run in represented:
@@ -78,7 +86,8 @@ def make_report(store: RunStore, study: str, out: Path, represented: Sequence[st
     def read(run: RunResult, benchmark: str, step: int) -> list[ItemAnswer]:
         return read_answers(store, run.run_id, benchmark, step)
 
-    report = build_report(read_study(store, run_id), read, figures, sections)
+    results = replace(read_study(store, run_id), margin=margin or design.margin)
+    report = build_report(results, read, figures, design.sections)
     write_report(report, out)
     with TemporaryDirectory() as alone:  # the folder may hold more than the report
         write_report(report, Path(alone))

@@ -32,6 +32,7 @@ class Difference:
         gained: Items right only after; 0 if marks are ratings or means.
         lost: Items right only before.
         test: Name of the test.
+        df: Degrees of freedom of the interval's quantile; inf for a normal one.
     """
 
     value: float
@@ -42,6 +43,7 @@ class Difference:
     gained: int
     lost: int
     test: str
+    df: float = inf
 
 
 def paired_shares(
@@ -81,13 +83,14 @@ def paired_shares(
     )
     low, high = _newcombe(both, lost, gained, neither, *(accuracy(s, clusters) for s in sides))
     value = (gained - lost) / n
-    if clusters is not None and len(set(clusters)) < n:
+    if clusters is not None and (num_clusters := len(set(clusters))) < n:
         changes = np.subtract(sides[1], sides[0], dtype=np.float64)
         p, name = _sign_flip_p(cluster_sums(changes, clusters)), "sign flips of clusters"
+        df: float = num_clusters - 1
     else:
         test = mcnemar([[both, lost], [gained, neither]], exact=True)
-        p, name = float(test.pvalue), "exact McNemar"
-    return Difference(value, low, high, p, n, gained, lost, name)
+        p, name, df = float(test.pvalue), "exact McNemar", inf
+    return Difference(value, low, high, p, n, gained, lost, name, df)
 
 
 def _sign_flip_p(changes: NDArray[Any]) -> float:
@@ -162,7 +165,7 @@ def paired_means(
     sums, sizes = np.bincount(members, weights=changes), np.bincount(members)
     value = float(changes.mean())
     low, high, p = _bootstrapped(sums, sizes)
-    return Difference(value, low, high, p, n, 0, 0, "paired bootstrap")
+    return Difference(value, low, high, p, n, 0, 0, "paired bootstrap", len(sums) - 1)
 
 
 def _bootstrapped(sums: NDArray[Any], sizes: NDArray[Any]) -> tuple[float, float, float]:
@@ -247,7 +250,7 @@ def paired_over_seeds(
     low, high = value - half, value + half
     if are_shares(old) and are_shares(new):
         low, high = max(low, -1.0), min(high, 1.0)
-    return Difference(value, low, high, p, len(changes), 0, 0, "t over seeds and items")
+    return Difference(value, low, high, p, len(changes), 0, 0, "t over seeds and items", df)
 
 
 def _paired_items(

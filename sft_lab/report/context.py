@@ -42,6 +42,11 @@ class Context:
     sections: list[Section] = field(default_factory=list)
 
     @property
+    def draws(self) -> bool:
+        """Whether figures are drawn: not while tests are only collected."""
+        return self.measured.family.is_closed
+
+    @property
     def claims(self) -> list[Claim]:
         """All claims of the sections so far, in order."""
         return [claim for section in self.sections for claim in section.claims]
@@ -94,6 +99,8 @@ def ability_curves(
         name: Distinguishes the question's figures.
         axis: Name of the horizontal axis.
     """
+    if not context.draws:
+        return []
     groups = [group for group in groups_of(question) if group.axis]
     axis = axis or (next(iter(groups[0].axis)) if groups else "amount")
     of = {ability: lines(ability) for ability in context.abilities}

@@ -14,7 +14,7 @@ from sft_lab.report.page import Claim, PlainTable
 
 Row = Mapping[str, object]
 
-_PLACE = ["question", "arm", "axis", "seed", "run_id"]
+_PLACE = ["question", "arm", "control", "axis", "seed", "run_id"]
 _SCORE = ["ability", "metric", "score", "low", "high"]
 
 
@@ -77,34 +77,37 @@ def boundaries_csv(results: StudyResults, abilities: Sequence[Ability]) -> Plain
 
 
 def comparisons_csv(comparisons: Sequence[Comparison]) -> PlainTable:
-    """Return every comparison; those of one ``family`` are corrected together."""
-    columns = ["family", "ability", "before", "after", "difference", "low", "high", "p", "p_holm"]
-    columns += ["shown", "items", "gained", "lost", "seeds_before", "seeds_after", "test"]
+    """Return every comparison; p values are corrected over all of them together."""
+    columns = ["place", "ability", "before", "after", "difference", "low", "high", "p", "p_holm"]
+    columns += ["p_equivalent", "smallest", "shown", "items", "clusters", "gained", "lost"]
+    columns += ["seeds_before", "seeds_after", "test"]
     rows: list[Row] = []
-    for c in comparisons:
-        row: dict[str, object] = {"family": c.family, "ability": c.ability.name}
+    for c in dict.fromkeys(comparisons):
+        row: dict[str, object] = {"place": c.place, "ability": c.ability.name}
         row |= {"before": c.before, "after": c.after, "shown": "yes" if c.shown else "no"}
         row |= {"seeds_before": c.seeds[0], "seeds_after": c.seeds[1], "why_not": c.why_not}
         if c.difference is not None:
             d = c.difference
             row |= {"difference": d.value, "low": d.low, "high": d.high, "p": d.p}
             row |= {"p_holm": c.p_holm, "items": d.n, "test": d.test}
-            row |= {"gained": d.gained, "lost": d.lost}
+            row |= {"gained": d.gained, "lost": d.lost, "clusters": c.clusters}
+            row |= {"p_equivalent": c.p_equivalent, "smallest": c.smallest}
         rows.append(row)
     return PlainTable([*columns, "why_not"], rows)
 
 
 def findings_csv(claims: Sequence[Claim]) -> PlainTable:
-    """Return every sentence with its judgement."""
+    """Return every sentence with its verdict."""
     return PlainTable(
-        ["question", "claim", "ability", "judgement", "sentence", "paper"],
+        ["question", "claim", "ability", "verdict", "sentence", "claimed", "paper"],
         [
             {
                 "question": claim.question,
                 "claim": claim.text,
                 "ability": finding.ability,
-                "judgement": finding.judgement,
+                "verdict": finding.verdict,
                 "sentence": finding.sentence,
+                "claimed": finding.claimed,
                 "paper": claim.paper,
             }
             for claim in claims
@@ -129,7 +132,8 @@ def items_csv(changed: Changed) -> PlainTable:
 def _place(cell: Cell) -> dict[str, object]:
     return {
         "question": cell.question,
-        "arm": cell.arm,
+        "arm": f"{cell.alone} alone" if cell.alone else cell.arm,
+        "control": cell.control,
         "axis": _axis(cell.axis),
         "seed": cell.seed,
         "run_id": cell.result.run_id if cell.result else "",

@@ -1,102 +1,115 @@
 """Judges claims by comparisons, each with a careful sentence.
 
-A difference that is not shown is never called equality: the sentence says which differences the
-data still allow. A change smaller than ``abilities.SMALL`` is called small, by convention.
+The verdict is that of ``analysis.verdicts``. A difference that is not shown is never called
+equality: the sentence says which differences the data still allow, and which they could have shown.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
+from math import isfinite
 
-from sft_lab.analysis.abilities import SMALL, Ability
-from sft_lab.analysis.measurements import Comparison
-from sft_lab.report.page import Finding, Judgement
+from sft_lab.analysis.abilities import Ability
+from sft_lab.analysis.controls import PHRASES
+from sft_lab.analysis.measurements import Comparison, Measurements
+from sft_lab.analysis.verdicts import Direction, verdict
+from sft_lab.report.page import Evidence, Finding
 
 _ONE_SEED = "one seed only, of items alone"  # less strict than a test over several seeds
+_CLAIMED: Mapping[Direction, str] = {
+    "higher": "higher",
+    "lower": "lower",
+    "same": "no effect",
+    "not_lower": "no loss",
+}
 
 
-def judge_direction(comparison: Comparison, sign: int, lead: str = "") -> Finding:
-    """Judge the claim that an ability rises (sign 1) or falls (sign -1) between two sides.
-
-    It is supported if that is shown, and not supported if the contrary is, or if any change is
-    small.
+def judge(
+    ability: Ability,
+    direction: Direction,
+    comparisons: Sequence[Comparison],
+    measured: Measurements,
+    lead: str = "",
+    *,
+    paper: str = "",
+    controls: Mapping[str, Sequence[Comparison]] | None = None,
+    needs: Collection[str] = (),
+) -> Finding:
+    """Judge a claim about one ability, with the sentence that carries its figures.
 
     Args:
-        comparison: The two sides.
-        sign: The claimed direction.
+        ability: The ability.
+        direction: What the claim says of the second side.
+        comparisons: What it is judged by; several are levels that are each compared.
+        measured: Makes the tests of no loss.
         lead: Beginning of the sentence, such as ``math alone, from 1/256 to 1``.
+        paper: The paper's figures.
+        controls: Comparisons with control arms in place of the first side, by control.
+        needs: Controls of which the claim needs one.
     """
-    difference, ability = comparison.difference, comparison.ability
-    if difference is None:
-        return _inconclusive(comparison, lead)
-    if comparison.shown:
-        judgement: Judgement = "supported" if difference.value * sign > 0 else "not supported"
-    elif _within(comparison):
-        judgement = "not supported"
+    found = dict(controls or {})
+    if direction == "not_lower":
+        comparisons = [measured.no_loss(c) for c in comparisons]
+        found = {name: [measured.no_loss(c) for c in some] for name, some in found.items()}
+    word = verdict(direction, comparisons, found, needs)
+    if len(comparisons) == 1:
+        sentence = _one(comparisons[0], direction, lead)
     else:
-        judgement = "inconclusive"
-    return Finding(ability.name, judgement, f"{_lead(comparison, lead)} {describe(comparison)}")
+        sentence = _levels(comparisons, lead)
+    sentences = [sentence]
+    for name, some in found.items():
+        sentences += [f"Control {name}: {_one(c, direction)}" for c in some]
+    if word == "not controlled":
+        sentences.append(f"The claim needs a control ({' or '.join(needs)}).")
+    elif word == "not tested" and any(c.difference is not None for c in comparisons):
+        sentences.append("Neither side was shown above guessing and apart from the base.")
+    claimed = f"{_CLAIMED[direction]}{f'; {paper}' if paper else ''}"
+    evidence = _evidence_of(comparisons, found, needs)
+    return Finding(ability.name, word, " ".join(sentences), claimed, evidence)
 
 
-def judge_no_loss(comparison: Comparison, lead: str = "") -> Finding:
-    """Judge the claim that an ability loses nothing, or only a small part."""
-    difference, ability = comparison.difference, comparison.ability
-    if difference is None:
-        return _inconclusive(comparison, lead)
-    if difference.low > -ability.small:
-        judgement: Judgement = "supported"
-        bound_text = f"a loss of {_size(ability, ability.small)} or more is ruled out."
-    elif comparison.shown and difference.value <= -ability.small:
-        judgement = "not supported"
-        bound_text = ""
-    else:
-        judgement = "inconclusive"
-        bound_text = f"a loss of {_size(ability, ability.small)} or more is not ruled out."
-    text = f"{_lead(comparison, lead)} {describe(comparison)}"
-    return Finding(ability.name, judgement, f"{text[:-1]}; {bound_text}" if bound_text else text)
+def not_tested(ability: Ability, sentence: str, paper: str = "") -> Finding:
+    """Return the finding on an ability of which nothing could be compared."""
+    return Finding(ability.name, "not tested", sentence, paper)
 
 
-def judge_no_effect(comparisons: Sequence[Comparison], planned: int, lead: str) -> Finding:
-    """Judge the claim that an ability does not depend on something, over several levels of it.
+def _one(comparison: Comparison, direction: Direction, lead: str = "") -> str:
+    lead = lead or f"From {comparison.before} to {comparison.after}"
+    if comparison.difference is None:
+        return f"{lead}: not compared, because {comparison.why_not}."
+    text = f"{lead}: {describe(comparison)}"
+    if direction != "not_lower":
+        return text
+    ruled_out = "is ruled out" if comparison.p_no_loss < 0.05 else "is not ruled out"
+    least = _size(comparison.ability, comparison.margin)
+    return f"{text[:-1]}; a loss of {least} or more {ruled_out}."
 
-    It is supported only if all levels were compared and every interval lies within a small change.
 
-    Args:
-        comparisons: Each level against the same reference, of one ability; at least one.
-        planned: Levels of the study besides the reference.
-        lead: Beginning of the sentence.
-    """
+def _levels(comparisons: Sequence[Comparison], lead: str) -> str:
+    """Return the sentence on an ability over several levels, each against the same reference."""
     tested = [c for c in comparisons if c.difference is not None]
     if not tested:
-        return _inconclusive(comparisons[0], lead)
-    ability = tested[0].ability
+        return f"{lead}: not compared, because {comparisons[0].why_not}."
+    ability, margin = tested[0].ability, tested[0].margin
     widest = max(tested, key=lambda c: abs(c.difference.value) if c.difference else 0.0)
-    assert widest.difference is not None
+    within = [c for c in tested if c.is_equivalent]
     shown = [c for c in tested if c.shown]
     differences = [c.difference for c in tested if c.difference is not None]
     bound = max(max(abs(difference.low), abs(difference.high)) for difference in differences)
-    count = f"{len(shown)} of {len(tested)} levels {'differs' if len(shown) == 1 else 'differ'}"
     seeds = f"; {_ONE_SEED}" if any(1 in c.seeds for c in tested) else ""
     extent = f"the largest difference is {_change(widest)} ({widest.span}{seeds})"
-    within = f"stay within {_size(ability, ability.small)} either way"
-    missing = f"only {len(tested)} of {planned} levels could be compared; "
-    if bound < ability.small and len(tested) == planned:
-        judgement: Judgement = "supported"
-        sentence = f"the intervals of all {planned} levels {within}; {extent}."
-    elif any(abs(c.difference.value) >= ability.small for c in shown if c.difference):
-        judgement = "not supported"
-        sentence = f"{count} from {tested[0].before} by more than chance; {extent}."
-    elif bound < ability.small:
-        judgement, sentence = "inconclusive", f"{missing}their intervals {within}; {extent}."
-    else:
-        judgement = "inconclusive"
-        some = f"{count} by more than chance" if shown else "no difference is shown"
-        few = missing if len(tested) < planned else ""
-        allowed = (
-            "there are too few items to bound it"
-            if bound == float("inf")
-            else f"differences of up to {_size(ability, bound)} are compatible with the data"
-        )
-        sentence = f"{few}{some}; {extent}, and {allowed}."
-    return Finding(ability.name, judgement, f"{lead}: {sentence}")
+    least = _size(ability, margin)
+    few = ""
+    if len(tested) < len(comparisons):
+        few = f"only {len(tested)} of {len(comparisons)} levels could be compared; "
+    if len(within) == len(tested):
+        return f"{lead}: {few}a difference of {least} or more is ruled out at each; {extent}."
+    count = f"{len(shown)} of {len(tested)} levels {'differs' if len(shown) == 1 else 'differ'}"
+    some = f"{count} by more than chance" if shown else "no difference is shown"
+    allowed = (
+        f"differences of up to {_size(ability, bound)} are compatible with the data"
+        if isfinite(bound)
+        else "there are too few items to bound it"
+    )
+    return f"{lead}: {few}{some}; {extent}, and {allowed}{_could_show(tested)}."
 
 
 def describe(comparison: Comparison) -> str:
@@ -104,14 +117,22 @@ def describe(comparison: Comparison) -> str:
     difference, ability = comparison.difference, comparison.ability
     assert difference is not None
     figures = f"{_change(comparison)}; {_evidence(comparison)}"
+    least = _size(ability, comparison.margin)
     if comparison.shown:
-        by_little = f", by less than {_size(ability, ability.small)}" if _within(comparison) else ""
+        by_little = f", by less than {least}" if comparison.is_equivalent else ""
         return f"{'higher' if difference.value > 0 else 'lower'}{by_little} ({figures})."
-    if _within(comparison):
-        least = _size(ability, ability.small)
-        return f"no difference is shown ({figures}); any change is smaller than {least}."
-    low, high = difference.low, difference.high
-    return f"no difference is shown ({figures}); {_compatible(ability, low, high)}."
+    if comparison.is_equivalent:
+        return f"a difference of {least} or more is ruled out ({figures})."
+    compatible = _compatible(ability, difference.low, difference.high)
+    return f"no difference is shown ({figures}); {compatible}{_could_show([comparison])}."
+
+
+def _could_show(comparisons: Sequence[Comparison]) -> str:
+    smallest = max(c.smallest for c in comparisons)
+    if not isfinite(smallest):
+        return ""
+    ability = comparisons[0].ability
+    return f"; a difference of {_size(ability, smallest)} would be shown in 80 % of cases"
 
 
 def p_text(p: float) -> str:
@@ -127,9 +148,54 @@ def p_text(p: float) -> str:
 
 def interval_text(ability: Ability, low: float, high: float) -> str:
     """Return the interval of a difference as text; with too few items it has no ends."""
-    if low == float("-inf") or high == float("inf"):
+    if not (isfinite(low) and isfinite(high)):
         return "too few items for an interval"
     return f"{ability.change(low)} to {ability.change(high)}"
+
+
+def basis(comparison: Comparison) -> str:
+    """Return the seeds and items of a comparison, such as ``3 seeds, 200 items``."""
+    assert comparison.difference is not None
+    least, most = min(comparison.seeds), max(comparison.seeds)
+    if least == 1:
+        seeds = _ONE_SEED
+    else:
+        seeds = f"{least} seeds" if least == most else f"{least} and {most} seeds"
+    items = f"{comparison.difference.n} items"
+    if comparison.clusters < comparison.difference.n:
+        items += f" in {comparison.clusters} clusters"
+    return f"{seeds}, {items}"
+
+
+def margin_text(margin: float) -> str:
+    """Return the sentence that defines the margin, a part of the scale."""
+    return (
+        f"No effect is shown by two one-sided tests against a margin of {100 * margin:g} % of the "
+        f"scale ({100 * margin:g} points of 100, or {9 * margin:.2g} of 1 to 10), never by a "
+        "difference that is not shown. A difference is shown if its p, corrected over all tests "
+        "of this report, is below 5 %."
+    )
+
+
+def _evidence_of(
+    comparisons: Sequence[Comparison],
+    controls: Mapping[str, Sequence[Comparison]],
+    needs: Collection[str],
+) -> Evidence | None:
+    """Return the figures of the comparison that a summary names: the control's, if there is one."""
+    controlled = [
+        (name, c) for name, some in controls.items() for c in some if c.difference is not None
+    ]
+    tested = [c for c in comparisons if c.difference is not None]
+    if not tested:
+        return None
+    widest = max(tested, key=lambda c: abs(c.difference.value) if c.difference else 0.0)
+    control = "no control needed" if not needs else "without a control"
+    change = _change(widest)
+    if controlled:
+        name, against = controlled[0]
+        control = f"{_change(against)} against its control {PHRASES[name]}"
+    return Evidence(change, basis(widest), control)
 
 
 def _evidence(comparison: Comparison) -> str:
@@ -137,11 +203,11 @@ def _evidence(comparison: Comparison) -> str:
     assert difference is not None
     interval = interval_text(comparison.ability, difference.low, difference.high)
     text = f"95 % interval {interval}, {p_text(comparison.p_holm)} after Holm"
-    return f"{text}; {_ONE_SEED}" if 1 in comparison.seeds else text
+    return f"{text}; {basis(comparison)}"
 
 
 def _compatible(ability: Ability, low: float, high: float) -> str:
-    if low == float("-inf") or high == float("inf"):
+    if not (isfinite(low) and isfinite(high)):
         return "there are too few items to bound it"
     loss, gain = _size(ability, max(-low, 0.0)), _size(ability, max(high, 0.0))
     chance = "corrected for many comparisons this may be chance"
@@ -150,11 +216,6 @@ def _compatible(ability: Ability, low: float, high: float) -> str:
     if high <= 0:
         return f"{chance}, and a loss of up to {loss} is compatible with the data"
     return f"a loss of up to {loss} and a gain of up to {gain} are compatible with the data"
-
-
-def _within(comparison: Comparison) -> bool:
-    difference, small = comparison.difference, comparison.ability.small
-    return difference is not None and -small < difference.low and difference.high < small
 
 
 def _change(comparison: Comparison) -> str:
@@ -166,24 +227,3 @@ def _change(comparison: Comparison) -> str:
 
 def _size(ability: Ability, value: float) -> str:
     return f"{ability.text(value)}{' points' if ability.is_share else ''}"
-
-
-def _lead(comparison: Comparison, lead: str) -> str:
-    return f"{lead or f'From {comparison.before} to {comparison.after}'}:"
-
-
-def _inconclusive(comparison: Comparison, lead: str) -> Finding:
-    return Finding(
-        comparison.ability.name,
-        "inconclusive",
-        f"{_lead(comparison, lead)} not compared, because {comparison.why_not}.",
-    )
-
-
-def small_text() -> str:
-    """Return the sentence that defines a small change."""
-    return (
-        f"A change is called small if its whole 95 % interval lies within {100 * SMALL:g} % of "
-        "the scale (5 points of 100, or 0.45 of 1 to 10). That is a convention of this report, "
-        "needed because a test that shows no difference does not show equality."
-    )

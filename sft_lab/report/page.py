@@ -3,10 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Literal
 
-Judgement = Literal["supported", "not supported", "inconclusive"]
-JUDGEMENTS: tuple[Judgement, ...] = get_args(Judgement)
+from sft_lab.analysis.verdicts import Verdict
 
 Mark = Literal["", "less", "more", "unclear", "best"]
 _SIGNS = {
@@ -92,18 +91,37 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Evidence:
+    """The figures of a finding that a summary names.
+
+    Attributes:
+        change: The difference with its unit.
+        basis: Seeds and items.
+        control: What is left against the control, or that none is needed or there.
+    """
+
+    change: str
+    basis: str
+    control: str
+
+
+@dataclass(frozen=True)
 class Finding:
     """The evidence on one claim about one ability.
 
     Attributes:
         ability: The ability's name.
-        judgement: Whether the study supports the claim.
+        verdict: Whether the study supports the claim.
         sentence: The sentence with its figures.
+        claimed: What is claimed of this ability, with the paper's figures.
+        evidence: The figures for a summary; None if nothing was compared.
     """
 
     ability: str
-    judgement: Judgement
+    verdict: Verdict
     sentence: str
+    claimed: str = ""
+    evidence: Evidence | None = None
 
 
 @dataclass(frozen=True)
@@ -112,8 +130,8 @@ class Claim:
 
     Attributes:
         question: The question's name.
-        text: The claim.
-        paper: The paper's result.
+        text: The claim in a few words.
+        paper: The paper's own words, with their place.
         findings: The evidence, ability by ability.
     """
 

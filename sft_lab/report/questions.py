@@ -29,7 +29,9 @@ def question_section(question: Question, context: Context) -> Section:
 
 
 def _single(question: Question, context: Context) -> Section:
-    claims, comparisons = single_claims(question, context.abilities, context.measured)
+    claims, comparisons = single_claims(
+        question, context.results, context.abilities, context.measured
+    )
     context.comparisons += comparisons
     series = series_of(question).values()
 
@@ -48,8 +50,8 @@ def _single(question: Question, context: Context) -> Section:
         lines,
     )
     table = comparison_table(
-        "Least against most data, then step by step: paired on the same items, corrected over this "
-        "table by Holm's method.",
+        "Least against most data, then step by step: paired on the same items, corrected over the "
+        "whole report by Holm's method.",
         comparisons,
     )
     return section_of(question, claims=claims, tables=[table], figures=figure)
@@ -57,7 +59,9 @@ def _single(question: Question, context: Context) -> Section:
 
 def _mixed(question: Question, context: Context) -> Section:
     single = single_question(context.results)
-    claims, comparisons = mixed_claims(question, single, context.abilities, context.measured)
+    claims, comparisons = mixed_claims(
+        question, context.results, context.abilities, context.measured
+    )
     context.comparisons += comparisons
     # A later mix, such as one of filtered rows, is drawn beside the plain one.
     before = context.results.questions[: context.results.questions.index(question)]
@@ -82,14 +86,16 @@ def _mixed(question: Question, context: Context) -> Section:
     )
     table = comparison_table(
         "Mixed against alone at equal amounts of the ability's own source: paired on the same "
-        "items, corrected over this table by Holm's method.",
+        "items, corrected over the whole report by Holm's method.",
         comparisons,
     )
     return section_of(question, claims=claims, tables=[table], figures=figure)
 
 
 def _ratio(question: Question, context: Context) -> Section:
-    claims, comparisons = ratio_claims(question, context.abilities, context.measured)
+    claims, comparisons = ratio_claims(
+        question, context.results, context.abilities, context.measured
+    )
     context.comparisons += comparisons
     series = series_of(question)
 
@@ -114,7 +120,7 @@ def _ratio(question: Question, context: Context) -> Section:
     greatest = ", ".join(dict.fromkeys(levels[-1] for levels in finished if levels))
     table = comparison_table(
         f"Each fraction against the greatest one with finished runs ({greatest}): paired on the "
-        "same items, corrected over this table by Holm's method.",
+        "same items, corrected over the whole report by Holm's method.",
         comparisons,
     )
     return section_of(question, claims=claims, tables=[table], figures=figure)

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from sft_lab.analysis.abilities import Ability, abilities_of, taught
-from sft_lab.analysis.groups import groups_of
+from sft_lab.analysis.family import Family, corrected_together
+from sft_lab.analysis.groups import groups_of, with_all_seeds
 from sft_lab.analysis.measurements import MarksReader, Measurements
 from sft_lab.analysis.protocols import finished_runs, protocol_warnings
 from sft_lab.analysis.study_results import Cell, Question, StudyResults
@@ -45,31 +46,39 @@ def build_report(
         sections: Further sections, shown before the one on methods.
     """
     abilities = abilities_of(results)
-    bases = sorted({run.base for run in finished_runs(results).values()})
-    measured = Measurements(reader)
-    departures = departures_of(list(finished_runs(results).values()), abilities)
-    published = published_for(bases, departures)
-    context = Context(results, abilities, measured, published, departures)
+    runs = finished_runs(results)
+    bases = sorted({run.base for run in runs.values()})
+    measurements = Measurements(reader, margin=results.margin)
+    departures = departures_of(list(runs.values()), abilities)
+    pooled = with_all_seeds(results)
     parts = [
-        *map(QuestionSection, results.questions),
+        *map(QuestionSection, pooled.questions),
         Searches(),
         ForgottenItems(),
         Representations(extra_figures),
         *sections,
         Method(),
     ]
-    for part in parts:
-        section = part.build(context)
-        if section is not None:
-            context.sections.append(section)
+
+    def build(family: Family) -> Context:
+        measured = measurements.within(family)
+        published = published_for(bases, departures)
+        context = Context(pooled, abilities, measured, published, departures)
+        for part in parts:
+            section = part.build(context)
+            if section is not None:
+                context.sections.append(section)
+        return context
+
+    context = corrected_together(build)
     return Report(
         title=f"Study {results.name}",
         facts=_facts(results, abilities, bases),
-        warnings=_warnings(results, abilities, bases),
+        warnings=_warnings(results, pooled, abilities, bases),
         sections=[Findings().build(context), *context.sections],
         tables={
             "cells.csv": cells_csv(results, abilities),
-            "means.csv": means_csv(results, abilities, measured),
+            "means.csv": means_csv(pooled, abilities, context.measured),
             "boundaries.csv": boundaries_csv(results, abilities),
             "comparisons.csv": comparisons_csv(context.comparisons),
             "findings.csv": findings_csv(context.claims),
@@ -108,7 +117,10 @@ def _is_done(cell: Cell) -> bool:
 
 
 def _warnings(
-    results: StudyResults, abilities: Sequence[Ability], bases: Sequence[str]
+    results: StudyResults,
+    pooled: StudyResults,
+    abilities: Sequence[Ability],
+    bases: Sequence[str],
 ) -> list[str]:
     found = protocol_warnings(results, list(abilities))
     if len(bases) > 1:
@@ -144,7 +156,7 @@ def _warnings(
             f"No source is known that teaches {', '.join(untaught)}: tables and figures show it, "
             "findings leave it out."
         )
-    one = [text for question in results.questions if (text := _of_one_seed(question))]
+    one = [text for question in pooled.questions if (text := _of_one_seed(question))]
     if one:
         found.append(
             f"One seed only in {', '.join(one)}: intervals and tests there speak of other items, "

@@ -5,15 +5,17 @@ from functools import partial
 
 from typing_extensions import override
 
-from sft_lab.analysis.measurements import LEVEL
+from sft_lab.analysis.family import LEVEL
 from sft_lab.analysis.study_results import Question, SearchResult
+from sft_lab.analysis.verdicts import VERDICTS
 from sft_lab.report.changed_items import changed_tables
 from sft_lab.report.context import Context
 from sft_lab.report.departures import departures_table, summary
-from sft_lab.report.judging import small_text
-from sft_lab.report.page import JUDGEMENTS, Figure, Panel, Section, Table
+from sft_lab.report.judging import margin_text
+from sft_lab.report.page import Figure, Panel, Section, Table
 from sft_lab.report.questions import question_section
 from sft_lab.report.section import ReportSection
+from sft_lab.report.summary import summary_sentences
 from sft_lab.report.tables import protocol_table
 
 
@@ -26,13 +28,13 @@ class Findings(ReportSection):
         for claim in context.claims:
             found = by_claim.setdefault((claim.question, claim.text), {})
             for finding in claim.findings:
-                found.setdefault(finding.judgement, []).append(finding.ability)
+                found.setdefault(finding.verdict, []).append(finding.ability)
         table = Table(
-            "The paper's findings and whether this study supports them, ability by ability; the "
-            "sentences with their figures are under each question.",
-            ("finding of the paper", "question", *JUDGEMENTS),
+            "The paper's claims and the verdict of this study, ability by ability; the sentences "
+            "with their figures are under each question.",
+            ("claim of the paper", "question", *VERDICTS),
             [
-                [text, question, *(", ".join(dict.fromkeys(by.get(j, []))) for j in JUDGEMENTS)]
+                [text, question, *(", ".join(dict.fromkeys(by.get(j, []))) for j in VERDICTS)]
                 for (question, text), by in by_claim.items()
                 if by
             ],
@@ -40,7 +42,11 @@ class Findings(ReportSection):
         return Section(
             "findings",
             "Which of the paper's findings this study supports",
-            [small_text(), *([summary(context.departures)] if context.departures else [])],
+            [
+                *summary_sentences(context.claims),
+                *([summary(context.departures)] if context.departures else []),
+                margin_text(context.measured.margin),
+            ],
             tables=[table] if table.rows else [],
         )
 
@@ -123,15 +129,27 @@ class Method(ReportSection):
 
     @override
     def build(self, context: Context) -> Section:
+        family = context.measured.family
         text = [
             "Scores are means over seeds and items. Their intervals take both as drawn at random; "
             "of one seed they cover items only, by Wilson's method or a bootstrap.",
             "Differences are tested on the same items: over several seeds by Student's t with "
             "crossed random effects of seeds and items, seed by seed if both sides are the same "
             "runs at two times; of one seed by McNemar's exact test, or a paired bootstrap of "
-            "ratings. Intervals of differences are at 95 % each; p values are corrected by Holm's "
-            "method over all comparisons of one table, and a difference is shown if the corrected "
-            f"p is below {LEVEL:g}.",
+            "ratings. Items of one cluster are taken together. Intervals of differences are at "
+            f"95 % each. p values are corrected by Holm's method over all {family.size()} tests of "
+            "this report, each counted once; a difference is shown if the corrected p is below "
+            f"{LEVEL:g}.",
+            "That there is no effect, or no loss, needs a test of its own against the margin: two "
+            f"one-sided tests, or one, corrected over all {family.size('margin')} of them. A "
+            "finding names the difference that its test shows in 80 % of cases: (t at 1 - a/2 plus "
+            "t at 0.8) times the standard error, where a is 5 % over the number of tests that were "
+            "not shown.",
+            "The verdict is the first that applies: not tested (nothing to compare, never learned, "
+            "or at the score of guessing), not controlled (the claim is about mixing or replay, "
+            "and the study has no control for it), one seed only, then supported, not supported or "
+            "inconclusive. A claim with a control is judged by the comparison with the control "
+            "too. Runs of equal cells in other questions add their seeds.",
             "An item is forgotten if it was right at the best earlier stage end and is wrong at "
             "the end of training, and gained if the reverse is true.",
             "MT-Bench ratings stay on their scale of 1 to 10 and are never averaged with shares.",

@@ -93,7 +93,7 @@ def _change_cell(comparison: Comparison) -> TableCell:
 def comparison_table(caption: str, comparisons: Sequence[Comparison]) -> Table:
     """Return comparisons with their differences, intervals and corrected p."""
     rows: list[list[TableCell | str]] = []
-    for c in comparisons:
+    for c in dict.fromkeys(comparisons):
         first = [c.span, c.ability.name]
         if c.difference is None:
             rows.append([*first, f"not compared: {c.why_not}", "", ""])

@@ -15,6 +15,7 @@ from sft_lab.config.ranges import (
     PositiveShare,
     Seed,
 )
+from sft_lab.metrics.equivalence import MARGIN
 from sft_lab.paths import find_config
 from sft_lab.report.section import ReportSection
 
@@ -108,9 +109,12 @@ class ReportDesign:
     """A study's report.
 
     Args:
+        margin: Least difference that matters, as a part of a score's scale: what "no effect" rules
+            out.
         sections: The user's own sections, shown before the one on methods.
     """
 
+    margin: PositiveShare = MARGIN
     sections: list[ReportSection] = field(default_factory=list)
 
 

@@ -13,7 +13,6 @@ from sft_lab.config.check import check_config
 from sft_lab.config.compose import Composed, as_yaml
 from sft_lab.errors import RequestError
 from sft_lab.launch.parser import GROUPS, explain
-from sft_lab.report.section import ReportSection
 from sft_lab.study.design import Arm, ReportDesign, Scalar, StudyDesign
 
 _NAME = r"[A-Za-z0-9_.-]+"
@@ -46,8 +45,8 @@ def read_design(composed: Composed) -> StudyDesign:
     return design
 
 
-def read_sections(config: Mapping[str, Any]) -> list[ReportSection]:
-    """Return the report's sections of a study's recorded config.
+def read_report_design(config: Mapping[str, Any]) -> ReportDesign:
+    """Return the margin and the sections of a report from a study's recorded config.
 
     Raises:
         RequestError: If a class is not found or does not take its arguments.
@@ -59,7 +58,7 @@ def read_sections(config: Mapping[str, Any]) -> list[ReportSection]:
         report: ReportDesign = parser.instantiate(parsed).report
     except ArgumentError as fault:
         raise RequestError(f"the study's config: {fault}") from fault
-    return report.sections
+    return report
 
 
 def _with_sets_as_text(value: Any) -> Any:

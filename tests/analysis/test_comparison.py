@@ -14,7 +14,7 @@ def test_a_run_compared_with_itself_differs_by_nothing() -> None:
     ((_, change),) = compared([a, a]).differences
     assert change.difference is not None
     assert (change.difference.value, change.difference.p, change.p_holm) == (0, 1, 1)
-    assert change.conclusion == "no difference shown"
+    assert change.conclusion == "inconclusive"  # ten items cannot rule out a difference
     assert (change.gained, change.lost) == ((), ())
 
 
@@ -38,7 +38,40 @@ def test_holm_is_over_all_tests_of_the_comparison() -> None:
     holm = [test.p_holm for test in tests]
     assert holm == pytest.approx([5 * 2 / 1024, 3 * 2 / 512, 5 * 2 / 1024, 1, 1])
     conclusions = [test.conclusion for test in tests]
-    assert conclusions == ["lower", "lower", "higher", "no difference shown", "no difference shown"]
+    assert conclusions == ["lower", "lower", "higher", "not tested", "inconclusive"]
+
+
+def test_no_effect_needs_a_test_of_its_own() -> None:
+    many = [1, 0] * 400
+    a, b = group("a", [[0] * 800, many]), group("b", [[0] * 800, [0, 1, *many[2:]]])
+    ((_, change),) = compared([a, b]).differences
+    assert (change.conclusion, change.is_equivalent) == ("no effect", True)
+    few = [1, 0] * 20
+    a, b = group("a", [[0] * 40, few]), group("b", [[0] * 40, few])
+    ((_, change),) = compared([a, b]).differences
+    assert (change.p_holm, change.conclusion) == (1, "inconclusive")
+
+
+def test_what_was_never_learned_is_not_tested() -> None:
+    choice = replace(ENTRY, chance=0.25)
+    guessed = [group(name, [NONE, [1] * 4 + [0] * 6], entry=choice) for name in ("a", "b")]
+    ((_, change),) = compared(guessed).differences
+    assert change.conclusion == "not tested"  # 4 of 10 may be guesses at one in four
+    base = [1, 0] * 20
+    unchanged = group("a", [base, base]), group("b", [base, [*base[2:], 1, 0]])
+    ((_, change),) = compared(unchanged).differences
+    assert change.conclusion == "not tested"  # both as the base
+    lost = group("a", [base, base]), group("b", [base, [0] * 40])
+    ((_, change),) = compared(lost).differences
+    assert change.conclusion == "lower"  # what pretraining gave can be lost
+
+
+def test_the_level_left_for_a_test_counts_the_tests_that_were_not_shown() -> None:
+    groups = [group("a", [NONE, ALL]), group("b", [NONE, NONE]), group("c", [NONE, [1, *NONE[1:]]])]
+    found = compared(groups)
+    # Five tests, three of them shown.
+    assert found.measured.family.size() == 5
+    assert found.measured.family.level == 0.05 / 2
 
 
 def test_another_reference_turns_the_difference_round() -> None:

@@ -21,10 +21,11 @@ def test_runs_are_shown_side_by_side_at_every_boundary(finished: FinishedRun) ->
 
 def test_the_table_shows_intervals_and_retention(finished: FinishedRun) -> None:
     lines = finished.lab("compare", "tiny k=1/4 seed 0").out.splitlines()
-    assert lines[0].split() == ["run", "after", "step", "scripted/accuracy", "world_math/accuracy"]
+    assert lines[0] == "One run: its changes are shown for other items, not for other seeds."
+    assert lines[2].split() == ["run", "after", "step", "scripted/accuracy", "world_math/accuracy"]
     # Wilson's interval of 2 of 4 is 15.0 to 85.0.
-    assert " 50.0 [15.0, 85.0]  " in lines[3]
-    assert lines[4].split() == ["retention", "at", "the", "end", "0.67"]
+    assert " 50.0 [15.0, 85.0]  " in lines[5]
+    assert lines[6].split() == ["retention", "at", "the", "end", "0.67"]
 
 
 def test_an_unknown_run_is_refused_with_the_newest(finished: FinishedRun) -> None:
@@ -67,9 +68,11 @@ def three_runs(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> L
 def test_a_run_does_not_differ_from_itself(finished: FinishedRun) -> None:
     name = finished.lab.run.info.run_name
     compared = json.loads(finished.lab("compare", name, name, "--json").out)
-    assert [change["conclusion"] for change in compared["differences"]] == [
-        "no difference shown"
-    ] * 2
+    conclusions = {change["key"]: change["conclusion"] for change in compared["differences"]}
+    assert conclusions == {
+        "world_math/accuracy": "not tested",  # no answer is right, before and after
+        "scripted/accuracy": "inconclusive",  # four items rule out nothing
+    }
     assert [change["difference"]["value"] for change in compared["differences"]] == [0, 0]
     assert [change["p_holm"] for change in compared["differences"]] == [1, 1]
     (forgotten,) = compared["runs"][0]["changed_items"]["scripted"]
@@ -77,6 +80,8 @@ def test_a_run_does_not_differ_from_itself(finished: FinishedRun) -> None:
     found = (forgotten["id"], forgotten["kind"], forgotten["stage"], forgotten["step"])
     assert found == ("math/2", "forgotten", "first", 5)
     text = finished.lab("compare", name, "--items", "1").out
+    twice = finished.lab("compare", name, name).out
+    assert twice.startswith("One seed only: this speaks of these two runs, on other items, and not")
     assert "scripted: 1 items forgotten, 0 gained since first" in text
 
 
@@ -92,7 +97,9 @@ def test_other_protocols_are_refused_unless_allowed(three_runs: Lab) -> None:
     assert outcome.code == 0, outcome.err
     assert "! other protocol: scripted: protocol.max_new_tokens is 2" in outcome.out
     # The same items, differently answered: tested, and flagged.
-    tests = [line for line in outcome.out.splitlines() if " no difference shown" in line]
+    tests = [
+        line for line in outcome.out.splitlines() if line.endswith(("inconclusive", "not tested"))
+    ]
     found = [(line.split()[1], ") !" in line) for line in tests if line.startswith("longer ")]
     # Against the other run, and against its own best boundary, where nothing needs a flag.
     against, within = found[: len(found) // 2], found[len(found) // 2 :]

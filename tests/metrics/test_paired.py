@@ -64,7 +64,7 @@ def test_equal_runs_differ_by_nothing() -> None:
     assert (change.value, change.p, change.gained, change.lost) == (0, 1, 0, 0)
     assert change.low < 0 < change.high
     assert paired_means([3, 7, 8, 1], [3, 7, 8, 1]) == Difference(
-        0, 0, 0, 1, 4, 0, 0, "paired bootstrap"
+        0, 0, 0, 1, 4, 0, 0, "paired bootstrap", 3
     )
     assert paired_over_seeds([marks, marks], [marks, marks]) == change
 
@@ -101,7 +101,7 @@ def test_three_items_have_no_interval() -> None:
     change = paired_means([1, 1, 1], [2, 2, 2])
     assert (change.value, change.low, change.high) == (1, -inf, inf)
     assert change.p > 0.05
-    assert paired_means([1], [2]) == Difference(1, -inf, inf, 1, 1, 0, 0, "paired bootstrap")
+    assert paired_means([1], [2]) == Difference(1, -inf, inf, 1, 1, 0, 0, "paired bootstrap", 0)
 
 
 def test_items_of_a_group_are_drawn_together() -> None:

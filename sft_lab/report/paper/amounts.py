@@ -1,25 +1,20 @@
 """RQ1 and RQ2: abilities by amount of data, one source alone and all sources mixed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
-from sft_lab.analysis.abilities import Ability, taught
-from sft_lab.analysis.groups import RunGroup, amount, series_of
-from sft_lab.analysis.measurements import Comparison, Measurements, boundary_of, corrected, end_of
+from sft_lab.analysis.abilities import Ability
+from sft_lab.analysis.controls import OF_MIXING
+from sft_lab.analysis.groups import RunGroup, amount, controls_of, series_of
+from sft_lab.analysis.measurements import Comparison, Measurements, end_of
 from sft_lab.analysis.study_results import Question, StudyResults
-from sft_lab.report.judging import judge_direction
+from sft_lab.report.judging import judge, not_tested
 from sft_lab.report.page import Claim, Finding
+from sft_lab.report.paper.claims import Expected, PaperClaim, paper_claims
+from sft_lab.training.shares import parse_share
 
-_RISES = (
-    "GSM8K rises with its data at 7B, 13B and 33B (7B: 12.7 % with 1/256 to 49.1 % with all); "
-    "HumanEval rises overall, irregularly at 7B and 13B; MT-Bench appears by about 1,000 rows "
-    "and then grows slowly."
-)
-_GAINS = (
-    "with 1/256 of each source, mixing gains (7B: GSM8K by 2.1, HumanEval by 5.9, MT-Bench by "
-    "0.11); its single arm for math seems to use other data, which flatters mixing."
-)
-_LOSES = "with all data, mixing loses (7B: GSM8K by 1.6, HumanEval by 3.8, MT-Bench by 0.12)."
+_PLATEAU_ROWS = 1000
 
 
 def is_alone(arm: str, source: str | None) -> bool:
@@ -43,99 +38,132 @@ def single_question(results: StudyResults) -> Question | None:
 
 
 def single_claims(
-    question: Question, abilities: Sequence[Ability], measured: Measurements
+    question: Question,
+    results: StudyResults,
+    abilities: Sequence[Ability],
+    measured: Measurements,
 ) -> tuple[list[Claim], list[Comparison]]:
-    """Judge whether each ability rises with its own data."""
-    abilities = taught(abilities)
-    series = [
-        (ability, _with_runs(groups))
-        for ability in abilities
-        for groups in own_series(question, ability) or [[]]
-    ]
-    tests = []
-    for place, (ability, groups) in enumerate(series):
-        ends = [(groups[0], groups[-1])] if len(groups) > 2 else []
-        tests += [(place, ability, a, b) for a, b in [*ends, *pairwise(groups)]]
-    comparisons = corrected(
-        measured.compare(question.name, ability, end_of(a), end_of(b)) for _, ability, a, b in tests
-    )
-    findings = []
-    for place, (ability, groups) in enumerate(series):
-        if len(groups) < 2:
-            findings.append(_too_few(ability, f"{ability.source} alone"))
-            continue
-        own = [c for (of, *_), c in zip(tests, comparisons, strict=True) if of == place]
-        levels = [group.level for group in groups]
-        lead = f"{groups[0].named('alone')}, from {levels[0]} to {levels[-1]}"
-        found = judge_direction(own[0], 1, lead)
-        steps_text = _steps(levels, own[1:] if len(own) > 1 else own)
-        findings.append(Finding(ability.name, found.judgement, f"{found.sentence} {steps_text}"))
-    claim = Claim(question.name, "Each ability rises with its own data", _RISES, findings)
-    return [claim], comparisons
+    """Judge whether abilities rise with their own data, and whether one reaches a plateau."""
+    made: list[Comparison] = []
+
+    def compare(ability: Ability, before: RunGroup, after: RunGroup) -> Comparison:
+        found = measured.compare(question.name, ability, end_of(before), end_of(after))
+        made.append(found)
+        return found
+
+    def controls(
+        ability: Ability, before: RunGroup, after: RunGroup
+    ) -> dict[str, list[Comparison]]:
+        return {
+            c.control: [compare(ability, c, after)]
+            for c in controls_of(results, before)
+            if c.control in OF_MIXING
+        }
+
+    def findings(claim: PaperClaim) -> list[Finding]:
+        found = []
+        for ability, expected in claim.expected(abilities):
+            for groups in own_series(question, ability) or [[]]:
+                groups = _with_runs(groups)
+                if expected.direction == "same":
+                    groups = [g for g in groups if _rows(g, ability) >= _PLATEAU_ROWS]
+                if len(groups) < 2:
+                    found.append(_too_few(ability, expected))
+                    continue
+                levels = [group.level for group in groups]
+                whole = compare(ability, groups[0], groups[-1])
+                steps = [compare(ability, a, b) for a, b in pairwise(groups)]
+                finding = judge(
+                    ability,
+                    expected.direction,
+                    [whole],
+                    measured,
+                    f"{groups[0].named('alone')}, from {levels[0]} to {levels[-1]}",
+                    paper=expected.figures,
+                    controls=controls(ability, groups[0], groups[-1]),
+                )
+                sentence = f"{finding.sentence} {_steps(levels, steps)}"
+                found.append(replace(finding, sentence=sentence))
+        return found
+
+    claims = paper_claims()
+    judged = [(claims[name], findings(claims[name])) for name in ("rises", "plateau")]
+    return [claim.judged(question.name, found) for claim, found in judged], made
 
 
 def mixed_claims(
     question: Question,
-    single: Question | None,
+    results: StudyResults,
     abilities: Sequence[Ability],
     measured: Measurements,
 ) -> tuple[list[Claim], list[Comparison]]:
-    """Judge mixing of the sources against each alone, at equal amounts."""
-    abilities = taught(abilities)
+    """Judge mixing of the sources against each alone, at equal amounts and then equal steps."""
+    single = single_question(results)
     arms = series_of(question)
-    pairs = [
-        (arm, ability, alone, mixed)
-        for arm, groups in arms.items()
-        for ability in abilities
-        for series in own_series(single, ability)
-        for alone, mixed in _equal_amounts(series, groups)
-    ]
-    comparisons = corrected(
-        measured.compare(question.name, ability, end_of(alone), end_of(mixed))
-        for _, ability, alone, mixed in pairs
-    )
+    made: list[Comparison] = []
 
-    def learnt(ability: Ability, groups: Iterable[RunGroup]) -> bool:
-        ends = [(measured.mean(ability, end_of(g)), g) for g in groups]
-        bases = [(end, measured.mean(ability, boundary_of(g, 0))) for end, g in ends]
-        return any(end and base and end.low > base.high for end, base in bases)
+    def compare(ability: Ability, before: RunGroup, after: RunGroup) -> Comparison:
+        found = measured.compare(question.name, ability, end_of(before), end_of(after))
+        made.append(found)
+        return found
 
-    def claim(text: str, paper: str, at: int, sign: int) -> Claim:
-        findings = []
-        for arm in arms:
-            for ability in abilities:
-                found = [
-                    (comparison, mixed.level, learnt(ability, (alone, mixed)))
-                    for (of, wanted, alone, mixed), comparison in zip(
-                        pairs, comparisons, strict=True
-                    )
-                    if (of, wanted) == (arm, ability)
-                ]
-                if not found:
-                    findings.append(_too_few(ability, f"{arm} against {ability.source} alone"))
-                    continue
-                if len(found) == 1:
-                    findings.append(_one_amount(ability, arm, found[0][1]))
-                    continue
-                # As long as neither is above the base, mixing can neither gain nor lose.
-                last = len(found) - 1
-                first = next((n for n, (*_, learns) in enumerate(found) if learns), last)
-                comparison, level, learns = found[first if at == 0 else last]
-                if not learns or (at == 0 and first == last):
-                    where = f"below {found[-1][1]}" if at == 0 else f"at {level}"
-                    findings.append(_nothing_learnt(ability, arm, where))
-                    continue
-                lead = f"{arm} against alone, at {level} of each source"
-                if at == 0 and first > 0:
-                    lead += ", the least amount from which either is above the base"
-                findings.append(judge_direction(comparison, sign, lead))
-        return Claim(question.name, text, paper, findings)
+    def finding(ability: Ability, expected: Expected, arm: str, few: bool) -> Finding:
+        pairs = [
+            (mixed, compare(ability, alone, mixed))
+            for series in own_series(single, ability)
+            for alone, mixed in _equal_amounts(series, arms[arm])
+        ]
+        if not pairs:
+            return _too_few(ability, expected, f"{arm} against {ability.source} alone")
+        if len(pairs) == 1:
+            return _one_amount(ability, expected, arm, pairs[0][0].level)
+        # Where nothing was learned, mixing can neither gain nor lose.
+        last = len(pairs) - 1
+        learned = [n for n, (_, c) in enumerate(pairs) if c.is_learned]
+        first = learned[0] if learned else last
+        at = first if few else last
+        if few and first == last:
+            where = f"below {pairs[-1][0].level}"
+            return _nothing_learned(ability, expected, arm, where)
+        mixed, comparison = pairs[at]
+        lead = f"{arm} against alone, at {mixed.level} of each source"
+        if few and first > 0:
+            lead += ", the least amount at which either differs from the base"
+        return judge(
+            ability,
+            expected.direction,
+            [comparison],
+            measured,
+            lead,
+            paper=expected.figures,
+            controls=alone_controls(results, ability, mixed, compare),
+            needs=OF_MIXING,
+        )
 
-    claims = [
-        claim("Mixing gains where data are few", _GAINS, 0, 1),
-        claim("Mixing loses where data are many", _LOSES, -1, -1),
-    ]
-    return claims, comparisons
+    claims = []
+    for name, few in (("gains", True), ("loses", False)):
+        claim = paper_claims()[name]
+        findings = [
+            finding(ability, expected, arm, few)
+            for arm in arms
+            for ability, expected in claim.expected(abilities)
+        ]
+        claims.append(claim.judged(question.name, findings))
+    return claims, made
+
+
+def alone_controls(
+    results: StudyResults,
+    ability: Ability,
+    mixed: RunGroup,
+    compare: Callable[[Ability, RunGroup, RunGroup], Comparison],
+) -> dict[str, list[Comparison]]:
+    """Return a mixture against its ability's source alone, at equal steps or tokens."""
+    return {
+        control.control: [compare(ability, control, mixed)]
+        for control in controls_of(results, mixed)
+        if control.control in OF_MIXING and control.alone == ability.source
+    }
 
 
 def _equal_amounts(
@@ -183,22 +211,39 @@ def _steps_up(number: int) -> str:
     return f"{number} steps up" if number > 1 else "one step up"
 
 
-def _one_amount(ability: Ability, arm: str, level: str) -> Finding:
-    return Finding(
-        ability.name,
-        "inconclusive",
+def _rows(group: RunGroup, ability: Ability) -> float:
+    """Return how many rows of an ability's source a group trains; 0 where that is not recorded."""
+    found = []
+    for run in group.runs.values():
+        source = run.record.sources.get(ability.source or "")
+        for stage in run.record.stages.values():
+            share = parse_share(stage.asked.get(ability.source or "", 0))
+            if source is not None and share.kind in ("multiple", "rows"):
+                whole = source.rows - source.held_out if share.kind == "multiple" else 1
+                found.append(float(share.amount * whole))
+    return max(found, default=0.0)
+
+
+def _one_amount(ability: Ability, expected: Expected, arm: str, level: str) -> Finding:
+    return not_tested(
+        ability,
         f"{arm} and {ability.source} alone have both finished at one amount only ({level}); few "
         "and many data need two.",
+        expected.figures,
     )
 
 
-def _nothing_learnt(ability: Ability, arm: str, where: str) -> Finding:
-    return Finding(
-        ability.name,
-        "inconclusive",
-        f"Neither {arm} nor {ability.source} alone is shown above the base {where} of each source.",
+def _nothing_learned(ability: Ability, expected: Expected, arm: str, where: str) -> Finding:
+    return not_tested(
+        ability,
+        f"Neither {arm} nor {ability.source} alone is shown to differ from the base {where} of "
+        "each source.",
+        expected.figures,
     )
 
 
-def _too_few(ability: Ability, what: str) -> Finding:
-    return Finding(ability.name, "inconclusive", f"The study has too few finished runs of {what}.")
+def _too_few(ability: Ability, expected: Expected, what: str = "") -> Finding:
+    what = what or f"{ability.source} alone"
+    if expected.direction == "same":
+        what += f" with {_PLATEAU_ROWS:,} rows or more"
+    return not_tested(ability, f"The study has too few finished runs of {what}.", expected.figures)

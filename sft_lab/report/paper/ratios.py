@@ -3,21 +3,14 @@
 import re
 from collections.abc import Sequence
 
-from sft_lab.analysis.abilities import GENERAL, Ability, taught
-from sft_lab.analysis.groups import RunGroup, amount, series_of
-from sft_lab.analysis.measurements import Comparison, Measurements, corrected, end_of
-from sft_lab.analysis.study_results import Question
-from sft_lab.report.judging import judge_direction, judge_no_effect
+from sft_lab.analysis.abilities import GENERAL, Ability
+from sft_lab.analysis.controls import OF_MIXING
+from sft_lab.analysis.groups import RunGroup, amount, controls_of, series_of
+from sft_lab.analysis.measurements import Comparison, Measurements, end_of
+from sft_lab.analysis.study_results import Question, StudyResults
+from sft_lab.report.judging import judge, not_tested
 from sft_lab.report.page import Claim, Finding
-
-_OWN = (
-    "yes: with all chat, GSM8K rises from 16.5 % to 47.5 % with math and code from 1/256 to all; "
-    "with all math and code, MT-Bench rises from 4.69 to 5.76 with chat from 1/256 to all."
-)
-_OTHERS = (
-    "no: GSM8K stays at 47.2 to 48.5 % whatever the amount of chat, and MT-Bench at 5.76 to 5.84 "
-    "whatever the amount of math and code; HumanEval fluctuates."
-)
+from sft_lab.report.paper.claims import Expected, paper_claims
 
 
 def varied(group: RunGroup, abilities: Sequence[Ability]) -> frozenset[str]:
@@ -37,50 +30,76 @@ def varied(group: RunGroup, abilities: Sequence[Ability]) -> frozenset[str]:
 
 
 def ratio_claims(
-    question: Question, abilities: Sequence[Ability], measured: Measurements
+    question: Question,
+    results: StudyResults,
+    abilities: Sequence[Ability],
+    measured: Measurements,
 ) -> tuple[list[Claim], list[Comparison]]:
     """Judge whether an ability depends on its own data, and on the amount of the others."""
-    abilities = taught(abilities)
-    compared: list[tuple[str, RunGroup, Ability, Comparison]] = []
-    series = series_of(question)
-    for arm, groups in series.items():
+    made: list[Comparison] = []
+
+    def compare(ability: Ability, before: RunGroup, after: RunGroup) -> Comparison:
+        found = measured.compare(question.name, ability, end_of(before), end_of(after))
+        made.append(found)
+        return found
+
+    def own(ability: Ability, expected: Expected, arm: str, groups: Sequence[RunGroup]) -> Finding:
+        least, greatest = groups[0], groups[-1]
+        whole = "all" if amount(greatest.level) == 1 else greatest.level
+        sources = " and ".join(sorted(varied(least, abilities)))
+        # The levels between are shown in the table, and no claim.
+        return judge(
+            ability,
+            expected.direction,
+            [compare(ability, least, greatest)],
+            measured,
+            f"{arm}, from {least.level} to {whole} of {sources}",
+            paper=expected.figures,
+            controls={
+                control.control: [compare(ability, control, greatest)]
+                for control in controls_of(results, least)
+                if control.control in OF_MIXING
+            },
+            needs=OF_MIXING,
+        )
+
+    def others(
+        ability: Ability, expected: Expected, arm: str, groups: Sequence[RunGroup]
+    ) -> Finding:
+        sources = " and ".join(sorted(varied(groups[0], abilities)))
         finished = [group for group in groups if group.runs]
-        for ability in abilities if len(finished) > 1 else ():
-            full = finished[-1]
-            for group in finished[:-1]:
-                sides = (full, group)
-                if ability.source in varied(group, abilities):
-                    sides = (group, full)  # the claim is a rise
-                before, after = map(end_of, sides)
-                found = measured.compare(question.name, ability, before, after)
-                compared.append((arm, group, ability, found))
-    comparisons = corrected(comparison for *_, comparison in compared)
-    by: dict[tuple[str, Ability], list[tuple[RunGroup, Comparison]]] = {}
-    for (arm, group, ability, _), comparison in zip(compared, comparisons, strict=True):
-        by.setdefault((arm, ability), []).append((group, comparison))
-    own, others = [], []
-    for (arm, ability), levels in by.items():
-        least, first = levels[0]
-        changed = sorted(varied(least, abilities))
-        if not changed:
-            sentence = f"{arm}: its names do not say which source varies; name its axis after it."
-            others.append(Finding(ability.name, "inconclusive", sentence))
-        elif ability.source in changed:
-            greatest = next(group.level for group in reversed(series[arm]) if group.runs)
-            whole = "all" if amount(greatest) == 1 else greatest
-            lead = f"{arm}, from {least.level} to {whole} of {' and '.join(changed)}"
-            own.append(judge_direction(first, 1, lead))
-        else:
-            lead = f"{arm}, {' and '.join(changed)} varied, its own data the same"
-            tested = [comparison for _, comparison in levels]
-            others.append(judge_no_effect(tested, len(series[arm]) - 1, lead))
-    claims = [
-        Claim(question.name, "An ability depends on the amount of its own data", _OWN, own),
-        Claim(
-            question.name,
-            "An ability does not depend on the amount of the other sources",
-            _OTHERS,
-            others,
-        ),
-    ]
-    return [claim for claim in claims if claim.findings], comparisons
+        full = finished[-1]
+        controls: dict[str, list[Comparison]] = {}
+        for group in finished[:-1]:
+            for control in controls_of(results, group):
+                if control.control in OF_MIXING:
+                    found = compare(ability, full, control)
+                    controls.setdefault(control.control, []).append(found)
+        return judge(
+            ability,
+            expected.direction,
+            [compare(ability, full, group) for group in groups if group is not full],
+            measured,
+            f"{arm}, {sources} varied, its own data the same",
+            paper=expected.figures,
+            controls=controls,
+            needs=OF_MIXING,
+        )
+
+    claims = []
+    for name in ("own_amount", "other_amounts"):
+        claim, findings = paper_claims()[name], []
+        for arm, groups in series_of(question).items():
+            finished = [group for group in groups if group.runs]
+            for ability, expected in claim.expected(abilities) if len(finished) > 1 else ():
+                changed = varied(groups[0], abilities)
+                if not changed and name == "other_amounts":
+                    sentence = f"{arm}: its names do not say which source varies; name its axis"
+                    findings.append(not_tested(ability, f"{sentence} after it.", expected.figures))
+                elif name == "own_amount" and ability.source in changed:
+                    findings.append(own(ability, expected, arm, finished))
+                elif name == "other_amounts" and changed and ability.source not in changed:
+                    findings.append(others(ability, expected, arm, groups))
+        if findings:
+            claims.append(claim.judged(question.name, findings))
+    return claims, made

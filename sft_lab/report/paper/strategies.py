@@ -1,12 +1,11 @@
 """RQ4: the rows of the strategies' table, their specialists, and each strategy's losses."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 
 from sft_lab.analysis.abilities import Ability
 from sft_lab.analysis.forgetting import Drop, drop_of
-from sft_lab.analysis.groups import RunGroup, by_amount, distinct, groups_of
-from sft_lab.analysis.measurements import Comparison, Measurements, corrected, end_of
+from sft_lab.analysis.groups import RunGroup, by_amount, controls_of, distinct, groups_of
+from sft_lab.analysis.measurements import Comparison, Measurements, end_of
 from sft_lab.analysis.study_results import Question, StudyResults
 from sft_lab.report.paper.amounts import is_alone, own_series, single_question
 
@@ -25,7 +24,8 @@ def table_groups(
         series = own_series(question, ability) or own_series(single, ability)
         specialists += [groups[-1] for groups in series if groups[-1] not in specialists]
     others = [group for group in groups_of(question) if group not in specialists]
-    return [*specialists, *distinct(_ordered(others))]
+    rows = [*specialists, *distinct(_ordered(others))]
+    return [row for group in rows for row in (group, *controls_of(results, group))]
 
 
 def references(
@@ -41,6 +41,7 @@ def references(
             (score.value, row)
             for row in rows
             if is_alone(row.arm, ability.source)
+            and not row.control
             and (score := measured.mean(ability, end_of(row))) is not None
         ]
         if scores:
@@ -49,33 +50,31 @@ def references(
 
 
 def against_references(
-    family: str,
+    place: str,
     rows: Sequence[RunGroup],
     best: dict[Ability, RunGroup],
     measured: Measurements,
 ) -> list[Comparison]:
     """Compare every row with the specialist of each column."""
-    return corrected(
-        measured.compare(family, ability, end_of(reference), end_of(row))
+    return [
+        measured.compare(place, ability, end_of(reference), end_of(row))
         for ability, reference in best.items()
         for row in rows
         if row is not reference and row.runs
-    )
+    ]
 
 
 def drops(
-    family: str, groups: Iterable[RunGroup], abilities: Sequence[Ability], measured: Measurements
+    place: str, groups: Iterable[RunGroup], abilities: Sequence[Ability], measured: Measurements
 ) -> list[Drop]:
-    """Return the drop of each ability in each group of several stages, corrected together."""
-    found = [
+    """Return the drop of each ability in each group of several stages."""
+    return [
         drop
         for group in groups
         if group.runs and min(len(run.stages) for run in group.runs.values()) > 1
         for ability in abilities
-        if (drop := drop_of(family, group, ability, measured)) is not None
+        if (drop := drop_of(place, group, ability, measured)) is not None
     ]
-    comparisons = corrected(drop.comparison for drop in found)
-    return [replace(drop, comparison=c) for drop, c in zip(found, comparisons, strict=True)]
 
 
 def _ordered(groups: Sequence[RunGroup]) -> list[RunGroup]:

@@ -1,148 +1,198 @@
 """RQ4: claims on forgetting, on replay, and on training on all sources at once."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
-from sft_lab.analysis.abilities import Ability, general_of, special_of
-from sft_lab.analysis.forgetting import Drop
-from sft_lab.analysis.groups import RunGroup, amount, groups_of
-from sft_lab.analysis.measurements import Comparison, Measurements, Side, corrected, end_of
-from sft_lab.analysis.study_results import Question
-from sft_lab.report.judging import judge_direction, judge_no_loss
+from sft_lab.analysis.abilities import Ability
+from sft_lab.analysis.controls import OF_MIXING, OF_REPLAY, PHRASES, Control
+from sft_lab.analysis.forgetting import Drop, drop_of
+from sft_lab.analysis.groups import RunGroup, amount, controls_of, groups_of
+from sft_lab.analysis.measurements import Comparison, Measurements, Side, end_of
+from sft_lab.analysis.study_results import Question, StudyResults
+from sft_lab.report.judging import describe, judge, not_tested
 from sft_lab.report.page import Claim, Finding
+from sft_lab.report.paper.amounts import alone_controls
+from sft_lab.report.paper.claims import Expected, paper_claims
 
-_Judge = Callable[[Comparison], Finding]
 _NO_RUN = "there is no finished run of {}"
 _NO_REPLAY = _NO_RUN.format("dmt with replay")
-
-_FORGETS = (
-    "a forgetting of math, not of code: GSM8K ends 17.7, 12.3 and 10.6 points below the specialist "
-    "at 7B, 13B and 33B, HumanEval within 3.1. It reports no score after the first stage, so the "
-    "drop is read against the specialist."
-)
-_MIXED_FORGETS = "GSM8K ends 16.5, 10.9 and 13.7 points below the specialist, HumanEval within 3.2."
-_KEEPS = "replaying 1/256 lifts GSM8K by 9.3, 6.0 and 12.1 points over mixed sequential."
-_FREE = "MT-Bench is 6.08, 6.03 and 6.73 against 6.02, 5.93 and 6.43 of mixed sequential."
-_MORE = "GSM8K rises from 41.9 % to 45.8 % (7B, k from 1/256 to 1); HumanEval falls at 7B."
-_TRADE = "MT-Bench falls from 6.08 to 5.63 (7B) and from 6.03 to 5.76 (13B), k from 1/256 to 1."
-_MULTI = "GSM8K ends 0.5 to 1.6 points below the specialist; HumanEval 7.9 below to 2.4 above."
-_CONFLICT = "MT-Bench ends 0.12, 0.40 and 0.56 below the specialist at 7B, 13B and 33B."
+_OF_FORGETTING = ("stage_order", "optimizer")
 
 
-def strategy_claims(
-    question: Question,
-    abilities: Sequence[Ability],
-    measured: Measurements,
-    table: Sequence[Comparison],
-    lost: Sequence[Drop],
-) -> tuple[list[Claim], list[Comparison]]:
-    """Judge the claims on forgetting, on replay, and on training on all sources at once.
+@dataclass
+class StrategyClaims:
+    """Judges the claims on forgetting, on replay, and on training on all sources at once.
 
     Args:
         question: Arms are strategies by name; ``dmt`` has an axis k.
+        results: The study, for the controls.
         abilities: The study's abilities.
         measured: Means and comparisons.
-        table: Every strategy against the specialists.
+        best: The specialist of each ability.
         lost: The drops of each strategy.
-
-    Returns:
-        Claims, and the comparisons of replay shares they rest on.
     """
-    general, special = general_of(abilities), special_of(abilities)
-    replay = _replay_comparisons(question, abilities, measured)
 
-    groups = groups_of(question)
-    why_little, why_much = _why_no_replay(groups)
+    question: Question
+    results: StudyResults
+    abilities: Sequence[Ability]
+    measured: Measurements
+    best: Mapping[Ability, RunGroup]
+    lost: Sequence[Drop]
 
-    def forgetting(arm: str) -> list[Finding]:
-        mine = [group for group in groups if group.arm == arm]
-        trained = [group.run_ids for group in mine if group.runs]
-        why = f"{arm} was measured at no earlier stage end"
+    def __post_init__(self) -> None:
+        """Find the question's groups and replay sweeps."""
+        self.groups = groups_of(self.question)
+        self.sweeps = replay_sweeps(self.question)
+        self.comparisons: list[Comparison] = []
+
+    def claims(self) -> list[Claim]:
+        """Return the claims that the question's arms speak of, with their findings."""
+        little, much = _why_no_replay(self.groups)
+        findings = {
+            "sequential": self._judged("sequential", self._forgetting),
+            "mixed_sequential": self._judged("mixed_sequential", self._forgetting),
+            "little_replay": self._replayed("little_replay", self._little(), little, OF_REPLAY),
+            "free_replay": self._replayed("free_replay", self._little(), little, OF_REPLAY),
+            "more_replay": self._replayed("more_replay", self._much(), much, OF_MIXING),
+            "trade": self._replayed("trade", self._much(), much, OF_MIXING),
+            "multi_task_keeps": self._judged("multi_task_keeps", self._multi_task),
+            "multi_task_lowers": self._judged("multi_task_lowers", self._multi_task),
+        }
+        self._compare_all_shares()
+        known = paper_claims()
+        return [known[n].judged(self.question.name, f) for n, f in findings.items() if f]
+
+    def _judged(self, name: str, judge_one: "_JudgeOne") -> list[Finding]:
+        expected = paper_claims()[name].expected(self.abilities)
+        return [found for a, e in expected for found in judge_one(name, a, e)]
+
+    def _compare(self, ability: Ability, before: RunGroup, after: RunGroup) -> Comparison:
+        place = f"{self.question.name} replay"
+        found = self.measured.compare(place, ability, end_of(before), end_of(after))
+        self.comparisons.append(found)
+        return found
+
+    def _forgetting(self, arm: str, ability: Ability, expected: Expected) -> list[Finding]:
+        mine = [group for group in self.groups if group.arm == arm]
+        trained = [group for group in mine if group.runs]
         findings = []
-        for ability in special if mine else ():
-            found = [
-                judge_direction(
-                    drop.comparison, -1, f"{arm}, from {_after(drop.best)} to the end of training"
-                )
-                for drop in lost
-                if drop.group.run_ids in trained and drop.comparison.ability == ability
-            ]
-            findings += found or [_inconclusive(ability, why if trained else _NO_RUN.format(arm))]
-        return findings
+        for drop in self.lost:
+            group = next((g for g in trained if g.run_ids == drop.group.run_ids), None)
+            if group is None or drop.comparison.ability != ability:
+                continue
+            found = judge(
+                ability,
+                expected.direction,
+                [drop.comparison],
+                self.measured,
+                f"{arm}, from {_after(drop.best)} to the end of training",
+                paper=expected.figures,
+            )
+            variants = " ".join(self._variants(group, ability))
+            findings.append(replace(found, sentence=f"{found.sentence} {variants}".strip()))
+        if findings or not mine:
+            return findings
+        why = f"{arm} was measured at no earlier stage end" if trained else _NO_RUN.format(arm)
+        return [_not_compared(ability, why, expected)]
 
-    def replayed(
-        wanted: Sequence[Ability], comparisons: Sequence[Comparison], judge: _Judge, why: str
+    def _variants(self, group: RunGroup, ability: Ability) -> list[str]:
+        """Return what is forgotten with stages in another order, or another hand-over."""
+        sentences = []
+        for control in controls_of(self.results, group):
+            if control.control not in _OF_FORGETTING:
+                continue
+            drop = drop_of(f"{self.question.name} forgetting", control, ability, self.measured)
+            if drop is None or drop.comparison.difference is None:
+                continue
+            self.comparisons.append(drop.comparison)
+            lead = f"Control {control.control} ({PHRASES[control.control]})"
+            found = describe(drop.comparison)
+            sentences.append(f"{lead}, from {_after(drop.best)} to the end: {found}")
+        return sentences
+
+    def _replayed(
+        self,
+        name: str,
+        pairs: Sequence[tuple[RunGroup, RunGroup]],
+        why: str,
+        needs: Sequence[Control],
     ) -> list[Finding]:
+        """Judge replay against none, with fresh rows in its place, or more of it against less.
+
+        The control of more replay is the lesser share at equal steps.
+        """
         findings = []
-        for ability in wanted:
-            found = [judge(c) for c in comparisons if c.ability == ability]
-            findings += found or ([_inconclusive(ability, why)] if why else [])
+        for ability, expected in paper_claims()[name].expected(self.abilities):
+            for before, after in pairs:
+                controls = {
+                    control.control: [self._compare(ability, control, after)]
+                    for control in controls_of(
+                        self.results, after if needs is OF_REPLAY else before
+                    )
+                    if control.control in needs
+                }
+                found = judge(
+                    ability,
+                    expected.direction,
+                    [self._compare(ability, before, after)],
+                    self.measured,
+                    paper=expected.figures,
+                    controls=controls,
+                    needs=needs,
+                )
+                findings.append(found)
+            if why and not pairs:
+                findings.append(_not_compared(ability, why, expected))
         return findings
 
-    def multi_task(wanted: Sequence[Ability], judge: _Judge) -> list[Finding]:
-        mine = [group for group in groups if group.arm == "multi_task"]
-        trained = [group.run_ids for group in mine if group.runs]
-        labels = [group.label for group in groups if group.run_ids in trained]
-        findings = []
-        for ability in wanted if mine else ():
-            found = [judge(c) for c in table if c.after in labels and c.ability == ability]
+    def _multi_task(self, _: str, ability: Ability, expected: Expected) -> list[Finding]:
+        mine = [group for group in self.groups if group.arm == "multi_task"]
+        trained = [group for group in mine if group.runs]
+        reference = self.best.get(ability)
+        if not mine:
+            return []
+        if not trained or reference is None:
             missing = f"{ability.source} alone" if trained else "multi_task"
-            findings += found or [_inconclusive(ability, _NO_RUN.format(missing))]
-        return findings
+            return [_not_compared(ability, _NO_RUN.format(missing), expected)]
+        return [
+            judge(
+                ability,
+                expected.direction,
+                [self._compare(ability, reference, group)],
+                self.measured,
+                paper=expected.figures,
+                controls=alone_controls(self.results, ability, group, self._compare),
+                needs=OF_MIXING,
+            )
+            for group in trained
+        ]
 
-    rises, falls = partial(judge_direction, sign=1), partial(judge_direction, sign=-1)
-    claims = [
-        Claim(
-            question.name,
-            "Training in sequence forgets math and code",
-            _FORGETS,
-            forgetting("sequential"),
-        ),
-        Claim(
-            question.name,
-            "Mixed sequential forgets them as well",
-            _MIXED_FORGETS,
-            forgetting("mixed_sequential"),
-        ),
-        Claim(
-            question.name,
-            "A little replay keeps more of them (DMT against none)",
-            _KEEPS,
-            replayed(special, replay.little, rises, why_little),
-        ),
-        Claim(
-            question.name,
-            "That replay costs the general ability nothing",
-            _FREE,
-            replayed(general, replay.little, judge_no_loss, why_little),
-        ),
-        Claim(
-            question.name,
-            "More replay raises the special abilities further",
-            _MORE,
-            replayed(special, replay.much, rises, why_much),
-        ),
-        Claim(
-            question.name,
-            "More replay lowers the general ability",
-            _TRADE,
-            replayed(general, replay.much, falls, why_much),
-        ),
-        Claim(
-            question.name,
-            "Multi-task training keeps the special abilities at the specialist's level",
-            _MULTI,
-            multi_task(special, judge_no_loss),
-        ),
-        Claim(
-            question.name,
-            "Multi-task training lowers the general ability",
-            _CONFLICT,
-            multi_task(general, falls),
-        ),
-    ]
-    return [claim for claim in claims if claim.findings], replay.all
+    def _little(self) -> list[tuple[RunGroup, RunGroup]]:
+        """Return no replay with the least share of it, of each sweep that has both."""
+        return [(none[0], some[0]) for none, some in map(_parts, self.sweeps) if none and some]
+
+    def _much(self) -> list[tuple[RunGroup, RunGroup]]:
+        """Return the least share with the greatest, of each sweep that has two."""
+        return [(some[0], some[-1]) for _, some in map(_parts, self.sweeps) if len(some) > 1]
+
+    def _compare_all_shares(self) -> None:
+        """Compare the shares between, which the table of comparisons shows."""
+        for none, some in map(_parts, self.sweeps):
+            for ability in self.abilities:
+                for group in some[1:]:
+                    if none:
+                        self._compare(ability, none[0], group)
+                for group in some[1:-1]:
+                    self._compare(ability, some[0], group)
+
+
+_JudgeOne = Callable[[str, Ability, Expected], list[Finding]]
+
+
+def _parts(sweep: "Sweep") -> tuple[list[RunGroup], list[RunGroup]]:
+    """Return the groups without replay and with it, from the least share on."""
+    none = [group for k, group in sweep.groups.items() if not amount(k)]
+    return none, [group for k, group in sweep.groups.items() if amount(k)]
 
 
 def _why_no_replay(groups: Sequence[RunGroup]) -> tuple[str, str]:
@@ -196,40 +246,8 @@ def replay_sweeps(question: Question) -> list[Sweep]:
     return sweeps
 
 
-@dataclass(frozen=True)
-class _Replay:
-    """Comparisons of replay shares: the least with none, the greatest with the least, all."""
-
-    little: Sequence[Comparison]
-    much: Sequence[Comparison]
-    all: list[Comparison]
-
-
-def _replay_comparisons(
-    question: Question, abilities: Sequence[Ability], measured: Measurements
-) -> _Replay:
-    little, much, rest = [], [], []
-    for sweep in replay_sweeps(question):
-        none = [group for k, group in sweep.groups.items() if not amount(k)]
-        some = [group for k, group in sweep.groups.items() if amount(k)]
-        little += list(zip(none, some[:1], strict=False))
-        much += [(some[0], some[-1])] if len(some) > 1 else []
-        rest += [(none[0], group) for group in some[1:] if none]
-        rest += [(some[0], group) for group in some[1:-1]]
-    tests = [(ability, pair) for ability in abilities for pair in [*little, *rest, *much]]
-    comparisons = corrected(
-        measured.compare(f"{question.name} replay", ability, end_of(a), end_of(b))
-        for ability, (a, b) in tests
-    )
-
-    def of(pairs: Sequence[tuple[RunGroup, RunGroup]]) -> list[Comparison]:
-        return [c for (_, pair), c in zip(tests, comparisons, strict=True) if pair in pairs]
-
-    return _Replay(of(little), of(much), comparisons)
-
-
-def _inconclusive(ability: Ability, why: str) -> Finding:
-    return Finding(ability.name, "inconclusive", f"Not compared, because {why}.")
+def _not_compared(ability: Ability, why: str, expected: Expected) -> Finding:
+    return not_tested(ability, f"Not compared, because {why}.", expected.figures)
 
 
 def _after(side: Side) -> str:

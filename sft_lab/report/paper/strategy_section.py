@@ -17,14 +17,14 @@ from sft_lab.report.paper.strategies import (
     references,
     table_groups,
 )
-from sft_lab.report.paper.strategy_claims import replay_sweeps, strategy_claims
+from sft_lab.report.paper.strategy_claims import StrategyClaims, replay_sweeps
 from sft_lab.report.tables import forgetting_table, score_table
 from sft_lab.report.timelines import heat_map, timeline
 
 _MARKS = (
     "With each score its 95 % interval. \N{BLACK DOWN-POINTING TRIANGLE} and "
     "\N{BLACK UP-POINTING TRIANGLE} differ from the reference of their column (bold) by a paired "
-    "test, corrected over the whole table by Holm's method; \N{WHITE CIRCLE} may be chance."
+    "test, corrected over the whole report by Holm's method; \N{WHITE CIRCLE} may be chance."
 )
 
 
@@ -35,8 +35,9 @@ def strategies_section(question: Question, context: Context) -> Section:
     best = references(rows, abilities, measured)
     against = against_references(f"{question.name} table", rows, best, measured)
     lost = drops(f"{question.name} forgetting", distinct(groups_of(question)), abilities, measured)
-    claims, replay = strategy_claims(question, abilities, measured, against, lost)
-    context.comparisons += [*against, *(drop.comparison for drop in lost), *replay]
+    judged = StrategyClaims(question, context.results, abilities, measured, best, lost)
+    claims = judged.claims()
+    context.comparisons += [*against, *(drop.comparison for drop in lost), *judged.comparisons]
     tables = [
         score_table(
             "Strategies by abilities at the end of training, means over seeds. "
@@ -51,11 +52,13 @@ def strategies_section(question: Question, context: Context) -> Section:
     ]
     if lost:
         tables.append(forgetting_table(lost, abilities))
-    figures = [
-        *_sweep(question, context, best),
-        *_over_time(question, context),
-        *_drop_figure(question, context, lost),
-    ]
+    figures: list[Figure] = []
+    if context.draws:
+        figures = [
+            *_sweep(question, context, best),
+            *_over_time(question, context),
+            *_drop_figure(question, context, lost),
+        ]
     return section_of(question, claims=claims, tables=tables, figures=figures)
 
 
