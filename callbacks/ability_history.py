@@ -28,6 +28,7 @@ class AbilityHistory(Callback):
 
     Attributes:
         history: Every evaluation so far, in order of steps.
+        changes: The last one's ability metrics, by key.
         best_marks: By score, the mark of each item at the best full evaluation at a stage boundary;
             without scores that are not a mean over items.
     """
@@ -35,6 +36,7 @@ class AbilityHistory(Callback):
     def __init__(self, suite: EvaluationSuite) -> None:
         self.suite = suite
         self.history: list[Point] = []
+        self.changes: dict[str, float] = {}
         self.best_marks: dict[str, dict[str, float]] = {}
 
     def on_evaluation_end(
@@ -50,7 +52,8 @@ class AbilityHistory(Callback):
         elif all(past.step != point.step for past in self.history):
             self._keep_best(point, evaluation)
             self.history.append(point)
-            metrics |= ability_metrics(self.history, self._tracked(schedule.stages))
+            self.changes = ability_metrics(self.history, self._tracked(schedule.stages))
+            metrics |= self.changes
             metrics |= progress(schedule, point.step)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=evaluation.step)

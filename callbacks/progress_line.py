@@ -1,10 +1,10 @@
-"""Show progress in the terminal: a status line, a row per evaluation, a table at the end."""
+"""Show progress as plain lines, for a file or a pipe: steps, evaluations, a table at the end."""
 
 import math
 import os
-import shutil
 import sys
 import time
+from dataclasses import dataclass
 from typing import Any, TextIO
 
 from lightning import Callback, LightningModule, Trainer
@@ -17,13 +17,36 @@ from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.runs.evaluations import Point
 from sft_lab.terminal import format_table, visible
 from sft_lab.training.module import SFTModule
+from sft_lab.training.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        stage: Name of the stage.
+        stage_step: Optimizer steps of the stage that are done.
+        stage_steps: All of them.
+        step: Optimizer steps of the run that are done.
+        steps: All of them.
+        loss: Mean loss since the last logged point, in nats per target token.
+        tokens_per_s: Tokens trained in a second since this process began.
+        left_s: Seconds to the end, evaluations included.
+    """
+
+    stage: str
+    stage_step: int
+    stage_steps: int
+    step: int
+    steps: int
+    loss: float
+    tokens_per_s: float
+    left_s: float
 
 
 class ProgressLine(Callback):
-    """Show stage, step, loss, speed, time left and the last scores.
-
-    A terminal gets one line that is overwritten, cut to its width; a file gets plain lines, one per
-    ten logging intervals.
+    """Show stage, step, loss, speed, time left and the last scores, a line per ten points logged.
 
     Args:
         training: Source of loss and speed.
@@ -46,38 +69,27 @@ class ProgressLine(Callback):
         self.suite = suite
         self.ui_command = ui_command
         self.stream = stream or sys.stdout
-        self._shown_step = -1
+        self._shown_step = self._first_step = -1
         self._evaluation_started = 0.0
-        self._width = 0
-
-    @property
-    def _is_terminal(self) -> bool:
-        return self.stream.isatty()
-
-    def _write_over(self, line: str) -> None:
-        line = visible(line)[: shutil.get_terminal_size().columns - 1]  # a wrapped line stays
-        self._write("\r" + line.ljust(self._width))
-        self._width = len(line)
+        self._evaluation_s: dict[bool, float] = {}  # of the last one, by whether it was full
 
     def _write_line(self, line: str) -> None:
-        if self._is_terminal and self._width:
-            self._write("\r" + " " * self._width + "\r")
-            self._width = 0
-        self._write(visible(line) + "\n")
-
-    def _write(self, text: str) -> None:
         try:
-            self.stream.write(text)
+            self.stream.write(visible(line) + "\n")
             self.stream.flush()
-        except OSError:  # the terminal or the pipe's reader is gone, which must not end a run
-            quiet = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
-            if self.stream is sys.stdout:
-                sys.stdout = quiet  # which the interpreter flushes at exit
-            self.stream = quiet
+        except OSError:
+            self._hang_up()
+
+    def _hang_up(self) -> None:
+        """Write nowhere from now on: a terminal or a reader that is gone must not end a run."""
+        quiet = open(os.devnull, "w")  # noqa: SIM115 - as long as the process
+        if self.stream is sys.stdout:
+            sys.stdout = quiet  # which the interpreter flushes at exit
+        self.stream = quiet
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._shown_step = trainer.global_step
+        self._shown_step = self._first_step = trainer.global_step
 
     @override
     def on_train_batch_end(
@@ -91,29 +103,48 @@ class ProgressLine(Callback):
         ):
             return
         self._shown_step = step
-        schedule = pl_module.schedule
-        scheduled = schedule.stages[schedule.stage_of_step(step - 1)]
-        tokens_left = schedule.seen(schedule.num_steps).tokens - schedule.seen(step).tokens
-        left = (
-            tokens_left / self.training.tokens_per_s
-            if self.training.tokens_per_s > 0
-            else float("nan")
-        )
-        line = (
-            f"{scheduled.name} {step - scheduled.first_step}/{scheduled.num_steps}  "
-            f"step {step}/{schedule.num_steps}  loss {known(self.training.loss, '.3f')}  "
-            f"{known(self.training.tokens_per_s, ',.0f')} tok/s  {duration(left)} left  "
-            f"{self._scores()}"
-        )
-        if self._is_terminal:
-            self._write_over(line)
-        elif step % (10 * trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
-            self._write_line(line)
+        self._show_step(trainer, self._progress(pl_module.schedule, step))
 
-    def _scores(self) -> str:
-        if not self.history.history:
-            return ""
-        return " ".join(self._named(self.history.history[-1]))
+    def _show_step(self, trainer: Trainer, now: Progress) -> None:
+        if now.step % (10 * trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
+            scores = self._named(self.history.history[-1]) if self.history.history else []
+            self._write_line(
+                f"{now.stage} {now.stage_step}/{now.stage_steps}  step {now.step}/{now.steps}  "
+                f"loss {known(now.loss, '.3f')}  {known(now.tokens_per_s, ',.0f')} tok/s  "
+                f"{duration(now.left_s)} left  {' '.join(scores)}"
+            )
+
+    def _progress(self, schedule: Schedule, step: int) -> Progress:
+        scheduled = schedule.stages[schedule.stage_of_step(step - 1)]
+        trained_s = self.training.trained_s
+        tokens = schedule.seen(step).tokens - schedule.seen(self._first_step).tokens
+        speed = tokens / trained_s if trained_s > 0 else float("nan")
+        left = schedule.seen(schedule.num_steps).tokens - schedule.seen(step).tokens
+        return Progress(
+            stage=scheduled.name,
+            stage_step=step - scheduled.first_step,
+            stage_steps=scheduled.num_steps,
+            step=step,
+            steps=schedule.num_steps,
+            loss=self.training.recent_loss,
+            tokens_per_s=speed,
+            left_s=left / speed + self._evaluations_left_s(schedule, step) if speed else math.nan,
+        )
+
+    def _evaluations_left_s(self, schedule: Schedule, step: int) -> float:
+        """Return the seconds of the evaluations to come, each as long as the last of its kind."""
+        longest = max(self._evaluation_s.values(), default=0.0)
+        due = (s for s in range(step, schedule.num_steps + 1) if s != self._evaluated_step)
+        boundaries = schedule.boundaries
+        return sum(
+            self._evaluation_s.get(at in boundaries or self.suite.budget is None, longest)
+            for at in due
+            if self.suite.is_due(at, boundaries)
+        )
+
+    @property
+    def _evaluated_step(self) -> int:
+        return self.history.history[-1].step if self.history.history else -1
 
     def _named(self, measurement: Point) -> list[str]:
         keys = self.suite.score_keys
@@ -128,16 +159,18 @@ class ProgressLine(Callback):
         """Start the clock."""
         self._evaluation_started = time.perf_counter()
 
-    def on_evaluation_part(self, trainer: Trainer, pl_module: LightningModule, line: str) -> None:
-        """Show what is being evaluated."""
-        if self._is_terminal:
-            self._write_over(f"evaluating {line}")
-
     def on_evaluation_end(
         self, trainer: Trainer, pl_module: LightningModule, evaluation: Evaluation
     ) -> None:
-        """Print a row of scores."""
+        """Show the scores, and what callbacks have decided by them."""
         seconds = time.perf_counter() - self._evaluation_started
+        self._evaluation_s[not evaluation.num_items] = seconds
+        self._show_evaluation(evaluation, seconds)
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            for line in getattr(callback, "decision_lines", _no_lines)(evaluation.step):
+                self._write_line(line)
+
+    def _show_evaluation(self, evaluation: Evaluation, seconds: float) -> None:
         shown = self.suite.shown
         found = evaluation.scores
         scores = "  ".join(
@@ -146,13 +179,14 @@ class ProgressLine(Callback):
             for name, key in self.suite.score_keys.items()
             if key in found
         )
-        step = evaluation.step
-        ended = [m.after for m in self.history.history if m.step == step and m.after]
-        after = f" (end of {ended[0]})" if ended else ""
-        self._write_line(f"evaluation at step {step}{after}: {scores}  in {seconds:.1f} s")
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            for line in getattr(callback, "decision_lines", _no_lines)(step):
-                self._write_line(line)
+        ended = self._stage_ended(evaluation.step)
+        after = f" (end of {ended})" if ended else ""
+        self._write_line(
+            f"evaluation at step {evaluation.step}{after}: {scores}  in {seconds:.1f} s"
+        )
+
+    def _stage_ended(self, step: int) -> str:
+        return next((m.after for m in self.history.history if m.step == step and m.after), "")
 
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -32,6 +32,7 @@ class TrainingLog(Callback):
         self._logged_step = 0
         self._seconds_before = 0.0
         self._started = time.perf_counter()
+        self._evaluated_s = 0.0
 
     def _reset(self) -> None:
         self.nll = torch.zeros(len(self.sources), dtype=torch.float64)
@@ -42,9 +43,21 @@ class TrainingLog(Callback):
         """Return the wall time of training and evaluation, summed over a run's processes."""
         return self._seconds_before + time.perf_counter() - self._started
 
+    @property
+    def trained_s(self) -> float:
+        """Return the seconds that this process has trained, evaluations left out."""
+        return time.perf_counter() - self._started - (self.evaluation.seconds - self._evaluated_s)
+
+    @property
+    def recent_loss(self) -> float:
+        """Return the loss since the last point, or of it where nothing has been trained since."""
+        tokens = self.target_tokens.sum()
+        return (self.nll.sum() / tokens).item() if tokens else self.loss
+
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter()
+        self._evaluated_s = self.evaluation.seconds  # before this process
         self._mark(trainer)
 
     def _mark(self, trainer: Trainer) -> None:

@@ -1,8 +1,10 @@
 """``fit``: train a run, or say with ``--plan`` what it would cost."""
 
+import sys
+
 from sft_lab.commands.run_help import asks_for_help, wants_every_key
 from sft_lab.launch.early import check_early
-from sft_lab.terminal import silence
+from sft_lab.terminal import silence, visible
 
 
 def main(arguments: list[str]) -> int:
@@ -11,7 +13,9 @@ def main(arguments: list[str]) -> int:
         return 0
     arguments = wants_every_key(arguments)
     if "--help" not in arguments:
-        check_early(arguments, "fit")
+        request = check_early(arguments, "fit")
+        if sys.stdout.isatty() and "--print_config" not in arguments:
+            print(f"{visible(request.strategy)}: loading ...", flush=True)
     if "--plan" in arguments:
         from sft_lab.commands.plan import plan_fit
 

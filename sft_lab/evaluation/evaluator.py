@@ -108,6 +108,7 @@ class Evaluator:
             for name, benchmark in self.suite.benchmarks.items():
                 indices = prompts[name].indices(partial.get(name))
                 self.report(f"{name}: {len(indices):,} items")
+                engine.on_ended = self._counter(name, len(indices))
                 items = benchmark.items()
                 evaluated = EvaluatedModel(
                     weights,
@@ -128,6 +129,9 @@ class Evaluator:
                         if (loss := answer_loss(pairs, evaluated)) is not None:
                             found[f"answer_loss/{self.suite.abilities[name]}"] = loss
         return self._evaluation(step, answers, found, partial)
+
+    def _counter(self, name: str, num_items: int) -> Callable[[int], None]:
+        return lambda ended: self.report(f"{name}: {ended:,}/{num_items:,}")
 
     def _evaluation(
         self,

@@ -225,10 +225,13 @@ class EvaluationSuite:
         name, _, score_name = key.partition("/")
         return self.benchmarks[name].mark_of(score_name) is not None
 
+    def is_percent(self, key: str) -> bool:
+        """Return whether a score is shown in percent; a rating is not."""
+        return self.benchmarks[key.partition("/")[0]].scale == (0, 1)
+
     def shown(self, key: str, value: float) -> str:
         """Return a score as text: a share in percent, a rating unscaled."""
-        in_percent = self.benchmarks[key.partition("/")[0]].scale == (0, 1)
-        return percent(value) if in_percent else f"{value:.2f}"
+        return percent(value) if self.is_percent(key) else f"{value:.2f}"
 
     def is_due(self, step: int, boundaries: list[int]) -> bool:
         """Return whether an evaluation is due after ``step`` optimizer steps.

@@ -1,5 +1,6 @@
 """Build what a config describes: ``build(config) -> Run``, or its data alone."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from sft_lab.callbacks.forgetting_guard import ForgettingGuard
 from sft_lab.callbacks.in_loop_evaluation import InLoopEvaluation
 from sft_lab.callbacks.learning_check import LearningCheck
 from sft_lab.callbacks.progress_line import ProgressLine
+from sft_lab.callbacks.progress_screen import ProgressScreen
 from sft_lab.callbacks.run_checkpoint import RunCheckpoint
 from sft_lab.callbacks.run_recorder import RunRecorder
 from sft_lab.callbacks.stage_scheduler import StageScheduler
@@ -165,6 +167,7 @@ def _callbacks(
     scheduler = StageScheduler()
     guards = [ForgettingGuard(data.guard, suite, history, scheduler)] if data.guard else []
     ui = f"mlflow ui --backend-store-uri {config.tracking_uri}"
+    screen = ProgressScreen if sys.stdout.isatty() else ProgressLine
     return [
         *guards,
         evaluation,
@@ -173,7 +176,7 @@ def _callbacks(
         log,
         history,
         RunRecorder(config.plain),
-        ProgressLine(log, history, suite, ui),
+        screen(log, history, suite, ui),
     ]
 
 

@@ -18,18 +18,22 @@ from sft_lab.launch.keys import (
     GROUP_CLASSES,
     TOP_KEYS,
     TRAINER_RANGES,
+    Request,
     flags_of,
     read_request,
 )
 
 
-def check_early(arguments: Sequence[str], command: str, own: Sequence[str] = ()) -> None:
+def check_early(arguments: Sequence[str], command: str, own: Sequence[str] = ()) -> Request:
     """Refuse what needs no model to be refused.
 
     Args:
         arguments: As for ``parse``.
         command: The command.
         own: Flags that the command has read already, to name the nearest one.
+
+    Returns:
+        The request.
 
     Raises:
         RequestError: Naming the key, file, flag or variable, and the fix.
@@ -45,6 +49,7 @@ def check_early(arguments: Sequence[str], command: str, own: Sequence[str] = ())
         check_checkpoint_file(Path(str(checkpoint)))
     if parent := whole.get("from") or _value_of("--from", request.rest):
         _check_parent(str(parent), whole)
+    return request
 
 
 def group_types() -> dict[str, Any]:

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 
+from sft_lab.callbacks.progress_screen import ProgressScreen
 from sft_lab.config.identity import identity
+from sft_lab.cost.known_speed import KnownSpeeds
+from sft_lab.cost.run_cost import run_cost, run_parameters
 from sft_lab.errors import RESUME_HINT, Interrupted, RequestError, RunError
 from sft_lab.launch.build import Run, artifact_folder, build
 from sft_lab.launch.evaluate import evaluate_checkpoint
@@ -49,6 +52,7 @@ def fit(config: RunConfig) -> str:
         check_weights(run.module.base)
         _check_evaluation(run)
         store = RunStore(run.logger.tracking_uri)
+        _say_minutes(run, store)
         inputs = run_inputs(run.data, run.module.base)
         changes = _check_inputs(run.start, inputs)
         if run.start.fork is not None:
@@ -131,6 +135,16 @@ def _check_fork(run: Run, fork: Fork, store: RunStore) -> None:
     states = read_checkpoint(fork.checkpoint, option="--from:")["callbacks"]
     run.data.restore_plans(saved_plan_changes(states))
     check_end(fork, store, run.data.schedule)
+
+
+def _say_minutes(run: Run, store: RunStore) -> None:
+    """Give the screen, if a person watches one, the time that earlier runs let expect."""
+    for screen in run.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(screen, ProgressScreen):
+            settings = run.config.model_settings
+            speed = KnownSpeeds(store).speed(run_parameters(run.data, settings))
+            duration = run_cost(run.data, settings, speed).minutes
+            screen.minutes = None if duration is None else duration.total
 
 
 def _check_evaluation(run: Run) -> None:

@@ -1,6 +1,7 @@
 """Run the tiny config from the command line; check its MLflow record and its output."""
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -162,22 +163,30 @@ def test_a_run_ends_with_a_table_of_boundaries_and_the_mlflow_command(
 
 
 @pytest.mark.slow
-def test_a_terminal_gets_one_line_that_is_rewritten(lab: Lab) -> None:
-    outcome = lab.fit(stream=Terminal())
-    moving = [line for line in outcome.out.split("\r") if line.startswith("first 3/5  step 3/12")]
-    assert len(moving) == 1
-    assert "\n" not in moving[0]
-    assert "evaluating world_math: 4 items" in outcome.out
-    assert "\nfirst 3/5" not in outcome.out
-
-
-@pytest.mark.slow
-def test_the_line_fits_into_a_narrow_terminal(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "40")
-    moving = [
-        line for line in lab.fit(stream=Terminal()).out.split("\r") if line.startswith("first ")
-    ]
-    assert [len(line) for line in moving] == [39] * 5
+@pytest.mark.parametrize("width", [30, 80])
+def test_a_terminal_gets_a_header_a_live_line_and_aligned_rows(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    for name, value in {"COLUMNS": str(width), "TERM": "xterm", "NO_COLOR": "1"}.items():
+        monkeypatch.setenv(name, value)
+    out = lab.fit(stream=Terminal()).out
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9][0-9;]*m", out)  # colours
+    shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out)
+    lines = [part for line in shown.split("\n") for part in line.split("\r")]
+    kept = [line for line in lines if line.startswith(("  ", "Kept", "Next")) or " · " in line]
+    run_id = lab.run.info.run_id[:8]
+    assert kept[0] == f"tiny k=1/4 seed 0 · 12 steps · run {run_id}"
+    assert kept[1].split()[:3] == ["step", "math", "time"]
+    rows = kept[2:7]
+    assert [row.split()[0] for row in rows] == ["0", "4", "5", "8", "12"]
+    assert len({row.index(" s") for row in rows}) == 1  # aligned
+    assert ("[0-49]" in rows[0]) == (width == 80)
+    assert rows[2].endswith("first") == (width == 80)
+    assert f"Next: sft-lab compare {run_id}" in kept
+    moving = [line for line in lines if "first 3/5" in line]
+    assert any("25 %" in line and ("loss " in line) == (width == 80) for line in moving)
+    assert "evaluating math 4/4" in shown
+    assert width == 30 or max(map(len, lines)) <= width
 
 
 @pytest.mark.slow

@@ -1,7 +1,7 @@
 """The interface of an engine, which answers prompts and scores continuations."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
@@ -48,6 +48,9 @@ class Engine(ABC):
 
     needs_adapters: ClassVar[bool] = False
     """Whether it supports only models trained with adapters."""
+
+    on_ended: Callable[[int], None] = staticmethod(lambda count: None)
+    """Called, by an engine that can, with the number of completions that have ended so far."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Name a class that has no name of its own after itself."""

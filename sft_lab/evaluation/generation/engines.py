@@ -175,6 +175,7 @@ class NativeEngine(LocalEngine):
             samples=[sample for _, sample in rows],
             decode=decode,
             drafts=None if earlier is None else [earlier.of(prompt) for prompt in prompts],
+            on_ended=self.on_ended,
         )
         if earlier is not None:
             for prompt, completion in zip(prompts, completions, strict=True):

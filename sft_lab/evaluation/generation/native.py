@@ -1,7 +1,7 @@
 """Generation for many prompts, on transformers' public interface."""
 
 from collections import deque
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from itertools import islice
 from typing import Any
@@ -34,6 +34,7 @@ def generate(
     samples: Sequence[int] | None = None,
     decode: Decode | None = None,
     drafts: Sequence[Sequence[int]] | None = None,
+    on_ended: Callable[[int], None] = lambda count: None,
 ) -> list[list[int]]:
     """Complete prompts; greedily by default, as ``model.generate(do_sample=False)`` does.
 
@@ -59,6 +60,7 @@ def generate(
             completion. One pass verifies a whole draft; wrong tokens are discarded. Ignored for a
             base with a sliding window, whose cache cannot discard tokens, and for one whose rotary
             frequencies depend on the text's length.
+        on_ended: Called with the number of completions that have ended, after every pass.
 
     Returns:
         Token ids of each completion, without the prompt and without the token that ended it. If a
@@ -111,6 +113,7 @@ def generate(
             elif batch is not None:
                 _advance(model, batch, answers)
                 batch = batch or None
+            on_ended(len(prompts) - len(waiting) - len(batch.rows if batch else []))
     return answers.token_ids
 
 
