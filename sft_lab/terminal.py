@@ -20,6 +20,20 @@ def percent(score: float) -> str:
     return f"{100 * score:.1f}"
 
 
+def counted(number: int, one: str, many: str | None = None) -> str:
+    """Return a number with its noun, in the singular or plural.
+
+    Args:
+        number: The number.
+        one: The noun, with its verb if that changes.
+        many: The plural; by default with an s.
+
+    >>> counted(1, "row"), counted(2000, "row"), counted(0, "row repeats", "rows repeat")
+    ('1 row', '2,000 rows', '0 rows repeat')
+    """
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"
+
+
 _CONTROLS = re.compile(
     r"[\x00-\x08\x0b-\x1f\x7f-\x9f"  # C0 but tab and line feed, DEL, C1: ESC clears a terminal
     r"\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069"  # marks that reverse the text after them

@@ -21,6 +21,7 @@ from sft_lab.metrics.paired import Difference, paired_means, paired_shares
 from sft_lab.metrics.score import Score, accuracy, mean_score
 from sft_lab.model.logits import decoder_of
 from sft_lab.model.qlora import plain_causal_lm
+from sft_lab.terminal import counted
 
 _FOLDS = 5
 _COMPONENTS = 50  # that t-SNE is given, as its authors do
@@ -65,9 +66,8 @@ def choose_queries(
             if len(different) == num_queries:
                 break
         if len(different) < num_queries:
-            raise RequestError(
-                f"--num_queries: {name} has {len(different)} different queries, got {num_queries}."
-            )
+            found_here = counted(len(different), "different query", "different queries")
+            raise RequestError(f"--num_queries: {name} has {found_here}, got {num_queries}.")
         found += [Query(name, sample_id, prompt) for prompt, sample_id in different.items()]
     return found
 

@@ -12,7 +12,7 @@ from sft_lab.analysis.measurements import Comparison, boundary_of
 from sft_lab.analysis.protocols import mismatch_line
 from sft_lab.metrics.paired import Difference
 from sft_lab.metrics.score import Score
-from sft_lab.terminal import format_table, visible
+from sft_lab.terminal import counted, format_table, visible
 
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 _OTHER_PROTOCOL = " !"
@@ -43,8 +43,9 @@ def report(compared: RunComparison, num_items: int, color: bool) -> str:
     parts.append(_tests(title, rows, [drop.comparison for drop in drops], color))
     family = compared.measured.family
     parts.append(
-        f"Differences in parentheses may be chance: p, corrected for the {family.size()} tests of "
-        f"this comparison (Holm), is {100 * LEVEL:g} % or more.\n"
+        "Differences in parentheses may be chance: p, corrected for the "
+        f"{counted(family.size(), 'test')} of this comparison (Holm), is {100 * LEVEL:g} % or "
+        "more.\n"
         f"No effect: a difference of {100 * compared.measured.margin:g} % of the scale or more is "
         "ruled out by two one-sided tests, corrected likewise. Not tested: no run was shown above "
         "guessing and apart from its base.\n"
@@ -154,7 +155,7 @@ def _items(compared: RunComparison, num_items: int) -> list[str]:
             shown = [*forgotten[:num_items], *gained[:num_items]]
             if not shown:
                 continue
-            counts = f"{len(forgotten)} items forgotten, {len(gained)} gained"
+            counts = f"{counted(len(forgotten), 'item')} forgotten, {len(gained)} gained"
             title = f"{run.name}, {ability.benchmark}: {counts} since {shown[0].stage}"
             header = ["item", "", "question", "answer before", "answer at the end"]
             rows = [_item_row(item) for item in shown]

@@ -8,7 +8,7 @@ from statistics import median
 from typing import Any
 
 from sft_lab.data.intake_report import unused_line
-from sft_lab.terminal import format_table, percent, visible
+from sft_lab.terminal import counted, format_table, percent, visible
 
 _NUM_BINS = 10
 _BAR_WIDTH = 40
@@ -109,18 +109,19 @@ def _reasons(source: Mapping[str, Any]) -> list[str]:
     def example(place: str) -> str:
         return f"e.g. {place} of {file}"
 
-    counted = [("left out", source["dropped"]), ("repaired", source["repaired"])]
+    changes = [("left out", source["dropped"]), ("repaired", source["repaired"])]
     lines = [
         f"{count:,} {what}: {visible(reason)} ({example(source['examples'][reason])})"
-        for what, counts in counted
+        for what, counts in changes
         for reason, count in counts.items()
     ]
     if source["duplicates"]:
-        lines.append(f"{source['duplicates']:,} rows repeat another row")
+        lines.append(f"{counted(source['duplicates'], 'row repeats', 'rows repeat')} another row")
     if unused := unused_line(source["unused_keys"]):
         lines.append(visible(unused))
     for benchmark, count in source["contaminated"].items():
-        lines.append(f"{count:,} rows contain an item of {benchmark}, or 13 words of one:")
+        rows = counted(count, "row contains", "rows contain")
+        lines.append(f"{rows} an item of {benchmark}, or 13 words of one:")
         found = (row for row in source["contaminated_rows"] if f": {benchmark} " in row)
         lines += [f"  {row}" for row in islice(found, _MAX_CONTAMINATED)]
     return lines
@@ -146,7 +147,7 @@ def _sample(sample: Mapping[str, Any], color: bool) -> str:
     trained = sum(part["tokens"] for part in parts if part["trained"])
     head = (
         f"{sample['stage']}, {sample['source']} {sample['sample_id'][:8]}: "
-        f"{tokens:,} tokens, {trained:,} trained"
+        f"{counted(tokens, 'token')}, {trained:,} trained"
     )
     if color:
         return head + "\n" + "".join(_colored(part) for part in parts)

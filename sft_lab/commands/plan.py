@@ -14,7 +14,7 @@ from sft_lab.launch.parser import parse
 from sft_lab.launch.run_config import RunConfig
 from sft_lab.runs.machine import Machine, this_machine
 from sft_lab.runs.store import RunStore
-from sft_lab.terminal import format_table
+from sft_lab.terminal import counted, format_table
 
 _UNKNOWN = "no earlier run of this base on this machine; --measure loads the model and times it"
 
@@ -106,8 +106,9 @@ def plan_text(cost: RunCost, machine: Machine) -> str:
     rows.append(["all", steps, "", *others])
     done = cost.evaluations
     evaluations = (
-        f"{done.total} evaluations: {done.full} on all {done.items:,} items, {done.between} "
-        f"between stage boundaries; at most {done.generated_tokens:,} tokens are generated in each"
+        f"{counted(done.total, 'evaluation')}: {done.full} on all {counted(done.items, 'item')}, "
+        f"{done.between} between stage boundaries; at most "
+        f"{counted(done.generated_tokens, 'token is', 'tokens are')} generated in each"
     )
     return "\n\n".join(
         [format_table(header, rows), evaluations, _memory_text(cost, machine), _time_text(cost)]

@@ -7,6 +7,7 @@ from typing import Any
 
 from sft_lab.data.sources import Source
 from sft_lab.errors import RequestError
+from sft_lab.terminal import counted
 
 MAX_LISTED = 20  # contaminated rows that a report lists, and unused keys that a line names
 _MAX_KEYS = 1000  # unused keys that are counted one by one; rows may have keys of their own
@@ -65,14 +66,15 @@ class IntakeReport:
         """Return the findings as text, a line each."""
         found = []
         if self.dropped:
-            total = f"{self.dropped.total()} of {self.rows} rows"
+            total = f"{self.dropped.total()} of {counted(self.rows, 'row')}"
             found.append(f"{total} left out: {_listed(self.dropped)}")
         if self.repaired:
             found.append(f"repaired: {_listed(self.repaired)}")
         if self.duplicates:
-            found.append(f"{self.duplicates} rows repeat another row")
+            found.append(f"{counted(self.duplicates, 'row repeats', 'rows repeat')} another row")
         for benchmark, count in self.contaminated.items():
-            found.append(f"{count} rows contain an item of {benchmark}, or 13 words of one")
+            rows = counted(count, "row contains", "rows contain")
+            found.append(f"{rows} an item of {benchmark}, or 13 words of one")
         return found
 
     def to_json(self) -> dict[str, Any]:
@@ -98,7 +100,7 @@ def _listed(counts: Counter[str]) -> str:
 def unused_line(unused_keys: Mapping[str, int]) -> str:
     """Return unused keys, those of most rows first, as a line; empty if there are none."""
     most = Counter(unused_keys).most_common(MAX_LISTED)
-    named = [f"{key} ({count:,} rows)" for key, count in most]
+    named = [f"{key} ({counted(count, 'row')})" for key, count in most]
     if more := len(unused_keys) - len(most):
         named.append(f"and {more:,} more")
     return f"keys not used: {', '.join(named)}" if named else ""
@@ -114,7 +116,7 @@ def check_dropped(name: str, source: Source, report: IntakeReport) -> None:
     if unusable > source.max_dropped * report.rows:
         reason = next(iter(report.unusable))
         raise RequestError(
-            f"corpus.sources.{name}: {unusable} of {report.rows} rows cannot be used, e.g. "
-            f"{source.path}, {report.examples[reason]}: {reason}. "
+            f"corpus.sources.{name}: {unusable} of {counted(report.rows, 'row')} cannot be used, "
+            f"e.g. {source.path}, {report.examples[reason]}: {reason}. "
             f"Fix them, or raise corpus.sources.{name}.max_dropped from {source.max_dropped}."
         )

@@ -16,6 +16,7 @@ from sft_lab.evaluation.item import Answer
 from sft_lab.evaluation.references import answer_loss
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.score import Score
+from sft_lab.terminal import counted
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Evaluator:
                     found |= losses()
             for name, benchmark in self.suite.benchmarks.items():
                 indices = prompts[name].indices(partial.get(name))
-                self.report(f"{name}: {len(indices):,} items")
+                self.report(f"{name}: {counted(len(indices), 'item')}")
                 engine.on_ended = self._counter(name, len(indices))
                 items = benchmark.items()
                 evaluated = EvaluatedModel(

@@ -10,6 +10,7 @@ from sft_lab.data.row_files import RowFiles
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.item import Item
 from sft_lab.paths import is_hub_name
+from sft_lab.terminal import counted
 
 
 class ItemFile(ABC):  # noqa: B024 - what to do with the items is up to the subclass
@@ -168,8 +169,8 @@ class ItemFile(ABC):  # noqa: B024 - what to do with the items is up to the subc
             return items
         if self.num_examples > len(items):
             raise RequestError(
-                f"num_examples is {self.num_examples}, but {self.path} has {len(items)} rows. "
-                "Leave it out to use all."
+                f"num_examples is {self.num_examples}, but {self.path} has "
+                f"{counted(len(items), 'row')}. Leave it out to use all."
             )
         # Files are often sorted by kind: the first rows would all be of one kind.
         return [items[i * len(items) // self.num_examples] for i in range(self.num_examples)]

@@ -14,7 +14,7 @@ from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Benchmark, Verdict
 from sft_lab.evaluation.sandbox.sandbox import LevelChoice
 from sft_lab.metrics.score import Score
-from sft_lab.terminal import format_table, percent
+from sft_lab.terminal import counted, format_table, percent
 
 _PACKAGE = "sft_lab.evaluation.benchmarks"
 BENCHMARKS = {
@@ -75,14 +75,23 @@ class Graded:
         cut, unclosed = (
             int(self.details.get(name, 0)) for name in ("reasoning_cut", "reasoning_unclosed")
         )
-        for count, what in (
-            (len(self.missing), "tasks have no completion"),
-            (ungraded, "completions are in no score: an unknown task, or no rating"),
-            (cut, "completions were graded without their reasoning, up to </think>"),
-            (unclosed, "of these never end their reasoning, which counts as no answer"),
+        for count, one, many, what in (
+            (len(self.missing), "task has", "tasks have", "no completion"),
+            (
+                *(ungraded, "completion is", "completions are"),
+                "in no score: an unknown task, or no rating",
+            ),
+            (
+                *(cut, "completion was", "completions were"),
+                "graded without the reasoning, up to </think>",
+            ),
+            (
+                *(unclosed, "of these never ends", "of these never end"),
+                "its reasoning, which counts as no answer",
+            ),
         ):
             if count:
-                lines.append(f"{count:,} {what}")
+                lines.append(f"{counted(count, one, many)} {what}")
         return "\n".join(lines)
 
     def write(self, path: Path) -> None:

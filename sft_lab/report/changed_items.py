@@ -7,6 +7,7 @@ from sft_lab.analysis.forgetting import ChangedItem, changed_items, reference_of
 from sft_lab.analysis.measurements import Measurements
 from sft_lab.report.page import Table, TableCell
 from sft_lab.runs.results import RunResult
+from sft_lab.terminal import counted
 
 LONGEST = 400
 """Characters of a prompt or an answer that a page shows; the CSV has the whole text."""
@@ -36,9 +37,10 @@ def changed_tables(changed: Changed, of_each: int = 3) -> list[Table]:
         gained = [item for item in items if item.kind == "gained"]
         tables.append(
             Table(
-                f"{ability.name} in {run.name}, the run that forgot most of it: {len(forgotten)} "
-                f"items forgotten, {len(gained)} gained; the first of each. Before is its best "
-                "stage end, named below the item, after the end of training.",
+                f"{ability.name} in {run.name}, the run that forgot most of it: "
+                f"{counted(len(forgotten), 'item')} forgotten, {len(gained)} gained; the first of "
+                "each. Before is its best stage end, named below the item, after the end of "
+                "training.",
                 ("item", "question", "before", "after"),
                 [
                     [

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sft_lab.analysis.abilities import Ability
 from sft_lab.report.page import Table
 from sft_lab.runs.results import RunResult
+from sft_lab.terminal import counted
 
 _BASE = re.compile(r"(?:^|/)llama-(?:7|13|30|33)b(?:-hf)?$", re.IGNORECASE)  # 30b is named so
 _SOURCES = {
@@ -104,7 +105,7 @@ def _data(run: RunResult) -> Iterator[Departure]:
     for name, (title, rows) in _SOURCES.items():
         source = run.record.sources.get(name)
         if source is None or abs(source.rows - rows) > _ROWS_TOLERANCE * rows:
-            here = _UNKNOWN if source is None else f"{source.rows:,} rows of {source.path}"
+            here = _UNKNOWN if source is None else f"{counted(source.rows, 'row')} of {source.path}"
             yield Departure(f"{name} data", f"{title}, {rows:,} rows", here)
 
 
@@ -127,7 +128,7 @@ def _measured(run: RunResult, abilities: Sequence[Ability]) -> Iterator[Departur
         if name != ability.benchmark or not is_equal[name]:
             judged = protocol.get("num_judgements")
             several = f", judgements of an answer: {judged}" if judged else ""
-            here = f"{ability.key}, {measured.items:,} items{several}"
+            here = f"{ability.key}, {counted(measured.items, 'item')}{several}"
             yield Departure(f"{ability.name} benchmark", paper, here)
 
 

@@ -29,6 +29,7 @@ from sft_lab.report.sections import (
     Representations,
     Searches,
 )
+from sft_lab.terminal import counted
 
 
 def build_report(
@@ -132,9 +133,10 @@ def _warnings(
     if missing:
         names = [_cell_name(cell) for cell in missing]
         more = f", and {len(names) - 12} more" if len(names) > 12 else ""
+        planned = sum(len(question.cells) for question in results.questions)
         found.append(
-            f"{len(missing)} of {sum(len(q.cells) for q in results.questions)} cells have no "
-            "finished run (failed, stopped, or not run yet) and are left out of every mean: "
+            f"{len(missing)} of {counted(planned, 'cell')} left out of every mean, for there is no "
+            "finished run (failed, stopped, or not run yet): "
             f"{'; '.join(names[:12])}{more}. cells.csv lists them all."
         )
     if not finished_runs(results):

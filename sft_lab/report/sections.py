@@ -17,6 +17,7 @@ from sft_lab.report.questions import question_section
 from sft_lab.report.section import ReportSection
 from sft_lab.report.summary import summary_sentences
 from sft_lab.report.tables import protocol_table
+from sft_lab.terminal import counted
 
 
 class Findings(ReportSection):
@@ -165,7 +166,7 @@ def _search_sentence(found: SearchResult) -> str:
     asked = (
         f"{found.question} {found.arm} searches for the smallest {found.axis} that keeps {limits}"
     )
-    cost = f"{found.trials} of the grid's {found.grid} runs"
+    cost = f"{found.trials} of the grid's {counted(found.grid, 'run')}"
     sure = f"at {100 * found.confidence:g} % confidence for each value and ability"
     if found.seeds == 1:
         sure += ", over items only: there is one seed, and another may differ"

@@ -8,6 +8,7 @@ from sft_lab.errors import RequestError
 from sft_lab.hub import commit_of
 from sft_lab.model.base_digest import base_digest
 from sft_lab.paths import is_hub_name, resolve, unpinned
+from sft_lab.terminal import counted
 from sft_lab.training.data_modules import StageDataModule, StagedDataModule
 
 PACKAGES = ("sft_lab", "torch", "lightning", "transformers", "peft", "bitsandbytes", "mlflow")
@@ -27,10 +28,10 @@ def run_inputs(data: StagedDataModule, base: str) -> dict[str, str]:
     prompts = data.evaluation.prompts(data.corpus.renderer)
     found = {BASE: base_digest(base), TOKENIZER: data.corpus.renderer.tokenizer_digest}
     for name, source in data.corpus.loaded.items():
-        found[f"corpus.sources.{name}"] = f"{source.digest} ({len(source.rows)} rows)"
+        found[f"corpus.sources.{name}"] = f"{source.digest} ({counted(len(source.rows), 'row')})"
     for name, benchmark in data.evaluation.benchmarks.items():
         items = len(benchmark.items())
-        found[f"evaluation.benchmarks.{name}"] = f"{benchmark.digest()} ({items} items)"
+        found[f"evaluation.benchmarks.{name}"] = f"{benchmark.digest()} ({counted(items, 'item')})"
         # They follow from items, tokenizer and code; a template may print the date.
         found[f"prompts of {name}"] = prompts[name].digest
     found |= {f"commit of {name}": commit for name, commit in hub_commits(data, base).items()}

@@ -158,8 +158,8 @@ class RayExecutor:
         if not any(all(node.get(k, 0) >= v for k, v in wanted.items()) for node in nodes):
             self._shut_down()
             raise RequestError(
-                f"resources: a run needs {resources.cpus} cores, {resources.gpus} GPUs and "
-                f"{resources.memory_gb or 0} GB, which no machine of the cluster has; "
+                f"resources: a run needs CPU {resources.cpus}, GPU {resources.gpus} and "
+                f"{resources.memory_gb or 0} GB of memory, which no machine of the cluster has; "
                 "lower resources.cpus, resources.gpus or resources.memory_gb."
             )
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from sft_lab.analysis.study_results import SearchResult
 from sft_lab.study.runner import Progress
-from sft_lab.terminal import format_table
+from sft_lab.terminal import counted, format_table
 
 
 class StudyOutcome(NamedTuple):
@@ -33,7 +33,7 @@ class StudyOutcome(NamedTuple):
 def outcome_table(outcome: StudyOutcome) -> str:
     """Return the number of finished runs, and every failed run with its reason."""
     states = [p.state for p in outcome.progress.values()]
-    lines = [f"{states.count('finished')} of {len(states)} runs finished."]
+    lines = [f"{states.count('finished')} of {counted(len(states), 'run')} finished."]
     failed = [p for p in outcome.progress.values() if p.state == "failed"]
     if failed:
         rows = [[p.run.name, str(p.attempts), p.reason[:100]] for p in failed]

@@ -6,7 +6,7 @@ from typing import Any
 from sft_lab.study.runs import StudyRun
 from sft_lab.study.search import SearchKey
 from sft_lab.study.study import Study, finished_runs
-from sft_lab.terminal import format_table
+from sft_lab.terminal import counted, format_table
 
 
 def study_plan(study: Study) -> dict[str, Any]:
@@ -106,13 +106,14 @@ def plan_table(plan: dict[str, Any]) -> str:
         for run in plan["runs"]
     ]
     summary = [
-        f"{len(plan['runs'])} runs fill {plan['cells']} cells; {plan['finished']} are finished. "
-        f"{plan['steps_to_train']} optimizer steps to train, "
+        f"{counted(len(plan['runs']), 'run fills', 'runs fill')} {counted(plan['cells'], 'cell')}; "
+        f"{counted(plan['finished'], 'is', 'are')} finished. "
+        f"{counted(plan['steps_to_train'], 'optimizer step')} to train, "
         f"{plan['steps_without_forks']} without forks."
     ]
     summary += [
         f"{search['question']} {search['arm']} searches in up to {search['runs_at_most']} more "
-        f"runs, of {search['steps_at_most']} steps."
+        f"runs, of {counted(search['steps_at_most'], 'step')}."
         for search in plan["searches"]
     ]
     return "\n".join([format_table(header, rows), "", *summary, _minutes_text(plan)])

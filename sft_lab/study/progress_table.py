@@ -15,7 +15,7 @@ from rich.text import Text
 from sft_lab.runs.store import RunStore
 from sft_lab.study.job import CELL_TAG
 from sft_lab.study.runner import Progress
-from sft_lab.terminal import visible
+from sft_lab.terminal import counted, visible
 
 _STYLES = {"finished": "green", "failed": "bold red", "running": "yellow"}
 _MOST_ROWS = 30
@@ -70,7 +70,9 @@ class ProgressTable:
 
     def _table(self, progress: Mapping[str, Progress], steps: Mapping[str, int]) -> Table:
         done = sum(p.state == "finished" for p in progress.values())
-        table = Table(title=f"{self._minutes().strip()}  {done} of {len(progress)} runs finished")
+        table = Table(
+            title=f"{self._minutes().strip()}  {done} of {counted(len(progress), 'run')} finished"
+        )
         for column in ("run", "state", "step", "of", "crashes", ""):
             table.add_column(column, justify="right" if column in ("step", "of") else "left")
         for digest, p in _rows_to_show(progress):

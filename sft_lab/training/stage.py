@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le
 from sft_lab.config.ranges import PositiveFloat, UnitInterval
 from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError, nearest
+from sft_lab.terminal import counted
 from sft_lab.training.hand_over import Continue, HandOver
 from sft_lab.training.loss import LossTerm
 from sft_lab.training.order import DataOrder, OrderName
@@ -170,14 +171,14 @@ def choose_rows(name: str, stage: Stage, corpus: Corpus) -> dict[str, list[int]]
         if share.amount > _MOST_PASSES * whole:
             raise RequestError(
                 f"{key}.{source}: {value} is more than {_MOST_PASSES} times the source, which has "
-                f"{size.rows} rows and {size.tokens} tokens. A bare number is a multiple of "
-                "it; write {rows: 500} for a count."
+                f"{counted(size.rows, 'row')} and {counted(size.tokens, 'token')}. A bare number "
+                "is a multiple of it; write {rows: 500} for a count."
             )
         rows = take(share, trainable[source], corpus.loaded[source].num_tokens)
         if not rows:
             raise RequestError(
-                f"{key}.{source}: a share of {value} of {size.rows} rows selects no row; "
-                "write 0 to leave the source out, or a larger share."
+                f"{key}.{source}: a share of {value} of {counted(size.rows, 'row')} selects no "
+                "row; write 0 to leave the source out, or a larger share."
             )
         chosen[source] = rows
     if not chosen:

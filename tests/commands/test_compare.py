@@ -82,7 +82,7 @@ def test_a_run_does_not_differ_from_itself(finished: FinishedRun) -> None:
     text = finished.lab("compare", name, "--items", "1").out
     twice = finished.lab("compare", name, name).out
     assert twice.startswith("One seed only: this speaks of these two runs, on other items, and not")
-    assert "scripted: 1 items forgotten, 0 gained since first" in text
+    assert "scripted: 1 item forgotten, 0 gained since first" in text
 
 
 def test_other_protocols_are_refused_unless_allowed(three_runs: Lab) -> None:

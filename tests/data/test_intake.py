@@ -68,7 +68,7 @@ def test_every_row_is_accounted_for(tmp_path: Path) -> None:
     assert report.lines == [
         "2 of 4 rows left out: 1 no user turn followed by an assistant turn, "
         "1 'conversations' is not a list of turns",
-        "1 rows repeat another row",
+        "1 row repeats another row",
     ]
     assert IntakeReport.from_json(json.loads(json.dumps(report.to_json()))) == report
 

@@ -72,7 +72,7 @@ def test_score_grades_the_answer_alone(
         assert graded.scores[score].value == right
         assert graded.details["reasoning_cut"] == 1
         assert graded.details.get("reasoning_unclosed", 0) == 1 - right
-    assert "1 completions were graded without their reasoning" in graded.table()
+    assert "1 completion was graded without the reasoning" in graded.table()
 
 
 def test_score_follows_instructions_outside_the_reasoning(tmp_path: Path) -> None:

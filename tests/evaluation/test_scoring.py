@@ -268,7 +268,7 @@ def test_people_get_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     ]
     assert [" ".join(line) for line in lines[4:]] == [
         "3 tasks have no completion",
-        "1 completions are in no score: an unknown task, or no rating",
+        "1 completion is in no score: an unknown task, or no rating",
     ]
 
 

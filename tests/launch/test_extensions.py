@@ -135,7 +135,7 @@ def test_a_test_question_in_a_source_is_reported_and_dropped_on_request(lab: Lab
     )
     outcome = lab("inspect", *arguments)
     assert outcome.code == 0, outcome.err
-    assert "poems: 1 rows contain an item of planted, or 13 words of one:" in outcome.out
+    assert "poems: 1 row contains an item of planted, or 13 words of one:" in outcome.out
     assert "line 13: planted g1 (13-gram): a robe takes 2 bolts of blue" in outcome.out
     outcome = lab("inspect", *arguments, "--corpus.contamination=drop")
     assert (

@@ -22,6 +22,7 @@ from sft_lab.evaluation.endpoint import (
 )
 from sft_lab.evaluation.judge.store import JudgementStore
 from sft_lab.paths import cache_dir
+from sft_lab.terminal import counted
 
 log = logging.getLogger(__name__)
 
@@ -181,8 +182,9 @@ class Judge:
         if faults:
             left = len(missing) - len(answers)
             raise JudgeError(
-                f"{left} of {len(missing)} judgements are missing, {len(faults)} of them after up "
-                f"to {self.max_tries} tries; the others are kept under {self.store.folder}. "
+                f"{left} of {counted(len(missing), 'judgement')} missing, {len(faults)} of them "
+                f"after up to {counted(self.max_tries, 'try', 'tries')}; the others are kept under "
+                f"{self.store.folder}. "
                 f"{self._explain(faults[0], self.timeout_s)} Run again to ask for the missing ones."
             )
         return answers

@@ -199,7 +199,7 @@ def test_after_a_failure_only_the_missing_ones_are_asked(
     with pytest.raises(JudgeError) as failure:
         make_judge(max_tries=3).ask(prompts("a", "b", "c", "d"))
     message = str(failure.value)
-    assert "1 of 4 judgements are missing, 1 of them after up to 3 tries" in message
+    assert "1 of 4 judgements missing, 1 of them after up to 3 tries" in message
     assert str(tmp_path / "judgements") in message
     assert f"Judge 'judge' at {server.url}: Error code: 500 - out of memory." in message
     assert sorted(server.asked) == ["a", "b", "b", "b", "c", "d"]
@@ -246,12 +246,12 @@ def test_a_server_that_is_down_is_not_asked_for_everything(
 ) -> None:
     names = [str(n) for n in range(20)]
     server.planned = {name: [ERROR_500] * 2 for name in names}
-    with pytest.raises(JudgeError, match="20 of 20 judgements are missing"):
+    with pytest.raises(JudgeError, match="20 of 20 judgements missing"):
         make_judge(concurrency=4).ask(prompts(*names))
     assert len(server.asked) <= 14  # three under way when the fourth fails, two tries each
     server.asked.clear()
     server.planned = {name: [ERROR_500] * 2 for name in names[:8:2]}
-    with pytest.raises(JudgeError, match="4 of 8 judgements are missing, 4 of them"):
+    with pytest.raises(JudgeError, match="4 of 8 judgements missing, 4 of them"):
         make_judge(concurrency=1).ask(prompts(*names[:8]))
 
 
