@@ -21,7 +21,8 @@ def check_base_url(base_url: str) -> None:
     """
     if has_credentials(base_url, needs_scheme=False):
         raise RequestError(
-            "base_url must not include a user name, a password or a key; give the key by api_key_env."
+            "base_url must not include a user name, a password or a key; "
+            "give the key by api_key_env."
         )
     try:
         url = urlsplit(base_url)
