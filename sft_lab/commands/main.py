@@ -32,7 +32,7 @@ COMMANDS = {
     "represent": "draw hidden states of a run's sources, before and after training",
     "chat": "talk to a stage of a run, or to two side by side with the same words",
     "generate": "answer the rows of a file with a stage of a run",
-    "export": "write a checkpoint as a PEFT adapter or a merged model",
+    "export": "write a stage as a PEFT adapter, a merged model or GGUF, with a card",
     "doctor": "show what this machine has",
     "world": "build the embedded world from scratch",
 }

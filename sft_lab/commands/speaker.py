@@ -1,19 +1,16 @@
 """Answer with the model of a run's stage, by the template of its training."""
 
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
+from sft_lab.commands.trained_model import load_stage
 from sft_lab.data.conversation import Message
 from sft_lab.data.rendering import Renderer
 from sft_lab.data.tokenizer import load_tokenizer
 from sft_lab.evaluation.evaluated_model import EvaluatedModel
 from sft_lab.evaluation.generation import Decoding, make_engine
 from sft_lab.evaluation.reasoning import Completion, template_reasons
-from sft_lab.launch.parser import parse_recorded
-from sft_lab.model.qlora import compute_dtype, load_base
-from sft_lab.runs.stages import BASE_STAGE, EndedStage
+from sft_lab.model.qlora import compute_dtype
+from sft_lab.runs.stages import EndedStage
 from sft_lab.runs.store import RunStore
 
 
@@ -39,30 +36,15 @@ class Speaker:
         max_new_tokens: int,
         batch_size: int = 1,
     ) -> None:
-        config = parse_recorded(stage.config)
-        corpus, settings = config.plain["corpus"], config.model_settings
+        self._model, config = load_stage(store, stage)
         self.label = stage.label
         self.decoding = decoding
         self.max_new_tokens = max_new_tokens
-        self._renderer = Renderer(load_tokenizer(config.tokenizer), corpus["template"])
-        self._dtype = compute_dtype(settings.precision)
+        self._renderer = Renderer(
+            load_tokenizer(config.tokenizer), config.plain["corpus"]["template"]
+        )
+        self._dtype = compute_dtype(config.model_settings.precision)
         self._engine = make_engine("native", batch_size, drafts=False)
-        with tempfile.TemporaryDirectory() as folder:
-            saved = None
-            if stage.stage != BASE_STAGE:
-                path = f"stages/{stage.stage}"
-                saved = store.artifact_folder(stage.run_id, path, Path(folder))
-            self._model = self._load(settings.base, settings.quantization, saved)
-
-    def _load(self, base: str, quantization: Any, saved: Path | None) -> Any:
-        if saved is not None and not (saved / "adapter_config.json").exists():
-            return load_base(str(saved), quantization, self._dtype)
-        model = load_base(base, quantization, self._dtype)
-        if saved is None:
-            return model
-        from peft import PeftModel
-
-        return PeftModel.from_pretrained(model, str(saved))
 
     def answer(self, chats: Sequence[Sequence[Message]]) -> list[Completion]:
         """Return the answers to conversations that end with a user's turn.

@@ -1,13 +1,16 @@
-"""Export a checkpoint: PEFT adapters, or one merged model that needs no base."""
+"""Load trained models, and write them as PEFT adapters, merged models or GGUF files."""
 
 import os
 import shutil
+import tempfile
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import yaml
 
+from sft_lab.commands.gguf import to_gguf
 from sft_lab.data.rendering import Renderer
 from sft_lab.data.templates import TEMPLATES
 from sft_lab.data.tokenizer import load_tokenizer
@@ -25,9 +28,19 @@ from sft_lab.model.qlora import (
     save_trained,
 )
 from sft_lab.model.unquantized import merged_copy
-from sft_lab.paths import make_folder
+from sft_lab.paths import make_folder, unpinned
 from sft_lab.runs.checkpoint import read_checkpoint, stamp_of
 from sft_lab.runs.inputs import BASE, check_inputs
+from sft_lab.runs.stages import BASE_STAGE, EndedStage
+from sft_lab.runs.store import RunStore
+
+What = Literal["adapter", "merged", "gguf"]
+
+
+def origin_of(checkpoint_path: Path) -> tuple[str, int]:
+    """Return the id of a checkpoint's run, and the optimizer steps that it has taken."""
+    checkpoint = read_checkpoint(checkpoint_path)
+    return stamp_of(checkpoint).run_id, int(checkpoint["global_step"])
 
 
 def load_trained(checkpoint_path: Path) -> tuple[Any, RunConfig]:
@@ -61,35 +74,64 @@ def load_trained(checkpoint_path: Path) -> tuple[Any, RunConfig]:
     return model, config
 
 
-def export(checkpoint_path: Path, out: Path, what: Literal["adapter", "merged"]) -> None:
-    """Write a checkpoint's model in a format that other tools load.
+def load_stage(store: RunStore, stage: EndedStage) -> tuple[Any, RunConfig]:
+    """Load the model of a run's stage, whose trained weights are among the run's artifacts.
 
-    Args:
-        checkpoint_path: Path of a ``last.ckpt``.
-        out: Folder to create.
-        what: ``adapter`` for PEFT's format; ``merged`` for a whole model in float32 with the logits
-            of the trained one: the adapters are merged into the base as it was quantised. Either
-            comes with the tokenizer, the chat template used in training, and a generation config
-            that stops where answers end.
+    Returns:
+        The model, and the config of its run.
 
     Raises:
-        RequestError: If the folder exists, or the checkpoint cannot be loaded.
+        RequestError: If the base or the stage's weights are not available.
     """
-    if out.exists():
-        raise RequestError(f"--out {out} already exists; choose a new folder.")
-    make_folder("--out", out.parent)
-    model, config = load_trained(checkpoint_path)
+    config = parse_recorded(stage.config)
+    settings = config.model_settings
+    dtype = compute_dtype(settings.precision)
+    if stage.stage == BASE_STAGE:
+        return load_base(settings.base, settings.quantization, dtype), config
+    with tempfile.TemporaryDirectory() as folder:
+        saved = store.artifact_folder(stage.run_id, f"stages/{stage.stage}", Path(folder))
+        if not (saved / "adapter_config.json").exists():  # all weights were trained
+            return load_base(str(saved), settings.quantization, dtype), config
+        from peft import PeftModel
+
+        base = load_base(settings.base, settings.quantization, dtype)
+        return PeftModel.from_pretrained(base, str(saved)), config
+
+
+def export(model: Any, config: RunConfig, out: Path, what: What, card: str) -> None:
+    """Write a trained model in a format that other tools load.
+
+    Args:
+        model: The model.
+        config: The config of its run, which is written next to it, as ``run.yaml``.
+        out: Folder to create.
+        what: ``adapter`` for PEFT's format; ``merged`` for a whole model in float32 with the logits
+            of the trained one: the adapters are merged into the base as it was quantised; ``gguf``
+            for the same as llama.cpp reads it. The first two come with the tokenizer, the chat
+            template used in training, and a generation config that stops where answers end.
+        card: The model card.
+
+    Raises:
+        RequestError: If the folder exists, there are no adapters, or llama.cpp's script fails.
+    """
     if what == "adapter" and not hasattr(model, "peft_config"):
         raise RequestError("--what adapter: the run trained no adapters; use --what merged.")
-    corpus = config.plain["corpus"]
-    renderer = Renderer(load_tokenizer(config.tokenizer), corpus["template"])
+    make_folder("--out", out.parent)
+    renderer = Renderer(load_tokenizer(config.tokenizer), config.plain["corpus"]["template"])
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     part.mkdir()
     try:
         written = model if what == "adapter" else merged_copy(model, torch.float32)
+        if what == "adapter":
+            _, model.peft_config["default"].revision = unpinned(config.model_settings.base)
         save_trained(written, part)
         _generation_config(written, renderer).save_pretrained(part)
         _chat_tokenizer(renderer).save_pretrained(part)
+        if what == "gguf":
+            to_gguf(part)
+        (part / "README.md").write_text(card, encoding="utf-8")  # in place of PEFT's empty form
+        plain = yaml.safe_dump(dict(config.plain), sort_keys=False)
+        (part / "run.yaml").write_text(plain, encoding="utf-8")
         os.replace(part, out)
     finally:
         shutil.rmtree(part, ignore_errors=True)

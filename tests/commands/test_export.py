@@ -60,8 +60,94 @@ def check_merged(lab: Lab, checkpoint: Path) -> None:
     torch.testing.assert_close(logits(merged), live, rtol=1e-4, atol=1e-5)
 
 
-def test_a_merged_model_needs_no_base(finished: FinishedRun, lab: Lab) -> None:
+def test_a_merged_model_needs_no_base_and_is_one(finished: FinishedRun, lab: Lab) -> None:
     check_merged(lab, finished.lab.checkpoint)
+    again = lab("validate", "--config=tiny.yaml", "--model.base=merged")
+    assert again.code == 0, again.err
+    assert lab.run.data.tags["base"] == "merged"
+
+
+def store_of(finished: FinishedRun) -> str:
+    return f"--tracking_uri=sqlite:///{finished.lab.folder}/mlruns/mlflow.db"
+
+
+def test_a_stage_is_exported_with_a_card_of_what_it_had_learned(
+    finished: FinishedRun, lab: Lab
+) -> None:
+    from huggingface_hub import ModelCard
+    from peft import PeftModel
+
+    run = finished.lab.run.info.run_name
+    outcome = lab("export", f"{run}@first", "--out=first", store_of(finished))
+    assert outcome.code == 0, outcome.err
+    card = ModelCard.load(lab.folder / "first/README.md")
+    assert card.data.library_name == "peft"
+    assert card.data.license == "other"
+    text = card.text
+    assert "fine-tuned in the stages first by sft_lab" in text
+    assert "| score | before | after first |" in text
+    # Scripted gets 0 of 4 right before training, and 3 of 4 after the first stage.
+    assert "| scripted/accuracy, % | 0.0 [0.0, 49.0] | 75.0 [30.1, 95.4] |" in text
+    assert f"| math | world://data/math.jsonl | - | 24 | {digest(finished, 'math')} |" in text
+    assert "python -m sft_lab fit --config run.yaml" in text
+    assert parse_files([str(lab.folder / "first/run.yaml")], {}).run_name == "run k=1/4 seed 0"
+    base = load_base("world://base", "fp32", torch.float32)
+    PeftModel.from_pretrained(base, lab.folder / "first")
+
+
+def digest(finished: FinishedRun, source: str) -> str:
+    return str(finished.lab.json("record.json")["sources"][source]["digest"])
+
+
+def test_gguf_needs_llama_cpp_and_uses_its_script(
+    finished: FinishedRun, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ("export", f"--ckpt_path={finished.lab.checkpoint}", "--what=gguf", "--out=g")
+    monkeypatch.setenv("LLAMA_CPP", "nowhere")
+    refused = lab(*arguments)
+    assert refused.code == 2
+    assert "LLAMA_CPP=nowhere has none" in refused.err
+    assert "github.com/ggml-org/llama.cpp" in refused.err
+    monkeypatch.setenv("LLAMA_CPP", ".")
+    lab.write(
+        "convert_hf_to_gguf.py",
+        "import sys, pathlib\nfolder, *_, out = sys.argv[1:]\n"
+        "assert (pathlib.Path(folder) / 'model.safetensors').exists()\n"
+        "pathlib.Path(out).write_text('GGUF')\n",
+    )
+    outcome = lab(*arguments)
+    assert outcome.code == 0, outcome.err
+    assert {f.name for f in (lab.folder / "g").iterdir()} == {
+        "README.md",
+        "model.gguf",
+        "run.yaml",
+    }
+    lab.write("convert_hf_to_gguf.py", "raise SystemExit('unknown architecture')\n")
+    failed = lab(*arguments[:-1], "--out=h")
+    assert failed.code == 2
+    assert "convert_hf_to_gguf.py failed: unknown architecture" in failed.err
+    assert not (lab.folder / "h").exists()
+
+
+def test_an_upload_needs_a_login_and_is_private(
+    finished: FinishedRun, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    done: list[Any] = []
+    arguments = ("export", f"--ckpt_path={finished.lab.checkpoint}", "--out=up")
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: None)
+    refused = lab(*arguments, "--push_to_hub=me/model")
+    assert (refused.code, refused.err.count("\n")) == (2, 1)
+    assert "--push_to_hub me/model: nobody is logged in; run hf auth login" in refused.err
+    monkeypatch.setattr(huggingface_hub, "get_token", lambda: "token")
+    for name in ("create_repo", "upload_folder"):
+        monkeypatch.setattr(
+            huggingface_hub.HfApi, name, lambda self, *names, **settings: done.append(settings)
+        )
+    assert lab(*arguments, "--push_to_hub=me/model").code == 0
+    assert done[0] == {"private": True, "exist_ok": True}
+    assert done[1]["repo_id"] == "me/model"
 
 
 @pytest.mark.slow
@@ -135,6 +221,7 @@ def test_an_exported_model_stops_where_its_template_ends_turns(
     monkeypatch.setattr(
         "sft_lab.commands.trained_model.load_trained", lambda path: (trained, config)
     )
+    monkeypatch.setattr("sft_lab.commands.trained_model.origin_of", lambda path: ("none", 1))
     lab.write("any", "")
     outcome = lab("export", "--ckpt_path=any", "--out=out", f"--what={what}")
     assert outcome.code == 0, outcome.err
