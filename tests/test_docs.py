@@ -19,7 +19,7 @@ GENERATED = "configuration_reference"
 PAGES = [*ROOT.glob("*.md"), *(p for p in ROOT.glob("docs/*.md") if p.stem != GENERATED)]
 COMMANDS = (
     *("fit", "validate", "test", "inspect", "score", "compare", "study", "report", "export"),
-    *("represent", "doctor", "world", "chat", "generate"),
+    *("represent", "doctor", "world", "chat", "generate", "import"),
 )
 PATH = re.compile(
     r"(?<![\w/.{<])((?:sft_lab|callbacks|configs|tests|docs|\.ci)/[\w./{},-]*[\w/}])(?![\w<*])"

@@ -33,9 +33,11 @@ COMMANDS = {
     "chat": "talk to a stage of a run, or to two side by side with the same words",
     "generate": "answer the rows of a file with a stage of a run",
     "export": "write a stage as a PEFT adapter, a merged model or GGUF, with a card",
+    "import": "turn a config of axolotl or LLaMA-Factory into one of a run",
     "doctor": "show what this machine has",
     "world": "build the embedded world from scratch",
 }
+_MODULES = {"import": "import_config"}  # a keyword names no module
 _HELP = """usage: sft-lab COMMAND [--help] ...
 
 What does each source of fine-tuning data do to each ability of a model?
@@ -71,7 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if command not in COMMANDS:
             _refuse(command)
-        return int(import_module(f"sft_lab.commands.{command}").main(rest))
+        return int(import_module(f"sft_lab.commands.{_MODULES.get(command, command)}").main(rest))
     except RequestError as fault:
         print(f"error: {visible(str(fault))}", file=sys.stderr)
         return os.EX_TEMPFAIL if isinstance(fault, BusyError) else 2

@@ -1,0 +1,150 @@
+"""Configs of axolotl and LLaMA-Factory, in the form of their own examples."""
+
+import json
+from pathlib import Path
+
+import pytest
+from tiny_lab import Lab
+
+from sft_lab.launch.parser import parse
+
+AXOLOTL = """
+base_model: NousResearch/Meta-Llama-3-8B-Instruct
+model_type: LlamaForCausalLM
+load_in_8bit: true
+load_in_4bit: false
+chat_template: llama3
+datasets:
+  - path: fozziethebeat/alpaca_messages_2k_test
+    type: chat_template
+    field_messages: messages
+    roles: {user: [user]}
+  - path: data/rows.jsonl
+    type: alpaca
+    shards: 3
+dataset_prepared_path:
+val_set_size: 0.05
+sequence_len: 4096
+sample_packing: true
+adapter: lora
+lora_r: 32
+lora_alpha: 16
+lora_dropout: 0.05
+lora_target_linear: true
+gradient_accumulation_steps: 4
+micro_batch_size: 2
+num_epochs: 4
+optimizer: adamw_bnb_8bit
+lr_scheduler: cosine
+learning_rate: 0.0002
+train_on_inputs: false
+gradient_checkpointing: true
+warmup_steps: 10
+weight_decay: 0.0
+"""
+LLAMA_FACTORY = """
+model_name_or_path: Qwen/Qwen3-4B-Instruct-2507
+trust_remote_code: true
+stage: sft
+do_train: true
+finetuning_type: lora
+lora_rank: 8
+lora_target: q_proj,v_proj
+quantization_bit: 4
+dataset: identity, alpaca_en
+template: qwen3_nothink
+cutoff_len: 1024
+max_samples: 1000
+per_device_train_batch_size: 1
+gradient_accumulation_steps: 8
+learning_rate: 1.0e-4
+num_train_epochs: 3.0
+lr_scheduler_type: linear
+warmup_ratio: 0.1
+"""
+INFO = {
+    "identity": {"file_name": "identity.json"},
+    "alpaca_en": {"hf_hub_url": "llamafactory/alpaca_en", "columns": {"prompt": "instruction"}},
+}
+
+
+def test_an_axolotl_config_becomes_a_run(lab: Lab) -> None:
+    lab.write("axolotl.yml", AXOLOTL)
+    outcome = lab("import", "axolotl.yml", "--out=run.yaml")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.splitlines() == [
+        "left out: datasets[0].roles: {'user': ['user']}",
+        "left out: datasets[1].shards: 3",
+        "left out: model_type: LlamaForCausalLM",
+        "left out: val_set_size: 0.05",
+        "left out: warmup_steps: 10",
+    ]
+    config = parse([f"--config={lab.folder / 'run.yaml'}"]).plain
+    model, corpus, data = config["model"], config["corpus"], config["data"]
+    assert model["base"] == "NousResearch/Meta-Llama-3-8B-Instruct"
+    assert (model["quantization"], model["gradient_checkpointing"]) == ("int8", True)
+    lora = {"r": 32, "lora_alpha": 16, "lora_dropout": 0.05, "target_modules": "all-linear"}
+    assert model["lora"].items() >= lora.items()
+    assert (corpus["template"], corpus["max_length"]) == ("llama3", 4096)
+    formats = {name: (s["path"], s["format"]) for name, s in corpus["sources"].items()}
+    assert formats == {
+        "alpaca_messages_2k_test": ("fozziethebeat/alpaca_messages_2k_test", None),
+        "rows": ("data/rows.jsonl", "alpaca"),
+    }
+    assert (data["batch_size"], data["micro_batch_size"], data["packing"]) == (8, 2, True)
+    stage = data["stages"]["all"]
+    assert (stage["epochs"], stage["lr"], stage["lr_schedule"]) == (4, 2e-4, "cosine")
+
+
+def test_a_llama_factory_config_becomes_a_run(lab: Lab) -> None:
+    lab.write("sft.yaml", LLAMA_FACTORY)
+    refused = lab("import", "sft.yaml")
+    assert refused.code == 2
+    assert "dataset_dir: no data/dataset_info.json" in refused.err
+    (lab.folder / "data").mkdir()
+    lab.write("data/dataset_info.json", json.dumps(INFO))
+    outcome = lab("import", "sft.yaml")
+    assert outcome.code == 0, outcome.err
+    assert outcome.err.splitlines() == [
+        "left out: dataset_info.alpaca_en.columns: {'prompt': 'instruction'}",
+        "left out: trust_remote_code: True",
+        "left out: template: qwen3_nothink",
+        "left out: max_samples: 1000",
+    ]
+    config = parse([f"--config={lab.write('run.yaml', outcome.out)}"]).plain
+    assert config["model"]["quantization"] == "nf4"
+    assert (
+        config["model"]["lora"].items()
+        >= {
+            "r": 8,
+            "lora_alpha": 16,
+            "target_modules": ["q_proj", "v_proj"],
+        }.items()
+    )
+    paths = {name: source["path"] for name, source in config["corpus"]["sources"].items()}
+    assert paths == {"identity": "data/identity.json", "alpaca_en": "llamafactory/alpaca_en"}
+    assert (config["data"]["batch_size"], config["data"]["micro_batch_size"]) == (8, 1)
+    stage = config["data"]["stages"]["all"]
+    assert (stage["epochs"], stage["lr"], stage["warmup_ratio"]) == (3, 1e-4, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1", "neither base_model (axolotl) nor model_name_or_path (LLaMA-Factory) is a key"),
+        ("a: [", "cannot be read as YAML"),
+        ("base_model: x\nrl: dpo", "rl: dpo is no supervised fine-tuning"),
+        ("base_model: x\nadapter: lora", "datasets names no data set to train on"),
+        ("model_name_or_path: x\nstage: dpo", "stage: dpo is no supervised fine-tuning (sft)"),
+        ("model_name_or_path: x\nfinetuning_type: oft", "expected lora or full, got 'oft'"),
+    ],
+)
+def test_what_cannot_be_imported_is_refused(lab: Lab, text: str, message: str) -> None:
+    lab.write("other.yaml", text)
+    outcome = lab("import", "other.yaml")
+    assert (outcome.code, outcome.out) == (2, "")
+    assert message in outcome.err
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path, lab: Lab) -> None:
+    assert "nowhere.yml: cannot be read as YAML" in lab("import", "nowhere.yml").err
