@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Gt, Lt
 
+from sft_lab.analysis.controls import Control
 from sft_lab.config.ranges import (
     AnyYaml,
     NonNegativeFloat,
@@ -81,12 +82,14 @@ class QuestionDesign:
         arms: Arms to compare, by name.
         design: How the report draws and interprets it, see ``study_results.Question``.
         seeds: ``seed_everything`` of its runs; default: the study's.
+        controls: Further arms that leave one explanation of a finding, made from its arms.
     """
 
     title: str
     arms: dict[str, Arm]
     design: Kind = "grid"
     seeds: list[Seed] | None = None
+    controls: list[Control] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -163,6 +166,9 @@ class CellSpec:
         seed: ``seed_everything``.
         files: Its config files, in the order of merging.
         overrides: Values by dotted key, merged last.
+        control: The control that it is, of the cell with its arm, axis and seed; else empty.
+        alone: The source that the control trains alone, if it does.
+        stage_order: The order of its stages; empty for that of its files.
     """
 
     question: str
@@ -171,6 +177,9 @@ class CellSpec:
     seed: int
     files: tuple[str, ...]
     overrides: Mapping[str, Any]
+    control: str = ""
+    alone: str = ""
+    stage_order: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -180,7 +189,8 @@ class CellSpec:
         'rq4 dmt k=1/64 seed 0'
         """
         axis = [f"{name}={value}" for name, value in self.axis.items()]
-        return " ".join([self.question, self.arm, *axis, f"seed {self.seed}"])
+        control = [part for part in (self.control, self.alone) if part]
+        return " ".join([self.question, self.arm, *axis, *control, f"seed {self.seed}"])
 
 
 def cells(design: StudyDesign) -> list[CellSpec]:

@@ -71,6 +71,8 @@ class ParentRun:
                 "arm": cell.arm,
                 "axis": dict(cell.axis),
                 "seed": cell.seed,
+                "control": cell.control,
+                "alone": cell.alone,
                 "name": p.run.name,
                 "digest": p.run.digest,
                 "state": p.state,
@@ -100,7 +102,7 @@ class ParentRun:
         self.store.client.log_text(self.run_id, json.dumps(content, indent=2), _CELLS)
 
 
-def _grid_position(design: StudyDesign, cell: CellSpec) -> tuple[int, ...]:
+def _grid_position(design: StudyDesign, cell: CellSpec) -> tuple[int | str, ...]:
     """Return a sort key that puts cells in the order of the design."""
     arms = design.questions[cell.question].arms
     grid = arms[cell.arm].grid
@@ -108,6 +110,8 @@ def _grid_position(design: StudyDesign, cell: CellSpec) -> tuple[int, ...]:
         list(design.questions).index(cell.question),
         list(arms).index(cell.arm),
         *(list(map(str, grid[name].values)).index(value) for name, value in cell.axis.items()),
+        cell.control,
+        cell.alone,
         cell.seed,
     )
 
@@ -192,6 +196,8 @@ def read_study(store: RunStore, run_id: str) -> StudyResults:
                         axis=row["axis"],
                         seed=row["seed"],
                         result=results.get(row["run_id"]),
+                        control=row["control"],
+                        alone=row["alone"],
                     )
                     for row in content["cells"]
                     if row["question"] == name

@@ -4,20 +4,23 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+from sft_lab.config.compose import compose_files
 from sft_lab.config.identity import identity
 from sft_lab.cost.run_cost import RunCost
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.launch.build import plan_data
-from sft_lab.launch.parser import parse_files
+from sft_lab.launch.parser import parse_written
 from sft_lab.launch.run_config import RunConfig
 from sft_lab.paths import pinned
 from sft_lab.study.design import CellSpec
 from sft_lab.study.digests import base_files_digest, class_digests, code_digest, json_digest
 from sft_lab.training.data_modules import StagedDataModule
 from sft_lab.training.shares import Share
+from sft_lab.training.stage import choose_rows
 
 CostOf = Callable[[StagedDataModule, RunConfig], RunCost]
 
@@ -47,6 +50,8 @@ class StudyRun:
             source's further benchmarks, and those without a source, go by the benchmark's name.
         sources: The source that teaches each ability, by the ability's name, where there is one.
         scores: Metric keys of all scores where higher is better.
+        rows: Rows of each stage's mixture, by stage and source.
+        available: Rows of each source that can be trained.
         cost: Its cost without a fork, if requested.
         fork: The run and stage it can start from.
     """
@@ -62,6 +67,8 @@ class StudyRun:
     abilities: Mapping[str, str]
     sources: Mapping[str, str] = field(default_factory=dict)
     scores: tuple[str, ...] = ()
+    rows: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    available: Mapping[str, int] = field(default_factory=dict)
     cost: RunCost | None = None
     fork: SharedStages | None = None
 
@@ -125,7 +132,11 @@ def cell_config(cell: CellSpec) -> RunConfig:
     Raises:
         RequestError: If ``fit`` would refuse it.
     """
-    return parse_files(cell.files, cell.overrides)
+    written = compose_files(cell.files, cell.overrides)
+    if cell.stage_order:
+        stages = written.config.data.stages
+        written.config.data.stages = {name: stages[name] for name in cell.stage_order}
+    return parse_written(written, "fit", [], Path(cell.files[0]).stem)
 
 
 def _study_run(cell: CellSpec, config: RunConfig, data: StagedDataModule) -> StudyRun:
@@ -165,6 +176,11 @@ def _study_run(cell: CellSpec, config: RunConfig, data: StagedDataModule) -> Stu
             for score in benchmark.score_names
             if benchmark.is_ability(score)
         ),
+        rows={
+            name: {s: len(rows) for s, rows in choose_rows(name, stage, data.corpus).items()}
+            for name, stage in parsed.items()
+        },
+        available={name: len(s.trainable) for name, s in data.corpus.loaded.items()},
     )
 
 
