@@ -35,7 +35,10 @@ def recorded(study_lab: Lab) -> tuple[Lab, str]:
         "abilities": {},
         "sources": {},
         "questions": {"q": {"title": "?", "design": "grid"}},
-        "cells": [{"question": "q", "arm": "math", "axis": {}, "seed": 3, "run_id": None}],
+        "cells": [
+            {"question": "q", "arm": "math", "axis": {}, "seed": 3, "run_id": None}
+            | {"control": "", "alone": ""}
+        ],
         "searches": [],
     }
     lab.store.client.log_text(parent.run_id, json.dumps(content), "cells.json")

@@ -140,6 +140,7 @@ def test_only_the_report_is_logged_from_a_folder_with_other_files(study_lab: Lab
     lab = study_lab
     parent = open_parent(lab.store, "sft_lab", None, "tiny", STUDY)
     cell = {"question": "q", "arm": "math", "axis": {}, "seed": 0, "run_id": None}
+    cell |= {"control": "", "alone": ""}
     content = {
         "name": "tiny",
         "abilities": {},
