@@ -1,6 +1,7 @@
 """Files in the MLflow run what is needed later: config, plan, samples, answers, adapters."""
 
 import json
+import logging
 import operator
 import platform
 import tempfile
@@ -16,6 +17,7 @@ from typing_extensions import override
 
 from sft_lab.callbacks.ability_history import point_of
 from sft_lab.evaluation.evaluator import Evaluation
+from sft_lab.model.coverage import coverage
 from sft_lab.model.qlora import save_trained
 from sft_lab.runs.contents import answers_table, manifest, run_record, window_table
 from sft_lab.runs.evaluations import evaluation_path
@@ -28,6 +30,8 @@ from sft_lab.runs.tags import flatten
 from sft_lab.training.data_modules import StagedDataModule
 from sft_lab.training.module import SFTModule
 from sft_lab.training.plan import StagePlan
+
+_log = logging.getLogger(__name__)
 
 
 class RunRecorder(Callback):
@@ -61,6 +65,10 @@ class RunRecorder(Callback):
         parameters = flatten(groups) | environment
         logger.log_hyperparams({k: v for k, v in parameters.items() if k not in known})
         client.log_text(run_id, yaml.safe_dump(dict(self.config), sort_keys=False), "config.yaml")
+        if stage == "fit" and isinstance(pl_module, SFTModule):
+            found = coverage(pl_module.base, pl_module.quantization, pl_module.lora)
+            _log.info("%s", found)
+            client.log_text(run_id, json.dumps(found.to_json(), indent=2), "model.json")
         # A resumed run's plans follow from its checkpoint, which is read after this.
         if stage == "fit" and not _has_record(logger):
             self._record_plans(trainer, pl_module)

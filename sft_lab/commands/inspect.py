@@ -27,14 +27,21 @@ def main(arguments: list[str]) -> int:
     from sft_lab.commands.inspection import inspection
     from sft_lab.launch.build import plan_data
     from sft_lab.launch.parser import parse
+    from sft_lab.model.coverage import coverage
 
     silence()
     log = logging.getLogger("sft_lab.data")
     level = log.level
     log.setLevel(logging.ERROR)  # what it warns about is printed as part of the inspection
     try:
-        data = plan_data(parse(rest), options.stage)
+        config = parse(rest)
+        data = plan_data(config, options.stage)
         found = inspection(data, options.stage, options.n)
+        settings = config.model_settings
+        try:
+            found["model"] = coverage(settings.base, settings.quantization, settings.lora).to_json()
+        except RequestError as fault:  # the data need a tokenizer only
+            found["model"] = {"error": str(fault)}
     finally:
         log.setLevel(level)
     if options.json:

@@ -8,6 +8,7 @@ from statistics import median
 from typing import Any
 
 from sft_lab.data.intake_report import unused_line
+from sft_lab.model.coverage import Coverage
 from sft_lab.terminal import counted, format_table, percent, visible
 
 _NUM_BINS = 10
@@ -25,6 +26,9 @@ def inspection_text(found: Mapping[str, Any], *, color: bool) -> str:
             trained text between ⟦ and ⟧.
     """
     blocks = [_stage_table(found["stages"]), _source_table(found["sources"])]
+    if "model" in found:
+        model = found["model"]
+        blocks.append(model["error"] if "error" in model else f"model: {Coverage(**model)}")
     blocks += [_histogram(name, source["lengths"]) for name, source in found["sources"].items()]
     blocks += [_sample(sample, color) for sample in found["samples"]]
     return "\n\n".join(blocks)

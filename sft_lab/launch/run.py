@@ -17,6 +17,7 @@ from sft_lab.launch.evaluate import evaluate_checkpoint
 from sft_lab.launch.limits import check_limits
 from sft_lab.launch.run_config import RunConfig
 from sft_lab.launch.start import Start, choose_start
+from sft_lab.model.kernels import check_attention
 from sft_lab.model.qlora import check_weights
 from sft_lab.paths import check_folder, make_folder
 from sft_lab.runs.accidents import is_of_store
@@ -50,6 +51,7 @@ def fit(config: RunConfig) -> str:
         run.data.setup("fit")
         check_limits(run.data, run.module.base)
         check_weights(run.module.base)
+        check_attention(run.module.base, run.module.attn_implementation)
         _check_evaluation(run)
         store = RunStore(run.logger.tracking_uri)
         _say_minutes(run, store)
@@ -94,6 +96,7 @@ def score(config: RunConfig) -> str:
     run.data.setup(config.command)
     check_limits(run.data, run.module.base)
     check_weights(run.module.base)
+    check_attention(run.module.base, run.module.attn_implementation)
     _check_evaluation(run)
     path = Path(config.ckpt_path) if config.ckpt_path else None
     if path is not None:

@@ -110,14 +110,8 @@ def check_logits(causal_lm: Any) -> None:
     input_ids, position_ids = _probe(causal_lm, 8)
     places = torch.arange(8, device=input_ids.device)
     with evaluating(causal_lm), watched_embeddings(causal_lm) as embeddings:
-        try:
+        with _runs(name):
             found = hidden_states(causal_lm, input_ids, position_ids, places).logits()
-        except Exception as fault:  # whatever an architecture raises in a quantisation or data type
-            raise RequestError(
-                f"model.base: {name} computes no logits as it was loaded: "
-                f"{str(fault).splitlines()[0][:200]}. Set model.quantization to bf16 or fp32, or "
-                "name another base."
-            ) from fault
         if not found.isfinite().all():
             raise RequestError(
                 f"model.base: the logits of {name} are not finite; its weights are damaged, or too "
@@ -130,12 +124,27 @@ def check_logits(causal_lm: Any) -> None:
             )
         with torch.no_grad():
             own = causal_lm(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits
+    with _runs(name), torch.random.fork_rng(), torch.no_grad():  # for dropout
+        causal_lm(input_ids=input_ids, use_cache=False)
     # The operations are the same, so only kernels that round differently each time may differ.
     if not torch.allclose(found, own[0], rtol=_ROUNDING[own.dtype], atol=_ROUNDING[own.dtype]):
         raise RequestError(
             f"model.base: the logits of {name} depend on more than its decoder's output, so the "
             "loss cannot be computed at target tokens alone; name another base."
         )
+
+
+@contextmanager
+def _runs(name: str) -> Iterator[None]:
+    """Refuse a model whose forward pass fails, as some do in a quantisation or data type."""
+    try:
+        yield
+    except Exception as fault:
+        raise RequestError(
+            f"model.base: {name} computes no logits as it was loaded: "
+            f"{str(fault).splitlines()[0][:200]}. Set model.quantization to bf16 or fp32, or "
+            "name another base."
+        ) from fault
 
 
 _ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2, torch.float64: 1e-4}
@@ -161,8 +170,10 @@ def check_packing(causal_lm: Any) -> None:
 
 def _probe(causal_lm: Any, length: int) -> tuple[Tensor, Tensor]:
     """Return token ids and positions of one row, both ``[1, T]``."""
-    ids = torch.arange(length, device=next(causal_lm.parameters()).device)[None]
-    return ids % causal_lm.get_input_embeddings().num_embeddings, ids
+    positions = torch.arange(length, device=next(causal_lm.parameters()).device)[None]
+    # No padding token among them: its embedding is zero, where norms have no gradient.
+    ids = positions + causal_lm.get_input_embeddings().num_embeddings // 2
+    return ids, positions
 
 
 @contextmanager

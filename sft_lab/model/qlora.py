@@ -116,7 +116,12 @@ def compute_dtype(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision.startswith("bf16") else torch.float32
 
 
-def load_base(base: str, quantization: Quantization, compute_dtype: torch.dtype) -> Any:
+def load_base(
+    base: str,
+    quantization: Quantization,
+    compute_dtype: torch.dtype,
+    attn_implementation: str | None = None,
+) -> Any:
     """Load a causal language model for training.
 
     Args:
@@ -125,6 +130,7 @@ def load_base(base: str, quantization: Quantization, compute_dtype: torch.dtype)
             ``fp32``.
         compute_dtype: Type that 4-bit weights are dequantised to for a product, and of the parts
             that are never quantised.
+        attn_implementation: transformers' name of it; None for its default.
 
     Returns:
         The model in train mode.
@@ -135,7 +141,7 @@ def load_base(base: str, quantization: Quantization, compute_dtype: torch.dtype)
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    options: dict[str, Any] = {"dtype": compute_dtype}
+    options: dict[str, Any] = {"dtype": compute_dtype, "attn_implementation": attn_implementation}
     if quantization == "nf4":
         options["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
@@ -201,7 +207,7 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
         lora_alpha=lora.lora_alpha,
         lora_dropout=lora.lora_dropout,
         target_modules=lora.target_modules,
-        exclude_modules=_routers(model) or None if is_all else None,
+        exclude_modules=_unadaptable(model) or None if is_all else None,
         task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng():
@@ -212,15 +218,19 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
             raise RequestError(f"model.lora: {str(fault).splitlines()[0]}") from fault
 
 
-def _routers(model: Any) -> list[str]:
-    """Return the linear layers that return more than a product, which no adapter can be put on."""
-    return [
+def _unadaptable(model: Any) -> list[str]:
+    """Return the linear layers on which an adapter would fail or do nothing."""
+    found = [
         name
         for name, module in model.named_modules()
         if isinstance(module, torch.nn.Linear)
         and type(module).__module__.startswith("transformers.models")
-        and "forward" in vars(type(module))
+        and "forward" in vars(type(module))  # routers that return more than a product
     ]
+    for name, module in model.named_modules():
+        if hasattr(module, "A_log") and hasattr(module, "D"):  # Mamba, whose kernels read weights
+            found += [f"{name}.{part}" for part in ("x_proj", "dt_proj", "out_proj")]
+    return found
 
 
 def plain_causal_lm(model: Any) -> Any:

@@ -65,7 +65,7 @@ def _model_size(path: str, quantization: Quantization, adapters: Any, precision:
             config, dtype=dtype, attn_implementation=_ATTENTION
         )
         decoder = decoder_of(model)
-        quantized = _quantized_layers(model) if quantization in ("nf4", "int8") else []
+        quantized = quantized_layers(model) if quantization in ("nf4", "int8") else []
         base = list(model.parameters())
         plain_weights = {id(layer.weight) for layer in quantized}
         weights = sum(p.numel() * p.element_size() for p in base if id(p) not in plain_weights)
@@ -123,7 +123,7 @@ def _model_size(path: str, quantization: Quantization, adapters: Any, precision:
     )
 
 
-def _quantized_layers(model: Any) -> list[Any]:
+def quantized_layers(model: Any) -> list[Any]:
     """Return the layers that transformers would replace by quantised ones."""
     from transformers.pytorch_utils import Conv1D
     from transformers.quantizers.base import HfQuantizer

@@ -14,6 +14,7 @@ from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.token_loss import TokenLoss
 from sft_lab.model.adapters import add_frozen_adapters, kept_weights
+from sft_lab.model.kernels import check_compiler, compile_layers
 from sft_lab.model.logits import check_logits, check_packing
 from sft_lab.model.qlora import (
     Lora,
@@ -55,6 +56,10 @@ class SFTModule(LightningModule):
             ``fp32``.
         lora: The adapters; None trains an unquantised base in full.
         gradient_checkpointing: Trade a second forward for the memory of activations.
+        attn_implementation: ``sdpa``, ``eager``, ``flex_attention``, ``flash_attention_2``,
+            ``flash_attention_3`` or a kernel of the hub (``kernels-community/...``); None for
+            transformers' choice.
+        torch_compile: Compile the decoder's layers for training; sums are rounded differently.
         optimizer: ``paged_adamw_8bit`` needs CUDA.
         weight_decay: AdamW's decoupled weight decay.
         seed: Seed of the adapters' first values.
@@ -71,6 +76,8 @@ class SFTModule(LightningModule):
         quantization: Quantization = "nf4",
         lora: Lora | None = Lora(),
         gradient_checkpointing: bool = False,
+        attn_implementation: str | None = None,
+        torch_compile: bool = False,
         optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw",
         weight_decay: NonNegativeFloat = 0.0,
         seed: Seed = 0,
@@ -91,7 +98,10 @@ class SFTModule(LightningModule):
         self.evaluation = evaluation
         self.quantization = quantization
         self.lora = lora
+        check_compiler(torch_compile)
         self.gradient_checkpointing = gradient_checkpointing
+        self.attn_implementation = attn_implementation
+        self.torch_compile = torch_compile
         self.optimizer_name = optimizer
         self.weight_decay = weight_decay
         self.seed = seed
@@ -115,7 +125,8 @@ class SFTModule(LightningModule):
         Raises:
             RequestError: If the base cannot be trained here.
         """
-        model = load_base(self.base, self.quantization, compute_dtype(precision))
+        dtype = compute_dtype(precision)
+        model = load_base(self.base, self.quantization, dtype, self.attn_implementation)
         check_logits(model)
         if packing:
             check_packing(model)
@@ -123,6 +134,8 @@ class SFTModule(LightningModule):
             model = add_lora(model, self.lora, self.seed)
         if self.gradient_checkpointing:
             plain_causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
+        if self.torch_compile:
+            compile_layers(plain_causal_lm(model))
         self.model = model
 
     @override

@@ -16,6 +16,7 @@ from sft_lab.evaluation.generation.decoding import GREEDY, Decoding
 from sft_lab.evaluation.generation.drafts import Drafts
 from sft_lab.evaluation.generation.kv_cache import RoomyCache
 from sft_lab.evaluation.generation.stop_strings import Decode
+from sft_lab.model.kernels import uncompiled
 
 PASS_TOKENS = 2048  # of prompts and drafts per pass, with padding; a single row may be longer
 _REFILL = 4  # new rows join when one in this many places of the batch is free
@@ -197,11 +198,12 @@ def _without_gradients(model: PreTrainedModel) -> AbstractContextManager[Any]:
 
 @contextmanager
 def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Turn off dropout and gradient checkpointing, which would disable the cache."""
+    """Turn off dropout, compiled layers, and gradient checkpointing, which disables the cache."""
     training = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
-        yield
+        with uncompiled(model):
+            yield
     finally:
         for module, mode in training:  # one by one: parts may differ from the whole
             module.training = mode
