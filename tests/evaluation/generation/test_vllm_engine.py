@@ -151,6 +151,25 @@ def test_adapters_are_served_for_the_time_of_an_evaluation(
     assert vllm.adapters == {}
 
 
+@pytest.mark.parametrize(
+    ("mode", "folder_mode", "file_mode"), [(0o750, 0o750, 0o640), (0o755, 0o700, None)]
+)
+def test_adapters_are_open_to_a_group_that_was_chosen_and_to_nobody_else(
+    make_engine: MakeEngine,
+    adapted: Any,
+    tmp_path: Path,
+    mode: int,
+    folder_mode: int,
+    file_mode: int | None,
+) -> None:
+    tmp_path.chmod(mode)
+    with make_engine(adapter_dir=tmp_path).holding(adapted, "a"):
+        (folder,) = tmp_path.iterdir()
+        assert folder.stat().st_mode & 0o777 == folder_mode
+        if file_mode is not None:
+            assert {file.stat().st_mode & 0o777 for file in folder.iterdir()} == {file_mode}
+
+
 def test_as_many_requests_are_open_as_answers_may_be_generated(
     vllm: VllmStandIn, make_engine: MakeEngine, adapted: Any
 ) -> None:

@@ -1,6 +1,8 @@
 """Generation by a vLLM server, which is given the current adapters at each evaluation."""
 
 import logging
+import os
+import stat
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -98,6 +100,8 @@ class VllmEngine(Engine):
         with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=self.server.adapter_dir) as made:
             folder = Path(made).resolve()
             save_trained(model, folder)
+            if self.server.adapter_dir is not None:
+                _share_with_group(folder, self.server.adapter_dir)
             try:
                 self._load(name, folder)
             except VllmRefusalError as fault:
@@ -105,7 +109,8 @@ class VllmEngine(Engine):
                 raise RequestError(
                     f"{self.server} does not load adapters: {fault}. It needs --enable-lora and "
                     f"--max-lora-rank of {rank} or more, and must see {folder} under that path "
-                    "(evaluation.vllm.adapter_dir), as the same user: the folder is private."
+                    "(evaluation.vllm.adapter_dir), as the same user, or with the folder "
+                    "open to its group alone (chmod 750)."
                 ) from None
             try:
                 yield name
@@ -193,3 +198,23 @@ class VllmEngine(Engine):
                 raise
         except VllmError as fault:
             raise VllmError(f"{self.server} does not take adapters: {fault}") from None
+
+
+def _share_with_group(folder: Path, parent: Path) -> None:
+    """Let a group read a folder's files, if the parent is open to that group and to nobody else.
+
+    Raises:
+        RequestError: If this user is not in the group.
+    """
+    found = parent.stat()
+    if stat.S_IMODE(found.st_mode) & 0o057 != 0o050:  # others may read it: no group was chosen
+        return
+    try:
+        for path in (*folder.iterdir(), folder):  # the folder last, when its files are ready
+            os.chown(path, -1, found.st_gid)
+            path.chmod(0o750 if path.is_dir() else 0o640)
+    except PermissionError as fault:
+        raise RequestError(
+            f"evaluation.vllm.adapter_dir: {parent} is open to the group {found.st_gid}, which "
+            "this user is not in; join it, or close the folder (chmod 700)."
+        ) from fault
