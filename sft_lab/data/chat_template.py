@@ -1,6 +1,9 @@
 """Apply a chat template, and refuse one that silently leaves out a part of a conversation."""
 
+import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
 from itertools import groupby
 from operator import attrgetter
 from typing import Any
@@ -8,6 +11,11 @@ from typing import Any
 from sft_lab.data.conversation import Conversation, Message
 from sft_lab.data.templates import TEMPLATES
 from sft_lab.errors import RequestError
+
+TODAY = date(2024, 7, 26)
+"""The date that templates print as today's, so that runs of different days compare: the one that
+Llama 3.1's template prints where it knows none."""
+_DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 
 
 class ChatTemplate:
@@ -85,6 +93,14 @@ class ChatTemplate:
                     "them, or remove the rows that have them from the source."
                 )
 
+    def _pinned(self, tools: Sequence[Mapping[str, Any]]) -> str | None:
+        """Return the template's source without today's date; None for one that has none."""
+        if self.source is not None:
+            return self.source
+        own: str = self._tokenizer.get_chat_template(None, list(tools) or None)
+        pinned = _pin_date(own)
+        return None if pinned == own else pinned
+
     def _apply(
         self,
         chats: Sequence[Sequence[Message]],
@@ -95,7 +111,7 @@ class ChatTemplate:
             rendered: list[str] = self._tokenizer.apply_chat_template(
                 [list(map(_said, messages)) for messages in chats],
                 tools=list(tools) or None,
-                chat_template=self.source,
+                chat_template=self._pinned(tools),
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
             )
@@ -108,6 +124,15 @@ class ChatTemplate:
                 f"corpus.template: {self.label} cannot render the roles {roles}: {fault}."
             ) from fault
         return rendered
+
+
+def _pin_date(source: str) -> str:
+    """Replace today's date in a template's source by ``TODAY``.
+
+    >>> _pin_date("Today Date: {{ strftime_now('%d %b %Y') }}")
+    'Today Date: {{ "26 Jul 2024" }}'
+    """
+    return _DATE.sub(lambda found: json.dumps(TODAY.strftime(found[2])), source)
 
 
 def _said(message: Message) -> Message:

@@ -80,7 +80,7 @@ class Renderer:
     @cached_property
     def fingerprint(self) -> str:
         """Return a SHA-256 of what decides a row's tokens: the tokenizer and the template."""
-        # And the probe: a template may print the date, so that its text changes overnight.
+        # And the probe, for what a template prints beyond its own text.
         probe = self.text(_PROBE, add_generation_prompt=False)
         return hashlib.sha256((self.tokenizer_digest + probe).encode()).hexdigest()
 

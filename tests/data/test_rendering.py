@@ -92,6 +92,20 @@ def test_a_prompt_is_a_token_prefix_of_its_row(
         assert row.labels[len(ids)] == row.input_ids[len(ids)]
 
 
+def test_a_template_that_prints_the_date_prints_the_same_every_day(
+    make_tokenizer: Callable[..., Any],
+) -> None:
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "Today: {{ strftime_now('%d %b %Y') }}<end>" + (
+        "{% for m in messages %}{{ m['role'] + ':' + m['content'] }}<end>{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    renderer = Renderer(tokenizer, None)
+    prompt = renderer.prompt_ids([HELLO])
+    assert tokenizer.decode(prompt).startswith("Today: 26 Jul 2024<end>user:Hello!")
+    assert list(renderer.row(ONE).input_ids)[: len(prompt)] == prompt
+
+
 def test_vicuna_is_fastchats_text(make_tokenizer: Callable[..., Any]) -> None:
     # FastChat's conversation.py, "vicuna_v1.1": separators " " and "</s>", no space after "</s>".
     renderer = Renderer(make_tokenizer(bos_token="<s>", eos_token="</s>"), "vicuna_v1.1")
