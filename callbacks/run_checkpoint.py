@@ -1,6 +1,7 @@
 """Write the checkpoints a run resumes from; end it at a signal without losing a step."""
 
 import signal
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -120,7 +121,10 @@ class RunCheckpoint(Checkpoint):
         self._check_signal()
 
     def _save(self, trainer: Trainer, ended_stage: str | None = None) -> None:
-        run_logger(trainer).flush()  # a resumed run logs only what comes after its checkpoint
+        # A resumed run logs only what comes after its checkpoint. At a stop with the server away
+        # the one before it is kept, from which resuming is as exact.
+        if not run_logger(trainer).flush(lambda: self._signal is not None):
+            return
         if ended_stage is None:
             trainer.save_checkpoint(self.path(trainer))
         else:
@@ -141,7 +145,8 @@ class RunCheckpoint(Checkpoint):
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if self.stamp is not None:
-            checkpoint["sft_lab"] = self.stamp.as_dict()
+            points = run_logger(trainer).num_points
+            checkpoint["sft_lab"] = replace(self.stamp, points=points).as_dict()
 
     @override
     def state_dict(self) -> dict[str, Any]:

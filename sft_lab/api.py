@@ -7,7 +7,9 @@ run.scores[["step", "benchmark", "value"]]
 sft_lab.compare([run, "sequential seed 0"])
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,8 +102,44 @@ def fit(
         for flag, value in (("ckpt_path", ckpt_path), ("from", from_stage))
         if value is not None
     ]
-    parsed = parse_files([str(file) for file in files], overrides or {}, flags)
-    return load_run(fit_run(parsed), parsed.tracking_uri)
+    with _worded_as_call(overrides or {}), _quiet_transformers():
+        parsed = parse_files([str(file) for file in files], overrides or {}, flags)
+        return load_run(fit_run(parsed), parsed.tracking_uri)
+
+
+@contextmanager
+def _worded_as_call(overrides: Mapping[str, Any]) -> Iterator[None]:
+    """Let errors and notes name what the caller of ``fit`` wrote instead of command-line flags."""
+    names = {"ckpt_path": "ckpt_path", "from": "from_stage", **{key: key for key in overrides}}
+    flags = re.compile(rf"--({'|'.join(map(re.escape, names))})(?![\w.-])")
+
+    def worded(text: str) -> str:
+        return flags.sub(lambda found: names[found[1]], text).replace("same command", "same call")
+
+    try:
+        yield
+    except BaseException as fault:
+        if isinstance(fault, ValueError | RuntimeError):
+            fault.args = tuple(worded(a) if isinstance(a, str) else a for a in fault.args)
+        if notes := getattr(fault, "__notes__", None):
+            fault.__notes__ = [worded(note) for note in notes]
+        raise
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Keep transformers' advice and progress bars out of a notebook, and leave it as it was."""
+    from transformers.utils import logging
+
+    verbosity, shows_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_bars:
+            logging.enable_progress_bar()
 
 
 def load_run(run: str, tracking_uri: str = TRACKING_URI) -> LoadedRun:

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import write_jsonl
@@ -28,8 +29,12 @@ def test_importing_the_package_loads_no_torch() -> None:
     assert shown.strip() == "False ['LoadedRun', 'compare', 'evaluate', 'fit', 'load_run']"
 
 
-def test_fit_returns_the_run_with_scores_answers_and_curves(notebook: Lab) -> None:
+def test_fit_returns_the_run_with_scores_answers_and_curves(
+    notebook: Lab, capfd: pytest.CaptureFixture[str]
+) -> None:
+    capfd.readouterr()
     run = sft_lab.fit("tiny.yaml", {"data.k": "1/2", "evaluation.every_n_steps": None})
+    assert not [line for line in capfd.readouterr().err.splitlines() if "%|" in line]
     assert run.name == "tiny k=1/2 seed 0"
     assert notebook.run.info.run_id == run.run_id
     scores = run.scores
@@ -49,8 +54,21 @@ def test_fit_returns_the_run_with_scores_answers_and_curves(notebook: Lab) -> No
 def test_a_wrong_request_is_refused_before_anything_is_written(notebook: Lab) -> None:
     with pytest.raises(RequestError, match=r"data\.stages\.first\.lrr"):
         sft_lab.fit("tiny.yaml", {"data.stages.first.lrr": 1.0})
-    with pytest.raises(RequestError, match="no unfinished run of this config"):
+    with pytest.raises(RequestError, match="no unfinished run of this config") as stopped:
         sft_lab.fit("tiny.yaml", ckpt_path="last")
+    assert str(stopped.value).startswith("ckpt_path last: ")
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"ckpt_path": "gone.ckpt"}, "ckpt_path gone.ckpt: no such file"),
+        ({"from_stage": "gone"}, "from_stage: expected RUN@STAGE"),
+        ({"ckpt_path": "last", "from_stage": "a@b"}, "from_stage a@b starts a new run, ckpt_path"),
+        ({"overrides": {"data.batch_size": 0}}, "data.batch_size must be 1 or more"),
+        ({"overrides": {"model.base": "https://ada:pw@host"}}, "model.base: an address must not"),
+    ]
+    for arguments, said in wrong:
+        with pytest.raises(RequestError) as refused:
+            sft_lab.fit("tiny.yaml", **arguments)
+        assert str(refused.value).startswith(said)
+        assert "--" not in str(refused.value)
     assert notebook.runs == []
 
 

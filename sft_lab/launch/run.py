@@ -27,7 +27,7 @@ from sft_lab.runs.inputs import check_inputs, run_inputs
 from sft_lab.runs.lock import run_lock
 from sft_lab.runs.logger import RunLogger
 from sft_lab.runs.parent_record import copy_parent_record, place_checkpoints
-from sft_lab.runs.resume import check_model
+from sft_lab.runs.resume import Resume, check_model
 from sft_lab.runs.store import RunStore, prepare_store
 from sft_lab.runs.store_uri import check_store
 from sft_lab.training.replan import saved_plan_changes
@@ -65,6 +65,8 @@ def fit(config: RunConfig) -> str:
             stamp = run.checkpoint.stamp = RunStamp(
                 run.logger.run_id, identity(config.plain), inputs
             )
+            if run.start.resume is not None:
+                changes += _missing_points(run.start.resume, run.logger)
             if changes:
                 run.logger.say_changes(changes)
             checkpoint = run.start.checkpoint
@@ -131,6 +133,17 @@ def _check_inputs(start: Start, inputs: Mapping[str, str]) -> list[str]:
         asked = f"--ckpt_path {start.checkpoint or 'last'}"
         return check_inputs(start.resume.inputs, inputs, asked, trained=start.resume.trained)
     return []
+
+
+def _missing_points(resume: Resume, logger: RunLogger) -> list[str]:
+    """Return a line if a store lacks points that it held when the checkpoint was written."""
+    found = logger.num_points
+    if found >= resume.points:
+        return []
+    return [
+        f"points of the run in {logger.tracking_uri}: {resume.points}, now {found}, as in an older "
+        "copy of the store; its curves and scores have a gap that no resume fills"
+    ]
 
 
 def _check_fork(run: Run, fork: Fork, store: RunStore) -> None:

@@ -28,11 +28,13 @@ class RunStamp:
         run_id: The MLflow run.
         config: The resolved config, as in ``sft_lab.config.identity``.
         inputs: Digests of what the run is made from, as in ``sft_lab.runs.inputs``.
+        points: Points that the store held when the checkpoint was written.
     """
 
     run_id: str
     config: Mapping[str, Any]
     inputs: Mapping[str, str] = field(default_factory=dict)
+    points: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return the stamp as plain values."""
@@ -148,7 +150,8 @@ def _is_stamp(found: object) -> bool:
         stamp = RunStamp(**found)  # type: ignore[arg-type]  # checked by the call
     except TypeError:
         return False
-    return isinstance(stamp.run_id, str) and all(
+    are_plain = isinstance(stamp.run_id, str) and isinstance(stamp.points, int)
+    return are_plain and all(
         isinstance(content, Mapping) for content in (stamp.config, stamp.inputs)
     )
 

@@ -2,9 +2,11 @@
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from functools import cached_property
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any, Literal
 
 import mlflow
@@ -27,6 +29,7 @@ _log = logging.getLogger(__name__)
 _BATCH = 1000  # metrics that MLflow takes in one request
 _PARAM_BATCH = 100
 _LONGEST_PARAM = 250  # the most that MLflow 1 servers take
+STOP_WAIT_S = 5.0  # for a server that is away when the run is to stop
 
 
 NO_LOGGER = (
@@ -69,7 +72,7 @@ class RunLogger(Logger):
         self.run_name = run_name
         self._run_id = run_id
         self._start_tags = {PROCESS_TAG: this_process(), **(tags or {})}
-        self._sender = None if local_file(tracking_uri) else ThreadPoolExecutor(max_workers=1)
+        self._sender = None if local_file(tracking_uri) else _Sender()
         self._sending: list[Future[Any]] = []
 
     @property
@@ -134,7 +137,7 @@ class RunLogger(Logger):
 
     def log_points(self, points: Sequence[Metric]) -> None:
         """Log points with times of their own; repeating it changes nothing."""
-        self._collect(wait=False)
+        self._collect()
         for start in range(0, len(points), _BATCH):
             batch = points[start : start + _BATCH]
             if self._sender is None:
@@ -144,16 +147,34 @@ class RunLogger(Logger):
                 self._sending.append(sent)
         self._logged.update((point.key, point.step) for point in points)
 
-    def flush(self) -> None:
-        """Wait until the store holds every point.
+    @property
+    def num_points(self) -> int:
+        """The number of points that the run has logged."""
+        return len(self._logged)
+
+    def flush(self, is_stopping: Callable[[], bool] = lambda: False) -> bool:
+        """Wait until the store holds every point, and return whether it does.
+
+        Args:
+            is_stopping: Whether the run is to stop: it then waits ``STOP_WAIT_S`` at most.
 
         Raises:
             RunError: If its server has been away for longer than it is tried again.
         """
-        self._collect(wait=True)
+        waited_s = 0.0
+        while True:
+            self._collect()
+            if not self._sending:
+                return True
+            if is_stopping() and waited_s >= STOP_WAIT_S:
+                return False
+            began = time.monotonic()
+            wait(self._sending[:1], timeout=0.1)
+            waited_s += (time.monotonic() - began) * is_stopping()
 
-    def _collect(self, *, wait: bool) -> None:
-        while self._sending and (wait or self._sending[0].done()):
+    def _collect(self) -> None:
+        """Forget what has been sent, and raise what has failed."""
+        while self._sending and self._sending[0].done():
             try:
                 self._sending[0].result()
             except MlflowException as fault:
@@ -176,9 +197,33 @@ class RunLogger(Logger):
         self.experiment.set_tag(self.run_id, CHANGES_TAG, "; ".join(filter(None, [known, text])))
 
     def end(self, status: RunStatus) -> None:
-        """Close the run."""
-        self.flush()
-        self.experiment.set_terminated(self.run_id, status)
+        """Close the run; one that was stopped while its server is away counts as KILLED later."""
+        if self.flush(lambda: status != "FINISHED"):
+            self.experiment.set_terminated(self.run_id, status)
+
+
+class _Sender:
+    """Calls functions in one thread, in order; the process can end while one of them waits."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = (
+            SimpleQueue()
+        )
+        Thread(target=self._run, daemon=True).start()
+
+    def submit(self, function: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """Queue a call."""
+        future: Future[Any] = Future()
+        self._calls.put((future, function, arguments))
+        return future
+
+    def _run(self) -> None:
+        while True:
+            future, function, arguments = self._calls.get()
+            try:
+                future.set_result(function(*arguments))
+            except BaseException as fault:
+                future.set_exception(fault)
 
 
 def run_logger(trainer: Trainer) -> RunLogger:

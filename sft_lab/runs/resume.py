@@ -28,6 +28,7 @@ class Resume:
         forked_from: ``RUN@STAGE`` if it was to start from there and was stopped before.
         inputs: Digests of what the checkpoint was made from.
         trained: The stages it has trained a step of.
+        points: Points that the store held when the checkpoint was written.
     """
 
     run_id: str
@@ -35,6 +36,7 @@ class Resume:
     forked_from: str | None = None
     inputs: Mapping[str, str] = field(default_factory=dict)
     trained: tuple[str, ...] = ()
+    points: int = 0
 
 
 def resume_last(tracking_uri: str, dirpath: Path, config: Mapping[str, Any]) -> Resume:
@@ -86,7 +88,7 @@ def resume_path(path: Path, config: Mapping[str, Any]) -> Resume:
     started = checkpoint["callbacks"]["StageScheduler"]["trained_stage"] + 1
     check_resumable(stamp.config, identity(config), started_stages=started)
     trained = tuple(list(stamp.config["data"]["stages"])[:started])
-    return Resume(stamp.run_id, path, inputs=stamp.inputs, trained=trained)
+    return Resume(stamp.run_id, path, None, stamp.inputs, trained, stamp.points)
 
 
 def check_run(tracking_uri: str, resume: Resume) -> None:

@@ -7,7 +7,7 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from sft_lab.errors import Interrupted, RequestError
@@ -26,6 +26,33 @@ class Executor(Protocol):
 
     def stop(self) -> None:
         """Stop all running jobs, each after saving a checkpoint, and release the resources."""
+
+
+_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # By default Ray gives its workers a lower priority than anything else on the machine.
+    "RAY_worker_niceness": "0",
+    # The default of a future Ray release; until it is set, Ray warns at every start.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+# What Ray does on Windows and macOS: it listens on loopback only. Ray reads it when it is imported,
+# and resolves a loopback address that is passed to it to another one.
+_OWN_CLUSTER = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+
+
+@contextlib.contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Give Ray its settings while it starts; of ``_SETTINGS`` those of the user win."""
+    before = {name: os.environ.get(name) for name in (*_SETTINGS, *settings)}
+    os.environ.update({**_SETTINGS, **{n: v for n, v in before.items() if v}, **settings})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager
@@ -75,15 +102,10 @@ class RayExecutor:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def _start(self) -> None:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # By default Ray gives its workers a lower priority than anything else on the machine.
-        os.environ.setdefault("RAY_worker_niceness", "0")
-        # The default of a future Ray release; until it is set, Ray warns at every start.
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        if self.address is None:
-            # What Ray does on Windows and macOS: it listens on loopback only. Ray reads it when it
-            # is imported, and resolves a loopback address that is passed to it to another one.
-            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        with _environment(_OWN_CLUSTER if self.address is None else {}):
+            self._connect()
+
+    def _connect(self) -> None:
         try:
             import ray
         except ImportError as fault:

@@ -4,7 +4,9 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -116,6 +118,8 @@ def test_the_record_of_a_trained_stage_is_never_written_again(
         "sft_lab.runs.contents.manifest", lambda data, stage: f"{stage} as other code plans it"
     )
     shutil.copy(moved.checkpoint.with_name("stages") / "first.ckpt", moved.checkpoint)
+    with closing(sqlite3.connect(moved.folder / "mlruns/mlflow.db")) as store, store:
+        store.execute("DELETE FROM metrics WHERE step > 1")  # as in an older copy of the store
     outcome = moved("fit", *CONFIG, "--ckpt_path=last")
     assert outcome.code == 0, outcome.err
     after = {name: (folder / name).stat().st_ino for name in names}
@@ -123,7 +127,11 @@ def test_the_record_of_a_trained_stage_is_never_written_again(
     assert moved.json("record.json")["stages"]["first"] == trained
     # Changed versions are reported and recorded, not refused.
     assert "changed since the checkpoint was written, so numbers may differ: ver" in caplog.text
-    assert "now torch of tomorrow" in moved.run.data.tags["sft_lab.changed_on_resume"]
+    changes = moved.run.data.tags["sft_lab.changed_on_resume"]
+    assert "now torch of tomorrow" in changes
+    # So is a gap of the curves, which no resume fills.
+    [gap] = re.findall(r"points of the run in \S+mlflow\.db: (\d+), now (\d+), as in an", changes)
+    assert int(gap[0]) > int(gap[1]) > 0
 
 
 def test_plans_of_stages_to_come_may_change() -> None:

@@ -101,6 +101,24 @@ def test_a_server_that_stays_away_ends_the_run_in_one_line(
     assert time.monotonic() - began < 1
 
 
+def test_a_stop_does_not_wait_for_a_server_that_is_away(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sft_lab.runs.logger.STOP_WAIT_S", 0.2)
+    logger = RunLogger(server.uri, run_id="1f" * 16)
+    logger.log_metrics({"loss": 1.0}, step=0)
+    assert logger.flush(lambda: True)
+    server.is_there.clear()
+    logger.log_metrics({"loss": 1.0}, step=1)
+    began = time.monotonic()
+    assert not logger.flush(lambda: True)
+    logger.end("KILLED")
+    assert time.monotonic() - began < 5
+    server.is_there.set()
+    assert logger.flush()
+    assert server.points == [("loss", 0), ("loss", 1)]
+
+
 def test_a_server_of_something_else_is_refused(server: Server) -> None:
     server.health = b"<html>welcome</html>"
     with pytest.raises(RequestError, match="is not an MLflow server"):

@@ -1,5 +1,6 @@
 """Ray that dies on this machine, as a stand-in that fails as Ray was seen to."""
 
+import os
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -78,6 +79,26 @@ def test_the_folder_of_an_own_cluster_is_private_and_is_removed_with_it(
     executor.wait(0)
     executor.stop()
     assert not folder.parent.exists()
+
+
+def test_ray_s_settings_do_not_stay_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Noting(StandIn):
+        def init(self, **settings: Any) -> None:
+            self.seen = {k: v for k, v in os.environ.items() if k.startswith("RAY_")}
+            super().init(**settings)
+
+    ray = Noting()
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    for name in [name for name in os.environ if name.startswith("RAY_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("RAY_worker_niceness", "5")
+    executor = RayExecutor(Resources(cpus=1, gpus=0))
+    executor.submit(job("done"))
+    assert ray.seen["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "0"
+    assert ray.seen["RAY_worker_niceness"] == "5"
+    assert [name for name in os.environ if name.startswith("RAY_")] == ["RAY_worker_niceness"]
+    executor.wait(0)
+    executor.stop()
 
 
 def test_an_own_cluster_that_others_can_reach_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
