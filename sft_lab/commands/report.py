@@ -10,7 +10,15 @@ from sft_lab.paths import find_config
 def main(arguments: list[str]) -> int:
     """Write the report of a study."""
     parser = command_parser("report")
-    parser.add_argument("--study", required=True, metavar="S", help="its config, run id or name")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--study", metavar="S", help="its config, run id or name")
+    what.add_argument(
+        "--results",
+        nargs="+",
+        type=Path,
+        metavar="FILE",
+        help="results.json of earlier reports of one study, such as one a question; no store",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="D", help="a folder")
     parser.add_argument(
         "--represent", nargs="+", default=[], metavar="RUN", help="draw hidden states of these runs"
@@ -18,13 +26,18 @@ def main(arguments: list[str]) -> int:
     add_margin(parser, default="the study's")
     add_tracking_uri(parser)
     options = parser.parse_args(arguments)
-    if options.study.endswith((".yaml", ".yml")):
+    if options.results and options.represent:
+        parser.error("--represent needs the store: give --study in place of --results")
+    if options.study and options.study.endswith((".yaml", ".yml")):
         find_config(options.study, "--study", "configs/studies/rq1.yaml")
 
-    from sft_lab.commands.study_report import make_report
+    from sft_lab.commands.study_report import make_report, make_report_of_files
     from sft_lab.runs.store import RunStore
 
-    store = RunStore(options.tracking_uri)
-    page = make_report(store, options.study, options.out, options.represent, options.margin)
+    if options.results:
+        page = make_report_of_files(options.results, options.out, options.margin)
+    else:
+        store = RunStore(options.tracking_uri)
+        page = make_report(store, options.study, options.out, options.represent, options.margin)
     print(f"report written to {page}", file=sys.stderr)
     return 0

@@ -11,11 +11,14 @@ def main(arguments: list[str]) -> int:
     """Run the missing runs of a study; return 1 if a run has failed."""
     parser = command_parser(
         "study",
-        usage="sft-lab study --config S [--KEY VALUE ...] [--plan | --print] [--address A] "
-        "[--json]",
+        usage="sft-lab study --config S [--KEY VALUE ...] [--questions Q ...] [--plan | --print] "
+        "[--address A] [--json]",
     )
     parser.add_argument(
         "--address", metavar="A", help="a running Ray cluster; default: start one on this machine"
+    )
+    parser.add_argument(
+        "--questions", nargs="+", metavar="Q", help="these questions only; default: all"
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--plan", action="store_true", help="estimate the cost and run nothing")
@@ -31,7 +34,7 @@ def main(arguments: list[str]) -> int:
     from sft_lab.study.plan import plan_table, study_plan
     from sft_lab.study.study import lay_out, print_commands, run_study, searches_left_out
 
-    study = lay_out(rest, with_cost=options.plan)
+    study = lay_out(rest, with_cost=options.plan, questions=options.questions)
     if options.print:
         if commands := print_commands(study):
             print(commands)

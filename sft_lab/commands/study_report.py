@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 import yaml
 
+from sft_lab.analysis.results_file import read_results, results_text
 from sft_lab.errors import RequestError
 from sft_lab.paths import find_config, make_folder
 from sft_lab.report.report import build_report
@@ -17,6 +18,9 @@ from sft_lab.study.design import ReportDesign
 from sft_lab.study.read_design import read_report_design
 from sft_lab.study.record import STUDY_TAG, find_parents, read_study
 from sft_lab.study.study import read_study_config
+
+RESULTS = "results.json"
+"""File of a report's folder from which the report can be built again, without the store."""
 
 
 def find_study(store: RunStore, study: str) -> tuple[str, ReportDesign]:
@@ -89,7 +93,17 @@ def make_report(
     results = replace(read_study(store, run_id), margin=margin or design.margin)
     report = build_report(results, read, figures, design.sections)
     write_report(report, out)
+    (out / RESULTS).write_text(results_text(results, read), encoding="utf-8")
     with TemporaryDirectory() as alone:  # the folder may hold more than the report
         write_report(report, Path(alone))
         store.client.log_artifacts(run_id, alone, "report")
+    return out / "report.html"
+
+
+def make_report_of_files(files: Sequence[Path], out: Path, margin: float | None = None) -> Path:
+    """Write the report of one study's results files, without a store, and return its page."""
+    results, read = read_results(files)
+    make_folder("--out", out)
+    results = replace(results, margin=margin or results.margin)
+    write_report(build_report(results, read, has_answers=False), out)
     return out / "report.html"

@@ -37,6 +37,7 @@ def build_report(
     reader: MarksReader,
     extra_figures: Sequence[tuple[str, str, str]] = (),
     sections: Sequence[ReportSection] = (),
+    has_answers: bool = True,
 ) -> Report:
     """Build a study's report.
 
@@ -45,6 +46,8 @@ def build_report(
         reader: Returns the answers of a run to a benchmark at a step, or raises a RequestError.
         extra_figures: Drawings of the representation view: title, an ``<svg>`` element, caption.
         sections: Further sections, shown before the one on methods.
+        has_answers: Whether the reader returns answers, not their marks only: forgotten items are
+            then shown.
     """
     abilities = abilities_of(results)
     runs = finished_runs(results)
@@ -55,7 +58,7 @@ def build_report(
     parts = [
         *map(QuestionSection, pooled.questions),
         Searches(),
-        ForgottenItems(),
+        *([ForgottenItems()] if has_answers else []),
         Representations(extra_figures),
         *sections,
         Method(),
@@ -83,7 +86,7 @@ def build_report(
             "boundaries.csv": boundaries_csv(results, abilities),
             "comparisons.csv": comparisons_csv(context.comparisons),
             "findings.csv": findings_csv(context.claims),
-            "items.csv": items_csv(context.changed),
+            "items.csv": items_csv(context.changed if has_answers else {}),
         },
     )
 

@@ -65,6 +65,8 @@ def _made(
             continue
         elif control == "fresh_rows" and cell is _least_replay(series, planned):
             yield _fresh(cell, run, stages, where)
+        elif cell.axis:
+            continue  # a grid of orders and hand-overs would cost more than it says
         elif control == "stage_order":
             yield replace(cell, control=control, stage_order=tuple(reversed(list(stages))))
         elif control == "optimizer":

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from sft_lab.config.compose import compose, dump
 from sft_lab.cost.known_speed import KnownSpeeds
 from sft_lab.cost.run_cost import RunCost, run_cost, run_parameters
-from sft_lab.errors import Interrupted, RequestError
+from sft_lab.errors import Interrupted, RequestError, nearest
 from sft_lab.launch.run_config import RunConfig, find_run_logger
 from sft_lab.paths import make_folder
 from sft_lab.runs.checkpoint import stage_checkpoint
@@ -86,18 +86,23 @@ def read_study_config(arguments: list[str]) -> tuple[StudyDesign, Mapping[str, A
     return read_design(composed), composed.resolved()
 
 
-def lay_out(arguments: list[str], *, with_cost: bool = False) -> Study:
+def lay_out(
+    arguments: list[str], *, with_cost: bool = False, questions: Sequence[str] | None = None
+) -> Study:
     """Read a study and plan all its runs.
 
     Args:
         arguments: Command-line arguments of ``study``.
         with_cost: Estimate what every run will cost.
+        questions: The questions to run; by default all.
 
     Raises:
         RequestError: If the study or the config of a cell is wrong.
     """
     silence()
     design, config = read_study_config(arguments)
+    if questions is not None:
+        design, config = _only(questions, design, config)
     cost = _cost_of() if with_cost else None
     planned = cells(design)
     runs = plan_runs(planned, _report_layout, cost)
@@ -117,6 +122,22 @@ def lay_out(arguments: list[str], *, with_cost: bool = False) -> Study:
         check_search(arm_search, known[-1].scores)
     searched = _searched(design, runs, cost) if cost is not None else {}
     return Study(design, config, runs, known[-1], searched)
+
+
+def _only(
+    names: Sequence[str], design: StudyDesign, config: Mapping[str, Any]
+) -> tuple[StudyDesign, Mapping[str, Any]]:
+    """Return a study with some of its questions, which is then a run of its own in MLflow."""
+    for name in names:
+        if name not in design.questions:
+            known = list(design.questions)
+            raise RequestError(
+                f"--questions {name}: the study has no such question{nearest(name, known)}; it has "
+                f"{', '.join(known)}."
+            )
+    kept = {name: question for name, question in design.questions.items() if name in names}
+    written = {name: config["questions"][name] for name in kept}
+    return replace(design, questions=kept), {**config, "questions": written}
 
 
 def _searched(

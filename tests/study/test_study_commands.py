@@ -156,6 +156,19 @@ def test_only_the_report_is_logged_from_a_folder_with_other_files(study_lab: Lab
     assert {"report/report.html", "report/report.md"} <= logged
     assert not {path for path in logged if path.endswith(("yaml", "mlruns"))}
     assert (lab.folder / "report.html").is_file()
+    outcome = lab("report", "--results=results.json", "--out=again")  # without the store
+    assert outcome.code == 0, outcome.err
+    assert (lab.folder / "again/report.html").is_file()
+
+
+def test_a_study_runs_question_by_question(study_lab: Lab) -> None:
+    questions = {name: {"title": "?", "arms": {name: {"config": "./math.yaml"}}} for name in "ab"}
+    study_lab.write("study.yaml", yaml.safe_dump({**STUDY, "questions": questions}))
+    plan = study_lab("study", "--config=study.yaml", "--questions", "b", "--plan", "--json")
+    assert json.loads(plan.out)["runs"][0]["cells"] == ["b b seed 0"]
+    outcome = study_lab("study", "--config=study.yaml", "--questions", "c", "--plan")
+    assert outcome.code == 2
+    assert "--questions c: the study has no such question; it has a, b." in outcome.err
 
 
 def digests(lab: Lab) -> list[str]:
