@@ -40,6 +40,13 @@ STRATEGIES = {
 }
 WORLD = STRATEGIES.keys() - {"tulu3"}
 
+LOGGERS = """
+trainer:
+  logger:
+    - class_path: sft_lab.runs.logger.RunLogger
+    - class_path: lightning.pytorch.loggers.CSVLogger
+      init_args: {save_dir: logs, name: "", version: ""}
+"""
 SANDBOX = "--evaluation.benchmarks.humaneval.init_args.sandbox"
 
 Plan = Callable[..., Schedule]
@@ -155,10 +162,12 @@ def test_a_real_model_s_config_trains_by_hub_names_alone(
         part.save_pretrained(lab.folder / "base")
     hub_cache.add_model(base, lab.folder / "base")
     add_sources(hub_cache)
+    lab.write("loggers.yaml", LOGGERS)
     benchmarks = "--evaluation.benchmarks"
     outcome = lab(
         "fit",
         f"--config={config}",
+        "--config=loggers.yaml",
         *(f"--data.stages.{name}.max_steps=1" for name in STRATEGIES[strategy]),
         *("--data.batch_size=4", "--data.micro_batch_size=2", "--evaluation.budget=null"),
         *(f"{benchmarks}.{n}.init_args.max_new_tokens=2" for n in ("gsm8k", "humaneval", "ifeval")),
@@ -167,6 +176,9 @@ def test_a_real_model_s_config_trains_by_hub_names_alone(
     assert outcome.code == 0, outcome.err
     assert len(lab.json("record.json")["commits"]) >= 6
     assert set(lab.points("gsm8k/flexible")) == {0, 1, 2}
+    # A logger of Lightning's beside the record gets the same metrics.
+    [header, *_] = (lab.folder / "logs/metrics.csv").read_text().splitlines()
+    assert {"gsm8k/flexible", "train_loss/all", "lr", "step"} <= set(header.split(","))
 
 
 def test_runs_for_the_paper_s_figures_name_their_protocol(
