@@ -61,7 +61,7 @@ audit:
 	build/audit/bin/pip-audit --strict --disable-pip --no-deps -r constraints.txt
 
 ui: setup
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db
+	$(BIN)/python -m sft_lab ui
 
 clean:
 	rm -rf .venv build site *.egg-info

@@ -52,11 +52,15 @@ class AbilityHistory(Callback):
         elif all(past.step != point.step for past in self.history):
             self._keep_best(point, evaluation)
             self.history.append(point)
-            self.changes = ability_metrics(self.history, self._tracked(schedule.stages))
-            metrics |= self.changes
+            metrics |= self.refresh(schedule)
             metrics |= progress(schedule, point.step)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=evaluation.step)
+
+    def refresh(self, schedule: Schedule) -> dict[str, float]:
+        """Return ``changes``, computed from the history, which may have come from a checkpoint."""
+        self.changes = ability_metrics(self.history, self._tracked(schedule.stages))
+        return self.changes
 
     def _keep_best(self, point: Point, evaluation: Evaluation) -> None:
         """Keep the marks of a boundary that is a score's best so far."""

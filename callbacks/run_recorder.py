@@ -20,6 +20,7 @@ from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.model.coverage import coverage
 from sft_lab.model.qlora import save_trained
 from sft_lab.runs.contents import answers_table, manifest, run_record, window_table
+from sft_lab.runs.datasets import dataset_inputs
 from sft_lab.runs.evaluations import evaluation_path
 from sft_lab.runs.inputs import PACKAGES
 from sft_lab.runs.logger import RunLogger, run_logger
@@ -91,6 +92,7 @@ class RunRecorder(Callback):
             filed = {name: stage for name, stage in old.items() if name in ended}
         stages = {name: filed.get(name, stage) for name, stage in record.stages.items()}
         client.log_text(run_id, replace(record, stages=stages).to_json(), RECORD)
+        client.log_inputs(run_id, dataset_inputs(record))
         for name in data.stages.keys() - filed.keys():
             client.log_text(run_id, manifest(data, name), f"samples/{name}.tsv")
             client.log_text(run_id, window_table(data, name), f"windows/{name}.tsv")
@@ -112,10 +114,12 @@ class RunRecorder(Callback):
         client, run_id = logger.experiment, logger.run_id
         folder = f"answers/step_{evaluation.step:06d}"
         paths = [f"{folder}/{name}.json" for name in evaluation.answers]
-        for path, answers in zip(paths, evaluation.answers.values(), strict=True):
+        benchmarks = trainer.datamodule.evaluation.benchmarks  # type: ignore[attr-defined]
+        for path, (name, answers) in zip(paths, evaluation.answers.items(), strict=True):
+            table = answers_table(answers, benchmarks[name].reference_answer)
             # One file per evaluation, written whole: MLflow's own log_table appends, and after a
             # kill it would append the same items again. The tag makes its page show a table.
-            client.log_text(run_id, json.dumps(answers_table(answers)), path)
+            client.log_text(run_id, json.dumps(table), path)
         tables = json.loads(client.get_run(run_id).data.tags.get(TABLES_TAG, "[]"))
         tables += [{"path": path, "type": "table"} for path in paths]
         unique = {table["path"]: table for table in tables}

@@ -34,6 +34,7 @@ COMMANDS = {
     "generate": "answer the rows of a file with a stage of a run",
     "export": "write a stage as a PEFT adapter, a merged model or GGUF, with a card",
     "import": "turn a config of axolotl or LLaMA-Factory into one of a run",
+    "ui": "open the runs in MLflow, and print a run's own address",
     "doctor": "show what this machine has",
     "world": "build the embedded world from scratch",
 }

@@ -14,6 +14,7 @@ from sft_lab.callbacks.ability_history import AbilityHistory
 from sft_lab.callbacks.forgetting_guard import ForgettingGuard
 from sft_lab.callbacks.in_loop_evaluation import InLoopEvaluation
 from sft_lab.callbacks.learning_check import LearningCheck
+from sft_lab.callbacks.page_writer import PageWriter
 from sft_lab.callbacks.progress_line import ProgressLine
 from sft_lab.callbacks.progress_screen import ProgressScreen
 from sft_lab.callbacks.run_checkpoint import RunCheckpoint
@@ -176,6 +177,7 @@ def _callbacks(
         log,
         history,
         RunRecorder(config.plain),
+        PageWriter(history),
         screen(log, history, suite, ui),
     ]
 

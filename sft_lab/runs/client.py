@@ -18,6 +18,9 @@ from sft_lab.runs.checksums import Checksums
 from sft_lab.runs.local_store import make_local_store
 from sft_lab.runs.store_uri import absolute, local_file
 
+_KIND = ("mlflow.experimentKind", "custom_model_development")
+"""The tag by which MLflow's page opens an experiment with its training runs."""
+
 # It logs the traceback of every error that it raises, also of those that end in one line.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 
@@ -58,6 +61,7 @@ class StoreClient(MlflowClient):
         location = None if folder is None else folder.as_uri()
         try:
             experiment_id = str(self.create_experiment(name, location))
+            self.set_experiment_tag(experiment_id, *_KIND)
         except MlflowException as fault:
             if fault.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise

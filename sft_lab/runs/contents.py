@@ -2,11 +2,11 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from sft_lab.evaluation.item import Answer
+from sft_lab.evaluation.item import Answer, Item
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.runs.inputs import hub_commits
 from sft_lab.runs.record import BenchmarkRecord, RunRecord, SourceRecord, StageRecord
@@ -84,12 +84,19 @@ def _decoding(suite: EvaluationSuite, name: str) -> dict[str, Any]:
     return asdict(suite.decoding(name)) | by_kind
 
 
-def answers_table(answers: Sequence[Answer]) -> dict[str, list[Any]]:
-    """Return an evaluation's items in the form MLflow shows as a table."""
+def answers_table(
+    answers: Sequence[Answer], expected: Callable[[Item], str | None]
+) -> dict[str, list[Any]]:
+    """Return an evaluation's items in the form MLflow shows as a table.
+
+    Args:
+        answers: Answers to one benchmark.
+        expected: Returns an item's reference answer, or None.
+    """
     marks = list(dict.fromkeys(name for a in answers for name in a.verdict.marks or ()))
-    texts = ["reason", "completion", "prompt"]
+    texts = ["reason", "completion", "expected", "prompt"]
     if any(a.reasoning for a in answers):
-        texts.insert(2, "reasoning")
+        texts.insert(3, "reasoning")
     is_clustered = any(a.item.cluster_id != a.item.group_id for a in answers)
     rows = []
     for a in answers:
@@ -97,6 +104,7 @@ def answers_table(answers: Sequence[Answer]) -> dict[str, list[Any]]:
         text = {
             "reason": a.verdict.reason,
             "completion": a.completion,
+            "expected": expected(a.item),
             "reasoning": a.reasoning,
             "prompt": prompt,
         }

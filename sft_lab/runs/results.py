@@ -146,7 +146,7 @@ def read_answers(store: RunStore, run_id: str, benchmark: str, step: int) -> lis
     """
     table = json.loads(store.artifact_text(run_id, f"answers/step_{step:06d}/{benchmark}.json"))
     columns = table["columns"]
-    others = ("id", "item", "cluster", "reason", "completion", "reasoning", "prompt")
+    others = ("id", "item", "cluster", "reason", "completion", "expected", "reasoning", "prompt")
     names = [name for name in columns if name not in others]
     rows = (dict(zip(columns, row, strict=True)) for row in table["data"])
     return [

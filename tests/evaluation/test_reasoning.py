@@ -140,7 +140,7 @@ def test_a_run_cuts_where_the_template_thinks_and_keeps_both_texts(
     engine = Scripted("<think>7?\n\n</think>\n\nIt is 8.")
     plain = evaluated(EvaluationSuite({"a": asked}, engine=engine), chat_tokenizer)
     assert [a.completion for a in plain] == [engine.texts[0]] * 2
-    assert "reasoning" not in answers_table(plain)["columns"]
+    assert "reasoning" not in answers_table(plain, lambda item: None)["columns"]
 
     template = THINKING + chat_tokenizer.chat_template
     monkeypatch.setattr(chat_tokenizer, "chat_template", template)
@@ -151,7 +151,7 @@ def test_a_run_cuts_where_the_template_thinks_and_keeps_both_texts(
     assert engine.stop_strings[-2:] == [(), ()]
     assert (first.reasoning, first.completion) == ("<think>7?\n\n</think>\n\n", "It is")
     assert second.item.messages[1]["content"] == "It is"
-    table = answers_table([first, second])
+    table = answers_table([first, second], lambda item: None)
     row = dict(zip(table["columns"], table["data"][0], strict=True))
     assert (row["reasoning"], row["completion"]) == (first.reasoning, first.completion)
 

@@ -105,7 +105,15 @@ def test_the_learning_rate_of_every_step_follows_the_schedule(finished: Finished
 def test_every_answer_is_recorded(finished: FinishedRun) -> None:
     for step in EVALUATED_STEPS:
         table = finished.lab.json(f"answers/step_{step:06d}/scripted.json")
-        assert table["columns"] == ["id", "item", "accuracy", "reason", "completion", "prompt"]
+        assert table["columns"] == [
+            "id",
+            "item",
+            "accuracy",
+            "reason",
+            "completion",
+            "expected",
+            "prompt",
+        ]
         assert len(table["data"]) == 4
     assert [row[2] for row in table["data"]] == [True, True, False, False]
     assert table["data"][0][5] == "math: what is 0 plus 1?"
@@ -130,6 +138,23 @@ def test_peft_loads_the_adapter_of_every_stage(finished: FinishedRun, tiny_base:
         trained, _ = load_trained(finished.lab.checkpoint)
     assert torch.equal(with_adapter("second"), logits(trained))
     assert not torch.allclose(with_adapter("first"), logits(trained), atol=1e-3)
+
+
+def test_the_run_page_shows_abilities_and_data_sets(finished: FinishedRun) -> None:
+    run = finished.lab.run
+    note = run.data.tags["mlflow.note.content"]
+    assert note.startswith("At the end: ")
+    assert "| second | 12 | 0.0 [" in note
+    assert finished.lab.artifact("abilities.png").stat().st_size > 1000
+    page = finished.lab.artifact("abilities.html").read_text(encoding="utf-8")
+    assert page.count("<tr>") == 1 + len(EVALUATED_STEPS)
+    inputs = {found.dataset.name: found for found in run.inputs.dataset_inputs}
+    record = finished.lab.json("record.json")
+    assert inputs["math"].dataset.digest == record["sources"]["math"]["digest"][:36]
+    assert inputs["math"].tags[0].value == "training"
+    assert inputs["world_math"].tags[0].value == "evaluation"
+    experiment = finished.lab.store.client.get_experiment(run.info.experiment_id)
+    assert experiment.tags["mlflow.experimentKind"] == "custom_model_development"
 
 
 def test_a_log_file_gets_plain_lines(finished: FinishedRun) -> None:
