@@ -44,6 +44,8 @@ def check_early(arguments: Sequence[str], command: str, own: Sequence[str] = ())
         check_config(request.written, group_types(), TOP_KEYS, TRAINER_RANGES, unimported)
         whole = request.written.resolved()
     _check_files(whole)
+    if "--plan" in request.rest:  # which takes neither a checkpoint nor a parent
+        return request
     checkpoint = whole.get("ckpt_path") or _value_of("--ckpt_path", request.rest)
     if checkpoint and (command != "fit" or checkpoint != "last"):
         check_checkpoint_file(Path(str(checkpoint)))
