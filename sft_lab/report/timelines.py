@@ -35,7 +35,17 @@ def timeline(
             continue
         by_step: dict[int, list[float]] = {}
         for run in runs:
-            points = [p for p in run.points if ability.key in p.scores]
+            measured = [p for p in run.points if ability.key in p.scores]
+            partial = [p for p in measured if ability.benchmark in p.partial]
+            axes.plot(
+                [p.step for p in partial],
+                [ability.shown(p.scores[ability.key].value) for p in partial],
+                color=SERIES[number % 6],
+                linestyle="none",
+                marker=MARKERS[number % 6],
+                markerfacecolor="none",
+            )
+            points = [p for p in measured if p not in partial]
             values = [ability.shown(p.scores[ability.key].value) for p in points]
             if len(runs) > 1:
                 steps = [p.step for p in points]

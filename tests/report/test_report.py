@@ -30,6 +30,7 @@ from scipy.stats import binomtest
 from sft_lab.analysis.abilities import abilities_in
 from sft_lab.analysis.forgetting import changes_of
 from sft_lab.analysis.study_results import Cell, Question, StudyResults
+from sft_lab.metrics.score import Score
 from sft_lab.report.page import Finding
 from sft_lab.report.report import Report, build_report
 from sft_lab.report.summary import summary_sentences
@@ -830,3 +831,17 @@ def test_too_few_items_have_no_endless_interval() -> None:
     found = finding(report, OTHER_DATA, "general")
     assert "there are too few items to bound it" in found.sentence
     assert not any("inf" in f.sentence for claim in report.claims for f in claim.findings)
+
+
+def test_partial_evaluations_enter_no_mean() -> None:
+    study = PlantedStudy(items=40)
+    whole = study.run("sequential", 0, {"a": levels(0.8, 0, 0), "b": levels(0.1, 0, 0)})
+    lucky = {"scores": {"world_math/accuracy": Score(1, 0.7, 1, 10)}, "partial": {"world_math": 10}}
+    points = tuple(replace(p, **lucky) if p.after is None and p.step else p for p in whole.points)
+    run = replace(whole, points=points)
+    question = strategies([Cell("q", "sequential", {}, 0, run)])
+    report = build_report(study.results("partial", question), study.read)
+    figures = report.sections[1].figures
+    [figure] = [found for found in figures if found.title == "Abilities over training"]
+    assert "Hollow points are evaluations on some of the items" in figure.caption
+    assert "math from 0.0 to 2.5, at most 77.5" in figure.panels[0].alt  # and not 100

@@ -119,7 +119,8 @@ def _over_time(question: Question, context: Context) -> list[Figure]:
         *figure_of(
             "Abilities over training",
             "Each panel is a strategy. Strong lines are means over seeds, faint ones the seeds; "
-            "dashed upright lines are stage boundaries, with the stages named above.",
+            "dashed upright lines are stage boundaries, with the stages named above. Hollow points "
+            "are evaluations on some of the items, which enter no mean.",
             lines,
         ),
         *figure_of(
