@@ -321,6 +321,9 @@ def test_the_page_is_self_contained_in_both_colour_schemes(files: dict[str, str]
     assert not re.search(r"@import|url\((?!#)", html)
     assert "prefers-color-scheme: dark" in html
     assert "@media print" in html
+    assert re.search(
+        r"<meta http-equiv=.Content-Security-Policy. content=.default-src 'none'", html
+    )
     assert "#a100" not in html  # every sentinel has become a variable
 
 
