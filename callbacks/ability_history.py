@@ -9,7 +9,7 @@ from typing_extensions import override
 from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.forgetting import best_boundary
-from sft_lab.runs.evaluations import Point, Tracked, ability_metrics, history, strict_key
+from sft_lab.runs.evaluations import Point, Tracked, ability_metrics, selection_history, strict_key
 from sft_lab.training.module import SFTModule
 from sft_lab.training.schedule import Schedule, ScheduledStage, progress
 from sft_lab.training.stage import trains
@@ -23,14 +23,16 @@ class AbilityHistory(Callback):
     ``retention/<source>``, ``backward_transfer/<source>`` and ``average/score``, as defined in
     ``sft_lab.metrics.forgetting``.
 
+    Every score of the selection items is ``selection/<benchmark>_<score>``.
+
     Args:
         suite: The benchmarks, and the source that teaches each.
 
     Attributes:
         history: Every evaluation so far, in order of steps.
         changes: The last one's ability metrics, by key.
-        best_marks: By score, the mark of each item at the best full evaluation at a stage boundary;
-            without scores that are not a mean over items.
+        best_marks: By score, the mark of each selection item at the best evaluation at a stage
+            boundary; without scores that are not a mean over items.
     """
 
     def __init__(self, suite: EvaluationSuite) -> None:
@@ -44,6 +46,10 @@ class AbilityHistory(Callback):
     ) -> None:
         """Log an evaluation, and what it means beside those before it."""
         metrics = {key: score.value for key, score in evaluation.scores.items()}
+        metrics |= {
+            f"selection/{key.replace('/', '_')}": score.value
+            for key, score in evaluation.selection.items()
+        }
         metrics |= evaluation.losses
         schedule = pl_module.schedule if isinstance(pl_module, SFTModule) else None
         point = point_of(evaluation, schedule)
@@ -64,11 +70,10 @@ class AbilityHistory(Callback):
 
     def _keep_best(self, point: Point, evaluation: Evaluation) -> None:
         """Keep the marks of a boundary that is a score's best so far."""
-        for key, marks in evaluation.marks.items():
-            if not point.is_boundary or key.partition("/")[0] in point.partial:
-                continue
-            best = best_boundary(history(self.history, key), point.step)
-            if best is None or point.scores[key].value > best.score.value:
+        for key, marks in evaluation.selection_marks.items():
+            best = best_boundary(selection_history(self.history, key), point.step)
+            now = point.selection.get(key)
+            if point.is_boundary and now and (best is None or now.value > best.score.value):
                 self.best_marks[key] = dict(marks)
 
     def _tracked(self, stages: Sequence[ScheduledStage]) -> dict[str, Tracked]:
@@ -109,4 +114,6 @@ def point_of(evaluation: Evaluation, schedule: Schedule | None) -> Point:
         evaluation.losses,
         evaluation.num_items,
         evaluation.forms,
+        evaluation.reported,
+        evaluation.selection,
     )

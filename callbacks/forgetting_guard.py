@@ -37,7 +37,8 @@ class ForgettingGuard(Callback):
     Args:
         guard: The settings.
         suite: The benchmarks.
-        history: Keeps the marks of items at each score's best evaluation, also in checkpoints.
+        history: Keeps the marks of selection items at each score's best boundary, also in
+            checkpoints.
         scheduler: Follows every new plan.
     """
 
@@ -129,7 +130,7 @@ class ForgettingGuard(Callback):
     def _assess(self, key: str, evaluation: Evaluation) -> dict[str, Any] | None:
         """Return the assessment of an ability; None without scores above 0 to compare with."""
         best = self.history.best_marks.get(key)
-        now = evaluation.marks.get(key)
+        now = evaluation.selection_marks.get(key)
         if best is None or now is None:
             return None
         kept = self.guard.min_retention[key]
@@ -139,7 +140,8 @@ class ForgettingGuard(Callback):
         if found is None:
             return None
         return {
-            **asdict(evaluation.scores[key]),
+            "split": "selection",
+            **asdict(evaluation.selection[key]),
             "best": found.best,
             "limit": kept * found.best,
             "margin": {

@@ -1,17 +1,18 @@
 """Evaluates when an evaluation is due, counted in optimizer steps."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
-from sft_lab.evaluation.budget import Pace, items_between
+from sft_lab.evaluation.budget import Pace, guarded_evaluations, items_between
 from sft_lab.evaluation.evaluator import Evaluation, Evaluator
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.model.qlora import compute_dtype
+from sft_lab.training.guard import Guard
 from sft_lab.training.module import SFTModule
 from sft_lab.training.schedule import Schedule
 
@@ -24,14 +25,17 @@ class InLoopEvaluation(Callback):
     s happens before step s is trained, and the last evaluated step is part of the checkpoint.
 
     With a budget, the number of items between boundaries is chosen once, when the first such
-    evaluation is due; it is kept, so that a resumed run measures the same items.
+    evaluation is due; it is kept, so that a resumed run measures the same items. Inside a guarded
+    stage all selection items that its guard reads are measured as well.
 
     Args:
         suite: The benchmarks, when an evaluation is due, and what share of the time it may take.
+        guard: The guard that reads the evaluations, if there is one.
     """
 
-    def __init__(self, suite: EvaluationSuite) -> None:
+    def __init__(self, suite: EvaluationSuite, guard: Guard | None = None) -> None:
         self.suite = suite
+        self.guard = guard
         self.evaluated_step = -1
         self.seconds = 0.0
         self.full_s = 0.0  # of the last evaluation on all items
@@ -70,8 +74,12 @@ class InLoopEvaluation(Callback):
         full = step == 0 or step in pl_module.schedule.boundaries or self.suite.budget is None
         if not full and self.items_between is None and self._trained_from is not None:
             self.items_between = self._count_items(trainer, pl_module.schedule, *self._trained_from)
-        num_items = None if full else self.items_between
-        self.evaluate(trainer, pl_module, step, num_items)
+        if full:
+            self.evaluate(trainer, pl_module, step)
+        else:
+            is_guarded = self._is_guarded(step, pl_module.schedule)
+            selection = self.guard.benchmarks() if self.guard and is_guarded else set()
+            self.evaluate(trainer, pl_module, step, self.items_between, selection)
         took_s = time.perf_counter() - start
         self.seconds += took_s
         if full:
@@ -79,12 +87,19 @@ class InLoopEvaluation(Callback):
         self.evaluated_step = step
         self._trained_from = (step, time.perf_counter())
 
+    def _is_guarded(self, step: int, schedule: Schedule) -> bool:
+        """Return whether a step lies in the stage whose replay is adjusted."""
+        if self.guard is None or step >= schedule.num_steps:
+            return False
+        return schedule.stages[schedule.stage_of_step(step)].name == self.guard.stage
+
     def evaluate(
         self,
         trainer: Trainer,
         pl_module: SFTModule,
         step: int,
         num_items: Mapping[str, int] | None = None,
+        selection: Collection[str] | None = None,
     ) -> Evaluation:
         """Evaluate a model and hand the evaluation to every callback that listens.
 
@@ -96,7 +111,8 @@ class InLoopEvaluation(Callback):
             trainer: Its callbacks listen, its precision is that of forward passes.
             pl_module: Holds the model.
             step: Optimizer steps taken.
-            num_items: How many items to use, by benchmark; all by default.
+            num_items: How many reported items to use, by benchmark; all by default.
+            selection: Benchmarks whose selection items to use; all by default.
         """
         evaluator = Evaluator(
             self.suite,
@@ -108,7 +124,11 @@ class InLoopEvaluation(Callback):
         with isolate_rng():
             _call(trainer, "on_evaluation_start", pl_module)
             evaluation = evaluator.evaluate(
-                pl_module.model, step, num_items=num_items, losses=pl_module.held_out_losses
+                pl_module.model,
+                step,
+                num_items=num_items,
+                selection=selection,
+                losses=pl_module.held_out_losses,
             )
             _call(trainer, "on_evaluation_end", pl_module, evaluation)
         return evaluation
@@ -120,16 +140,22 @@ class InLoopEvaluation(Callback):
         step = trainer.global_step
         steps = range(schedule.num_steps + 1)
         due = [at for at in steps if self.suite.is_due(at, schedule.boundaries)]
-        num_full = len({0, *schedule.boundaries})
+        full = {0, *schedule.boundaries}
+        num_full = len(full)
+        guarded = [at for at in due if at not in full and self._is_guarded(at, schedule)]
+        sizes = {name: len(b.items()) for name, b in self.suite.benchmarks.items()}
+        reported, chosen = self.suite.num_items("report"), self.suite.num_items("selection")
+        read = self.guard.benchmarks() if self.guard else set()
         pace = Pace(
             evaluation_s=self.full_s,
             step_s=(time.perf_counter() - began) / (step - since),
             num_steps=schedule.num_steps,
             num_full=num_full,
             num_between=len(due) - num_full,
+            report_share=sum(reported.values()) / max(sum(sizes.values()), 1),
+            guarded=guarded_evaluations(sizes, {name: chosen[name] for name in read}, len(guarded)),
         )
-        sizes = {name: len(b.items()) for name, b in self.suite.benchmarks.items()}
-        counts = items_between(sizes, self.suite.budget, pace)
+        counts = items_between(reported, self.suite.budget, pace)
         for logger in trainer.loggers:
             logger.log_hyperparams(
                 {f"items_between.{name}": count for name, count in counts.items()}

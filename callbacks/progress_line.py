@@ -172,7 +172,8 @@ class ProgressLine(Callback):
 
     def _show_evaluation(self, evaluation: Evaluation, seconds: float) -> None:
         shown = self.suite.shown
-        found = evaluation.scores
+        # ``validate`` measures selection items alone.
+        found = evaluation.scores or evaluation.selection
         scores = "  ".join(
             f"{name} {shown(key, found[key].value)} "
             f"[{shown(key, found[key].low)}, {shown(key, found[key].high)}]"

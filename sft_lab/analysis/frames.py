@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 
 from sft_lab.errors import RequestError
-from sft_lab.runs.results import RunResult, read_answers
+from sft_lab.runs.results import REPORTED, SELECTION, RunResult, read_answers
 from sft_lab.runs.store import RunStore
 
 
@@ -21,6 +21,7 @@ def scores_frame(result: RunResult) -> pd.DataFrame:
         low: Lower end of its 95 % interval, in the same unit.
         high: Upper end.
         n: Values that it is the mean of.
+        split: The items it comes from: ``report`` or ``selection``, or ``all`` without a split.
 
     Args:
         result: The run, as ``read_result`` returns it.
@@ -35,12 +36,14 @@ def scores_frame(result: RunResult) -> pd.DataFrame:
             "low": score.low,
             "high": score.high,
             "n": score.n,
+            "split": part,
         }
         for point in result.points
-        for key, score in point.scores.items()
+        for part, scores in ((point.reported, point.scores), ("selection", point.selection))
+        for key, score in scores.items()
     ]
     return pd.DataFrame(
-        rows, columns=["step", "after", "benchmark", "score", "value", "low", "high", "n"]
+        rows, columns=["step", "after", "benchmark", "score", "value", "low", "high", "n", "split"]
     )
 
 
@@ -55,6 +58,7 @@ def answers_frame(store: RunStore, result: RunResult, step: int | None = None) -
         sample: Number of the answer among those to its id, from 0.
         prompt: The question.
         completion: The answer.
+        split: The items it belongs to: ``report`` or ``selection``, or ``all`` without a split.
         Further columns are the marks of the benchmarks, by name: True or False, or a number;
         missing if the benchmark has no such mark or the answer could not be graded.
 
@@ -74,15 +78,18 @@ def answers_frame(store: RunStore, result: RunResult, step: int | None = None) -
     for point in result.points:
         if step not in (None, point.step):
             continue
-        for benchmark in dict.fromkeys(key.partition("/")[0] for key in point.scores):
+        measured = (*point.scores, *point.selection)
+        for benchmark in dict.fromkeys(key.partition("/")[0] for key in measured):
             seen: dict[str, int] = {}
-            for answer in read_answers(store, result.run_id, benchmark, point.step):
+            every = REPORTED + SELECTION
+            for answer in read_answers(store, result.run_id, benchmark, point.step, every):
                 sample = seen.get(answer.id, 0)
                 seen[answer.id] = sample + 1
                 place = {"step": point.step, "benchmark": benchmark, "item": answer.item}
                 texts = {"prompt": answer.prompt, "completion": answer.completion}
+                texts["split"] = answer.part
                 rows.append({**place, "id": answer.id, "sample": sample, **texts, **answer.marks})
-    columns = ["step", "benchmark", "item", "id", "sample", "prompt", "completion"]
+    columns = ["step", "benchmark", "item", "id", "sample", "prompt", "completion", "split"]
     marks = dict.fromkeys(name for row in rows for name in row if name not in columns)
     return pd.DataFrame(rows, columns=[*columns, *marks])
 

@@ -11,7 +11,7 @@ from sft_lab.analysis.study_results import StudyResults
 from sft_lab.errors import RequestError
 from sft_lab.runs.results import RunResult
 
-PROTOCOL = ("protocol", "decoding", "items", "scale", "prompts", "digest")
+PROTOCOL = ("protocol", "decoding", "items", "split", "scale", "prompts", "digest")
 """Keys of a benchmark's record that decide its scores: protocols are equal if these are.
 
 The other keys are conditions, which change no verdict but by accident: ``weights`` (the same

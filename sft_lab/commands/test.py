@@ -1,4 +1,4 @@
-"""``test``: the same as ``validate``; nothing is chosen by the benchmarks."""
+"""``test``: score a checkpoint, or the bare base, on report items, if there is a split."""
 
 from sft_lab.commands import validate
 

@@ -1,4 +1,4 @@
-"""``validate``: score a checkpoint, or the bare base, with a config's benchmarks."""
+"""``validate``: score a checkpoint, or the bare base, on selection items, if there is a split."""
 
 from sft_lab.commands.run_help import asks_for_help, wants_every_key
 from sft_lab.launch.early import check_early

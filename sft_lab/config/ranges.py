@@ -14,6 +14,7 @@ Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 PositiveFloat = Annotated[float, Gt(0), Lt(math.inf)]
 NonNegativeFloat = Annotated[float, Ge(0), Lt(math.inf)]
 UnitInterval = Annotated[float, Ge(0), Le(1)]
+OpenUnitInterval = Annotated[float, Gt(0), Lt(1)]
 PositiveShare = Annotated[float, Gt(0), Le(1)]
 """A part of a whole that is not empty."""
 AnyYaml = Annotated[str, "any YAML value, as text"]

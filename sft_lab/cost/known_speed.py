@@ -8,7 +8,7 @@ from statistics import harmonic_mean
 from typing import Any
 
 from sft_lab.evaluation.budget import Pace, items_between
-from sft_lab.runs.results import read_result
+from sft_lab.runs.results import Point, read_result
 from sft_lab.runs.store import RunStore
 
 _REQUIRED = ("model.base", "model.quantization", "precision", "device")
@@ -68,9 +68,11 @@ class Work:
         tokens: Trained tokens of all passes, prompts included.
         full: Evaluations on all items.
         between: All other evaluations.
-        items: Items by benchmark.
+        items: Reported items by benchmark.
         generated_tokens: Most tokens that a full evaluation generates, by benchmark.
         budget: Share of the run's time that evaluations may take, or None.
+        report_share: See ``Pace``.
+        guarded: See ``Pace``.
     """
 
     steps: int
@@ -80,6 +82,8 @@ class Work:
     items: Mapping[str, int]
     generated_tokens: Mapping[str, int]
     budget: float | None
+    report_share: float = 1.0
+    guarded: float = 0.0
 
 
 def minutes(work: Work, speed: Speed) -> Minutes:
@@ -93,16 +97,18 @@ def minutes(work: Work, speed: Speed) -> Minutes:
     full_s = speed.seconds_to_evaluate(sum(work.generated_tokens.values()))
     if full_s is None:
         return Minutes(training_s / 60, None, speed.source)
-    share = 1.0
+    evaluations = float(work.full + work.between)
     if work.budget is not None and work.between and work.items:
-        pace = Pace(full_s, training_s / work.steps, work.steps, work.full, work.between)
+        step_s = training_s / work.steps
+        parts = work.report_share, work.guarded
+        pace = Pace(full_s, step_s, work.steps, work.full, work.between, *parts)
         counts = items_between(work.items, work.budget, pace)
         generated = sum(
             most * counts[name] / work.items[name] for name, most in work.generated_tokens.items()
         )
-        share = generated / sum(work.generated_tokens.values())
-    evaluation_s = full_s * (work.full + share * work.between)
-    return Minutes(training_s / 60, evaluation_s / 60, speed.source)
+        share = work.report_share * generated / sum(work.generated_tokens.values())
+        evaluations = work.full + work.guarded + share * work.between
+    return Minutes(training_s / 60, full_s * evaluations / 60, speed.source)
 
 
 class KnownSpeeds:
@@ -174,14 +180,18 @@ def _speed_of(store: RunStore, run: Any) -> Speed:
         * found.turns
         for name, found in result.benchmarks.items()
     }
+
     # A budget evaluates some of the items, which counts as that part of a full evaluation. The
     # last evaluation is logged after the last value of the share.
+    def measured(point: Point, key: str) -> int:
+        return sum(scores[key].n for scores in (point.scores, point.selection) if key in scores)
+
     timed = sum(
-        generated[name] * point.scores[key].n / result.points[0].scores[key].n
+        generated[name] * measured(point, key) / measured(result.points[0], key)
         for point in result.points
         if point.step < last
         for name, key in result.score_keys.items()
-        if key in point.scores
+        if measured(point, key)
     )
     return Speed(
         tokens_per_s=tokens_per_s,

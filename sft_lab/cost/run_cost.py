@@ -7,6 +7,7 @@ from typing import Any
 
 from sft_lab.cost.known_speed import Minutes, Speed, Work, minutes
 from sft_lab.cost.run_memory import memory_by_micro_batch
+from sft_lab.evaluation.budget import guarded_evaluations
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.model.memory import Memory
 from sft_lab.model.size import ModelSettings, model_size
@@ -133,15 +134,26 @@ def run_cost(
     evaluations = EvaluationCost(
         num_full, len(due) - num_full, sum(items.values()), sum(generated.values())
     )
+    reported, chosen = suite.num_items("report"), suite.num_items("selection")
+    guard = data.guard
+    read = {name: chosen[name] for name in guard.benchmarks()} if guard else {}
+    num_guarded = sum(
+        guard is not None and name == guard.stage and step not in boundaries
+        for (name, stage), end in zip(stages.items(), boundaries, strict=True)
+        for step in due
+        if end - stage.steps <= step < end and step
+    )
     memories = memory_by_micro_batch(data, settings, size)
     work = Work(
         steps=boundaries[-1],
         tokens=sum(stage.tokens for stage in stages.values()),
         full=num_full,
         between=evaluations.between,
-        items=items,
+        items=reported,
         generated_tokens=generated,
         budget=suite.budget,
+        report_share=sum(reported.values()) / max(sum(items.values()), 1),
+        guarded=guarded_evaluations(items, read, num_guarded),
     )
     return RunCost(
         stages=stages,

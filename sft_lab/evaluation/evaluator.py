@@ -1,9 +1,9 @@
 """Evaluate a model on a suite, independently of Lightning."""
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from sft_lab.data.rendering import Renderer
 from sft_lab.evaluation.evaluated_model import EvaluatedModel
 from sft_lab.evaluation.generation import evaluating
-from sft_lab.evaluation.item import Answer
+from sft_lab.evaluation.item import Answer, Item, Part, Verdict
 from sft_lab.evaluation.references import answer_loss
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.score import Score
@@ -25,25 +25,29 @@ class Evaluation:
 
     Attributes:
         step: Optimizer steps taken.
-        scores: All scores by metric key.
+        scores: All reported scores by metric key: of report items, or of all without a split.
         abilities: Keys of the scores for which higher is better.
-        marks: By score, the mark of each item whose mean is the score; scores that are not a mean
-            over items, such as a perplexity, are absent.
         answers: All answers by benchmark, in the order of its file; the answers to an item follow
             each other.
         losses: Losses by metric key: held-out ``val_loss/<source>``, ``answer_loss/<source>``.
-        num_items: Number of items used, by benchmark, for benchmarks measured in part.
-        forms: Share of answers in the form that the prompt asks for, by ability.
+        num_items: Number of reported items, by benchmark, for benchmarks measured in part.
+        forms: Share of reported answers in the form that the prompt asks for, by ability.
+        reported: The part of the items that reported scores, forms and answer losses come from.
+        selection: All scores of the selection items, by metric key; none without a split.
+        selection_marks: By score, the mark of each selection item whose mean is the score; scores
+            that are not a mean over items, such as a perplexity, are absent.
     """
 
     step: int
     scores: Mapping[str, Score]
     abilities: frozenset[str]
-    marks: Mapping[str, Mapping[str, float]]
     answers: Mapping[str, Sequence[Answer]]
     losses: Mapping[str, float] = field(default_factory=dict)
     num_items: Mapping[str, int] = field(default_factory=dict)
     forms: Mapping[str, Score] = field(default_factory=dict)
+    reported: Part = "all"
+    selection: Mapping[str, Score] = field(default_factory=dict)
+    selection_marks: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 class Evaluator:
@@ -78,6 +82,7 @@ class Evaluator:
         step: int,
         *,
         num_items: Mapping[str, int] | None = None,
+        selection: Collection[str] | None = None,
         losses: Callable[[], Mapping[str, float]] | None = None,
     ) -> Evaluation:
         """Return the scores and answers of a model.
@@ -85,14 +90,18 @@ class Evaluator:
         Args:
             model: A causal language model of transformers, or PEFT's wrapper around one.
             step: Optimizer steps taken.
-            num_items: Number of items to use, by benchmark; all by default.
+            num_items: Number of reported items to use, by benchmark; all by default.
+            selection: Benchmarks whose selection items to use; all by default.
             losses: Returns held-out losses; called while the evaluation weights are in place.
         """
         found: dict[str, float] = {}
         answers: dict[str, list[Answer]] = {}
         prompts = self.suite.prompts(self.renderer)
+        splits = {name: self.suite.split_of(name) for name in prompts}
         partial = {
-            name: count for name, count in (num_items or {}).items() if count < len(prompts[name])
+            name: count
+            for name, count in (num_items or {}).items()
+            if count < len(splits[name].indices["report"])
         }
         engine = self.suite.engine
         references = self.suite.references(self.renderer)
@@ -107,7 +116,12 @@ class Evaluator:
                 with self.forward_context():
                     found |= losses()
             for name, benchmark in self.suite.benchmarks.items():
-                indices = prompts[name].indices(partial.get(name))
+                split = splits[name]
+                reported = prompts[name].indices(partial.get(name), split.indices["report"])
+                chosen = (
+                    split.indices["selection"] if selection is None or name in selection else []
+                )
+                indices = sorted([*reported, *chosen])
                 self.report(f"{name}: {counted(len(indices), 'item')}")
                 engine.on_ended = self._counter(name, len(indices))
                 items = benchmark.items()
@@ -124,43 +138,69 @@ class Evaluator:
                         [prompts[name].token_ids[index] for index in indices],
                         evaluated,
                     )
-                    answers[name] = [answer for found_here in measured for answer in found_here]
+                    answers[name] = [
+                        replace(answer, part=split.part(answer.item))
+                        for found_here in measured
+                        for answer in found_here
+                    ]
                     if name in references:
-                        pairs = [references[name][index] for index in indices]
+                        pairs = [references[name][index] for index in reported]
                         if (loss := answer_loss(pairs, evaluated)) is not None:
                             found[f"answer_loss/{self.suite.abilities[name]}"] = loss
-        return self._evaluation(step, answers, found, partial)
+        of_report = {name: _of(given, "all", "report") for name, given in answers.items()}
+        of_selection = {name: _of(given, "selection") for name, given in answers.items()}
+        return Evaluation(
+            step,
+            self._scores(of_report),
+            frozenset(
+                f"{name}/{score_name}"
+                for name, benchmark in self.suite.benchmarks.items()
+                for score_name in benchmark.score_names
+                if benchmark.is_ability(score_name)
+            ),
+            answers,
+            found,
+            {name: count for name, count in partial.items() if count},
+            self._forms(of_report),
+            "all" if self.suite.split is None else "report",
+            self._scores(of_selection),
+            self._marks(of_selection),
+        )
 
     def _counter(self, name: str, num_items: int) -> Callable[[int], None]:
         return lambda ended: self.report(f"{name}: {ended:,}/{num_items:,}")
 
-    def _evaluation(
-        self,
-        step: int,
-        answers: Mapping[str, list[Answer]],
-        losses: Mapping[str, float],
-        num_items: Mapping[str, int],
-    ) -> Evaluation:
-        scores: dict[str, Score] = {}
-        forms: dict[str, Score] = {}
-        marks: dict[str, dict[str, float]] = {}
-        abilities: set[str] = set()
-        for name, benchmark in self.suite.benchmarks.items():
-            found = answers[name]
-            items, verdicts = [a.item for a in found], [a.verdict for a in found]
-            for score_name, score in benchmark.scores(items, verdicts).items():
-                key = f"{name}/{score_name}"
-                scores[key] = score
-                if benchmark.is_ability(score_name):
-                    abilities.add(key)
-                if (mark := benchmark.mark_of(score_name)) is not None:
-                    marks[key] = item_marks(found, mark)
-            ability = self.suite.abilities.get(name)
-            if ability is not None and (form := benchmark.form_score(items, verdicts)) is not None:
-                forms[ability] = form
-        return Evaluation(
-            step, scores, frozenset(abilities), marks, answers, losses, num_items, forms
-        )
+    def _scores(self, answers: Mapping[str, Sequence[Answer]]) -> dict[str, Score]:
+        return {
+            f"{name}/{score_name}": score
+            for name, found in answers.items()
+            if found
+            for score_name, score in self.suite.benchmarks[name].scores(*_graded(found)).items()
+        }
+
+    def _forms(self, answers: Mapping[str, Sequence[Answer]]) -> dict[str, Score]:
+        forms = {
+            ability: self.suite.benchmarks[name].form_score(*_graded(answers[name]))
+            for name, ability in self.suite.abilities.items()
+        }
+        return {ability: form for ability, form in forms.items() if form is not None}
+
+    def _marks(self, answers: Mapping[str, Sequence[Answer]]) -> dict[str, dict[str, float]]:
+        return {
+            f"{name}/{score_name}": item_marks(found, mark)
+            for name, found in answers.items()
+            if found
+            for score_name in self.suite.benchmarks[name].score_names
+            if (mark := self.suite.benchmarks[name].mark_of(score_name)) is not None
+        }
+
+
+def _of(answers: Sequence[Answer], *parts: Part) -> list[Answer]:
+    return [answer for answer in answers if answer.part in parts]
+
+
+def _graded(answers: Sequence[Answer]) -> tuple[list[Item], list[Verdict]]:
+    return [answer.item for answer in answers], [answer.verdict for answer in answers]
 
 
 def item_marks(answers: Sequence[Answer], mark: str) -> dict[str, float]:

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+Part = Literal["selection", "report", "all"]
+"""The items that a number comes from: selection and report items, or all where nothing is split."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +78,11 @@ class Answer:
         completion: The text that was graded.
         verdict: The grade.
         reasoning: What the model wrote before it; see ``split_reasoning``.
+        part: The part of the items that it belongs to.
     """
 
     item: Item
     completion: str
     verdict: Verdict
     reasoning: str = ""
+    part: Part = "all"

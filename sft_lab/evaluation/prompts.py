@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from sft_lab.data.hash_rank import hash_rank
 from sft_lab.data.rendering import Renderer
@@ -32,9 +32,20 @@ class Prompts:
         """SHA-256 of the token ids of all prompts, as hex."""
         return hashlib.sha256(json.dumps(self.token_ids).encode()).hexdigest()
 
-    def indices(self, num_items: int | None = None) -> list[int]:
-        """Return the indices of this many items, all by default; smaller choices nest in larger."""
-        return sorted(self._ranked[:num_items])
+    def indices(
+        self, num_items: int | None = None, among: Collection[int] | None = None
+    ) -> list[int]:
+        """Return the indices of this many items, all by default; smaller choices nest in larger.
+
+        Args:
+            num_items: Number of items.
+            among: Indices to choose from; all by default.
+        """
+        ranked = self._ranked
+        if among is not None:
+            chosen = set(among)
+            ranked = [index for index in ranked if index in chosen]
+        return sorted(ranked[:num_items])
 
 
 def prompt_ids(renderer: Renderer, item: Item) -> list[int]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Mapping
 
-from sft_lab.config.ranges import PositiveInt
+from sft_lab.config.ranges import OpenUnitInterval, PositiveInt
 from sft_lab.data.rendering import Renderer
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Benchmark
@@ -20,13 +20,14 @@ from sft_lab.evaluation.generation import (
 from sft_lab.evaluation.prompts import Prompts
 from sft_lab.evaluation.reasoning import check_reasoning, template_reasons
 from sft_lab.evaluation.references import reference_pairs
+from sft_lab.evaluation.split import Side, Split, selection_items
 from sft_lab.model.unquantized import EvaluationWeights
 from sft_lab.terminal import percent
 
 RESERVED_NAMES = {
     *("ability", "average", "forgetting", "retention", "backward_transfer", "change_from_base"),
     *("form", "form_forgetting", "answer_loss", "train_loss", "val_loss", "kl_base"),
-    *("guard_limit", "guard_share", "lr", "progress", "speed", "time"),
+    *("selection", "guard_limit", "guard_share", "lr", "progress", "speed", "time"),
 }
 """First parts of the metric keys that are not a benchmark's."""
 
@@ -64,6 +65,9 @@ class EvaluationSuite:
         answer_loss: Whether to log ``answer_loss/<source>``, the loss of the reference answers
             given their prompts: one forward pass over each item. An engine without likelihoods,
             such as ``vllm``, has none.
+        split: Part of each benchmark's items, in whole clusters, that only choose: they are what
+            the guard, a search and ``validate`` read. Everything reported is measured on the
+            others. By default all items are reported, and nothing may choose by them.
 
     Raises:
         RequestError: If a number is out of range or a name cannot begin a metric key.
@@ -84,6 +88,7 @@ class EvaluationSuite:
         cut_reasoning: bool | None = None,
         primary: dict[str, str] | None = None,
         answer_loss: bool = True,
+        split: OpenUnitInterval | None = None,
     ) -> None:
         for name in benchmarks:
             if not re.fullmatch(r"[A-Za-z_]\w{0,59}", name, re.ASCII):
@@ -134,7 +139,14 @@ class EvaluationSuite:
         self.budget = budget_share(budget)
         self.cut_reasoning = cut_reasoning
         self.primary: Mapping[str, str] = self._primary(primary or {})
+        if split is not None and not 0 < split < 1:
+            raise RequestError(
+                f"evaluation.split must be a part of the items between 0 and 1, got {split}. Leave "
+                "it out to report all items."
+            )
         self.answer_loss = answer_loss
+        self.split = split
+        self._splits: dict[str, Split] = {}
         self._rendered: tuple[Renderer, dict[str, Prompts]] | None = None
         self._references: tuple[Renderer, dict[str, list[TokenPair | None]]] | None = None
 
@@ -162,11 +174,14 @@ class EvaluationSuite:
         """Return the prompts of every benchmark; rendered once per renderer.
 
         Raises:
-            RequestError: If a benchmark's file is unusable, or reasoning cannot be cut.
+            RequestError: If a benchmark's file is unusable, it cannot be split, or reasoning cannot
+                be cut.
         """
         if self._rendered is None or self._rendered[0] is not renderer:
             self.cuts_reasoning(renderer)
             prompts = {name: Prompts(b.items(), renderer) for name, b in self.benchmarks.items()}
+            for name in prompts:
+                self.split_of(name)
             self._rendered = (renderer, prompts)
         return self._rendered[1]
 
@@ -183,6 +198,22 @@ class EvaluationSuite:
             }
             self._references = (renderer, found)
         return self._references[1]
+
+    def split_of(self, name: str) -> Split:
+        """Return the sides of a benchmark's items.
+
+        Raises:
+            RequestError: If one side has no items.
+        """
+        if name not in self._splits:
+            benchmark, fraction = self.benchmarks[name], self.split
+            chosen = None if fraction is None else selection_items(benchmark.all_items(), fraction)
+            self._splits[name] = Split(name, benchmark.items(), chosen, fraction)
+        return self._splits[name]
+
+    def num_items(self, side: Side) -> dict[str, int]:
+        """Return the number of items on a side of the split, by benchmark."""
+        return {name: len(self.split_of(name).indices[side]) for name in self.benchmarks}
 
     @property
     def abilities(self) -> dict[str, str]:

@@ -162,7 +162,7 @@ def _callbacks(
     config: RunConfig,
 ) -> list[Callback]:
     """Build the lab's own callbacks; their order is that of their hooks."""
-    evaluation = InLoopEvaluation(suite)
+    evaluation = InLoopEvaluation(suite, data.guard)
     log = TrainingLog(list(corpus.sources), evaluation)
     history = AbilityHistory(suite)
     scheduler = StageScheduler()

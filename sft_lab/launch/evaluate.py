@@ -11,7 +11,10 @@ from sft_lab.launch.build import Run
 
 
 def evaluate_checkpoint(run: Run, checkpoint: dict[str, Any] | None) -> None:
-    """Evaluate on all items; callbacks log and record the evaluation as they do in ``fit``.
+    """Evaluate once; callbacks log and record the evaluation as they do in ``fit``.
+
+    ``validate`` measures selection items and ``test`` report items, each all of them; without a
+    split both measure all items.
 
     Args:
         run: A run whose data are set up, and whose model is not loaded yet.
@@ -35,7 +38,11 @@ def evaluate_checkpoint(run: Run, checkpoint: dict[str, Any] | None) -> None:
             step = checkpoint["global_step"]
         trainer.precision_plugin.convert_module(module).to(trainer.strategy.root_device)
         with interruptible(), torch.inference_mode():
-            evaluation.evaluate(trainer, module, step)
+            suite = evaluation.suite
+            if suite.split is not None and stage == "validate":
+                evaluation.evaluate(trainer, module, step, dict.fromkeys(suite.benchmarks, 0))
+            else:
+                evaluation.evaluate(trainer, module, step, selection=())
     finally:
         for callback in callbacks:
             callback.teardown(trainer, module, stage)

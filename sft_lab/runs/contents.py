@@ -69,6 +69,7 @@ def run_record(data: StagedDataModule, weights: str, base: str) -> RunRecord:
                 agrees_with=benchmark.agrees_with(),
                 strict_score=benchmark.strict_score,
                 form_mark=benchmark.form_mark,
+                split=data.evaluation.split_of(name).record(),
                 references=sum(pair is not None for pair in references.get(name, [])),
             )
             for name, benchmark in data.evaluation.benchmarks.items()
@@ -109,9 +110,10 @@ def answers_table(
             "prompt": prompt,
         }
         graded = [(a.verdict.marks or {}).get(name) for name in marks]
-        ids = [a.item.id, a.item.group_id, *([a.item.cluster_id] if is_clustered else [])]
+        cluster = [a.item.cluster_id] if is_clustered else []
+        ids = [a.item.id, a.item.group_id, *cluster, a.part]
         rows.append([*ids, *graded, *(text[name] for name in texts)])
-    ids = ["id", "item", *(["cluster"] if is_clustered else [])]
+    ids = ["id", "item", *(["cluster"] if is_clustered else []), "split"]
     return {"columns": [*ids, *marks, *texts], "data": rows}
 
 

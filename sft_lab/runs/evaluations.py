@@ -8,6 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from sft_lab.errors import RequestError
+from sft_lab.evaluation.item import Part
 from sft_lab.metrics.forgetting import Assessed, changes
 from sft_lab.metrics.score import Score
 from sft_lab.runs.store import RunStore
@@ -24,10 +25,12 @@ class Point:
     Attributes:
         step: Optimizer steps taken.
         after: The stage that ended there, or None.
-        scores: By metric key.
+        scores: Reported scores, by metric key.
         losses: Losses by metric key: ``val_loss/<source>`` and ``answer_loss/<source>``.
-        partial: Number of items that were measured, by benchmark, where not all were.
-        forms: Share of answers in the form that the prompt asks for, by ability.
+        partial: Number of reported items that were measured, by benchmark, where not all were.
+        forms: Share of reported answers in the form that the prompt asks for, by ability.
+        reported: The part of the items that scores, forms and answer losses come from.
+        selection: Scores of the selection items, by metric key; always of all of them.
     """
 
     step: int
@@ -36,6 +39,8 @@ class Point:
     losses: Mapping[str, float] = field(default_factory=dict)
     partial: Mapping[str, int] = field(default_factory=dict)
     forms: Mapping[str, Score] = field(default_factory=dict)
+    reported: Part = "all"
+    selection: Mapping[str, Score] = field(default_factory=dict)
 
     @property
     def is_boundary(self) -> bool:
@@ -48,10 +53,12 @@ class Point:
             "schema": SCHEMA,
             "step": self.step,
             "stage_ended": self.after,
-            "scores": {key: asdict(score) for key, score in self.scores.items()},
+            "split": self.reported,
+            "scores": _plain(self.scores, self.reported),
+            "selection": _plain(self.selection, "selection"),
             "losses": dict(self.losses),
             "partial": dict(self.partial),
-            "forms": {name: asdict(score) for name, score in self.forms.items()},
+            "forms": _plain(self.forms, self.reported),
         }
 
     @classmethod
@@ -73,11 +80,24 @@ class Point:
         return cls(
             step=content["step"],
             after=content["stage_ended"],
-            scores={key: Score(**score) for key, score in content["scores"].items()},
+            scores=_scores(content["scores"]),
             losses=content["losses"],
             partial=content["partial"],
-            forms={name: Score(**score) for name, score in content["forms"].items()},
+            forms=_scores(content["forms"]),
+            reported=content["split"],
+            selection=_scores(content["selection"]),
         )
+
+
+def _plain(scores: Mapping[str, Score], part: Part) -> dict[str, Any]:
+    return {key: {**asdict(score), "split": part} for key, score in scores.items()}
+
+
+def _scores(content: Mapping[str, Mapping[str, Any]]) -> dict[str, Score]:
+    return {
+        key: Score(**{name: value for name, value in score.items() if name != "split"})
+        for key, score in content.items()
+    }
 
 
 def evaluation_path(step: int) -> str:
@@ -154,8 +174,17 @@ def strict_key(key: str, strict_score: str | None) -> str | None:
     return None if strict_score is None else f"{key.partition('/')[0]}/{strict_score}"
 
 
+def selection_history(points: Sequence[Point], key: str) -> list[Assessed]:
+    """Return the history of a score on the selection items, which decisions are based on."""
+    return [
+        Assessed(point.step, point.selection[key], point.is_boundary)
+        for point in points
+        if key in point.selection
+    ]
+
+
 def history(points: Sequence[Point], key: str) -> list[Assessed]:
-    """Return the history of a score; evaluations without it are left out."""
+    """Return the history of a reported score; evaluations without it are left out."""
     benchmark = key.partition("/")[0]
     return [
         Assessed(point.step, point.scores[key], point.is_boundary, benchmark not in point.partial)

@@ -72,7 +72,7 @@ class BenchmarkRecord:
         decoding: How answers are generated.
         weights: The weights that answers are generated with.
         prompts: sha256 of the rendered prompts.
-        items: Number of items.
+        items: Number of items, of both parts of a split.
         turns: Most answers to an item.
         scale: Least and greatest value of the scores.
         chance: The score of guessing.
@@ -83,6 +83,8 @@ class BenchmarkRecord:
         agrees_with: The published protocol that grades as a score does, by the score's name.
         strict_score: Name of the score that also requires the asked form, or None.
         form_mark: Name of the mark in the answers that says whether one has that form, or None.
+        split: ``fraction``, counts and digest of the split into selection and report items; None
+            where all items are reported.
         references: Number of items whose reference answer is part of ``answer_loss/<source>``.
     """
 
@@ -101,6 +103,7 @@ class BenchmarkRecord:
     agrees_with: Mapping[str, str]
     strict_score: str | None = None
     form_mark: str | None = None
+    split: Mapping[str, Any] | None = None
     references: int = 0
 
     @property

@@ -1,11 +1,12 @@
 """The results of a run: the scores of every evaluation, and answers item by item."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from sft_lab.errors import RequestError
+from sft_lab.evaluation.item import Part
 from sft_lab.runs.evaluations import Point, Tracked, read_points, strict_key
 from sft_lab.runs.record import BenchmarkRecord, RunRecord, read_record
 from sft_lab.runs.store import RunStore
@@ -22,6 +23,7 @@ class ItemAnswer:
         completion: The answer.
         prompt: The question.
         cluster: Items of one cluster are not independent; by default the item itself.
+        part: The part of the items that it belongs to.
     """
 
     id: str
@@ -30,6 +32,7 @@ class ItemAnswer:
     completion: str
     prompt: str
     cluster: str = ""
+    part: Part = "all"
 
 
 @dataclass(frozen=True)
@@ -138,15 +141,36 @@ def read_result(store: RunStore, run: Any) -> RunResult:
     )
 
 
-def read_answers(store: RunStore, run_id: str, benchmark: str, step: int) -> list[ItemAnswer]:
+REPORTED: tuple[Part, ...] = ("report", "all")
+"""The parts of the items that reported scores come from."""
+
+SELECTION: tuple[Part, ...] = ("selection",)
+"""The part of the items that decisions are based on."""
+
+
+def read_answers(
+    store: RunStore,
+    run_id: str,
+    benchmark: str,
+    step: int,
+    parts: Collection[Part] = REPORTED,
+) -> list[ItemAnswer]:
     """Return a benchmark's answers of one evaluation, in the order of its items; samples follow.
+
+    Args:
+        store: The store that holds the run.
+        run_id: The run.
+        benchmark: The benchmark.
+        step: Optimizer steps taken at the evaluation.
+        parts: The parts of the items; by default those of reported scores.
 
     Raises:
         RequestError: If the run has no such evaluation.
     """
     table = json.loads(store.artifact_text(run_id, f"answers/step_{step:06d}/{benchmark}.json"))
     columns = table["columns"]
-    others = ("id", "item", "cluster", "reason", "completion", "expected", "reasoning", "prompt")
+    ids = ("id", "item", "cluster", "split")
+    others = {*ids, "reason", "completion", "expected", "reasoning", "prompt"}
     names = [name for name in columns if name not in others]
     rows = (dict(zip(columns, row, strict=True)) for row in table["data"])
     return [
@@ -157,6 +181,8 @@ def read_answers(store: RunStore, run_id: str, benchmark: str, step: int) -> lis
             completion=row["completion"],
             prompt=row["prompt"],
             cluster=str(row.get("cluster", row["item"])),
+            part=row["split"],
         )
         for row in rows
+        if row["split"] in parts
     ]

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sft_lab.analysis.forgetting import history_of
 from sft_lab.analysis.outcomes import Outcomes, graded_in_all, outcomes
 from sft_lab.analysis.study_results import SearchResult
 from sft_lab.errors import RequestError, nearest
 from sft_lab.launch.build import build_data
 from sft_lab.metrics.forgetting import best_boundary
-from sft_lab.runs.results import Point, RunResult, read_answers, read_result
+from sft_lab.runs.evaluations import selection_history
+from sft_lab.runs.results import SELECTION, Point, RunResult, read_answers, read_result
 from sft_lab.runs.store import RunStore
 from sft_lab.study.design import Arm, CellSpec, Search, StudyDesign, arm_cells
 from sft_lab.study.halving import Found, Retained, Trial, assess, search
@@ -94,6 +94,11 @@ def check_search(arm_search: ArmSearch, scores: Sequence[str]) -> None:
                 f"{', '.join(scores)}."
             )
     suite = build_data(cell_config(arm_search.cells[0])).evaluation
+    if suite.split is None:
+        raise RequestError(
+            f"questions.{question}.arms.{arm}.search chooses by scores, so it needs items that are "
+            "not reported; set evaluation.split: 0.5 in the config of its runs."
+        )
     for key in arm_search.search.retention:
         if not suite.is_mean_of_items(key):
             means = [score for score in scores if suite.is_mean_of_items(score)]
@@ -110,7 +115,7 @@ def retained_marks(
 
     The last part is the cluster of each item.
 
-    Only items that all of these evaluations could grade are kept.
+    Only selection items are read, and of those the ones that all of these evaluations could grade.
     """
     results = [read_result(store, store.client.get_run(run_id)) for run_id in run_ids]
     marks = {}
@@ -128,7 +133,7 @@ def retained_marks(
 
 def _best_before(result: RunResult, key: str) -> Point:
     """Return the best boundary before the last one, the reference of forgetting."""
-    best = best_boundary(history_of(result, key), result.boundaries[-1].step)
+    best = best_boundary(selection_history(result.points, key), result.boundaries[-1].step)
     return next(point for point in result.boundaries if best and point.step == best.step)
 
 
@@ -137,7 +142,8 @@ def _outcomes(store: RunStore, result: RunResult, point: Point, key: str) -> Out
     mark = result.benchmarks[benchmark].marks[name]
     if mark is None:
         raise RequestError(f"a search cannot compare {key}: it is not a mean over items.")
-    return outcomes(read_answers(store, result.run_id, benchmark, point.step), mark)
+    answers = read_answers(store, result.run_id, benchmark, point.step, SELECTION)
+    return outcomes(answers, mark)
 
 
 RunCell = Callable[[CellSpec], str | None]

@@ -24,7 +24,8 @@ class Guard:
 
     A guarded source is one that teaches an ability with a limit. The stage starts with the shares
     of its mixture; at each evaluation inside it, a guarded source's share moves one step up the
-    ladder if an ability is below its limit, and one down if there is room. See ``assess``.
+    ladder if an ability is below its limit on the selection items, and one down if there is room.
+    See ``assess``.
 
     Args:
         stage: The stage whose replay is adjusted.
@@ -54,6 +55,10 @@ class Guard:
             assert source is not None  # checked by check_guard
             found.setdefault(source, []).append(key)
         return found
+
+    def benchmarks(self) -> set[str]:
+        """Return the benchmarks whose selection items decide."""
+        return {key.partition("/")[0] for key in self.min_retention}
 
     def start(self, source: str, stage: Stage) -> int:
         """Return the place on the ladder of a source's share in the mixture.
@@ -120,6 +125,11 @@ def check_guard(
     if suite.every_n_steps is None:
         raise RequestError(
             "data.guard decides at evaluations inside its stage; set evaluation.every_n_steps."
+        )
+    if suite.split is None:
+        raise RequestError(
+            "data.guard chooses by scores, so it needs items that are not reported; set "
+            "evaluation.split: 0.5."
         )
     if not guard.min_retention:
         raise RequestError(

@@ -45,4 +45,5 @@ def test_a_run_without_evaluations_has_the_columns(finished: FinishedRun) -> Non
         "sample",
         "prompt",
         "completion",
+        "split",
     ]

@@ -29,6 +29,14 @@ def test_another_protocol_is_refused_with_the_key_and_both_values() -> None:
         refuse(found, {made("b", [[1, 0], [1, 1]]).run_id: "b"}, "a")
 
 
+def test_scores_of_other_items_are_refused() -> None:
+    split = {"fraction": 0.5, "selection": 2, "report": 2, "digest": "aa"}
+    found = mismatches(run("a", split=split), [run("b"), run("c", split={**split, "digest": "b"})])
+    assert {(m.key, m.is_protocol) for m in found} >= {("split", True), ("split.digest", True)}
+    with pytest.raises(RequestError, match=r"benchmarks\.gsm8k\.split is .* and absent in 'b'"):
+        refuse(found, {found[0].run_id: "b"}, "a")
+
+
 @pytest.mark.parametrize("key", ["digest", "prompts"])
 def test_a_digest_is_told_where_nothing_else_differs(key: str) -> None:
     found = mismatches(run("a"), [run("b", **{key: "cc"})])

@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_jsonl
 from tiny_lab import Lab, MakeLab
+
+from sft_lab.evaluation import budget
+from sft_lab.runs.evaluations import read_points
+from sft_lab.runs.results import read_answers
 
 pytestmark = pytest.mark.slow
 
@@ -16,10 +21,11 @@ GUARDED = """
 model: {lora: {lora_dropout: 0.1}}
 evaluation:
   every_n_steps: 4
+  split: 0.5
   benchmarks:
     preset:
       class_path: preset.Preset
-      init_args: {path: world://data/world_math.jsonl, source: math, max_new_tokens: 2}
+      init_args: {path: items.jsonl, source: math, max_new_tokens: 2}
 trainer: {log_every_n_steps: 1}
 checkpoint: {every_n_steps: 3}
 data:
@@ -120,6 +126,8 @@ EXACT = (
 def guarded(lab: Lab, config: str = GUARDED) -> Lab:
     lab.write("guarded.yaml", config)
     lab.write("preset.py", PRESET)
+    rows = [{"id": str(n), "messages": [{"role": "user", "content": f"{n}?"}]} for n in range(8)]
+    write_jsonl(lab.folder / "items.jsonl", rows)
     return lab
 
 
@@ -141,6 +149,16 @@ def decisions(lab: Lab) -> list[tuple[int, str, str]]:
     return [(d["step"], d["shares"]["math"]["from"], d["shares"]["math"]["to"]) for d in found]
 
 
+DECIDED = [
+    (12, "0", "1/20"),  # it falls: 0 has failed
+    (16, "1/20", "1/2"),  # on its way up
+    (20, "1/2", "1/2"),  # above, without room
+    (24, "1/2", "1/20"),  # room
+    (28, "1/20", "1/2"),  # it falls again
+    (32, "1/2", "1/2"),  # room, but 1/20 has failed
+]
+
+
 @pytest.fixture(scope="module")
 def unbroken(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> tuple[Lab, str]:
     lab = guarded(make_lab(tmp_path_factory.mktemp("guarded")))
@@ -151,14 +169,7 @@ def unbroken(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> tup
 
 def test_replay_follows_what_is_measured(unbroken: tuple[Lab, str]) -> None:
     lab, out = unbroken
-    assert decisions(lab) == [
-        (12, "0", "1/20"),  # it falls: 0 has failed
-        (16, "1/20", "1/2"),  # on its way up
-        (20, "1/2", "1/2"),  # above, without room
-        (24, "1/2", "1/20"),  # room
-        (28, "1/20", "1/2"),  # it falls again
-        (32, "1/2", "1/2"),  # room, but 1/20 has failed
-    ]
+    assert decisions(lab) == DECIDED
     assert lab.points("guard_share/math") == {
         10: 0, 12: 1 / 20, 16: 1 / 2, 20: 1 / 2, 24: 1 / 20, 28: 1 / 2, 32: 1 / 2
     }  # fmt: skip
@@ -235,13 +246,60 @@ def test_a_stopped_run_decides_as_an_unbroken_one(
         assert lab.artifact(path).read_text() == expected.artifact(path).read_text()
 
 
+def test_within_a_budget_the_guard_reads_all_its_selection_items(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "MIN_ITEMS", 1)
+    outcome = fit(guarded(lab), "--evaluation.budget=0.001%")
+    assert outcome.code == 0, outcome.err
+    points = read_points(lab.store, lab.run.info.run_id)
+    key, last = "preset/accuracy", points[-1].step
+    counts = {p.step: (p.scores[key].n, p.selection[key].n if p.selection else 0) for p in points}
+    between = {step: (1, 4 if step > 10 else 0) for step in counts if step not in (0, 10, last)}
+    assert counts == {0: (4, 4), 10: (4, 4), last: (4, 4)} | between
+    assert {p.step for p in points if p.partial} == set(between)
+    assert decisions(lab) == DECIDED
+    # What is reported has no change where only a part of its items was measured.
+    assert set(lab.points("change_from_base/math")) == {10, last}
+    assert set(lab.points("selection/preset_accuracy")) == {0, *range(10, last + 1)} & set(counts)
+
+
+def test_what_decides_is_never_what_is_reported(unbroken: tuple[Lab, str]) -> None:
+    lab, _ = unbroken
+    last = max(lab.points("preset/accuracy"))
+    table = lab.json(f"answers/step_{last:06d}/preset.json")
+    part = table["columns"].index("split")
+    sides = {row[0]: row[part] for row in table["data"]}
+    assert Counter(sides.values()) == {"selection": 4, "report": 4}
+    run_id = lab.run.info.run_id
+    assert {a.part for a in read_answers(lab.store, run_id, "preset", last)} == {"report"}
+    found = lab.json(f"evaluations/step_{last:06d}.json")
+    assert found["scores"]["preset/accuracy"]["split"] == found["split"] == "report"
+    assert found["selection"]["preset/accuracy"]["split"] == "selection"
+    split = lab.json("record.json")["benchmarks"]["preset"]["split"]
+    assert (split["fraction"], split["selection"], split["report"]) == (0.5, 4, 4)
+
+
 def test_a_checkpoint_of_a_guarded_run_is_scored(unbroken: tuple[Lab, str], lab: Lab) -> None:
     guarded(lab)
     path = f"--ckpt_path={unbroken[0].checkpoint}"
-    outcome = lab("validate", "--config=tiny.yaml", "--config=guarded.yaml", path)
-    assert outcome.code == 0, outcome.err
     last = max(unbroken[0].points("val_loss/math"))
-    assert lab.run.data.metrics["val_loss/math"] == unbroken[0].points("val_loss/math")[last]
+    for command, side, other in (
+        ("validate", "selection", "report"),
+        ("test", "report", "selection"),
+    ):
+        outcome = lab(command, "--config=tiny.yaml", "--config=guarded.yaml", path)
+        assert outcome.code == 0, outcome.err
+        assert "preset 100.0" in outcome.out
+        metrics = lab.runs[0].data.metrics
+        assert metrics["val_loss/math"] == unbroken[0].points("val_loss/math")[last]
+        assert ("selection/preset_accuracy" in metrics) is (side == "selection")
+        assert ("ability/math" in metrics) is (side == "report")
+        answers = lab.store.artifact_text(
+            lab.runs[0].info.run_id, f"answers/step_{last:06d}/preset.json"
+        )
+        assert f'"{side}"' in answers
+        assert f'"{other}"' not in answers
 
 
 def test_a_run_starts_after_a_guarded_stage(unbroken: tuple[Lab, str], lab: Lab) -> None:

@@ -10,7 +10,7 @@ from sft_lab.runs.results import Point
 from sft_lab.study import search
 
 
-def test_only_items_that_every_evaluation_graded_are_compared(
+def test_only_selection_items_that_every_evaluation_graded_are_compared(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # One item of each evaluation has no rating, a different one each time.
@@ -21,12 +21,19 @@ def test_only_items_that_every_evaluation_graded_are_compared(
 
     def point(step: int, found: list[float | None]) -> Point:
         mean = fmean(rating for rating in found if rating is not None)
-        return Point(step, "s", {"mt_bench/mean": Score(mean, 1, 10, len(found))})
+        score = Score(mean, 1, 10, len(found))
+        # Of the reported items another boundary is the best, and all are right at the end.
+        reported = Score(10 - step, 1, 10, 1)
+        selection = {"mt_bench/mean": score}
+        return Point(step, "s", {"mt_bench/mean": reported}, reported="report", selection=selection)
 
     def artifact_text(run_id: str, path: str) -> str:
         step = int(path.split("/")[1].removeprefix("step_"))
-        columns = ["id", "item", "rating", "reason", "completion", "prompt"]
-        rows = [[f"{n}/1", n, r, "", "a", "q"] for n, r in enumerate(ratings[run_id][step])]
+        columns = ["id", "item", "split", "rating", "reason", "completion", "prompt"]
+        rows = [
+            [f"{n}/1", n, "selection", r, "", "a", "q"] for n, r in enumerate(ratings[run_id][step])
+        ]
+        rows.append(["4/1", 4, "report", 10, "", "a", "q"])
         return json.dumps({"columns": columns, "data": rows})
 
     def read_result(store: Any, run_id: str) -> Any:

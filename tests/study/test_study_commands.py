@@ -54,10 +54,19 @@ def test_a_search_by_an_unknown_score_is_refused_up_front(study_lab: Lab) -> Non
     assert "no run measures 'world_mth/accuracy' (did you mean 'world_math/accuracy'?)" in error
 
 
+def test_a_search_without_a_split_is_refused_up_front(study_lab: Lab) -> None:
+    grid = {"k": {"values": ["1/4", 1], "keys": ["data.k"]}}
+    search = {"axis": "k", "retention": {"world_math/accuracy": 0.9}}
+    error = refused(study_lab, config="./tiny.yaml", grid=grid, search=search)
+    assert "questions.q.arms.one.search chooses by scores" in error
+    assert "set evaluation.split: 0.5" in error
+
+
 def test_a_search_by_a_score_that_is_not_a_mean_over_items_is_refused_up_front(
     study_lab: Lab,
 ) -> None:
-    study_lab.write("prompts.jsonl", json.dumps(IFEVAL[0]) + "\n")
+    rows = [json.dumps({**IFEVAL[0], "key": key}) for key in (7, 8)]
+    study_lab.write("prompts.jsonl", "\n".join(rows))
     followed = {
         "class_path": "sft_lab.evaluation.benchmarks.ifeval.benchmark.IFEval",
         "init_args": {"path": "prompts.jsonl", "max_new_tokens": 2},
@@ -65,7 +74,7 @@ def test_a_search_by_a_score_that_is_not_a_mean_over_items_is_refused_up_front(
     error = refused(
         study_lab,
         config="./tiny.yaml",
-        set={"evaluation.benchmarks": {"followed": followed}},
+        set={"evaluation.benchmarks": {"followed": followed}, "evaluation.split": 0.5},
         grid={"k": {"values": ["1/4", 1], "keys": ["data.k"]}},
         search={"axis": "k", "retention": {"followed/instruction_strict": 0.9}},
     )
@@ -78,6 +87,7 @@ def search_alone(lab: Lab) -> None:
     """Write a study of one arm, which searches among 2 values with 2 seeds."""
     arm = {
         "config": "./tiny.yaml",
+        "set": {"evaluation.split": 0.5},
         "grid": {"k": {"values": ["1/4", 1], "keys": ["data.k"]}},
         "search": {"axis": "k", "retention": {"world_math/accuracy": 0.9}},
     }

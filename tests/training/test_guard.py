@@ -127,9 +127,10 @@ def check() -> Check:
         order: OrderName = "even",
         source: str | None = "math",
         every_n_steps: int | None = 4,
+        split: float | None = 0.5,
     ) -> None:
         benchmark = WorldMath("none.jsonl", max_new_tokens=4, source=source)
-        suite = EvaluationSuite({"world_math": benchmark}, every_n_steps=every_n_steps)
+        suite = EvaluationSuite({"world_math": benchmark}, every_n_steps, split=split)
         mixture = {"general": 1, "math": "1/64"}
         stages = {"chat": replace(Stage(mixture, lr=1e-3, epochs=1), **(stage or {}))}
         settings = {"stage": "chat", "min_retention": {MATH: 0.9}, **(guard or {})}
@@ -172,6 +173,7 @@ def test_a_right_guard_passes(check: Check) -> None:
         ),
         ({"stage": {"mixture": {"math": "1/64"}}}, "every source that stage 'chat' trains is guar"),
         ({"source": None}, "set evaluation.benchmarks.world_math.init_args.source"),
+        ({"split": None}, "data.guard chooses by scores, .*; set evaluation.split: 0.5"),
         ({"every_n_steps": None}, "set evaluation.every_n_steps"),
         ({"stage": {"epochs": None, "max_steps": 9}}, "must not move with the replay: give epochs"),
         ({"stage": {"max_steps": 9}}, "data.stages.chat.max_steps: .* got 9; leave it out"),
@@ -191,7 +193,7 @@ def test_a_score_that_is_no_mean_over_items_is_refused() -> None:
             return None
 
     suite = EvaluationSuite(
-        {"stated": Corpuswide("none.jsonl", max_new_tokens=4, source="math")}, every_n_steps=4
+        {"stated": Corpuswide("none.jsonl", max_new_tokens=4, source="math")}, 4, split=0.5
     )
     stages = {"chat": Stage({"general": 1, "math": "1/64"}, lr=1e-3, epochs=1)}
     with pytest.raises(RequestError, match="is not a mean over items; such scores are: none"):
