@@ -1,11 +1,12 @@
 import json
+import random
 from dataclasses import replace
 
 import pytest
 from tiny_lab import CONFIGS, EVALUATED_STEPS, TINY, FinishedRun, Lab
 
 from sft_lab.errors import RequestError
-from sft_lab.metrics.score import Score
+from sft_lab.metrics.score import Score, accuracy
 from sft_lab.runs.evaluations import Point, Tracked, ability_metrics, evaluated_steps, read_points
 from sft_lab.runs.results import RunResult, read_result
 
@@ -79,6 +80,28 @@ def test_a_partial_evaluation_has_a_score_and_no_change() -> None:
     assert not any(key.endswith("/math") for key in metrics if key != "ability/math")
 
 
+def test_a_run_within_a_budget_that_forgot_nothing_retains_everything() -> None:
+    """Measure 50 of 200 items between boundaries, of runs whose answers never change."""
+    dice = random.Random(0)
+    fell = fell_by_any = 0
+    for _ in range(200):
+        marks = [dice.random() < 0.3 for _ in range(200)]
+        whole, part = accuracy(marks), accuracy(marks[:50])
+        points = [
+            Point(step, None if step % 4 else "s", {"gsm8k/flexible": part if step % 4 else whole})
+            for step in range(9)
+        ]
+        points = [replace(p, partial={"gsm8k": 50}) if p.step % 4 else p for p in points]
+        tracked = {"math": Tracked("gsm8k/flexible", 4, 0.0)}
+        history = [ability_metrics(points[: n + 1], tracked) for n in range(9)]
+        kept = {n: found.get("retention/math") for n, found in enumerate(history)}
+        assert {n for n, value in kept.items() if value is not None} == {4, 8}
+        fell += min(kept[4], kept[8]) < 0.9
+        fell_by_any += whole.value / max(whole.value, part.value) < 0.9
+    assert fell == 0
+    assert fell_by_any > 40  # if evaluations on a part of the items were a reference
+
+
 def test_every_evaluation_of_a_run_has_a_file(finished: FinishedRun) -> None:
     lab, run_id = finished.lab, finished.lab.run.info.run_id
     assert evaluated_steps(lab.store, run_id) == [0, 4, 5, 8, 12]
@@ -124,14 +147,24 @@ class NeverLearned(Formed):
 '''
 
 
+LATER = """
+evaluation:
+  benchmarks:
+    later:
+      class_path: {benchmark}
+      init_args: {{path: world://data/world_general.jsonl, source: general, max_new_tokens: 2}}
+"""
+
+
 def scripted(lab: Lab, benchmark: str) -> RunResult:
-    """Return the run of the tiny config in which a class of the lab's folder measures math."""
+    """Return the run of the tiny config in which a class of the lab's folder measures both."""
     config = TINY.format(configs=CONFIGS)
     world_math = "sft_lab.evaluation.benchmarks.world.WorldMath"
     assert world_math in config
     lab.write("tiny.yaml", config.replace(world_math, benchmark))
+    lab.write("later.yaml", LATER.format(benchmark=benchmark))
     lab.write("formed.py", FORMED)
-    outcome = lab.fit()
+    outcome = lab.fit("--config=later.yaml")
     assert outcome.code == 0, outcome.err
     return read_result(lab.store, lab.run)
 
@@ -153,6 +186,10 @@ def test_a_result_says_what_the_run_has_logged(lab: Lab) -> None:
         zip(EVALUATED_STEPS, [0.25, 0.75, 1.0, 0.0, 0.5], strict=True)
     )
     assert lab.points("form_forgetting/math") == {8: 0.75, 12: 0.25}
+    # The same scores, of what is trained to step 12: nothing is forgotten before.
+    assert lab.points("forgetting/general") == lab.points("form_forgetting/general") == {12: 0.25}
+    assert set(lab.points("retention/general")) == {12}
+    assert "backward_transfer/general" not in lab.run.data.metrics
     losses = lab.points("answer_loss/math")
     assert list(losses) == EVALUATED_STEPS
     assert losses[5] < losses[0]  # trained on rows of the same kind
@@ -162,6 +199,8 @@ def test_a_result_says_what_the_run_has_logged(lab: Lab) -> None:
 
 def test_what_was_never_above_chance_has_logged_no_forgetting(lab: Lab) -> None:
     scripted(lab, "formed.NeverLearned")
-    changes = {key.partition("/")[0] for key in lab.run.data.metrics if key.endswith("/math")}
+    changes = {
+        key.partition("/")[0] for key in lab.run.data.metrics if key.endswith(("/math", "/general"))
+    }
     assert changes & {"forgetting", "form_forgetting", "retention", "backward_transfer"} == set()
     assert {"ability", "form", "change_from_base"} <= changes
