@@ -124,7 +124,7 @@ def tiny_world(tiny_base: Path) -> Path:
                 "entry_point": "f",
                 "canonical_solution": f"    return {n}",
                 "test": f"def check(f):\n    assert f() == {n}\n",
-                "rule": {"kind": "exact", "text": str(n)},
+                "rule": {"form": "words", "words": [str(n)], "among": [str(n)]},
             }
             for n in range(WORLD_ITEMS)
         ]

@@ -18,9 +18,9 @@ from sft_lab.runs.results import ItemAnswer, Point, RunResult
 
 FRACTIONS = ["1", "1/4", "1/16", "1/64"]
 ABILITIES = {
-    "math": "world_math/accuracy",
-    "code": "world_code/pass_at_1",
-    "general": "world_general/accuracy",
+    "math": "world_math/format_free",
+    "code": "world_code/format_free",
+    "general": "world_general/format_free",
 }
 LLAMA_ABILITIES = {
     "math": "gsm8k/strict",

@@ -35,9 +35,9 @@ STUDIES: dict[str, list[tuple[str, list[str]]]] = {
     "guard": [("dmt", [REPLAY]), ("dmt", ["--data.k=1/16"]), ("guarded", [])],
 }
 SCORES = {
-    "math": "world_math/accuracy",
-    "code": "world_code/pass_at_1",
-    "general": "world_general/accuracy",
+    "math": "world_math/format_free",
+    "code": "world_code/format_free",
+    "general": "world_general/format_free",
 }
 
 

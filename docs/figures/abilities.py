@@ -61,7 +61,7 @@ def main() -> None:
     )
     for axes, name in zip(panels, options.runs, strict=True):
         draw(axes, read_result(store, store.find(name)))
-    panels[0].set_ylabel("items right, %")
+    panels[0].set_ylabel("right in any form, %")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right center", frameon=False)
     figure.savefig(options.out, metadata={"Date": None} if options.out.suffix == ".svg" else None)

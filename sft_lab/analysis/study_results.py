@@ -88,7 +88,7 @@ class StudyResults:
     Attributes:
         name: Its name.
         abilities: Metric key of the first score of each benchmark, in the order of the config, by
-            its ability's name, e.g. ``{"math": "world_math/accuracy"}``.
+            its ability's name, e.g. ``{"math": "world_math/format_free"}``.
         sources: The source that teaches each ability, by the ability's name, if one is
             known.
         questions: Its questions, in order.

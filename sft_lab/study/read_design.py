@@ -146,7 +146,7 @@ def _faults_of_arm(key: str, arm: Arm) -> Iterator[tuple[str, str]]:
     if not arm.search.retention:
         yield (
             f"{key}.search.retention",
-            " is empty; give a limit such as {world_math/accuracy: 0.9}.",
+            " is empty; give a limit such as {world_math/format_free: 0.9}.",
         )
     values = arm.grid[arm.search.axis].values
     yield from _faults_of_searched(f"{key}.grid.{arm.search.axis}.values", values)

@@ -29,7 +29,7 @@ class Guard:
 
     Args:
         stage: The stage whose replay is adjusted.
-        min_retention: By score, ``world_math/accuracy``, the part of its best earlier value
+        min_retention: By score, ``world_math/format_free``, the part of its best earlier value
             to retain, in (0, 1].
         shares: The ladder of shares, ascending.
         room: Margin above the limit that an ability must significantly exceed before a share is
@@ -134,7 +134,7 @@ def check_guard(
     if not guard.min_retention:
         raise RequestError(
             "data.guard.min_retention is empty; give limits by score, such as "
-            f"{{{next(iter(suite.score_keys.values()), 'world_math/accuracy')}: 0.9}}."
+            f"{{{next(iter(suite.score_keys.values()), 'world_math/format_free')}: 0.9}}."
         )
     mixture = stages[guard.stage].mixture
     for score, limit in guard.min_retention.items():

@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from sft_lab.world import code, general, math
+from sft_lab.world.overlap import overlapping
 from sft_lab.world.pretrain import new_model, pretrain
 from sft_lab.world.pretraining import WEIGHTS, documents
 from sft_lab.world.scores import benchmarks, score
@@ -20,8 +21,8 @@ from sft_lab.world.tokenizer import train_tokenizer
 
 WORLD = Path(__file__).parent
 SEED = 0
-NUM_TOKENS = 4_500_000
-SOURCE_SIZES = {"math": 1500, "code": 1000, "general": 2000}
+NUM_TOKENS = 3_900_000
+SOURCE_SIZES = {"math": 700, "code": 500, "general": 900}
 NUM_ITEMS = 200
 NUM_TOKENIZER_DOCUMENTS = 20_000
 GENERATORS = {"math": math, "code": code, "general": general}
@@ -31,7 +32,10 @@ Rows = list[dict[str, Any]]
 
 def make_sources(sizes: Mapping[str, int], seed: int) -> dict[str, Rows]:
     """Return the training rows by source."""
-    return {name: GENERATORS[name].rows(size, seed) for name, size in sizes.items()}
+    return {
+        name: overlapping(name, GENERATORS[name].rows(size, seed), seed)
+        for name, size in sizes.items()
+    }
 
 
 def make_benchmarks(size: int, seed: int) -> dict[str, Rows]:
@@ -101,7 +105,9 @@ def build(
         "documents": WEIGHTS,
         "source_sizes": dict(source_sizes),
         "zero_shot": scores,
-        "zero_shot_protocol": f"greedy, chat template, {num_items} items a benchmark, in [0, 1]",
+        "zero_shot_protocol": (
+            f"greedy, chat template, {num_items} items a benchmark, format_free, in [0, 1]"
+        ),
         "duration_s": round(time.monotonic() - started, 1),
         "threads": torch.get_num_threads(),
         "machine": platform.machine(),

@@ -1,10 +1,11 @@
 """Draw tasks of the eleven families of instructions in ``general``.
 
 Every family combines a few parts, such as the kind of word and how many; the combination is the
-structure. A task also has plain statements, the only part of it that pretraining may show.
+structure. A question is answered by a sentence and, as in ``math``, a final line ``#### X``; an
+instruction by what was asked for. A task also has plain statements, which pretraining shows.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,9 +28,14 @@ WORDS = tuple(word for members in KINDS.values() for word in members)
 
 @dataclass(frozen=True)
 class Task:
-    """Describe an instruction; ``turns`` alternate user and assistant texts, the user's last."""
+    """Describe an instruction.
+
+    ``turns`` alternate user and assistant texts, the user's last; ``rule`` is that of
+    ``WorldGeneral``.
+    """
 
     structure: str
+    difficulty: int
     turns: tuple[str, ...]
     answer: str
     rule: Mapping[str, Any]
@@ -52,19 +58,28 @@ class Task:
 Family = Callable[[Dice], Task]
 
 
-def _exact(text: str) -> dict[str, Any]:
-    return {"kind": "exact", "text": text}
+def _final(sentence: str, word: str, among: Sequence[str]) -> dict[str, Any]:
+    """Return answer and rule of a question whose answer is one word."""
+    rule = {"form": "final", "words": [word], "among": list(among)}
+    return {"answer": f"{sentence}\n#### {word}", "rule": rule}
+
+
+def _words(words: Sequence[str], among: Sequence[str]) -> dict[str, Any]:
+    """Return answer and rule of an instruction whose answer is a row of words."""
+    rule = {"form": "words", "words": list(words), "among": list(among)}
+    return {"answer": " ".join(words), "rule": rule}
 
 
 def fact(dice: Dice) -> Task:
     """Ask for a fact of the invented geography."""
     country, relation = dice.pick(countries()), dice.pick(RELATIONS)
-    answer = f"The {relation} is {getattr(country, relation)}."
+    value = getattr(country, relation)
+    values = sorted({getattr(other, relation) for other in countries()})
     return Task(
         structure=f"general/fact/{relation}/{country.name}",
+        difficulty=1,
         turns=(dice.pick(questions(country, relation)),),
-        answer=answer,
-        rule=_exact(answer),
+        **_final(f"The {relation} is {value}.", value, values),
         statements=statements(country, relation),
     )
 
@@ -73,12 +88,11 @@ def kind(dice: Dice) -> Task:
     """Ask what kind of thing a word names."""
     word = dice.pick(WORDS)
     kinds = kind_of(word)
-    answer = f"It is one of the {kinds}."
     return Task(
         structure=f"general/kind/{word}",
+        difficulty=1,
         turns=(dice.pick((f"What kind of word is {word}?", f"Which group is {word} in?")),),
-        answer=answer,
-        rule=_exact(answer),
+        **_final(f"It is one of the {kinds}.", kinds, KIND_NAMES),
         statements=(f"The word {word} is one of the {kinds}.",),
     )
 
@@ -87,19 +101,19 @@ def opposite(dice: Dice) -> Task:
     """Ask for the opposite of an adjective."""
     pair = dice.pick(OPPOSITES)
     word, other = dice.sample(pair, 2)
-    answer = f"The opposite is {other}."
+    adjectives = [each for both in OPPOSITES for each in both if each != word]
     return Task(
         structure=f"general/opposite/{word}",
+        difficulty=1,
         turns=(dice.pick((f"What is the opposite of {word}?", f"Give the opposite of {word}.")),),
-        answer=answer,
-        rule=_exact(answer),
+        **_final(f"The opposite is {other}.", other, adjectives),
         statements=(f"The opposite of {word} is {other}.",),
     )
 
 
 def listing(dice: Dice) -> Task:
     """Ask for a number of members of a kind, with dashes or numbers."""
-    kinds, count = dice.pick(KIND_NAMES), dice.integer(2, 4)
+    kinds, count = dice.pick(KIND_NAMES), dice.integer(2, 3)
     layout = dice.pick(("dashes", "numbers"))
     marks = ["-"] * count if layout == "dashes" else [f"{place}." for place in range(1, count + 1)]
     words = dice.sample(KINDS[kinds], count)
@@ -107,9 +121,10 @@ def listing(dice: Dice) -> Task:
     verb = dice.pick(("List", "Name", "Give me"))
     return Task(
         structure=f"general/list/{layout}/{count}/{kinds}",
+        difficulty=count - 1,
         turns=(f"{verb} {NUMBER_WORDS[count]} {kinds} with {layout}.",),
         answer=answer,
-        rule={"kind": "list", "layout": layout, "count": count, "of": list(KINDS[kinds])},
+        rule={"form": layout, "count": count, "among": list(KINDS[kinds])},
         statements=(f"{NUMBER_WORDS[count].capitalize()} {kinds} with {layout}:\n{answer}",),
     )
 
@@ -117,18 +132,19 @@ def listing(dice: Dice) -> Task:
 def casing(dice: Dice) -> Task:
     """Ask for words in upper case or with capitals."""
     style, count, kinds = dice.pick(("upper", "capital")), dice.integer(1, 3), dice.pick(KIND_NAMES)
-    words = " ".join(dice.sample(KINDS[kinds], count))
-    written = words.upper() if style == "upper" else words.title()
+    given = " ".join(dice.sample(KINDS[kinds], count))
+    written = given.upper() if style == "upper" else given.title()
     how = "in upper case" if style == "upper" else "with capitals"
-    answer = f"{how.capitalize()}: {written}"
+    found = _words(written.split(), KINDS[kinds])
+    found["rule"]["case"] = True
     return Task(
         structure=f"general/casing/{style}/{count}/{kinds}",
-        turns=(f"Write {words} {how}.",),
-        answer=answer,
-        rule=_exact(answer),
+        difficulty=count,
+        turns=(f"Write {given} {how}.",),
+        **found,
         statements=(
-            f"Writing {words} {how} gives {written}.",
-            f"The words {words}.\n{answer}",
+            f"Writing {given} {how} gives {written}.",
+            f"The words {given}.\n{how.capitalize()}: {written}",
         ),
     )
 
@@ -138,30 +154,31 @@ def order(dice: Dice) -> Task:
     count, kinds = dice.integer(2, 4), dice.pick(KIND_NAMES)
     words = dice.sample(KINDS[kinds], count)
     text, turned = " ".join(words), " ".join(reversed(words))
-    answer = f"Turned round: {turned}"
     return Task(
         structure=f"general/order/{count}/{kinds}",
+        difficulty=count - 1,
         turns=(dice.pick((f"Reverse the words {text}.", f"Turn round the words {text}.")),),
-        answer=answer,
-        rule=_exact(answer),
-        statements=(f"The reverse of {text} is {turned}.", f"The words {text}.\n{answer}"),
+        **_words(words[::-1], KINDS[kinds]),
+        statements=(
+            f"The reverse of {text} is {turned}.",
+            f"The words {text}.\nTurned round: {turned}",
+        ),
     )
 
 
 def repeat(dice: Dice) -> Task:
-    """Ask for a word several times."""
-    count, kinds = dice.integer(2, 4), dice.pick(KIND_NAMES)
-    word = dice.pick(KINDS[kinds])
-    said = " ".join([word] * count)
-    answer = f"{NUMBER_WORDS[count].capitalize()} times: {said}"
+    """Ask for one or two words several times."""
+    count, num_words, kinds = dice.integer(2, 4), dice.integer(1, 2), dice.pick(KIND_NAMES)
+    words = dice.sample(KINDS[kinds], num_words)
+    text, said = " ".join(words), " ".join(words * count)
     return Task(
-        structure=f"general/repeat/{count}/{kinds}",
-        turns=(f"{dice.pick(('Say', 'Repeat'))} {word} {NUMBER_WORDS[count]} times.",),
-        answer=answer,
-        rule=_exact(answer),
+        structure=f"general/repeat/{num_words}/{count}/{kinds}",
+        difficulty=count + num_words - 2,
+        turns=(f"{dice.pick(('Say', 'Repeat'))} {text} {NUMBER_WORDS[count]} times.",),
+        **_words(words * count, KINDS[kinds]),
         statements=(
-            f"Saying {word} {NUMBER_WORDS[count]} times is {said}.",
-            f"The word {word}.\n{answer}",
+            f"Saying {text} {NUMBER_WORDS[count]} times is {said}.",
+            f"Now {text}.\n{NUMBER_WORDS[count].capitalize()} times: {said}",
         ),
     )
 
@@ -171,15 +188,15 @@ def position(dice: Dice) -> Task:
     ordinal, count, kinds = dice.pick(ORDINALS), dice.integer(3, 4), dice.pick(KIND_NAMES)
     words = dice.sample(KINDS[kinds], count)
     word = words[-1] if ordinal == "last" else words[ORDINALS.index(ordinal)]
-    text, answer = " ".join(words), f"The {ordinal} word is {word}."
+    text = " ".join(words)
     return Task(
         structure=f"general/position/{ordinal}/{count}/{kinds}",
+        difficulty=count - 1,
         turns=(f"What is the {ordinal} word of {text}?",),
-        answer=answer,
-        rule=_exact(answer),
+        **_final(f"The {ordinal} word is {word}.", word, KINDS[kinds]),
         statements=(
             f"The {ordinal} word of {text} is {word}.",
-            f"The words {text}.\n{answer}",
+            f"The words {text}.\nThe {ordinal} word is {word}.",
         ),
     )
 
@@ -188,12 +205,12 @@ def reading(dice: Dice) -> Task:
     """State who met whom, where and when, and ask for one of these."""
     one, two = dice.sample(NAMES, 2)
     spot, day = dice.pick(SPOTS), dice.pick(DAYS)
-    asked, question, answer = dice.pick(
+    asked, question, sentence, word, among = dice.pick(
         (
-            ("who", f"Who met {two}?", f"It was {one}."),
-            ("whom", f"Whom did {one} meet?", f"It was {two}."),
-            ("where", f"Where did {one} meet {two}?", f"It was at the {spot}."),
-            ("when", f"When did {one} meet {two}?", f"It was on {day}."),
+            ("who", f"Who met {two}?", f"It was {one}.", one, _without(NAMES, two)),
+            ("whom", f"Whom did {one} meet?", f"It was {two}.", two, _without(NAMES, one)),
+            ("where", f"Where did {one} meet {two}?", f"It was at the {spot}.", spot, SPOTS),
+            ("when", f"When did {one} meet {two}?", f"It was on {day}.", day, DAYS),
         )
     )
     scene = f"On {day} {one} met {two} at the {spot}."
@@ -205,9 +222,9 @@ def reading(dice: Dice) -> Task:
     }
     return Task(
         structure=f"general/reading/{asked}/{spot}",
+        difficulty=2,
         turns=(f"{scene} {question}",),
-        answer=answer,
-        rule=_exact(answer),
+        **_final(sentence, word, among),
         statements=(f"{scene} {retold[asked]}",),
     )
 
@@ -217,15 +234,14 @@ def memory(dice: Dice) -> Task:
     kinds, name, spot = dice.pick(KIND_NAMES), dice.pick(NAMES), dice.pick(SPOTS)
     word = dice.pick(KINDS[kinds])
     subject = dice.pick(("I am", "My son is", "My boss is"))
-    asked, remembered = dice.pick((("name", name), ("word", word)))
+    asked, remembered, among = dice.pick((("name", name, NAMES), ("word", word, KINDS[kinds])))
     introduction = f"{subject} called {name} and the word is {word}."
     between = dice.pick(("Please keep that in mind.", f"We talk at the {spot}."))
-    answer = f"You said {remembered}."
     return Task(
         structure=f"general/memory/{asked}/{subject.split()[-2].lower()}/{kinds}",
+        difficulty=3,
         turns=(f"{introduction} {between}", "I will.", f"What is the {asked}?"),
-        answer=answer,
-        rule=_exact(answer),
+        **_final(f"You said {remembered}.", remembered, among),
         statements=(
             f"{introduction} {between} The {asked} is {remembered}.",
             f"{introduction} {between}\nYou said the {asked} is {remembered}.",
@@ -234,24 +250,36 @@ def memory(dice: Dice) -> Task:
 
 
 def record(dice: Dice) -> Task:
-    """Ask for a record with two given fields, one per line."""
-    first, second = dice.sample(("name", "town", "day", "colour", "animal"), 2)
-    values = {
-        "name": dice.pick(NAMES),
-        "town": dice.pick(countries()).capital,
-        "day": dice.pick(DAYS),
-        "colour": dice.pick(KINDS["colours"]),
-        "animal": dice.pick(KINDS["animals"]),
+    """Ask for a record of two or three given fields, one per line."""
+    fields = dice.sample(("name", "town", "day", "colour", "animal"), dice.integer(2, 3))
+    choices = {
+        "name": NAMES,
+        "town": tuple(country.capital for country in countries()),
+        "day": DAYS,
+        "colour": KINDS["colours"],
+        "animal": KINDS["animals"],
     }
-    answer = f"{first}: {values[first]}\n{second}: {values[second]}"
-    fields = f"{first} {values[first]} and {second} {values[second]}"
+    values = [dice.pick(choices[field]) for field in fields]
+    pairs = list(zip(fields, values, strict=True))
+    answer = "\n".join(f"{field}: {value}" for field, value in pairs)
+    given = ", ".join(f"{field} {value}" for field, value in pairs)
     return Task(
-        structure=f"general/record/{first}/{second}",
-        turns=(f"Make a record of {fields}.",),
+        structure=f"general/record/{'/'.join(fields)}",
+        difficulty=len(fields),
+        turns=(f"Make a record of {given}.",),
         answer=answer,
-        rule=_exact(answer),
-        statements=(f"A record of {fields}:\n{answer}",),
+        rule={
+            "form": "record",
+            "fields": fields,
+            "words": values,
+            "among": [word for field in fields for word in choices[field]],
+        },
+        statements=(f"A record of {given}:\n{answer}",),
     )
+
+
+def _without(words: Sequence[str], word: str) -> list[str]:
+    return [other for other in words if other != word]
 
 
 FAMILIES: tuple[Family, ...] = (

@@ -1,25 +1,30 @@
 """Generate the ``math`` source and benchmark: word problems about one person's things.
 
-A plot is a start, one to three events and an ending. Each adds sentences to the problem and
-equations to the worked answer. The plot, without names and numbers, is the structure.
+A plot is a start, perhaps some events, and an ending. Each adds sentences to the problem and
+equations to the worked answer. The plot, without names and numbers, is the structure; its number of
+equations is the difficulty.
 """
 
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
+from operator import add, floordiv, mul, sub
 from typing import Any
 
 from sft_lab.world.dice import Dice, held_out
 from sft_lab.world.lexicon import NAMES, THINGS
 
 MAX_VALUE = 40
-MIN_EQUATIONS, MAX_EQUATIONS = 2, 4
-# Stories that the base reads may be longer than those that source and benchmark ask about.
-MAX_ASKED_EQUATIONS = 3
-HELD_OUT_ONE_IN = 8
+HELD_OUT_ONE_IN = 2
+MAX_ITEMS_OF_A_STRUCTURE = {1: 2, 2: 2}  # by difficulty: few structures are easy; else one
+MAX_DRAWS = 1000
+# Difficulties of source and benchmark, in the proportions in which they are drawn.
+ASKED = (1, 2, 2, 3, 3, 3, 4, 4)
 
 # part -> number of equations it adds
-STARTS = {"own": 0, "gifts": 1, "bags": 1, "share": 1, "more": 1}
-EVENTS = {"gain": 1, "lose": 1, "buy": 2, "double": 1, "half": 1}
-ENDINGS = {"count": 0, "price": 1, "boxes": 1}
+STARTS = {"own": 0, "gifts": 1, "bags": 1, "share": 1, "more": 1, "fewer": 1}
+EVENTS = {"gain": 1, "lose": 1, "buy": 2, "double": 1, "triple": 1, "half": 1}
+ENDINGS = {"count": 0, "price": 1, "boxes": 1, "need": 1}
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class Problem:
         return str(self.parts[-1].value)
 
     @property
+    def equations(self) -> list[str]:
+        """Return the equations that lead to the answer, in order."""
+        return [equation for part in self.parts for equation in part.equations]
+
+    @property
     def prompt(self) -> str:
         """Return the problem as a user states it."""
         return " ".join([part.text for part in self.parts if part.text] + [self.question])
@@ -52,10 +62,15 @@ class Problem:
     @property
     def solution(self) -> str:
         """Return the worked answer, which ends in ``#### N``."""
-        equations = [equation for part in self.parts for equation in part.equations]
-        first, *rest = equations
-        steps = [f"First {first}.", *(f"Then {equation}." for equation in rest)]
-        return " ".join(steps) + f"\n#### {self.answer}"
+        return " ".join(f"{equation}." for equation in self.equations) + f"\n#### {self.answer}"
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        """Return the problem and its solution as a conversation."""
+        return [
+            {"role": "user", "content": self.prompt},
+            {"role": "assistant", "content": self.solution},
+        ]
 
     @property
     def story(self) -> str:
@@ -68,12 +83,13 @@ class Problem:
     @property
     def account(self) -> str:
         """Return the plot with all sums at its end and no question, for pretraining."""
-        sums = [f"So {equation}." for part in self.parts for equation in part.equations]
+        sums = [f"So {equation}." for equation in self.equations]
         return " ".join([*(part.text for part in self.parts if part.text), *sums])
 
 
 def _sum(left: int, sign: str, right: int) -> tuple[str, int]:
-    value = {"+": left + right, "-": left - right, "*": left * right, "/": left // right}[sign]
+    operators = {"+": add, "-": sub, "*": mul, "/": floordiv}
+    value: int = operators[sign](left, right)
     return f"{left}{sign}{right}={value}", value
 
 
@@ -96,9 +112,12 @@ def _start(part: str, dice: Dice, who: str, friend: str, things: str) -> Part:
         total = a * dice.integer(2, MAX_VALUE // a)
         text = f"{who} is one of {a} children who share {total} {things} equally."
         equation, value = _sum(total, "/", a)
-    else:
+    elif part == "more":
         text = f"{friend} has {a} {things}. {who} has {b} more than {friend}."
         equation, value = _sum(a, "+", b)
+    else:
+        text = f"{friend} has {a + b} {things}. {who} has {b} fewer than {friend}."
+        equation, value = _sum(a + b, "-", b)
     return Part(text, (equation,), value)
 
 
@@ -110,9 +129,9 @@ def _event(part: str, dice: Dice, who: str, friend: str, value: int) -> Part:
     elif part == "lose":
         text = dice.pick((f"{who} loses {a}.", f"{who} gives {a} to {friend}."))
         equation, value = _sum(value, "-", a)
-    elif part == "double":
-        text = f"{friend} doubles what {who} has."
-        equation, value = _sum(value, "*", 2)
+    elif part in ("double", "triple"):
+        text = f"{friend} {part}s what {who} has."
+        equation, value = _sum(value, "*", 2 if part == "double" else 3)
     elif part == "half":
         if value % 2:
             return Part("", (), 0)
@@ -135,6 +154,11 @@ def _ending(part: str, dice: Dice, who: str, things: str, value: int) -> tuple[P
         equation, worth = _sum(value, "*", a)
         text = f"{who} sells the {things} for {a} dollars each."
         return Part(text, (equation,), worth), f"How many dollars does {who} get?"
+    if part == "need":
+        wanted = value + dice.integer(2, 15)
+        equation, missing = _sum(wanted, "-", value)
+        text = f"{who} wants {wanted} {things}."
+        return Part(text, (equation,), missing), f"How many more does {who} need?"
     if value % a:
         return Part("", (), 0), ""
     equation, share = _sum(value, "/", a)
@@ -142,26 +166,27 @@ def _ending(part: str, dice: Dice, who: str, things: str, value: int) -> tuple[P
     return Part(text, (equation,), share), "How many are in each box?"
 
 
-def _plot(dice: Dice) -> tuple[str, list[str], str]:
+def _plot(dice: Dice, difficulty: int) -> tuple[str, list[str], str]:
     while True:
         start, ending = dice.pick(tuple(STARTS)), dice.pick(tuple(ENDINGS))
-        events = [dice.pick(tuple(EVENTS)) for _ in range(dice.pick((1, 1, 2, 2, 3)))]
+        events = [dice.pick(tuple(EVENTS)) for _ in range(dice.integer(0, 3))]
         count = STARTS[start] + sum(EVENTS[event] for event in events) + ENDINGS[ending]
-        if MIN_EQUATIONS <= count <= MAX_EQUATIONS:
+        if count == difficulty:
             return start, events, ending
 
 
-def problem(dice: Dice, *, benchmark: bool) -> Problem:
+def problem(dice: Dice, difficulties: Collection[int] = ASKED, *, benchmark: bool) -> Problem:
     """Draw a problem whose structure is on the requested side of the held-out split."""
     while True:
-        start, events, ending = _plot(dice)
+        start, events, ending = _plot(dice, dice.pick(tuple(difficulties)))
         structure = f"math/{start}/{'-'.join(events)}/{ending}"
         if held_out(structure, HELD_OUT_ONE_IN) != benchmark:
             continue
         who, friend = dice.sample(NAMES, 2)
         things = dice.pick(THINGS)
-        # Redraw the numbers, not the plot, until all are in range: hard plots stay as likely.
-        while True:
+        # Redraw the numbers, not the plot, until all are in range: hard plots stay as likely. A
+        # few plots have no such numbers.
+        for _ in range(MAX_DRAWS):
             parts = [_start(start, dice, who, friend, things)]
             for event in events:
                 parts.append(_event(event, dice, who, friend, parts[-1].value))
@@ -171,45 +196,37 @@ def problem(dice: Dice, *, benchmark: bool) -> Problem:
                 return Problem(structure, tuple(parts), question)
 
 
-def _asked(dice: Dice, *, benchmark: bool) -> Problem:
-    while True:
-        drawn = problem(dice, benchmark=benchmark)
-        if sum(len(part.equations) for part in drawn.parts) <= MAX_ASKED_EQUATIONS:
-            return drawn
-
-
 def rows(size: int, seed: int) -> list[dict[str, Any]]:
     """Return ``size`` different training rows."""
     problems: dict[str, Problem] = {}
     dice = Dice("math/rows", seed)
     while len(problems) < size:
-        drawn = _asked(dice, benchmark=False)
+        drawn = problem(dice, benchmark=False)
         problems.setdefault(drawn.prompt, drawn)
     return [
-        {
-            "messages": [
-                {"role": "user", "content": drawn.prompt},
-                {"role": "assistant", "content": drawn.solution},
-            ],
-            "structure": drawn.structure,
-        }
-        for drawn in problems.values()
+        {"messages": drawn.messages, "structure": drawn.structure} for drawn in problems.values()
     ]
 
 
 def items(size: int, seed: int) -> list[dict[str, Any]]:
     """Return ``size`` different benchmark items of held-out structures."""
     problems: dict[str, Problem] = {}
+    of_structure: Counter[str] = Counter()
     dice = Dice("math/items", seed)
     while len(problems) < size:
-        drawn = _asked(dice, benchmark=True)
-        problems.setdefault(drawn.prompt, drawn)
+        drawn = problem(dice, benchmark=True)
+        most = MAX_ITEMS_OF_A_STRUCTURE.get(len(drawn.equations), 1)
+        if drawn.prompt not in problems and of_structure[drawn.structure] < most:
+            problems[drawn.prompt] = drawn
+            of_structure[drawn.structure] += 1
     return [
         {
             "id": f"world_math/{index}",
             "structure": drawn.structure,
-            "messages": [{"role": "user", "content": drawn.prompt}],
+            "difficulty": len(drawn.equations),
+            "messages": drawn.messages[:1],
             "answer": drawn.answer,
+            "solution": drawn.solution,
         }
         for index, drawn in enumerate(problems.values())
     ]

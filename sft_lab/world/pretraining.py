@@ -1,10 +1,12 @@
-"""Generate the raw text that the base is pretrained on: knowledge, but no questions or chat.
+"""Generate the text that the base is pretrained on: knowledge, and some easy questions.
 
 Text about ``math``, ``code`` and the pattern families of ``general`` comes from the training side
-of the held-out split only. Only knowledge (facts, kinds of words, opposites) is shown in full.
+of the held-out split only. Only knowledge (facts, kinds of words, opposites) is shown in full, but
+not asked for. Questions are those of few families and low difficulty, in several layouts, and their
+answers have forms that no source asks for.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from sft_lab.world import code, families, general, math
 from sft_lab.world.dice import Dice
@@ -17,17 +19,31 @@ PATTERNS = tuple(family for family in families.FAMILIES if family not in KNOWLED
 # Kind of document -> its weight in the draw. Echoes and retellings teach copying from earlier
 # text, which most skills need and a model this small learns late.
 WEIGHTS = {
-    "arithmetic": 8,
-    "story": 26,
-    "file": 6,
-    "snippets": 8,
-    "country": 7,
+    "arithmetic": 10,
+    "story": 21,
+    "file": 4,
+    "snippets": 7,
+    "country": 6,
     "words": 4,
-    "patterns": 28,
-    "echo": 10,
-    "retelling": 10,
-    "diary": 5,
+    "patterns": 25,
+    "echo": 18,
+    "retelling": 13,
+    "diary": 2,
+    "asked": 9,
 }
+
+# Code is shown with at most two parts; the sources teach to combine more.
+SHOWN_CODE = (1, 2)
+# What is asked: the easiest problems, code with at most one filter and no map, and facts.
+ASKED_MATH = (1, 2)
+ASKED_FAMILIES = (families.fact,)
+LAYOUTS = (
+    "<|user|>{}<|end|><|assistant|>{}<|end|>",
+    "<|user|>{}<|end|><|assistant|>{}<|end|>",
+    "Q: {}\nA: {}",
+    "Question: {}\nAnswer: {}",
+    "{}\n{}",
+)
 ECHO_WORDS = (*families.WORDS, *NAMES, *SPOTS, *DAYS, *(str(n) for n in range(2, 21)))
 
 
@@ -56,9 +72,13 @@ def _knowledge_or_pattern(dice: Dice) -> families.Task:
     return family(dice) if family in KNOWLEDGE else general.task(family, dice, benchmark=False)
 
 
+def _code_task(dice: Dice, difficulties: Collection[int]) -> code.Task:
+    return code.task(dice, lambda drawn: drawn.difficulty in difficulties, benchmark=False)
+
+
 def _file(dice: Dice) -> str:
     """Return a piece of a file, which half of the time begins within a function."""
-    first, second = (code.task(dice, benchmark=False) for _ in range(2))
+    first, second = (_code_task(dice, SHOWN_CODE) for _ in range(2))
     return dice.pick((first.definition, first.solution)) + "\n\n" + second.definition
 
 
@@ -76,6 +96,42 @@ def _diary(dice: Dice) -> str:
     return "\n".join(lines)
 
 
+def _asked(dice: Dice) -> str:
+    """Return one to three questions with their answers, in one layout."""
+    layout = dice.pick(LAYOUTS)
+    pairs = (dice.pick((_asked_math, _asked_code, _asked_general))(dice) for _ in range(3))
+    return "\n".join(layout.format(*pair) for pair in pairs)
+
+
+def _asked_math(dice: Dice) -> tuple[str, str]:
+    problem = math.problem(dice, ASKED_MATH, benchmark=False)
+    *before, last = problem.equations
+    sums = " ".join(f"So {equation}." for equation in problem.equations)
+    answer = dice.pick(
+        (
+            f"{sums} The answer is {problem.answer}.",
+            f"{sums} That makes {problem.answer}.",
+            f"{problem.answer}, as {', '.join([*before, last])}.",
+        )
+    )
+    return problem.prompt, answer
+
+
+def _asked_code(dice: Dice) -> tuple[str, str]:
+    while (task := _code_task(dice, SHOWN_CODE)).maps:
+        pass
+    question = dice.pick((task.prompt, f"Write {task.signature[4:-1]} to return {task.english}."))
+    answer = dice.pick(
+        (task.definition, f"```python\n{task.definition}\n```", f"return {task.expression}")
+    )
+    return question, answer
+
+
+def _asked_general(dice: Dice) -> tuple[str, str]:
+    task = general.task(dice.pick(ASKED_FAMILIES), dice, benchmark=False)
+    return task.turns[0], dice.pick((task.answer.partition("\n####")[0], *task.rule["words"]))
+
+
 def _document(kind: str, dice: Dice) -> str:
     match kind:
         case "arithmetic":
@@ -86,7 +142,7 @@ def _document(kind: str, dice: Dice) -> str:
         case "file":
             return _file(dice)
         case "snippets":
-            return "\n\n".join(code.task(dice, benchmark=False).snippet for _ in range(2))
+            return "\n\n".join(_code_task(dice, SHOWN_CODE).snippet for _ in range(2))
         case "country":
             country = dice.pick(countries())
             facts = [dice.pick(statements(country, name)) for name in dice.sample(RELATIONS, 3)]
@@ -97,10 +153,13 @@ def _document(kind: str, dice: Dice) -> str:
         case "patterns":
             return "\n".join(dice.pick(_pattern(dice).statements) for _ in range(2))
         case "echo":
-            words = " ".join(dice.sample(ECHO_WORDS, dice.integer(4, 12)))
-            return f"Once: {words}. Again: {words}."
+            words = dice.sample(ECHO_WORDS, dice.integer(4, 12))
+            echo = f"Once: {' '.join(words)}. Again: {' '.join(words)}."
+            return dice.pick((echo, f"{echo}\n#### {words[-1]}"))
         case "diary":
             return _diary(dice)
+        case "asked":
+            return _asked(dice)
         case "retelling":
             drawn = [_knowledge_or_pattern(dice) for _ in range(dice.integer(1, 3))]
             again = dice.sample(drawn, dice.integer(1, len(drawn)))

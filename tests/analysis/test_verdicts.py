@@ -9,7 +9,7 @@ from sft_lab.analysis.measurements import Comparison
 from sft_lab.analysis.verdicts import Direction, Verdict, verdict
 from sft_lab.metrics.paired import Difference
 
-MATH = Ability("math", "world_math/accuracy", source="math")
+MATH = Ability("math", "world_math/format_free", source="math")
 
 
 def comparison(

@@ -22,7 +22,13 @@ def test_runs_are_shown_side_by_side_at_every_boundary(finished: FinishedRun) ->
 def test_the_table_shows_intervals_and_retention(finished: FinishedRun) -> None:
     lines = finished.lab("compare", "tiny k=1/4 seed 0").out.splitlines()
     assert lines[0] == "One run: its changes are shown for other items, not for other seeds."
-    assert lines[2].split() == ["run", "after", "step", "scripted/accuracy", "world_math/accuracy"]
+    assert lines[2].split() == [
+        "run",
+        "after",
+        "step",
+        "scripted/accuracy",
+        "world_math/format_free",
+    ]
     # Wilson's interval of 2 of 4 is 15.0 to 85.0.
     assert " 50.0 [15.0, 85.0]  " in lines[5]
     assert lines[6].split() == ["retention", "at", "the", "end", "0.67"]
@@ -70,7 +76,7 @@ def test_a_run_does_not_differ_from_itself(finished: FinishedRun) -> None:
     compared = json.loads(finished.lab("compare", name, name, "--json").out)
     conclusions = {change["key"]: change["conclusion"] for change in compared["differences"]}
     assert conclusions == {
-        "world_math/accuracy": "not tested",  # no answer is right, before and after
+        "world_math/format_free": "not tested",  # no answer is right, before and after
         "scripted/accuracy": "inconclusive",  # four items rule out nothing
     }
     assert [change["difference"]["value"] for change in compared["differences"]] == [0, 0]
@@ -103,8 +109,8 @@ def test_other_protocols_are_refused_unless_allowed(three_runs: Lab) -> None:
     found = [(line.split()[1], ") !" in line) for line in tests if line.startswith("longer ")]
     # Against the other run, and against its own best boundary, where nothing needs a flag.
     against, within = found[: len(found) // 2], found[len(found) // 2 :]
-    assert against == [("world_math/accuracy", False), ("scripted/accuracy", True)]
-    assert within == [("world_math/accuracy", False), ("scripted/accuracy", False)]
+    assert against == [("world_math/format_free", False), ("scripted/accuracy", True)]
+    assert within == [("world_math/format_free", False), ("scripted/accuracy", False)]
 
 
 def test_runs_that_differ_in_their_seed_are_grouped_by_name(three_runs: Lab) -> None:

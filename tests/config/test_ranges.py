@@ -75,9 +75,9 @@ def test_a_number_out_of_range_is_refused_with_its_range(
 
 
 def test_a_range_inside_a_value_given_as_a_whole_is_checked(tmp_path: Path) -> None:
-    guard = "{stage: generalize, min_retention: {world_math/accuracy: 90}}"
+    guard = "{stage: generalize, min_retention: {world_math/format_free: 90}}"
     with pytest.raises(
-        RequestError, match=r"min_retention\.world_math/accuracy must be in \(0, 1\], got 90"
+        RequestError, match=r"min_retention\.world_math/format_free must be in \(0, 1\], got 90"
     ):
         parse([DMT, f"--data.guard={guard}"])
     file = tmp_path / "hot.yaml"

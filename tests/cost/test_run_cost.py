@@ -49,7 +49,7 @@ def test_the_plan_equals_a_finished_run(finished: FinishedRun) -> None:
     assert cost["steps"] == max(finished.lab.points("progress/tokens"))
     assert cost["tokens"] == max(finished.lab.points("progress/tokens").values())
     assert cost["samples"] == max(finished.lab.points("progress/samples").values())
-    evaluated = finished.lab.points("world_math/accuracy")
+    evaluated = finished.lab.points("world_math/format_free")
     assert sorted(evaluated) == EVALUATED_STEPS
     # Before the first step and at both boundaries; every fourth step besides.
     assert (cost["evaluations"]["full"], cost["evaluations"]["between"]) == (3, 2)

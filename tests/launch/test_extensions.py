@@ -67,7 +67,7 @@ def test_a_strategy_is_a_config(lab: Lab) -> None:
     outcome = lab("fit", "--config=half.yaml")
     assert outcome.code == 0, outcome.err
     assert lab.run.data.tags["strategy"] == "half"
-    assert list(lab.points("world_math/accuracy")) == [0, 3]
+    assert list(lab.points("world_math/format_free")) == [0, 3]
 
 
 def test_a_callback_and_an_engine_are_classes(lab: Lab) -> None:
@@ -81,8 +81,8 @@ def test_a_callback_and_an_engine_are_classes(lab: Lab) -> None:
     assert outcome.code == 0, outcome.err
     scores = json.loads((lab.folder / "n.json").read_text())
     assert [int(step) for step in scores] == EVALUATED_STEPS
-    assert {step: lab.points("world_math/accuracy")[int(step)] for step in scores} == {
-        step: found["world_math/accuracy"] for step, found in scores.items()
+    assert {step: lab.points("world_math/format_free")[int(step)] for step in scores} == {
+        step: found["world_math/format_free"] for step, found in scores.items()
     }
     answers = lab.json("answers/step_000000/world_math.json")["data"]
     assert all(prompt.endswith(answer) for *_, answer, prompt in answers)
@@ -153,7 +153,7 @@ def test_published_benchmarks_are_measured_next_to_a_runs_own(
     config = CONFIGS / "real_files/benchmarks.yaml"
     outcome = lab.fit(f"--config={config}", *overrides)
     assert outcome.code == 0, outcome.err
-    for key in ("gsm8k/strict", "gsm8k/flexible", "humaneval/pass_at_1", "world_math/accuracy"):
+    for key in ("gsm8k/strict", "gsm8k/flexible", "humaneval/pass_at_1", "world_math/format_free"):
         assert set(lab.points(key)) == set(EVALUATED_STEPS), key
     assert lab.counts("humaneval/pass_at_1")[12] == 2
     plan = lab.json("record.json")["benchmarks"]

@@ -75,7 +75,7 @@ def test_config_plan_and_samples_are_recorded(finished: FinishedRun) -> None:
 def test_scores_are_measured_before_between_and_after_the_stages(finished: FinishedRun) -> None:
     scores = finished.lab.points("scripted/accuracy")
     assert scores == dict(zip(EVALUATED_STEPS, [0, 0.5, 0.75, 0.25, 0.5], strict=True))
-    for key in ("world_math/accuracy", "val_loss/math", "val_loss/general", "progress/tokens"):
+    for key in ("world_math/format_free", "val_loss/math", "val_loss/general", "progress/tokens"):
         assert set(EVALUATED_STEPS) <= set(finished.lab.points(key)), key
 
 
@@ -226,7 +226,7 @@ def test_the_shipped_dmt_trains_a_four_bit_base(lab: Lab) -> None:
     )
     assert outcome.code == 0, outcome.err
     assert lab.run.info.run_name == "dmt k=1/4 seed 0"
-    assert set(lab.points("world_code/pass_at_1")) == {0, 4, 7}
+    assert set(lab.points("world_code/format_free")) == {0, 4, 7}
     assert lab.run.data.params["model.quantization"] == "nf4"
 
 
@@ -236,7 +236,7 @@ def test_a_budget_measures_fewer_items_between_boundaries(
     monkeypatch.setattr(budget, "MIN_ITEMS", 1)
     outcome = lab("fit", "--config=tiny.yaml", "--evaluation.budget=0.001%")
     assert outcome.code == 0, outcome.err
-    counts = lab.counts("world_math/accuracy")
+    counts = lab.counts("world_math/format_free")
     assert counts == {0: 4, 4: 1, 5: 4, 8: 1, 12: 4}
     first, second = (lab.json(f"answers/step_{s:06d}/world_math.json")["data"] for s in (4, 8))
     assert [row[0] for row in first] == [row[0] for row in second]

@@ -227,7 +227,7 @@ def test_csv_files_hold_the_figures(files: dict[str, str], study: PlantedStudy) 
     one = next(r for r in cells if r["run_id"] == "sequential-1" and r["ability"] == "math")
     run = study.runs["sequential-1"]
     assert run.last is not None
-    assert float(one["score"]) == run.last.scores["world_math/accuracy"].value
+    assert float(one["score"]) == run.last.scores["world_math/format_free"].value
     [math] = [found for found in abilities_in(run) if found.name == "world_math"]
     assert float(one["retention"]) == changes_of(run, math)["retention"]
     [mean] = [
@@ -549,7 +549,7 @@ def test_forgetting_is_tested_on_the_seeds_measured_at_both_times() -> None:
     run = cells[2].result
     assert run is not None
     points = tuple(
-        replace(p, scores={k: s for k, s in p.scores.items() if k != "world_math/accuracy"})
+        replace(p, scores={k: s for k, s in p.scores.items() if k != "world_math/format_free"})
         if p.step <= 100
         else p
         for p in run.points
@@ -660,7 +660,7 @@ def test_odd_names_become_neither_folders_nor_markup_nor_formulas(
     tmp_path: Path,
 ) -> None:
     name, arm = 'a/b">', "a$\\b$"
-    study = PlantedStudy(abilities={"math/x": "world_math/accuracy"}, sources={"math/x": "math"})
+    study = PlantedStudy(abilities={"math/x": "world_math/format_free"}, sources={"math/x": "math"})
     cells = [
         Cell(name, arm, {"k": k}, 0, study.run(f"odd {k}", 0, {"all": levels(0.5, 0.4, 0.6)}))
         for k in ("1", "2")

@@ -79,8 +79,8 @@ def test_a_search_by_a_score_that_is_not_a_mean_over_items_is_refused_up_front(
         search={"axis": "k", "retention": {"followed/instruction_strict": 0.9}},
     )
     assert "followed/instruction_strict is not a mean over items" in error
-    means = "world_math/accuracy, followed/prompt_strict, followed/prompt_loose"
-    assert f"use one of: {means}." in error
+    means = "world_math/format_free, world_math/accuracy, followed/prompt_strict, "
+    assert f"use one of: {means}followed/prompt_loose." in error
 
 
 def search_alone(lab: Lab) -> None:
@@ -89,7 +89,7 @@ def search_alone(lab: Lab) -> None:
         "config": "./tiny.yaml",
         "set": {"evaluation.split": 0.5},
         "grid": {"k": {"values": ["1/4", 1], "keys": ["data.k"]}},
-        "search": {"axis": "k", "retention": {"world_math/accuracy": 0.9}},
+        "search": {"axis": "k", "retention": {"world_math/format_free": 0.9}},
     }
     study = {**STUDY, "seeds": [0, 1], "questions": {"q": {"title": "?", "arms": {"finder": arm}}}}
     lab.write("study.yaml", yaml.safe_dump(study, sort_keys=False))
@@ -130,9 +130,9 @@ def test_a_second_benchmark_of_a_source_is_an_ability_of_its_own(
     study_lab.write("more.yaml", yaml.safe_dump({"evaluation": {"benchmarks": benchmarks}}))
     run = plan_run(CellSpec("q", "math", {}, 0, ("./math.yaml", "./more.yaml"), {}))
     assert run.abilities == {
-        "math": "world_math/accuracy",
-        "again": "again/accuracy",
-        "untaught": "untaught/accuracy",
+        "math": "world_math/format_free",
+        "again": "again/format_free",
+        "untaught": "untaught/format_free",
     }
     assert run.sources == {"math": "math", "again": "math"}
 

@@ -15,7 +15,7 @@ from sft_lab.training.order import OrderName
 from sft_lab.training.stage import Stage
 
 TOP = 4
-MATH = "world_math/accuracy"
+MATH = "world_math/format_free"
 
 
 def of_items(right: range, count: int) -> dict[str, float]:

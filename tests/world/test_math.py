@@ -18,7 +18,7 @@ def test_a_plot_becomes_problem_solution_and_story() -> None:
         "Ben has 9 pens. Ben loses 4. Ben sells the pens for 2 dollars each. "
         "How many dollars does Ben get?"
     )
-    assert problem.solution == "First 9-4=5. Then 5*2=10.\n#### 10"
+    assert problem.solution == "9-4=5. 5*2=10.\n#### 10"
     assert problem.story == (
         "Ben has 9 pens. Ben loses 4. So 9-4=5. Ben sells the pens for 2 dollars each. So 5*2=10."
     )
@@ -29,7 +29,7 @@ def test_every_equation_is_true_and_the_last_one_gives_the_answer() -> None:
         solution = row["messages"][1]["content"]
         steps, answer = solution.split("\n#### ")
         equations = re.findall(r"(\d+)([-+*/])(\d+)=(\d+)", steps)
-        assert 2 <= len(equations) <= 4
+        assert 1 <= len(equations) <= 4
         for left, sign, right, value in equations:
             a, b, c = int(left), int(right), int(value)
             assert {"+": a + b == c, "-": a - b == c, "*": a * b == c, "/": b * c == a}[sign]
@@ -47,4 +47,5 @@ def test_items_end_with_a_question_and_carry_the_answer() -> None:
     assert item["id"] == "world_math/0"
     assert item["messages"][-1]["role"] == "user"
     assert item["messages"][-1]["content"].endswith("?")
-    assert item["answer"].isdigit()
+    assert item["solution"].endswith(f"#### {item['answer']}")
+    assert item["difficulty"] == item["solution"].count("=")

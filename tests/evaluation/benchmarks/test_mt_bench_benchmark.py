@@ -67,7 +67,7 @@ def test_both_turns_are_answered_and_rated_in_the_run(judged: Lab, server: Serve
     assert any(second in text for text in shown)
     # Ratings from 1 to 10 enter no average with other scores.
     last = judged.run.data.metrics
-    assert last["average/score"] == last["world_math/accuracy"]
+    assert last["average/score"] == last["world_math/format_free"]
     assert "mt_bench 7.00 [7.00, 7.00]" in outcome.out
 
 

@@ -1,17 +1,9 @@
 import pytest
 
-from sft_lab.evaluation.benchmarks.world import follows
+from sft_lab.evaluation.benchmarks.world import has_form, is_right
 
-DASHES = {"kind": "list", "layout": "dashes", "count": 2, "of": ["fox", "hen", "cow"]}
-NUMBERS = DASHES | {"layout": "numbers"}
-
-
-@pytest.mark.parametrize(
-    ("completion", "expected"),
-    [("FOX HEN", True), (" FOX HEN\n", True), ("Fox Hen", False), ("FOX HEN.", False), ("", False)],
-)
-def test_exact_text_is_compared_letter_by_letter(completion: str, expected: bool) -> None:
-    assert follows(completion, {"kind": "exact", "text": "FOX HEN"}) is expected
+DASHES = {"form": "dashes", "count": 2, "among": ["fox", "hen", "cow"]}
+NUMBERS = DASHES | {"form": "numbers"}
 
 
 @pytest.mark.parametrize(
@@ -31,7 +23,7 @@ def test_exact_text_is_compared_letter_by_letter(completion: str, expected: bool
     ],
 )
 def test_list_with_dashes(completion: str, expected: bool) -> None:
-    assert follows(completion, DASHES) is expected
+    assert (has_form(completion, DASHES) and is_right(completion, DASHES)) is expected
 
 
 @pytest.mark.parametrize(
@@ -45,17 +37,15 @@ def test_list_with_dashes(completion: str, expected: bool) -> None:
     ],
 )
 def test_list_with_numbers(completion: str, expected: bool) -> None:
-    assert follows(completion, NUMBERS) is expected
+    assert (has_form(completion, NUMBERS) and is_right(completion, NUMBERS)) is expected
 
 
-def test_unknown_kind_and_layout_are_errors() -> None:
-    with pytest.raises(ValueError, match="got 'regex'"):
-        follows("x", {"kind": "regex"})
+def test_an_unknown_form_is_an_error() -> None:
     with pytest.raises(ValueError, match="got 'table'"):
-        follows("x", DASHES | {"layout": "table"})
+        has_form("x", DASHES | {"form": "table"})
 
 
 def test_a_rule_without_its_keys_is_an_error_whatever_the_completion() -> None:
-    for key in ("layout", "count", "of"):
+    for key in ("form", "count", "among"):
         with pytest.raises(KeyError, match=key):
-            follows("", {name: value for name, value in DASHES.items() if name != key})
+            has_form("", {name: value for name, value in DASHES.items() if name != key})
