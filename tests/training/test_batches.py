@@ -53,6 +53,7 @@ def test_micro_batches_pad_on_the_right_and_know_their_window(corpus: Corpus) ->
         "position_ids": ((2, 18), torch.int64),
         "labels": ((2, 18), torch.int64),
         "source_ids": ((2, 18), torch.int64),
+        "target_places": ((6,), torch.int64),
         "window_target_tokens": ((), torch.int64),
     }
     # Rows of a step go by length, so that those of a micro-batch are alike: 18, 17, then 15.
@@ -61,6 +62,8 @@ def test_micro_batches_pad_on_the_right_and_know_their_window(corpus: Corpus) ->
     assert first["input_ids"].tolist() == [list(long.input_ids), [*middle.input_ids, pad]]
     assert first["position_ids"].tolist() == [list(range(18))] * 2  # padding continues the count
     assert first["labels"].tolist() == [long.labels, [*middle.labels, IGNORED]]
+    # The last three of each row, at 15 and 14; the second row begins at 18.
+    assert first["target_places"].tolist() == [15, 16, 17, 32, 33, 34]
     # Code is the first of the sources, math the next.
     assert first["source_ids"].tolist() == [[0] * 18, [1] * 18]
     assert second["input_ids"].tolist() == [list(corpus.loaded["math"].rows[3].input_ids)]
