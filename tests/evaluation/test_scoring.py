@@ -64,9 +64,9 @@ def test_gsm8k(score: Callable[..., Scored]) -> None:
         "unknown": ["GSM8K/9"],
     }
     assert [(row["task_id"], row["verdicts"]) for row in scored.rows] == [
-        ("GSM8K/3", {"flexible": True, "strict": True, "boxed": False}),
+        ("GSM8K/3", {"flexible": True, "strict": True, "boxed": False, "form": True}),
         ("GSM8K/9", None),
-        ("GSM8K/0", {"flexible": True, "strict": False, "boxed": False}),
+        ("GSM8K/0", {"flexible": True, "strict": False, "boxed": False, "form": False}),
     ]
     assert all(row["reason"] for row in scored.rows)
 
@@ -167,7 +167,8 @@ def test_humaneval_with_one_answer_a_problem(score: Callable[..., Scored]) -> No
     half = {"value": 0.5, "low": low, "high": high, "n": 2}
     assert scored.found["scores"] == {"pass@1": half, "pass@1_official": half}
     assert [row["verdicts"] for row in scored.rows] == [
-        {"passed": passed, "passed_official": passed} for passed in (True, False)
+        {"passed": passed, "passed_official": passed, "form": False}  # not in a code block
+        for passed in (True, False)
     ]
     assert scored.rows[1]["reason"].startswith("AssertionError")
     assert scored.found["sandbox"] == "limited"
@@ -325,6 +326,7 @@ def test_real_completions_are_graded_as_their_labels_say(
     for label, row in zip(labels, map(json.loads, out.open()), strict=True):
         if benchmark == "humaneval":
             expected = dict.fromkeys(("passed", "passed_official"), label["passed"])
+            del row["verdicts"]["form"]  # the labels say nothing about it
         else:
             kinds = ("strict", "loose")
             expected = {kind: label[f"follow_instruction_list_{kind}"] for kind in kinds}

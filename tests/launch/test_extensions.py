@@ -85,7 +85,7 @@ def test_a_callback_and_an_engine_are_classes(lab: Lab) -> None:
         step: found["world_math/format_free"] for step, found in scores.items()
     }
     answers = lab.json("answers/step_000000/world_math.json")["data"]
-    assert all(prompt.endswith(answer) for *_, answer, prompt in answers)
+    assert all(prompt.endswith(answer) for *_, answer, _, prompt in answers)
     assert lab.run.data.metrics["progress/samples"] == 45  # the lab's own callbacks still run
 
 

@@ -108,6 +108,7 @@ def test_every_answer_is_recorded(finished: FinishedRun) -> None:
         assert table["columns"] == [
             "id",
             "item",
+            "split",
             "accuracy",
             "reason",
             "completion",
@@ -115,8 +116,9 @@ def test_every_answer_is_recorded(finished: FinishedRun) -> None:
             "prompt",
         ]
         assert len(table["data"]) == 4
-    assert [row[2] for row in table["data"]] == [True, True, False, False]
-    assert table["data"][0][5] == "math: what is 0 plus 1?"
+    assert {row[2] for row in table["data"]} == {"all"}
+    assert [row[3] for row in table["data"]] == [True, True, False, False]
+    assert table["data"][0][7] == "math: what is 0 plus 1?"
 
 
 def test_peft_loads_the_adapter_of_every_stage(finished: FinishedRun, tiny_base: Path) -> None:
@@ -194,6 +196,8 @@ def test_a_terminal_gets_a_header_a_live_line_and_aligned_rows(
 ) -> None:
     for name, value in {"COLUMNS": str(width), "TERM": "xterm", "NO_COLOR": "1"}.items():
         monkeypatch.setenv(name, value)
+    # Every line is drawn, however short a time it holds.
+    monkeypatch.setattr("sft_lab.callbacks.progress_screen._REFRESH_S", 0.0)
     out = lab.fit(stream=Terminal()).out
     assert not re.search(r"\x1b\[[0-9;]*3[0-9][0-9;]*m", out)  # colours
     shown = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", out)
