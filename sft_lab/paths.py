@@ -97,8 +97,8 @@ def pinned(name: str, revision: str | None) -> str:
 def unpinned(name: str) -> tuple[str, str | None]:
     """Return the parts of a name that ``pinned`` made; a folder is a name of its own.
 
-    >>> unpinned("Qwen/Qwen3-0.6B@v1"), unpinned("runs/a@b/c")
-    (('Qwen/Qwen3-0.6B', 'v1'), ('runs/a@b/c', None))
+    >>> unpinned("Qwen/Qwen3-0.6B@v1"), unpinned("../runs/a@b/c")
+    (('Qwen/Qwen3-0.6B', 'v1'), ('../runs/a@b/c', None))
     """
     match = _HUB_NAME.fullmatch(name)
     if match is None or match["revision"] is None or os.path.exists(name):

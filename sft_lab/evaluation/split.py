@@ -24,7 +24,7 @@ def selection_items(items: Sequence[Item], fraction: float) -> frozenset[str]:
 
     >>> items = [Item(str(n), (), {}, cluster=str(n // 2)) for n in range(8)]
     >>> sorted(selection_items(items, 0.5))
-    ['0', '1', '6', '7']
+    ['4', '5', '6', '7']
     """
     groups: dict[str, list[str]] = {}
     for item in items:

@@ -162,7 +162,7 @@ def test_published_benchmarks_are_measured_next_to_a_runs_own(
     assert plan["gsm8k"]["agrees_with"] == {"strict": "the grader of RFT (arXiv 2308.01825)"}
     assert list(plan["humaneval"]["agrees_with"]) == ["pass_at_1_official"]
     table = lab.json("answers/step_000012/gsm8k.json")
-    assert table["columns"][:5] == ["id", "item", "flexible", "strict", "boxed"]
+    assert table["columns"][:5] == ["id", "item", "split", "flexible", "strict"]
 
 
 def test_a_run_draws_several_samples_per_problem(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:

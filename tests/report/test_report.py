@@ -839,7 +839,10 @@ def test_too_few_items_have_no_endless_interval() -> None:
 def test_partial_evaluations_enter_no_mean() -> None:
     study = PlantedStudy(items=40)
     whole = study.run("sequential", 0, {"a": levels(0.8, 0, 0), "b": levels(0.1, 0, 0)})
-    lucky = {"scores": {"world_math/format_free": Score(1, 0.7, 1, 10)}, "partial": {"world_math": 10}}
+    lucky = {
+        "scores": {"world_math/format_free": Score(1, 0.7, 1, 10)},
+        "partial": {"world_math": 10},
+    }
     points = tuple(replace(p, **lucky) if p.after is None and p.step else p for p in whole.points)
     run = replace(whole, points=points)
     question = strategies([Cell("q", "sequential", {}, 0, run)])

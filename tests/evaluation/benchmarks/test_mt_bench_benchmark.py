@@ -56,13 +56,13 @@ def test_both_turns_are_answered_and_rated_in_the_run(judged: Lab, server: Serve
     record = judged.json("record.json")["benchmarks"]["mt_bench"]
     assert record["decoding"]["temperature"] == {"writing": 0.7, "math": 0.0}
     table = judged.json("answers/step_000012/mt_bench.json")
-    assert table["columns"] == ["id", "item", "rating", "reason", "completion", "prompt"]
-    turns = {row[0]: row for row in table["data"]}
+    columns = table["columns"]
+    turns = {row[0]: dict(zip(columns, row, strict=True)) for row in table["data"]}
     assert list(turns) == [f"MT-Bench/{q}/{turn}" for q in (81, 101) for turn in (1, 2)]
-    assert [row[5] for row in turns.values()] == ["Write.", "Again.", "Add.", "More."]
-    assert [row[1] for row in turns.values()] == [f"MT-Bench/{q}" for q in (81, 81, 101, 101)]
+    assert [row["prompt"] for row in turns.values()] == ["Write.", "Again.", "Add.", "More."]
+    assert [row["item"] for row in turns.values()] == [f"MT-Bench/{q}" for q in (81, 81, 101, 101)]
     # The second judgement includes the model's own first answer.
-    first, second = turns["MT-Bench/81/1"][4], turns["MT-Bench/81/2"][4]
+    first, second = (turns[f"MT-Bench/81/{turn}"]["completion"] for turn in (1, 2))
     shown = [text for text in asked if "Again." in text and first in text]
     assert any(second in text for text in shown)
     # Ratings from 1 to 10 enter no average with other scores.
