@@ -334,6 +334,6 @@ def test_a_hub_tokenizer_without_a_network_fails_at_once(monkeypatch: pytest.Mon
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr("sft_lab.hub.settle_offline", hub.settle_offline.__wrapped__)
     started = time.monotonic()
-    with pytest.raises(RequestError, match="nobody/nothing .* the hub does not answer"):
+    with pytest.raises(RequestError, match=r"nobody/nothing .* the hub does not answer"):
         load_tokenizer("nobody/nothing")
     assert time.monotonic() - started < 20  # the libraries' own retries take 46 s and more
