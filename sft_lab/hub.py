@@ -49,15 +49,28 @@ def load_dataset(
 
 
 @functools.cache
-def commit_of(key: str, name: str, kind: Kind, revision: str | None = None) -> str:
+def commit_of(
+    key: str,
+    name: str,
+    kind: Kind,
+    revision: str | None = None,
+    instead: str = "a folder in Hugging Face format",
+) -> str:
     """Return the commit that a hub name means, or meant in the cache where there is no network.
 
     It stays the same for a process, so that all parts of a run are of one commit.
 
+    Args:
+        key: The config key that holds the name.
+        name: The hub name.
+        kind: What it names.
+        revision: A branch, tag or commit; by default the main branch.
+        instead: What would do locally, for errors.
+
     Raises:
         RequestError: If the hub has no such name or revision, or neither hub nor cache answers.
     """
-    return _snapshot(key, name, kind, revision, "a folder in Hugging Face format")[0]
+    return _snapshot(key, name, kind, revision, instead)[0]
 
 
 def _snapshot(

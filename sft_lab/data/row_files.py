@@ -152,7 +152,7 @@ class RowFiles:
         """Return the commit of a data set on the hub; None for files."""
         if self.files() is not None:
             return None
-        return commit_of(self.key, self.path, "dataset", self.revision)
+        return commit_of(self.key, self.path, "dataset", self.revision, self.instead)
 
     def _hub_rows(self) -> Iterator[RawRow]:
         dataset = self._dataset()

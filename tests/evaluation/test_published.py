@@ -53,7 +53,8 @@ def test_a_benchmark_that_cannot_be_read_names_key_and_file(hub_cache: HubCache)
     with pytest.raises(
         RequestError,
         match=r"evaluation\.benchmarks\.maths\.init_args\.path: openai/gsm8k is not a local file, "
-        r"and the hub does not answer; its cache does not hold it at revision v9\.",
+        r"and the hub does not answer; its cache does not hold it at revision v9\. Name "
+        r"grade_school_math/data/test\.jsonl of github\.com/openai/",
     ):
         suite.benchmarks["maths"].items()
 
