@@ -22,7 +22,7 @@ from sft_lab.training.schedule import Schedule
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come.
+    """The progress of a run.
 
     Attributes:
         stage: Name of the stage.

@@ -25,7 +25,7 @@ PHRASES: Mapping[str, str] = {
     "stage_order": "with its stages reversed",
     "optimizer": "with the optimizer handed over the other way",
 }
-"""What an arm of a control is, after the name of the arm."""
+"""The kind of a control, which follows the name of its arm."""
 
 OF_MIXING: Sequence[Control] = ("equal_steps", "equal_tokens")
 """A finding about mixing needs one of these: a mixture takes more steps than its parts."""

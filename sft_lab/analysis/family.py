@@ -26,7 +26,7 @@ class Family:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the tests are corrected."""
+        """Return whether the tests are corrected."""
         return self._corrected is not None
 
     def close(self) -> None:

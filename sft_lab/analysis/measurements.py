@@ -111,12 +111,12 @@ class Comparison:
 
     @property
     def is_equivalent(self) -> bool:
-        """Whether a difference of the margin or more is ruled out, corrected for many."""
+        """Return whether the corrected tests rule out a difference of the margin or more."""
         return self.difference is not None and self.p_equivalent < LEVEL
 
     @property
     def conclusion(self) -> Conclusion | None:
-        """What the corrected tests show of these runs; None without a test."""
+        """Return the result of the corrected tests of these runs; None without a test."""
         if self.difference is None:
             return None
         if not self.is_learned:

@@ -1,4 +1,4 @@
-"""What a config trains on, counted by stage and source, down to the sample; loads no model."""
+"""Show the data of a config by stage and source, down to the sample; loads no model."""
 
 from collections.abc import Iterable
 from itertools import groupby

@@ -25,7 +25,7 @@ _OWN = "sft_lab."
 
 @dataclass(frozen=True)
 class Arguments:
-    """What a class takes.
+    """The arguments of a class.
 
     Attributes:
         hints: The type of each argument, in order; None where it has none, or an unknown one.

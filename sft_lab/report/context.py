@@ -43,7 +43,7 @@ class Context:
 
     @property
     def draws(self) -> bool:
-        """Whether figures are drawn: not while tests are only collected."""
+        """Return whether figures are drawn: not while tests are only collected."""
         return self.measured.family.is_closed
 
     @property

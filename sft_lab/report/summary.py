@@ -29,12 +29,12 @@ def summary_sentences(claims: Sequence[Claim]) -> list[str]:
     ]
     chosen = turns[: _MOST - 1]
     sentences = [_sentence(claim) for claim in decided if claim in chosen]
-    told = {id(finding) for claim in chosen for finding in _decided(claim)}
-    rest = [f for claim in claims for f in claim.findings if id(f) not in told]
+    stated = {id(finding) for claim in chosen for finding in _decided(claim)}
+    rest = [f for claim in claims for f in claim.findings if id(f) not in stated]
     counts = Counter(finding.verdict for finding in rest)
     if rest:
         listed = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts[word])
-        other = "other findings" if told else "findings"
+        other = "other findings" if stated else "findings"
         sentences.append(f"Of the {len(rest)} {other}: {listed}.")
     return sentences
 

@@ -15,7 +15,7 @@ _MARKERS = "os^DvP"
 
 @dataclass(frozen=True)
 class RunPage:
-    """What a run's page shows.
+    """The contents of a run's page.
 
     Attributes:
         name: The run.

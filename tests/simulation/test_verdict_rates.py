@@ -1,4 +1,4 @@
-"""How often verdicts are wrong, and how often they find what is there.
+"""Simulate verdicts: their rates of false findings, coverage and power.
 
 Runs of two arms answer the same items, which differ in difficulty and come in clusters. An arm's
 runs differ by their seed: their expected scores are normal around the arm's, with the given

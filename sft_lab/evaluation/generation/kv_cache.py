@@ -136,7 +136,7 @@ class RoomyCache(DynamicCache):
 
     @property
     def is_recurrent(self) -> bool:
-        """Whether a layer has a convolution's or a recurrence's state."""
+        """Return whether a layer has the state of a convolution or a recurrence."""
         return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in self.layers)
 
     @override

@@ -14,7 +14,7 @@ from sft_lab.report.page import Claim, Finding
 
 @dataclass(frozen=True)
 class Expected:
-    """What the paper claims of one ability.
+    """The paper's claim about one ability.
 
     Attributes:
         direction: What it says of the second side of a comparison.
