@@ -33,7 +33,14 @@ def fits_under(cluster: Cluster) -> list[psutil.Process]:
     """Return the ``fit`` processes that the worker has started."""
     children = psutil.Process(cluster.worker.pid).children(recursive=True)
     # Without argv[0]: Ray may start the interpreter under another name.
-    return [child for child in children if child.cmdline()[1:4] == ["-m", "sft_lab", "fit"]]
+    return [child for child in children if _is_fit(child)]
+
+
+def _is_fit(process: psutil.Process) -> bool:
+    try:
+        return process.cmdline()[1:4] == ["-m", "sft_lab", "fit"]
+    except psutil.NoSuchProcess:  # it has ended since it was listed
+        return False
 
 
 def test_losing_a_machine_loses_no_step_before_the_last_checkpoint(
