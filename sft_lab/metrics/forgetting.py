@@ -87,11 +87,11 @@ def changes(
 ) -> dict[str, float]:
     """Return the changes of an ability at its last evaluation.
 
-    Forgetting, retention and backward transfer are defined from the end of the first stage that
-    trains the ability, and only if there was something to forget: at an earlier boundary, the lower
-    end of the score's interval was above chance. Their reference is always an earlier evaluation,
-    so backward transfer begins one evaluation after the stage. An evaluation on a subset of the
-    items has no changes, since its score is not comparable.
+    Forgetting, retention and backward transfer are defined once the first stage that trains the
+    ability has ended in a full evaluation, from the evaluation after that one, and only if there
+    was something to forget: at an earlier boundary, the lower end of the score's interval was above
+    chance. Until then the ability is being learned and has its change from base alone. An
+    evaluation on a subset of the items has no changes, since its score is not comparable.
 
     Args:
         history: The ability's evaluations in order of steps.
@@ -127,7 +127,7 @@ def changes(
     if (
         best is not None
         and trained_at is not None
-        and step >= trained_at
+        and any(found.step >= trained_at for found in earlier)
         and any(found.score.low > chance for found in earlier)
     ):
         values["forgetting"] = forgetting(best.score.value, now)

@@ -47,15 +47,21 @@ def test_now_may_be_between_boundaries() -> None:
 
 def test_the_evaluation_before_training_may_be_the_best() -> None:
     history = [at(0, 0.5), at(10, 0.4), at(20, 0.3)]
-    assert changes(history[:2], trained_at=10) == pytest.approx(
-        {"forgetting": 0.1, "retention": 0.8, "change_from_base": -0.1}
+    assert changes(history, trained_at=10) == pytest.approx(
+        {
+            "forgetting": 0.2,
+            "retention": 0.6,
+            "backward_transfer": -0.1,
+            "change_from_base": -0.2,
+        }
     )
-    assert changes(history, trained_at=10)["forgetting"] == pytest.approx(0.2)
 
 
-def test_before_the_stage_that_trains_an_ability_has_ended_there_is_only_the_change() -> None:
+def test_while_an_ability_is_being_learned_there_is_only_the_change() -> None:
     assert changes(HISTORY[:1], trained_at=10) == {}
     assert changes(HISTORY[:2], trained_at=10) == {"change_from_base": pytest.approx(0.85)}
+    # At the end of its own stage there is nothing later that could have lost it.
+    assert changes(HISTORY[:3], trained_at=10) == {"change_from_base": pytest.approx(0.7)}
     assert changes(HISTORY, trained_at=None) == {"change_from_base": pytest.approx(0.5)}
 
 
@@ -71,9 +77,10 @@ def test_an_ability_never_shown_to_be_above_chance_cannot_be_forgotten() -> None
 
 def test_a_part_of_the_items_is_neither_now_nor_a_reference() -> None:
     assert changes([*HISTORY, at(25, 0.2, boundary=False, full=False)], trained_at=10) == {}
-    cut = [at(0, 0.1), at(10, 0.8, full=False), at(20, 0.6)]
+    cut = [at(0, 0.1), at(10, 0.8, full=False), at(20, 0.6), at(30, 0.3)]
+    assert changes(cut[:3], trained_at=10) == {"change_from_base": pytest.approx(0.5)}
     assert changes(cut, trained_at=10) == pytest.approx(
-        {"forgetting": 0.0, "retention": 6.0, "change_from_base": 0.5}
+        {"forgetting": 0.3, "retention": 0.5, "change_from_base": 0.2}
     )
 
 
