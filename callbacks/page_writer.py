@@ -1,6 +1,7 @@
 """Keep a run's page in MLflow up to date: description, ``abilities.png`` and ``abilities.html``."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
@@ -21,11 +22,17 @@ class PageWriter(Callback):
     """Write the page again after every evaluation.
 
     Args:
-        history: The evaluations; its hooks come first.
+        history: The evaluations; its hooks come first, and those of ``RunRecorder``.
+        conclude: Returns the conclusion of a recorded run, by its id, at a step.
+
+    Attributes:
+        conclusion: The newest conclusion; empty before the first evaluation.
     """
 
-    def __init__(self, history: AbilityHistory) -> None:
+    def __init__(self, history: AbilityHistory, conclude: Callable[[str, int], str]) -> None:
         self.history = history
+        self.conclude = conclude
+        self.conclusion = ""
 
     def on_evaluation_end(
         self, trainer: Trainer, pl_module: LightningModule, evaluation: Evaluation
@@ -43,15 +50,16 @@ class PageWriter(Callback):
         if not isinstance(pl_module, SFTModule) or pl_module.schedule is None:
             return
         logger = run_logger(trainer)
+        client, run_id = logger.experiment, logger.run_id
+        self.conclusion = self.conclude(run_id, self.history.history[-1].step)
         page = RunPage(
             name=str(logger.run_name),
+            conclusion=self.conclusion,
             points=self.history.history,
             abilities=self.history.suite.primary,
             stages=[(stage.name, stage.end_step) for stage in pl_module.schedule.stages],
-            changes=self.history.refresh(pl_module.schedule),
         )
-        client, run_id = logger.experiment, logger.run_id
-        client.set_tag(run_id, _NOTE, visible(page.description(run_id)))
+        client.set_tag(run_id, _NOTE, visible(page.description()))
         client.log_text(run_id, visible(page.html()), "abilities.html")
         with tempfile.TemporaryDirectory() as folder:
             picture = Path(folder) / "abilities.png"

@@ -11,10 +11,12 @@ from lightning import Callback, LightningModule, Trainer
 from typing_extensions import override
 
 from sft_lab.callbacks.ability_history import AbilityHistory
+from sft_lab.callbacks.page_writer import PageWriter
 from sft_lab.callbacks.training_log import TrainingLog
 from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.runs.evaluations import Point
+from sft_lab.runs.logger import run_logger
 from sft_lab.terminal import format_table, visible
 from sft_lab.training.module import SFTModule
 from sft_lab.training.schedule import Schedule
@@ -52,7 +54,8 @@ class ProgressLine(Callback):
         training: Source of loss and speed.
         history: Source of scores.
         suite: The benchmarks.
-        ui_command: The command that opens the runs in a browser, printed at the end.
+        page: Source of the conclusion.
+        store_option: The option by which commands find the run's store; empty if they do without.
         stream: Where to write; standard output by default.
     """
 
@@ -61,13 +64,15 @@ class ProgressLine(Callback):
         training: TrainingLog,
         history: AbilityHistory,
         suite: EvaluationSuite,
-        ui_command: str,
+        page: PageWriter,
+        store_option: str = "",
         stream: TextIO | None = None,
     ) -> None:
         self.training = training
         self.history = history
         self.suite = suite
-        self.ui_command = ui_command
+        self.page = page
+        self.store_option = store_option
         self.stream = stream or sys.stdout
         self._shown_step = self._first_step = -1
         self._evaluation_started = 0.0
@@ -109,7 +114,7 @@ class ProgressLine(Callback):
         if now.step % (10 * trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
             scores = self._named(self.history.history[-1]) if self.history.history else []
             self._write_line(
-                f"{now.stage} {now.stage_step}/{now.stage_steps}  step {now.step}/{now.steps}  "
+                f"{now.stage} {now.stage_step}/{now.stage_steps}  step {now.step:,}/{now.steps:,}  "
                 f"loss {known(now.loss, '.3f')}  {known(now.tokens_per_s, ',.0f')} tok/s  "
                 f"{duration(now.left_s)} left  {' '.join(scores)}"
             )
@@ -147,13 +152,15 @@ class ProgressLine(Callback):
         return self.history.history[-1].step if self.history.history else -1
 
     def _named(self, measurement: Point) -> list[str]:
-        keys = self.suite.score_keys
         scores = measurement.scores
         return [
-            f"{name} {self.suite.shown(key, scores[key].value)}"
-            for name, key in keys.items()
+            f"{label} {self.suite.shown(key, scores[key].value)}{self._unit(key)}"
+            for label, key in self.suite.labels.items()
             if key in scores
         ]
+
+    def _unit(self, key: str) -> str:
+        return " %" if self.suite.is_percent(key) else ""
 
     def on_evaluation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock."""
@@ -175,15 +182,15 @@ class ProgressLine(Callback):
         # ``validate`` measures selection items alone.
         found = evaluation.scores or evaluation.selection
         scores = "  ".join(
-            f"{name} {shown(key, found[key].value)} "
+            f"{label} {shown(key, found[key].value)}{self._unit(key)} "
             f"[{shown(key, found[key].low)}, {shown(key, found[key].high)}]"
-            for name, key in self.suite.score_keys.items()
+            for label, key in self.suite.labels.items()
             if key in found
         )
         ended = self._stage_ended(evaluation.step)
         after = f" (end of {ended})" if ended else ""
         self._write_line(
-            f"evaluation at step {evaluation.step}{after}: {scores}  in {seconds:.1f} s"
+            f"evaluation at step {evaluation.step:,}{after}: {scores}  in {seconds:.1f} s"
         )
 
     def _stage_ended(self, step: int) -> str:
@@ -193,7 +200,19 @@ class ProgressLine(Callback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._write_line("")
         self._write_line(ability_table(self.history.history, self.suite))
-        self._write_line(f"\nIn a browser: {self.ui_command}")
+        self._write_line("")
+        self._write_end(trainer)
+
+    def _write_end(self, trainer: Trainer) -> None:
+        """Say what was kept, what may be done next, and what the run has shown."""
+        run = f"{run_logger(trainer).run_id[:8]}{self.store_option}"
+        self._write_line(f"Kept in run {run[:8]}: scores, answers, adapters of every stage")
+        self._write_line(f"Next: sft-lab compare {run}")
+        self._write_line(f"  or: sft-lab ui {run}")
+        self._write_prose(self.page.conclusion)
+
+    def _write_prose(self, text: str) -> None:
+        self._write_line(text)
 
 
 def _no_lines(step: int) -> list[str]:
@@ -201,21 +220,26 @@ def _no_lines(step: int) -> list[str]:
 
 
 def ability_table(history: list[Point], suite: EvaluationSuite) -> str:
-    """Return every ability, in percent, before training and at every stage boundary."""
+    """Return every ability before training and at every stage boundary."""
     rows = [m for m in history if m.is_boundary]
-    header = ["after", "step", *suite.benchmarks]
+    header = ["after", "step", *headings(suite)]
     body = [
         [
             m.after or "(base)",
-            str(m.step),
+            f"{m.step:,}",
             *(
                 suite.shown(key, m.scores[key].value) if key in m.scores else "-"
-                for key in suite.score_keys.values()
+                for key in suite.labels.values()
             ),
         ]
         for m in rows
     ]
     return format_table(header, body)
+
+
+def headings(suite: EvaluationSuite) -> list[str]:
+    """Return the headings of columns of scores, with their unit: ``math %``."""
+    return [f"{label} %" if suite.is_percent(key) else label for label, key in suite.labels.items()]
 
 
 def known(value: float, spec: str) -> str:

@@ -13,7 +13,8 @@ from rich.text import Text
 from typing_extensions import override
 
 from sft_lab.callbacks.ability_history import AbilityHistory
-from sft_lab.callbacks.progress_line import Progress, ProgressLine, duration, known
+from sft_lab.callbacks.page_writer import PageWriter
+from sft_lab.callbacks.progress_line import Progress, ProgressLine, duration, headings, known
 from sft_lab.callbacks.training_log import TrainingLog
 from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.evaluation.suite import EvaluationSuite
@@ -35,7 +36,8 @@ class ProgressScreen(ProgressLine):
         training: As in ``ProgressLine``.
         history: As in ``ProgressLine``.
         suite: As in ``ProgressLine``.
-        ui_command: As in ``ProgressLine``.
+        page: As in ``ProgressLine``.
+        store_option: As in ``ProgressLine``.
         stream: As in ``ProgressLine``.
 
     Attributes:
@@ -47,26 +49,24 @@ class ProgressScreen(ProgressLine):
         training: TrainingLog,
         history: AbilityHistory,
         suite: EvaluationSuite,
-        ui_command: str,
+        page: PageWriter,
+        store_option: str = "",
         stream: TextIO | None = None,
     ) -> None:
-        super().__init__(training, history, suite, ui_command, stream)
+        super().__init__(training, history, suite, page, store_option, stream)
         self.minutes: float | None = None
         self._console = Console(file=self.stream, highlight=False, markup=False, emoji=False)
         self._live: Live | None = None
         self._refreshed = 0.0
         self._has_header = False
-        self._labels = {
-            suite.abilities.get(name, name): key for name, key in suite.score_keys.items()
-        }
 
     @override
     def _write_line(self, line: str) -> None:
         self._print(Text(visible(line)))
 
-    def _print(self, text: Text) -> None:
+    def _print(self, text: Text, *, wraps: bool = False) -> None:
         try:
-            self._console.print(text, soft_wrap=True)
+            self._console.print(text, soft_wrap=not wraps)
         except OSError:
             self._hang_up()
 
@@ -145,19 +145,19 @@ class ProgressScreen(ProgressLine):
     def _show_evaluation(self, evaluation: Evaluation, seconds: float) -> None:
         cells = {
             label: self._cell(label, key, evaluation.scores[key])
-            for label, key in self._labels.items()
+            for label, key in self.suite.labels.items()
             if key in evaluation.scores
         }
-        labels = list(self._labels)
-        interval_widths = [max(len(label), _CELL) for label in labels]
+        labels, titles = list(self.suite.labels), headings(self.suite)
+        interval_widths = [max(len(title), _CELL) for title in titles]
         total = 6 + sum(width + 2 for width in interval_widths) + _TIME_WIDTH + 2
         is_wide = total <= self._console.width
-        widths = interval_widths if is_wide else [max(len(label), 8) for label in labels]
+        widths = interval_widths if is_wide else [max(len(title), 8) for title in titles]
         if not self._has_header:
             self._has_header = True
             self._print(
                 Text(
-                    _row("step", labels, widths, "time", "end of", self._console.width), style="dim"
+                    _row("step", titles, widths, "time", "end of", self._console.width), style="dim"
                 )
             )
         ended = self._stage_ended(evaluation.step)
@@ -193,12 +193,11 @@ class ProgressScreen(ProgressLine):
     @override
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop_live()
-        logger = run_logger(trainer)
-        self._write_line(
-            f"Kept in run {logger.run_id[:8]}: scores, answers, adapters of every stage"
-        )
-        self._write_line(f"Next: sft-lab compare {logger.run_id[:8]}")
-        self._write_line(f"  or: {self.ui_command}")
+        self._write_end(trainer)
+
+    @override
+    def _write_prose(self, text: str) -> None:
+        self._print(Text(visible(text)), wraps=True)
 
     @override
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -16,9 +16,10 @@ from sft_lab.config.ranges import (
     range_fault,
 )
 from sft_lab.errors import hide_credentials
+from sft_lab.runs.store_uri import default_store
 from sft_lab.terminal import visible
 
-TRACKING_URI = os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
+TRACKING_URI = default_store()
 
 
 class _Parser(argparse.ArgumentParser):

@@ -226,6 +226,11 @@ class EvaluationSuite:
         first = {name: f"{name}/{b.score_names[0]}" for name, b in self.benchmarks.items()}
         return first | {key.partition("/")[0]: key for key in self.primary.values()}
 
+    @property
+    def labels(self) -> dict[str, str]:
+        """The metric keys of ``score_keys`` by a short name: that of the ability, if it is one."""
+        return {self.abilities.get(name, name): key for name, key in self.score_keys.items()}
+
     def _primary(self, chosen: Mapping[str, str]) -> dict[str, str]:
         """Return the score of each ability by source, or by benchmark if it has no source.
 

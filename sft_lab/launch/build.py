@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from sft_lab.launch.start import Start
 from sft_lab.runs.checkpoint import AtomicCheckpointIO
 from sft_lab.runs.fork import FORK_TAG
 from sft_lab.runs.logger import RunLogger
+from sft_lab.runs.store import RunStore
+from sft_lab.runs.store_uri import store_option
 from sft_lab.runs.tags import run_tags
 from sft_lab.training.data_modules import StagedDataModule
 from sft_lab.training.module import SFTModule
@@ -167,7 +170,7 @@ def _callbacks(
     history = AbilityHistory(suite)
     scheduler = StageScheduler()
     guards = [ForgettingGuard(data.guard, suite, history, scheduler)] if data.guard else []
-    ui = f"mlflow ui --backend-store-uri {config.tracking_uri}"
+    page = PageWriter(history, partial(_conclude, config.tracking_uri))
     screen = ProgressScreen if sys.stdout.isatty() else ProgressLine
     return [
         *guards,
@@ -177,9 +180,15 @@ def _callbacks(
         log,
         history,
         RunRecorder(config.plain),
-        PageWriter(history),
-        screen(log, history, suite, ui),
+        page,
+        screen(log, history, suite, page, store_option(config.tracking_uri)),
     ]
+
+
+def _conclude(tracking_uri: str, run_id: str, step: int) -> str:
+    from sft_lab.analysis.conclusion import conclusion_of  # statistics that no start needs
+
+    return conclusion_of(RunStore(tracking_uri), run_id, step)
 
 
 def artifact_folder(config: RunConfig) -> Path | None:

@@ -1,6 +1,6 @@
 """A run at a glance: its conclusion and abilities by stage, as text, picture and page."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from io import BytesIO, StringIO
@@ -19,61 +19,33 @@ class RunPage:
 
     Attributes:
         name: The run.
+        conclusion: What the run has forgotten, in one sentence.
         points: Its evaluations so far, in order of steps.
         abilities: Metric key of the primary score by ability; all in [0, 1].
         stages: Name and last step of every stage.
-        changes: The ability metrics of the last evaluation, by metric key.
     """
 
     name: str
+    conclusion: str
     points: Sequence[Point]
     abilities: Mapping[str, str]
     stages: Sequence[tuple[str, int]]
-    changes: Mapping[str, float]
 
-    def conclusion(self) -> str:
-        """Return in one line what has been forgotten by now, as far as that has a meaning."""
-        key = "forgetting/"
-        found = {k.removeprefix(key): v for k, v in self.changes.items() if k.startswith(key)}
-        lost = {name: round(100 * value) for name, value in found.items() if round(100 * value)}
-        kept = [name for name in found if name not in lost]
-        waiting = [name for name in self.abilities if name not in found]
-        parts = [
-            *(f"**{name} has forgotten {points} points**" for name, points in lost.items()),
-            *([f"{', '.join(kept)}: nothing forgotten"] if kept else []),
-            *([f"{', '.join(waiting)}: not trained yet, or not above chance"] if waiting else []),
-        ]
-        step, last = self.points[-1].step, self.stages[-1][1] if self.stages else 0
-        when = "at the end" if step == last else f"at step {step} of {last}"
-        return f"{when[0].upper()}{when[1:]}: {'; '.join(parts)}."
+    def description(self) -> str:
+        """Return the run's description for MLflow: the conclusion, and abilities by stage.
 
-    def description(self, run_id: str) -> str:
-        """Return the run's description for MLflow, in Markdown."""
-        header = ["after", "step", *self.abilities]
+        MLflow's page folds a description higher than 100 pixels and fades its lower half. A line
+        without a paragraph's margins and a table of three abilities are just as high.
+        """
+        shown = [p for p in self.points if p.is_boundary or p is self.points[-1]]
+        titles = [p.after or (f"step {p.step:,}" if p.step else "base") for p in shown]
         rows = [
-            [
-                point.after or ("base" if point.step == 0 else "-"),
-                str(point.step),
-                *self._row(point),
-            ]
-            for point in self._shown_points()
+            [name, *(_cell(point.scores.get(key), _rounded) for point in shown)]
+            for name, key in self.abilities.items()
         ]
-        lines = [header, ["---", *("---:" for _ in header[1:])], *rows]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-        return (
-            f"{self.conclusion()}\n\n{table}\n\n"
-            "Scores in percent with 95 % intervals; forgetting is measured against the best "
-            f"earlier stage boundary. `sft-lab compare {run_id[:8]}` tests it item by item; "
-            "`abilities.html` among the artifacts shows every evaluation."
-        )
-
-    def _shown_points(self) -> list[Point]:
-        """Return the boundaries, and the newest evaluation."""
-        return [p for p in self.points if p.is_boundary or p is self.points[-1]]
-
-    def _row(self, point: Point) -> list[str]:
-        found = (point.scores.get(key) for key in self.abilities.values())
-        return ["-" if score is None else _interval(score) for score in found]
+        head, *body = (f"| {' |&nbsp; '.join(line)} |" for line in (["%", *titles], *rows))
+        table = "\n".join([head, f"| --- |{' ---: |' * len(titles)}", *body])
+        return f"<div>{escape(self.conclusion)}</div>\n\n{table}"
 
     def html(self) -> str:
         """Return a page that stands alone: the drawing, and every evaluation as a table."""
@@ -82,7 +54,11 @@ class RunPage:
             "<tr>"
             + "".join(
                 f"<td>{escape(cell)}</td>"
-                for cell in (str(point.step), point.after or "", *self._row(point))
+                for cell in (
+                    f"{point.step:,}",
+                    point.after or "",
+                    *(_cell(point.scores.get(key), _interval) for key in self.abilities.values()),
+                )
             )
             + "</tr>"
             for point in self.points
@@ -96,9 +72,11 @@ class RunPage:
             "max-width:60rem}table{border-collapse:collapse;font-variant-numeric:tabular-nums}"
             "td,th{padding:.2rem .8rem;text-align:right;border-bottom:1px solid #d9dde3}"
             "svg{max-width:100%;height:auto}</style></head><body>"
-            f"<h1>{title}</h1><p>{escape(self.conclusion().replace('**', ''))}</p>{self._svg()}"
+            f"<h1>{title}</h1><p>{escape(self.conclusion)}</p>{self._svg()}"
             f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-            "<p>Scores in percent with 95 % intervals.</p></body></html>\n"
+            "<p>Scores in percent with 95 % intervals. Forgetting is measured against the best "
+            "earlier end of a stage, by paired tests on the same items, corrected together.</p>"
+            "</body></html>\n"
         )
 
     def png(self) -> bytes:
@@ -143,7 +121,16 @@ class RunPage:
         return figure
 
 
+def _cell(score: Score | None, text: Callable[[Score], str]) -> str:
+    return "-" if score is None else text(score)
+
+
 def _interval(score: Score) -> str:
     """Return a score in percent with its interval: ``98.5 [91.6, 99.7]``."""
     low, high = 100 * score.low, 100 * score.high
     return f"{100 * score.value:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _rounded(score: Score) -> str:
+    """Return a score in percent with its rounded interval, as a terminal shows it."""
+    return f"{100 * score.value:.1f} [{100 * score.low:.0f}-{100 * score.high:.0f}]"

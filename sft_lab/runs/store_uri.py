@@ -1,6 +1,7 @@
 """The address of an MLflow store: its file, and whether it can be used."""
 
 import os
+import shlex
 from http.client import HTTPException
 from pathlib import Path
 from ssl import SSLError
@@ -15,6 +16,17 @@ from sft_lab.paths import check_folder
 _SQLITE = "sqlite:///"
 _ENCODED = "sqlite+pysqlite:///"  # as MLflow passes it to processes that this one starts
 URI_KEY = "trainer.logger.init_args.tracking_uri"
+
+
+def default_store() -> str:
+    """Return the store of commands that are given none."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlruns/mlflow.db"
+
+
+def store_option(tracking_uri: str) -> str:
+    """Return what a command needs to find a store: nothing, or `` --tracking_uri URI``."""
+    is_default = tracking_uri == default_store()
+    return "" if is_default else f" --tracking_uri {shlex.quote(tracking_uri)}"
 
 
 def absolute(tracking_uri: str) -> str:

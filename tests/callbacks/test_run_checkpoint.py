@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from tiny_lab import Lab
 
 from sft_lab.callbacks.ability_history import AbilityHistory
 from sft_lab.callbacks.in_loop_evaluation import InLoopEvaluation
+from sft_lab.callbacks.page_writer import PageWriter
 from sft_lab.callbacks.progress_line import ProgressLine
 from sft_lab.callbacks.run_checkpoint import RunCheckpoint
 from sft_lab.callbacks.training_log import TrainingLog
@@ -82,7 +84,10 @@ def test_a_reader_that_is_gone_does_not_end_the_run(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("sys.stdout", Gone())
     suite = EvaluationSuite({})
     log = TrainingLog(["math"], InLoopEvaluation(suite))
-    line: Any = ProgressLine(log, AbilityHistory(suite), suite, "mlflow ui")
+    history = AbilityHistory(suite)
+    line: Any = ProgressLine(log, history, suite, PageWriter(history, lambda run, step: ""))
+    module = "sft_lab.callbacks.progress_line"
+    monkeypatch.setattr(f"{module}.run_logger", lambda _: SimpleNamespace(run_id="0" * 32))
     for _ in range(2):
         line.on_train_end(None, None)
     assert sys.stdout.writable()

@@ -145,8 +145,8 @@ def test_peft_loads_the_adapter_of_every_stage(finished: FinishedRun, tiny_base:
 def test_the_run_page_shows_abilities_and_data_sets(finished: FinishedRun) -> None:
     run = finished.lab.run
     note = run.data.tags["mlflow.note.content"]
-    assert note.startswith("At the end: ")
-    assert "| second | 12 | 0.0 [" in note
+    assert note.startswith("<div>Forgetting in this run (1 seed): math never above chance.</div>\n")
+    assert "|&nbsp; first |&nbsp; second |\n" in note
     assert finished.lab.artifact("abilities.png").stat().st_size > 1000
     page = finished.lab.artifact("abilities.html").read_text(encoding="utf-8")
     assert page.count("<tr>") == 1 + len(EVALUATED_STEPS)
@@ -166,23 +166,25 @@ def test_a_log_file_gets_plain_lines(finished: FinishedRun) -> None:
     lines = out.splitlines()
     evaluations = [line for line in lines if line.startswith("evaluation at step ")]
     assert len(evaluations) == 5
-    assert evaluations[2].startswith("evaluation at step 5 (end of first): world_math 0.0 [0.0, ")
-    assert "  scripted 75.0 [30.1, 95.4]  in " in evaluations[2]
+    assert evaluations[2].startswith("evaluation at step 5 (end of first): math 0.0 % [0.0, ")
+    assert "  scripted 75.0 % [30.1, 95.4]  in " in evaluations[2]
     steps = [line for line in lines if line.startswith("second 5/7  step 10/12  loss ")]
     assert len(steps) == 1
-    assert steps[0].endswith("left  world_math 0.0 scripted 25.0")
+    assert steps[0].endswith("left  math 0.0 % scripted 25.0 %")
 
 
-def test_a_run_ends_with_a_table_of_boundaries_and_the_mlflow_command(
+def test_a_run_ends_with_a_table_the_next_commands_and_its_conclusion(
     finished: FinishedRun,
 ) -> None:
-    *table, empty, browser = finished.outcome.out.splitlines()[-6:]
-    assert (empty, browser) == (
-        "",
-        "In a browser: mlflow ui --backend-store-uri sqlite:///mlruns/mlflow.db",
-    )
+    *table, empty, kept, following, browser, conclusion = finished.outcome.out.splitlines()[-9:]
+    run_id = finished.lab.run.info.run_id[:8]
+    assert empty == ""
+    assert kept == f"Kept in run {run_id}: scores, answers, adapters of every stage"
+    assert following == f"Next: sft-lab compare {run_id}"
+    assert browser == f"  or: sft-lab ui {run_id}"
+    assert f"<div>{conclusion}</div>" in finished.lab.run.data.tags["mlflow.note.content"]
     assert [line.split() for line in table] == [
-        ["after", "step", "world_math", "scripted"],
+        ["after", "step", "math", "%", "scripted", "%"],
         ["(base)", "0", "0.0", "0.0"],
         ["first", "5", "0.0", "75.0"],
         ["second", "12", "0.0", "50.0"],
@@ -205,13 +207,15 @@ def test_a_terminal_gets_a_header_a_live_line_and_aligned_rows(
     kept = [line for line in lines if line.startswith(("  ", "Kept", "Next")) or " · " in line]
     run_id = lab.run.info.run_id[:8]
     assert kept[0] == f"tiny k=1/4 seed 0 · 12 steps · run {run_id}"
-    assert kept[1].split()[:3] == ["step", "math", "time"]
+    assert kept[1].split()[:3] == ["step", "math", "%"]
     rows = kept[2:7]
     assert [row.split()[0] for row in rows] == ["0", "4", "5", "8", "12"]
     assert len({row.index(" s") for row in rows}) == 1  # aligned
     assert ("[0-49]" in rows[0]) == (width == 80)
     assert rows[2].endswith("first") == (width == 80)
     assert f"Next: sft-lab compare {run_id}" in kept
+    whole = "Forgetting in this run (1 seed): math never above chance."
+    assert lines[-2].rstrip() == ("chance." if width == 30 else whole)  # no word is cut
     moving = [line for line in lines if "first 3/5" in line]
     assert any("25 %" in line and ("loss " in line) == (width == 80) for line in moving)
     assert "evaluating math 4/4" in shown

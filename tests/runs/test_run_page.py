@@ -23,28 +23,24 @@ POINTS = [
 ]
 PAGE = RunPage(
     name="<b>run</b>",
+    conclusion="Forgetting: <math> supported.",
     points=POINTS,
     abilities=ABILITIES,
     stages=[("one", 10), ("two", 20)],
-    changes={"forgetting/math": 0.5, "forgetting/code": 0.0, "ability/chat": 0.2},
 )
 
 
-def test_the_description_opens_with_what_was_forgotten() -> None:
-    conclusion, _, *table = PAGE.description("0123456789abcdef").splitlines()
-    assert conclusion == (
-        "At step 15 of 20: **math has forgotten 50 points**; code: nothing forgotten; "
-        "chat: not trained yet, or not above chance."
-    )
-    assert table[0] == "| after | step | math | code | chat |"
-    assert table[1] == "| --- | ---: | ---: | ---: | ---: |"
-    # Boundaries and the newest evaluation; step 5 is on the page only.
-    assert [row.split(" | ")[:3] for row in table[2:5]] == [
-        ["| base", "0", "0.0 [0.0, 50.0]"],
-        ["| one", "10", "90.0 [45.0, 95.0]"],
-        ["| -", "15", "40.0 [20.0, 70.0]"],
+def test_the_description_is_as_high_as_mlflow_shows() -> None:
+    conclusion, empty, *table = PAGE.description().splitlines()
+    # Without a paragraph's margin, then a header and a row an ability: 100 pixels for three.
+    assert (conclusion, empty) == ("<div>Forgetting: &lt;math&gt; supported.</div>", "")
+    assert [row.replace("&nbsp;", "") for row in table] == [
+        "| % | base | one | step 15 |",
+        "| --- | ---: | ---: | ---: |",  # boundaries and the newest evaluation
+        "| math | 0.0 [0-50] | 90.0 [45-95] | 40.0 [20-70] |",
+        "| code | 0.0 [0-50] | 50.0 [25-75] | 50.0 [25-75] |",
+        "| chat | 0.0 [0-50] | 0.0 [0-50] | 20.0 [10-60] |",
     ]
-    assert "sft-lab compare 01234567" in "\n".join(table)
 
 
 def test_the_page_stands_alone_and_is_the_same_each_time() -> None:
