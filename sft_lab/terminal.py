@@ -4,6 +4,9 @@ import json
 import logging
 import os
 import re
+import shutil
+import sys
+import textwrap
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -89,6 +92,64 @@ def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         ).rstrip()
 
     return "\n".join(line(cells) for cells in (header, *rows))
+
+
+def columns() -> int | None:
+    """Return the width to print in, ``COLUMNS`` or a terminal's; None for a file or a pipe."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal():
+        return shutil.get_terminal_size().columns
+    return None
+
+
+def fitted_table(header: Sequence[str], rows: Sequence[Sequence[str]], keys: int = 1) -> str:
+    """Return a table that is not wider than the terminal.
+
+    Columns that do not fit follow in further blocks below, each of which begins with the columns
+    that name the rows.
+
+    Args:
+        header: The columns.
+        rows: Cells by row.
+        keys: How many of the first columns name the rows.
+    """
+    room = columns()
+    lines = [header, *rows]
+    widths = [max(len(_cell(line[n])) for line in lines) for n in range(len(header))]
+    if room is None or sum(widths) + 2 * (len(widths) - 1) <= room:
+        return format_table(header, rows)
+    blocks: list[list[int]] = []
+    named = sum(widths[:keys]) + 2 * (keys - 1)
+    taken = room
+    for column in range(keys, len(header)):
+        taken += 2 + widths[column]
+        if not blocks or taken > room:
+            blocks.append([*range(keys)])
+            taken = named + 2 + widths[column]
+        blocks[-1].append(column)
+    parts = ([[line[n] for n in block] for line in lines] for block in blocks)
+    return "\n\n".join(format_table(part[0], part[1:]) for part in parts)
+
+
+def wrapped(text: str, indent: str = "  ") -> str:
+    """Return a line of text broken between words where the terminal ends, continued by an indent.
+
+    A file or a pipe gets it on one line.
+    """
+    room = columns()
+    if room is None or len(text) <= room:
+        return text
+    return textwrap.fill(
+        text, room, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+    )
+
+
+def size_text(size: int) -> str:
+    """Return a number of bytes with its unit.
+
+    >>> size_text(1_500_000), size_text(20 * 2**30)
+    ('1.4 MiB', '20.0 GiB')
+    """
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
 def _cell(text: str) -> str:

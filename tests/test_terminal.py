@@ -1,7 +1,17 @@
 import json
 import logging
 
-from sft_lab.terminal import VisibleFormatter, format_table, percent, to_json, visible
+import pytest
+
+from sft_lab.terminal import (
+    VisibleFormatter,
+    fitted_table,
+    format_table,
+    percent,
+    to_json,
+    visible,
+    wrapped,
+)
 
 
 def test_tables_align_names_left_and_numbers_right() -> None:
@@ -11,6 +21,26 @@ def test_tables_align_names_left_and_numbers_right() -> None:
         "dmt      8.5  10.0",
         "longer   100",
     ]
+
+
+def test_columns_that_do_not_fit_follow_below(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = (["run", "math", "code"], [["dmt", "8.5", "10.0"], ["new", "1", "2"]])
+    monkeypatch.setenv("COLUMNS", "15")
+    assert fitted_table(*table) == format_table(*table)
+    monkeypatch.setenv("COLUMNS", "14")
+    assert fitted_table(*table).split("\n") == [
+        *("run  math", "dmt   8.5", "new     1"),
+        *("", "run  code", "dmt  10.0", "new     2"),
+    ]
+    monkeypatch.delenv("COLUMNS")  # a pipe gets whole rows
+    assert fitted_table(*table) == format_table(*table)
+
+
+def test_text_is_broken_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "12")
+    assert wrapped("math: 1,234 rows, 5 %") == "math: 1,234\n  rows, 5 %"
+    monkeypatch.delenv("COLUMNS")
+    assert wrapped("math: 1,234 rows, 5 %") == "math: 1,234 rows, 5 %"
 
 
 def test_a_table_may_have_no_rows() -> None:

@@ -4,7 +4,7 @@ import json
 from textwrap import TextWrapper
 
 from sft_lab.commands.arguments import add_json, add_tracking_uri, command_parser
-from sft_lab.terminal import silence
+from sft_lab.terminal import columns, silence
 
 _INDENT = 17  # of findings; names are shorter
 
@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
         return 0
     for name, finding in found.items():
         wrapper = TextWrapper(
-            width=80,
+            width=columns() or 80,
             initial_indent=f"{name:<{_INDENT}}",
             subsequent_indent=" " * _INDENT,
             break_long_words=False,

@@ -9,7 +9,7 @@ from typing import Any
 
 from sft_lab.data.intake_report import unused_line
 from sft_lab.model.coverage import Coverage
-from sft_lab.terminal import counted, format_table, percent, visible
+from sft_lab.terminal import columns, counted, fitted_table, percent, visible, wrapped
 
 _NUM_BINS = 10
 _BAR_WIDTH = 40
@@ -25,53 +25,36 @@ def inspection_text(found: Mapping[str, Any], *, color: bool) -> str:
         color: Show trained tokens green and special ones dim, with ANSI codes; otherwise put
             trained text between ⟦ and ⟧.
     """
-    blocks = [_stage_table(found["stages"]), _source_table(found["sources"])]
+    sources = found["sources"]
+    blocks = [_source_table(sources), _length_table(sources), _stage_table(found["stages"])]
     if "model" in found:
         model = found["model"]
-        blocks.append(model["error"] if "error" in model else f"model: {Coverage(**model)}")
-    blocks += [_histogram(name, source["lengths"]) for name, source in found["sources"].items()]
+        line = model["error"] if "error" in model else f"model: {Coverage(**model)}"
+        blocks.append(wrapped(line))
+    blocks += [_histogram(name, source["lengths"]) for name, source in sources.items()]
     blocks += [_sample(sample, color) for sample in found["samples"]]
     return "\n\n".join(blocks)
 
 
 def _stage_table(stages: Mapping[str, Any]) -> str:
-    header = [
-        "stage",
-        "source",
-        "asked",
-        "rows",
-        "samples",
-        "%",
-        "tokens",
-        "%",
-        "trained",
-        "%",
-        "steps",
-    ]
+    counts = {"samples": "samples", "tokens": "tokens", "target_tokens": "trained"}
+    shares = [cell for title in counts.values() for cell in (title, "%")]
+    header = ["stage", "source", "asked", "rows", *shares, "steps"]
     rows = []
     for name, stage in stages.items():
-        counts = ("samples", "tokens", "target_tokens")
         mixture = stage["mixture"].values()
         total = {key: sum(part[key] for part in mixture) for key in counts}
         for index, (source, part) in enumerate(stage["mixture"].items()):
-            shares = [
+            parts = [
                 cell
                 for key in counts
                 for cell in (f"{part[key]:,}", percent(part[key] / total[key]))
             ]
-            rows.append(
-                [
-                    "" if index else name,
-                    source,
-                    _share(part["asked"]),
-                    f"{part['rows']:,}",
-                    *shares,
-                    "",
-                ]
-            )
+            title = "" if index else name
+            rows.append([title, source, _share(part["asked"]), f"{part['rows']:,}", *parts, "-"])
         all_rows = f"{sum(part['rows'] for part in mixture):,}"
-        totals = [cell for key in counts for cell in (f"{total[key]:,}", "")]
-        rows.append(["", "all", "", all_rows, *totals, f"{stage['steps']:,}"])
+        totals = [cell for key in counts for cell in (f"{total[key]:,}", percent(1.0))]
+        rows.append(["", "all", "-", all_rows, *totals, f"{stage['steps']:,}"])
     packed = [
         f"{name}: packed into {stage['sequences']:,} sequences, {percent(stage['fill'])} % full"
         for name, stage in stages.items()
@@ -82,7 +65,8 @@ def _stage_table(stages: Mapping[str, Any]) -> str:
         for name, stage in stages.items()
         for source, shares in stage.get("guarded", {}).items()
     ]
-    return "\n".join([format_table(header, rows), *packed, *guarded])
+    notes = ["trained: tokens that carry loss", *packed, *guarded]
+    return "\n".join([fitted_table(header, rows, keys=2), *map(wrapped, notes)])
 
 
 def _share(requested: Any) -> str:
@@ -92,18 +76,25 @@ def _share(requested: Any) -> str:
 
 
 def _source_table(sources: Mapping[str, Any]) -> str:
-    header = ["source", "rows", "left out", "held out", "shortest", "median", "95 %", "longest"]
+    """Return the whereabouts of every row of a source's file, and why rows are left out."""
+    header = ["source", "rows in file", "left out", "held out", "in no stage", "in a stage"]
     rows, reasons = [], []
     for name, source in sources.items():
-        lengths = source["lengths"]
-        left_out = sum(source["dropped"].values())
-        spread = (lengths[0], median(lengths), lengths[int(0.95 * (len(lengths) - 1))], lengths[-1])
-        counts = (source["rows"], left_out, source["held_out"])
-        rows.append(
-            [name, *(f"{value:,}" for value in counts), *(f"{value:,.0f}" for value in spread)]
-        )
+        left_out, trained = sum(source["dropped"].values()), source["trained"]
+        unused = source["rows"] - left_out - source["held_out"] - trained
+        counts = (source["rows"], left_out, source["held_out"], unused, trained)
+        rows.append([name, *(f"{value:,}" for value in counts)])
         reasons += [f"{name}: {line}" for line in _reasons(source)]
-    return "\n".join([format_table(header, rows), *reasons])
+    return "\n".join([fitted_table(header, rows), *map(wrapped, reasons)])
+
+
+def _length_table(sources: Mapping[str, Any]) -> str:
+    rows = []
+    for name, source in sources.items():
+        lengths = source["lengths"]
+        spread = (lengths[0], median(lengths), lengths[int(0.95 * (len(lengths) - 1))], lengths[-1])
+        rows.append([name, *(f"{value:,.0f}" for value in spread)])
+    return fitted_table(["tokens of a row", "shortest", "median", "95 % below", "longest"], rows)
 
 
 def _reasons(source: Mapping[str, Any]) -> list[str]:
@@ -120,7 +111,8 @@ def _reasons(source: Mapping[str, Any]) -> list[str]:
         for reason, count in counts.items()
     ]
     if source["duplicates"]:
-        lines.append(f"{counted(source['duplicates'], 'row repeats', 'rows repeat')} another row")
+        repeats = counted(source["duplicates"], "row repeats", "rows repeat")
+        lines.append(f"{repeats} an earlier row, counted above like the others")
     if unused := unused_line(source["unused_keys"]):
         lines.append(visible(unused))
     for benchmark, count in source["contaminated"].items():
@@ -135,12 +127,13 @@ def _histogram(name: str, lengths: Sequence[int]) -> str:
     """Return a histogram of row lengths in tokens."""
     first = lengths[0]
     width = (lengths[-1] - first) // _NUM_BINS + 1
+    longest_bar = min(_BAR_WIDTH, (columns() or 80) - 24)
     counts = Counter((length - first) // width for length in lengths)
     lines = [f"{name}: rows by length in tokens"]
     for index in range(max(counts) + 1):
         start = first + index * width
         label = f"{start}-{start + width - 1}" if width > 1 else f"{start}"
-        bar = "█" * round(_BAR_WIDTH * counts[index] / max(counts.values()))
+        bar = "█" * round(longest_bar * counts[index] / max(counts.values()))
         lines.append(f"{label:>12}  {bar or '▏' * bool(counts[index])} {counts[index]:,}")
     return "\n".join(lines)
 

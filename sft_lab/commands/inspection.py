@@ -1,5 +1,6 @@
 """Show the data of a config by stage and source, down to the sample; loads no model."""
 
+from collections import Counter
 from collections.abc import Iterable
 from itertools import groupby
 from typing import Any
@@ -25,7 +26,8 @@ def inspection(data: StagedDataModule, stage: str | None, num_samples: int) -> d
         rows are packed, ``guarded`` with the ladder of shares by source if there is a guard,
         ``mixture`` by source with ``asked``, ``rows``, ``samples``, ``tokens`` and
         ``target_tokens``; ``sources`` by name: ``path``, all counts of ``IntakeReport``,
-        ``held_out``, ``lengths`` in tokens; and ``samples`` in pieces.
+        ``held_out``, ``trained``, the number of its rows in these stages, ``lengths`` in tokens of
+        the rows that may be trained on; and ``samples`` in pieces.
     """
     modules = [m for m in data.stage_modules if stage in (None, m.plan.name)]
     loaded = data.corpus.loaded
@@ -45,13 +47,15 @@ def inspection(data: StagedDataModule, stage: str | None, num_samples: int) -> d
             "mixture": {
                 name: {
                     "asked": share.written,
-                    "rows": different.get(name, 0),
+                    "rows": different[name],
                     **counted.get(name, nothing),
                 }
                 for name, share in data.stages[plan.name].mixture.items()
                 if name in loaded
             },
         }
+    in_stages = {ref for module in modules for ref in module.plan.rows()}
+    trained = Counter(ref.source for ref in in_stages)
     mixed = [name for name in loaded if any(name in s["mixture"] for s in stages.values())]
     return {
         "stages": stages,
@@ -60,6 +64,7 @@ def inspection(data: StagedDataModule, stage: str | None, num_samples: int) -> d
                 "path": data.corpus.sources[name].path,
                 **loaded[name].report.to_json(),
                 "held_out": loaded[name].val_rows,
+                "trained": trained[name],
                 "lengths": sorted(num_tokens[name][loaded[name].trainable].tolist()),
             }
             for name in mixed
@@ -86,9 +91,8 @@ def _guarded(data: StagedDataModule, plan: StagePlan) -> dict[str, Any]:
     return {"guarded": {source: list(map(str, data.guard.shares)) for source in sources}}
 
 
-def _different_rows(plan: StagePlan) -> dict[str, int]:
-    rows = set(plan.rows())
-    return {name: sum(ref.source == name for ref in rows) for name in {ref.source for ref in rows}}
+def _different_rows(plan: StagePlan) -> Counter[str]:
+    return Counter(ref.source for ref in set(plan.rows()))
 
 
 def _samples(data: StagedDataModule, plan: StagePlan, count: int) -> Iterable[dict[str, Any]]:

@@ -14,7 +14,7 @@ from sft_lab.launch.parser import parse
 from sft_lab.launch.run_config import RunConfig
 from sft_lab.runs.machine import Machine, this_machine
 from sft_lab.runs.store import RunStore
-from sft_lab.terminal import counted, format_table
+from sft_lab.terminal import counted, fitted_table, format_table, size_text, wrapped
 
 _UNKNOWN = "no earlier run of this base on this machine; --measure loads the model and times it"
 
@@ -96,23 +96,22 @@ def plan_json(cost: RunCost, machine: Machine) -> dict[str, Any]:
 
 def plan_text(cost: RunCost, machine: Machine) -> str:
     """Return a run's cost as text."""
-    header = ["stage", "steps", "passes", "samples", "tokens", "trained"]
+    header = ["stage", "steps", "passes", "samples", "tokens", "trained tokens"]
     rows = [
         [name, *(f"{n:,}" for n in (s.steps, s.passes, s.samples, s.tokens, s.target_tokens))]
         for name, s in cost.stages.items()
     ]
     totals = (cost.steps, cost.samples, cost.tokens, cost.target_tokens)
     steps, *others = (f"{n:,}" for n in totals)
-    rows.append(["all", steps, "", *others])
+    rows.append(["all", steps, "-", *others])
     done = cost.evaluations
     evaluations = (
         f"{counted(done.total, 'evaluation')}: {done.full} on all {counted(done.items, 'item')}, "
         f"{done.between} between stage boundaries; at most "
         f"{counted(done.generated_tokens, 'token is', 'tokens are')} generated in each"
     )
-    return "\n\n".join(
-        [format_table(header, rows), evaluations, _memory_text(cost, machine), _time_text(cost)]
-    )
+    table, memory = fitted_table(header, rows), _memory_text(cost, machine)
+    return "\n\n".join([table, wrapped(evaluations), memory, wrapped(_time_text(cost))])
 
 
 def _memory_text(cost: RunCost, machine: Machine) -> str:
@@ -130,7 +129,7 @@ def _memory_text(cost: RunCost, machine: Machine) -> str:
         "at most (training and evaluation take turns)": m.total,
     }
     table = format_table(
-        ["memory", "GiB"], [[name, _gib(size)] for name, size in parts.items() if size]
+        ["memory", "size"], [[name, size_text(size)] for name, size in parts.items() if size]
     )
     fits = m.total <= machine.free
     largest = cost.largest_micro_batch_size(machine.free)
@@ -139,26 +138,23 @@ def _memory_text(cost: RunCost, machine: Machine) -> str:
         if largest is not None
         else "no data.micro_batch_size fits"
     )
-    return (
-        f"{table}\n{machine.name}: {_gib(machine.free)} of {_gib(machine.memory)} GiB are free; "
-        f"the run {'fits' if fits else 'does not fit'}, and {advice}"
+    free = (
+        f"{machine.name}: {size_text(machine.free)} of {size_text(machine.memory)} are free; the "
+        f"run {'fits' if fits else 'does not fit'}, and {advice}"
     )
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.2f}" if size >= 2**27 else f"{size / 2**30:,.4f}"
+    return f"{table}\n{wrapped(free)}"
 
 
 def _time_text(cost: RunCost) -> str:
     duration = cost.minutes
     if duration is None:
-        return f"time unknown: {_UNKNOWN}"
+        return f"time: unknown, {_UNKNOWN}"
     evaluation = (
         "evaluation unknown"
         if duration.evaluation is None
-        else f"evaluation {duration.evaluation:,.1f}"
+        else f"evaluation {duration.evaluation:,.1f} min"
     )
     return (
-        f"{duration.total:,.1f} minutes: training {duration.training:,.1f}, {evaluation}; "
+        f"time: {duration.total:,.1f} min: training {duration.training:,.1f} min, {evaluation}; "
         f"estimated from {duration.source}"
     )

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sft_lab.analysis.run_groups import without_seed
 from sft_lab.study.runs import StudyRun
 from sft_lab.study.search import SearchKey
 from sft_lab.study.study import Study, finished_runs
-from sft_lab.terminal import counted, format_table
+from sft_lab.terminal import counted, fitted_table, size_text, wrapped
 
 
 def study_plan(study: Study) -> dict[str, Any]:
@@ -79,49 +80,53 @@ def _minutes_to_train(run: StudyRun) -> float | None:
 
 
 def plan_table(plan: dict[str, Any]) -> str:
-    """Return a plan as text."""
-    header = [
-        "run",
-        "state",
-        "cells",
-        "steps",
-        "to train",
-        "tokens",
-        "minutes",
-        "GB",
-        "forked from",
+    """Return a plan as text: a row for the runs that differ by their seed, and a total."""
+    rows_of: dict[str, list[dict[str, Any]]] = {}
+    for run in plan["runs"]:
+        rows_of.setdefault(without_seed(run["name"]), []).append(run)
+    header = ["runs", "seeds", "done", "steps", "to train", "tokens", "minutes", "memory"]
+    rows = [[name, *_row(runs)] for name, runs in rows_of.items()]
+    rows.append(["all", *_row(plan["runs"])])
+    parents = [without_seed(runs[-1]["forked_from"] or "-") for runs in rows_of.values()]
+    if any(parent != "-" for parent in parents):
+        header.append("forked from")
+        rows = [[*row, parent] for row, parent in zip(rows, [*parents, "-"], strict=True)]
+    return "\n".join([fitted_table(header, rows), "", *_summary(plan)])
+
+
+def _row(runs: Sequence[dict[str, Any]]) -> list[str]:
+    """Return what runs have in common: their number and sums, and the largest memory."""
+    minutes, memory = _sum([run["minutes"] for run in runs]), [run["memory"] for run in runs]
+    return [
+        f"{len(runs):,}",
+        f"{sum(run['state'] == 'finished' for run in runs):,}",
+        f"{sum(run['steps'] for run in runs):,}",
+        f"{sum(run['steps_to_train'] for run in runs):,}",
+        f"{sum(run['tokens'] for run in runs):,}",
+        "-" if minutes is None else f"{minutes:,.1f}",
+        "-" if None in memory or not memory else size_text(max(memory)),
     ]
-    rows = [
-        [
-            run["name"],
-            run["state"],
-            str(len(run["cells"])),
-            str(run["steps"]),
-            str(run["steps_to_train"]),
-            str(run["tokens"]),
-            "?" if run["minutes"] is None else f"{run['minutes']:.1f}",
-            "" if run["memory"] is None else f"{run['memory'] / 1e9:.1f}",
-            run["forked_from"] or "",
-        ]
-        for run in plan["runs"]
-    ]
-    summary = [
+
+
+def _summary(plan: dict[str, Any]) -> list[str]:
+    lines = [
         f"{counted(len(plan['runs']), 'run fills', 'runs fill')} {counted(plan['cells'], 'cell')}; "
         f"{counted(plan['finished'], 'is', 'are')} finished. "
         f"{counted(plan['steps_to_train'], 'optimizer step')} to train, "
-        f"{plan['steps_without_forks']} without forks."
+        f"{plan['steps_without_forks']:,} without forks."
     ]
-    summary += [
+    lines += [
         f"{search['question']} {search['arm']} searches in up to {search['runs_at_most']} more "
         f"runs, of {counted(search['steps_at_most'], 'step')}."
         for search in plan["searches"]
     ]
-    return "\n".join([format_table(header, rows), "", *summary, _minutes_text(plan)])
+    note = "Steps, tokens and minutes of a row are those of all its seeds, memory that of one run."
+    return [wrapped(line) for line in [note, *lines, _minutes_text(plan)]]
 
 
 def _minutes_text(plan: dict[str, Any]) -> str:
     least, most = plan["minutes"], plan["minutes_at_most"]
     if most is None:
         return "Minutes are unknown: the store holds no run of this base on this machine."
-    span = f"{least:.0f}" if least == most else f"{least:.0f} to {most:.0f}"
+    span = f"{least:,.1f}" if least == most else f"{least:,.1f} to {most:,.1f}"
     return f"About {span} minutes, one run at a time."

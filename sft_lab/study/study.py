@@ -18,6 +18,7 @@ from sft_lab.paths import make_folder
 from sft_lab.runs.checkpoint import stage_checkpoint
 from sft_lab.runs.lock import run_lock
 from sft_lab.runs.store import RunStore, prepare_store
+from sft_lab.study.cell_warnings import warnings_by_cell
 from sft_lab.study.controls import control_cells
 from sft_lab.study.design import STUDY_KEYS, CellSpec, StudyDesign, cells
 from sft_lab.study.executors import Executor, RayExecutor
@@ -105,9 +106,15 @@ def lay_out(
         design, config = _only(questions, design, config)
     cost = _cost_of() if with_cost else None
     planned = cells(design)
-    runs = plan_runs(planned, _report_layout, cost)
-    if controls := control_cells(design, runs):
-        runs = plan_runs([*planned, *controls], _report_layout, cost)
+    with warnings_by_cell() as begin:
+
+        def report(done: int, total: int) -> None:
+            begin(done)
+            _report_layout(done, total)
+
+        runs = plan_runs(planned, report, cost)
+        if controls := control_cells(design, runs):
+            runs = plan_runs([*planned, *controls], report, cost)
     first = next((arm_search.cells[0] for arm_search in searches(design)), None)
     if not runs and first is None:
         raise RequestError("questions: the study has no runs; give a question at least one arm.")

@@ -66,9 +66,29 @@ def test_rows_left_out_are_counted_by_reason(alone: Lab) -> None:
     assert outcome.err == ""  # reported once, on stdout
     table = [line.split() for line in lines]
     # Two rows, each trained twice: 2 (15 + 16) tokens.
-    assert ["only", "four", "1", "2", "4", "100.0", "62", "100.0", "12", "100.0"] in table
-    assert ["four", "4", "2", "0", "15", "16", "15", "16"] in table
+    assert ["only", "four", "1", "2", "4", "100.0", "62", "100.0", "12", "100.0", "-"] in table
+    # Four in the file are two left out, none held out, none in no stage, and two in a stage.
+    assert ["four", "4", "2", "0", "0", "2"] in table
+    assert ["four", "15", "16", "15", "16"] in table
     assert ["15", "█" * 40, "1"] in table
+
+
+def test_nothing_is_wider_than_the_terminal(
+    inspected: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("inspect", "--config=tiny.yaml", "--config=four.yaml", "-n0")
+    wide = inspected(*command).out.splitlines()
+    assert max(map(len, wide)) > 60
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = inspected(*command).out.splitlines()
+    assert max(map(len, lines)) <= 60
+    heads = [line.split() for line in lines if line.startswith("stage ")]
+    assert len(heads) == 2  # the columns that do not fit, under the same stages and sources
+    assert heads[0][:3] == ["stage", "source", "asked"]
+    assert heads[1][:2] == ["stage", "source"]
+    assert heads[1][-1] == "steps"
+    # Of 24 in the file none is left out or held out, 18 are in no stage; two of six are in both.
+    assert ["math", "24", "0", "0", "18", "6"] in [line.split() for line in wide]
 
 
 def test_control_characters_in_rows_are_escaped(alone: Lab) -> None:

@@ -82,7 +82,7 @@ def test_minutes_are_unknown_without_an_earlier_run(lab: Lab) -> None:
     assert cost["minutes"] is None
     assert lab.runs == []
     text = lab.fit("--plan")
-    assert "time unknown: no earlier run of this base on this machine; --measure" in text.out
+    assert "time: unknown, no earlier run of this base on this machine; --measure" in text.out
 
 
 def test_runs_of_another_quantisation_are_not_used(finished: FinishedRun) -> None:
