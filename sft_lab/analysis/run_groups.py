@@ -101,4 +101,4 @@ def without_seed(name: str) -> str:
     >>> without_seed("dmt k=1/16 seed 0")
     'dmt k=1/16'
     """
-    return re.sub(r"\s*\bseed \d+", "", name).strip()
+    return re.sub(r"(?<!\s)\s*\bseed \d+", "", name).strip()

@@ -86,8 +86,8 @@ class Graded:
                 "graded without the reasoning, up to </think>",
             ),
             (
-                *(unclosed, "of these never ends", "of these never end"),
-                "its reasoning, which counts as no answer",
+                *(unclosed, "of these never ends its", "of these never end their"),
+                "reasoning, which counts as no answer",
             ),
         ):
             if count:

@@ -182,7 +182,7 @@ def _clean(svg: str, name: str, alt: str) -> str:
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
     svg = svg.replace("'DejaVu Sans'", _FONTS)
-    svg = re.sub(r"(?m)[ \t]+$", "", svg)
+    svg = re.sub(r"(?m)(?<![ \t])[ \t]+$", "", svg)
     used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", svg))
     svg = re.sub(r" id=\"([^\"]+)\"", lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
     svg = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{name}-", svg)

@@ -24,7 +24,7 @@ from sft_lab.evaluation.sandbox.sandbox import Program
 _NUMBER = r"(-?[0-9][0-9,]*(?:\.[0-9]+)?)(?![\w/]|[.,][0-9])"
 FINAL_NUMBER = re.compile(rf"####[ \t]*{_NUMBER}")
 ANY_NUMBER = re.compile(rf"(?<![\w./]){_NUMBER}|(?<==){_NUMBER}")
-_FINAL = re.compile(r"^####[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
+_FINAL = re.compile(r"^####[ \t]*+(\S.*)$", re.MULTILINE)
 
 
 def final_number(text: str) -> Decimal | None:

@@ -25,7 +25,7 @@ def varied(group: RunGroup, abilities: Sequence[Ability]) -> frozenset[str]:
     meaning |= {"special": special, "specialized": special}
     axis = next(iter(group.axis), "")
     names = [axis, *re.findall(r"(?:vary|varied|varying)_([a-z]+)", group.arm)]
-    names += re.findall(r"([a-z]+)_(?:vary|varied|varies)", group.arm)
+    names += re.findall(r"(?<![a-z])([a-z]+)_(?:vary|varied|varies)", group.arm)
     return next((meaning[name] for name in names if name in meaning), frozenset())
 
 

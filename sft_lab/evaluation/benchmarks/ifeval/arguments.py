@@ -1,10 +1,11 @@
 """Check the kwargs of instructions by their kinds."""
 
 import inspect
-import re
 import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NewType
+
+import regex
 
 from sft_lab.evaluation.benchmarks.ifeval.language import known_languages
 
@@ -62,8 +63,8 @@ def _is_pattern(value: object) -> bool:
     if not isinstance(value, str) or not value.strip():
         return False
     try:
-        re.compile(rf"\b{value}\b")
-    except re.error:
+        regex.compile(rf"\b{value}\b")
+    except regex.error:
         return False
     return True
 

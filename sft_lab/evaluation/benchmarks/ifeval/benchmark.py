@@ -50,6 +50,9 @@ class IFEval(Benchmark):
                 if not loose
             ]
             reason = f"not followed: {', '.join(missed)}" if missed else "followed"
+            if followed.too_slow:
+                slow = ", ".join(followed.too_slow)
+                reason += f"; a pattern of the item took too long: {slow}"
             verdicts.append(Verdict({"strict": followed.strict, "loose": followed.loose}, reason))
         return verdicts
 

@@ -14,10 +14,18 @@ _FIELDS = {"key": int, "prompt": str, "instruction_id_list": list, "kwargs": lis
 
 @dataclass(frozen=True)
 class Followed:
-    """Hold whether each instruction of a row is followed, in the row's order."""
+    """Hold whether each instruction of a row is followed, in the row's order.
+
+    Attributes:
+        strict: By the response unchanged.
+        loose: By the response, or by it without its first or last line or asterisks.
+        too_slow: The instructions whose pattern, from the row, took longer than its time limit.
+            They count as not followed.
+    """
 
     strict: tuple[bool, ...]
     loose: tuple[bool, ...]
+    too_slow: tuple[str, ...] = ()
 
 
 def grade(row: Mapping[str, Any], response: str) -> Followed:
@@ -33,6 +41,7 @@ def grade(row: Mapping[str, Any], response: str) -> Followed:
     - a mark given as the letter to count is counted, whereas its first version drew another letter
       at random (two rows of the data set ask for one);
     - JSON nested too deep for Python's parser is not followed, whereas the official checker fails;
+    - patterns of a row have a time limit, at which the instruction counts as not followed;
     - kwargs that it would draw at random are errors (see ``check_kwargs``).
 
     Source: Zhou et al., 2023, Instruction-Following Evaluation for Large Language Models, sec. 3,
@@ -50,13 +59,19 @@ def grade(row: Mapping[str, Any], response: str) -> Followed:
     >>> grade(row, 'Sure, here it is:\n"Rain"')
     Followed(strict=(False, False), loose=(True, True))
     """
-    strict, loose = [], []
+    strict, loose, too_slow = [], [], []
     texts = [text for text in _loose_texts(response) if text.strip()]
     for instruction_id, kwargs in _instructions(row):
         follows = INSTRUCTIONS[instruction_id]
-        strict.append(bool(response.strip()) and follows(response, **kwargs))
-        loose.append(strict[-1] or any(follows(text, **kwargs) for text in texts))
-    return Followed(tuple(strict), tuple(loose))
+        followed = [False, False]
+        try:
+            followed[0] = followed[1] = bool(response.strip()) and follows(response, **kwargs)
+            followed[1] = followed[0] or any(follows(text, **kwargs) for text in texts)
+        except TimeoutError:
+            too_slow.append(instruction_id)
+        strict.append(followed[0])
+        loose.append(followed[1])
+    return Followed(tuple(strict), tuple(loose), tuple(too_slow))
 
 
 def check_row(row: Mapping[str, Any]) -> None:

@@ -12,7 +12,9 @@ checker, instruction_following_eval in google-research.
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+
+import regex
 
 from sft_lab.evaluation.benchmarks.ifeval.arguments import Language, Letter, Pattern, Relation
 from sft_lab.evaluation.benchmarks.ifeval.language import detect_language
@@ -20,6 +22,9 @@ from sft_lab.evaluation.benchmarks.ifeval.sentences import split_sentences
 from sft_lab.evaluation.benchmarks.ifeval.words import count_capital_words, count_words
 
 Check = Callable[..., bool]
+PATTERN_TIMEOUT_S = 1.0
+"""Time limit of each search for patterns of an item file, which may be as slow as they like."""
+
 INSTRUCTIONS: dict[str, Check] = {}
 
 
@@ -31,6 +36,17 @@ def _instruction(instruction_id: str) -> Callable[[Check], Check]:
     return register
 
 
+def _occurs(patterns: Iterable[str], text: str) -> Iterable[bool]:
+    """Yield whether each pattern of an item file occurs in a text, in any case.
+
+    Raises:
+        TimeoutError: If one takes longer than ``PATTERN_TIMEOUT_S``.
+    """
+    for pattern in patterns:
+        found = regex.search(pattern, text, regex.IGNORECASE, timeout=PATTERN_TIMEOUT_S)
+        yield found is not None
+
+
 def _compare(count: int, relation: Relation, threshold: int) -> bool:
     return count < threshold if relation == "less than" else count >= threshold
 
@@ -38,19 +54,20 @@ def _compare(count: int, relation: Relation, threshold: int) -> bool:
 @_instruction("keywords:existence")
 def _keywords(text: str, *, keywords: list[Pattern]) -> bool:
     """Return whether every keyword occurs, within a word or not, in any case."""
-    return all(re.search(keyword, text, re.IGNORECASE) for keyword in keywords)
+    return all(_occurs(keywords, text))
 
 
 @_instruction("keywords:frequency")
 def _keyword_frequency(text: str, *, keyword: Pattern, frequency: int, relation: Relation) -> bool:
     """Compare the occurrences of the keyword, within words too, in any case."""
-    return _compare(len(re.findall(keyword.strip(), text, re.IGNORECASE)), relation, frequency)
+    found = regex.findall(keyword.strip(), text, regex.IGNORECASE, timeout=PATTERN_TIMEOUT_S)
+    return _compare(len(found), relation, frequency)
 
 
 @_instruction("keywords:forbidden_words")
 def _forbidden_words(text: str, *, forbidden_words: list[Pattern]) -> bool:
     """Return whether none of the words occurs as a separate word, in any case."""
-    return not any(re.search(rf"\b{word}\b", text, re.IGNORECASE) for word in forbidden_words)
+    return not any(_occurs((rf"\b{word}\b" for word in forbidden_words), text))
 
 
 @_instruction("keywords:letter_frequency")
@@ -106,9 +123,8 @@ def _nth_paragraph_first_word(
 @_instruction("detectable_content:number_placeholders")
 def _number_placeholders(text: str, *, num_placeholders: int) -> bool:
     """Return whether at least so many square brackets occur, each closed on its line."""
-    # Up to the last closing bracket of a line, every opening one is closed.
-    closed = (line[: line.rfind("]") + 1] for line in text.split("\n"))
-    return sum(len(re.findall(r"\[[^\]]*\]", part)) for part in closed) >= num_placeholders
+    closed = (part for line in text.split("\n") for part in line.split("]")[:-1])
+    return sum("[" in part for part in closed) >= num_placeholders
 
 
 @_instruction("detectable_content:postscript")
@@ -116,7 +132,8 @@ def _postscript(text: str, *, postscript_marker: Pattern) -> bool:
     """Return whether the marker occurs, in any case; the two usual ones may contain a space."""
     marker = postscript_marker.strip()
     usual = {"P.S.": r"p\.\s?s\.", "P.P.S": r"p\.\s?p\.\s?s"}
-    return re.search(usual.get(marker, marker.lower()), text.lower()) is not None
+    pattern = usual.get(marker, marker.lower())
+    return regex.search(pattern, text.lower(), timeout=PATTERN_TIMEOUT_S) is not None
 
 
 @_instruction("detectable_format:number_bullet_lists")
@@ -145,7 +162,7 @@ def _number_highlighted_sections(text: str, *, num_highlights: int) -> bool:
 def _multiple_sections(text: str, *, section_spliter: Pattern, num_sections: int) -> bool:
     """Count headings: the word, at most one space, digits."""
     heading = rf"\s?{section_spliter.strip()}\s?\d+\s?"
-    return len(re.split(heading, text)) - 1 >= num_sections
+    return len(regex.split(heading, text, timeout=PATTERN_TIMEOUT_S)) - 1 >= num_sections
 
 
 @_instruction("detectable_format:json_format")

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from sft_lab.evaluation.benchmarks.ifeval.benchmark import IFEval
 from sft_lab.evaluation.benchmarks.ifeval.grading import Followed, check_row, grade
 
 Row = dict[str, Any]
@@ -76,6 +77,16 @@ def test_each_instruction_may_be_met_by_another_loose_text() -> None:
 def test_nulls_of_other_instructions_are_ignored() -> None:
     kwargs = {"relation": "at least", "num_words": 2, "letter": None, "keywords": None}
     assert grade(row((WORDS, kwargs)), "two words") == Followed(strict=(True,), loose=(True,))
+
+
+def test_a_pattern_of_a_row_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sft_lab.evaluation.benchmarks.ifeval.instructions.PATTERN_TIMEOUT_S", 0.01)
+    slow = ("keywords:existence", {"keywords": ["(a+)+b"]})  # doubles with every letter
+    benchmark = IFEval("none.jsonl", max_new_tokens=9)
+    item = benchmark.item(row(slow, (NO_COMMA, {})), 0)
+    [verdict] = benchmark.grade([item], ["a" * 500])
+    assert verdict.marks == {"strict": (False, True), "loose": (False, True)}
+    assert verdict.reason.endswith("; a pattern of the item took too long: keywords:existence")
 
 
 @pytest.mark.parametrize(
