@@ -9,6 +9,7 @@ from sft_lab.commands.arguments import (
     number,
 )
 from sft_lab.config.ranges import NonNegativeInt
+from sft_lab.runs.store import RunStore
 from sft_lab.terminal import to_json
 
 
@@ -41,13 +42,16 @@ def main(arguments: list[str]) -> int:
     add_tracking_uri(parser)
     options = parser.parse_args(arguments)
 
+    store = RunStore(options.tracking_uri)
+    if not options.over_seeds:  # for which a name stands for several runs
+        store.check_known(*options.runs, *([options.reference] if options.reference else []))
+
     from sft_lab.analysis.comparison import compare
     from sft_lab.commands.compare_json import as_json
     from sft_lab.commands.compare_text import report
-    from sft_lab.runs.store import RunStore
 
     compared = compare(
-        RunStore(options.tracking_uri),
+        store,
         options.runs,
         options.reference,
         options.over_seeds,

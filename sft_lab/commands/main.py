@@ -23,7 +23,7 @@ from sft_lab.terminal import VisibleFormatter, visible
 COMMANDS = {
     "fit": "train through the stages of a strategy and measure abilities along the way",
     "validate": "score a checkpoint (--ckpt_path), or the bare base, on the selection items",
-    "test": "the same on the report items",
+    "test": "score a checkpoint (--ckpt_path), or the bare base, on the report items",
     "inspect": "show what a config trains on, down to the sample; loads no model",
     "score": "grade completions of any model from a file; loads no model",
     "compare": "compare abilities of runs at every stage boundary, with paired tests",

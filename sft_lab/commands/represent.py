@@ -5,6 +5,7 @@ from pathlib import Path
 from sft_lab.commands.arguments import add_tracking_uri, command_parser, number
 from sft_lab.config.ranges import PositiveFloat, PositiveInt, Seed
 from sft_lab.paths import make_folder
+from sft_lab.runs.store import RunStore
 from sft_lab.terminal import silence, visible
 
 
@@ -38,14 +39,16 @@ def main(arguments: list[str]) -> int:
     add_tracking_uri(parser)
     options = parser.parse_args(arguments)
 
+    store = RunStore(options.tracking_uri)
+    store.check_known(options.run)
+
     from sft_lab.commands.hidden_states import represent, write
     from sft_lab.report.representation_figure import caption
-    from sft_lab.runs.store import RunStore
 
     silence()
     make_folder("--out", options.out)
     found = represent(
-        RunStore(options.tracking_uri),
+        store,
         options.run,
         stage=options.stage,
         layer=options.layer,

@@ -14,6 +14,14 @@ _GROUP_TEXTS = {
     "checkpoint": "where and how often",
     "trainer": "Lightning's Trainer: devices, precision, logger",
 }
+_NOTES = {
+    "validate": "Selection items are those by which a guard, a search or you choose; scores to "
+    "report come from `sft-lab test`, on the report items, by which nothing was chosen. "
+    "evaluation.split divides them; without it both commands score all items.",
+    "test": "Report items are those by which nothing was chosen; to choose settings, score the "
+    "selection items with `sft-lab validate`. evaluation.split divides them; without it both "
+    "commands score all items.",
+}
 _WIDTH, _INDENT = 79, 26
 
 
@@ -41,6 +49,7 @@ def short_help(command: str) -> str:
     parts = [
         f"usage: sft-lab {command} --config FILE [--KEY VALUE ...] [flags]",
         f"{description[0].upper()}{description[1:]}.",
+        *([textwrap.fill(_NOTES[command], _WIDTH)] if command in _NOTES else []),
         "\n".join(_entries(flags)),
         "keys begin with:\n" + "\n".join(_entries((g, _GROUP_TEXTS[g]) for g in _GROUP_TEXTS)),
         f"for instance: sft-lab {command} --config configs/world/dmt.yaml",

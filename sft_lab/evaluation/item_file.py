@@ -1,5 +1,6 @@
 """Items read from a benchmark's own file, or from the hub."""
 
+import json
 import reprlib
 from abc import ABC
 from collections.abc import Iterator, Mapping
@@ -11,6 +12,8 @@ from sft_lab.errors import RequestError
 from sft_lab.evaluation.item import Item
 from sft_lab.paths import is_hub_name
 from sft_lab.terminal import counted
+
+_EXAMPLES: Mapping[type, Any] = {str: "...", list: ["..."], Mapping: {}}
 
 
 class ItemFile(ABC):  # noqa: B024 - what to do with the items is up to the subclass
@@ -33,6 +36,9 @@ class ItemFile(ABC):  # noqa: B024 - what to do with the items is up to the subc
     """
 
     row_fields: ClassVar[Mapping[str, type]] = {}
+
+    right_row: ClassVar[Mapping[str, Any] | None] = None
+    """A row as it should be, for errors; by default one with the types of ``row_fields``."""
 
     cluster_field: ClassVar[str | None] = None
     """The key of a row under which problems that are not independent have the same value."""
@@ -101,11 +107,22 @@ class ItemFile(ABC):  # noqa: B024 - what to do with the items is up to the subc
         Raises:
             ValueError: If one is missing or wrong; the caller adds file and line.
         """
+        base = ("id", "messages") if type(self).item is ItemFile.item else ()
+        if missing := [repr(key) for key in (*base, *self.row_fields) if key not in row]:
+            are = "key {} is" if len(missing) == 1 else "keys {} are"
+            raise ValueError(
+                f"{are.format(', '.join(missing))} missing; a row of {type(self).__name__} is "
+                f"{json.dumps(self._right_row(), ensure_ascii=False)}."
+            )
         for key, kind in self.row_fields.items():
-            if key not in row:
-                raise ValueError(f"key '{key}' is missing; {type(self).__name__} rows need it.")
             if not isinstance(row[key], kind) or (kind is int and isinstance(row[key], bool)):
                 raise ValueError(f"key '{key}' must be {_json_name(kind)}, {_got(row[key])}.")
+
+    def _right_row(self) -> Mapping[str, Any]:
+        if self.right_row is not None:
+            return self.right_row
+        made: dict[str, Any] = {"id": "m1", "messages": [{"role": "user", "content": "2 + 2?"}]}
+        return made | {key: _EXAMPLES.get(kind, 1) for key, kind in self.row_fields.items()}
 
     def item(self, row: Mapping[str, Any], number: int) -> Item:
         """Build an item from a row.

@@ -72,6 +72,8 @@ class Graded:
         ]
         lines = [format_table([self.benchmark, "score", "low", "high", "n"], rows)]
         ungraded = sum(verdict.marks is None for _, verdict in self.rows)
+        unknown = set(self.unknown)
+        expected = [*self.missing, *(task for task, _ in self.rows if task not in unknown)]
         cut, unclosed = (
             int(self.details.get(name, 0)) for name in ("reasoning_cut", "reasoning_unclosed")
         )
@@ -92,6 +94,11 @@ class Graded:
         ):
             if count:
                 lines.append(f"{counted(count, one, many)} {what}")
+        if self.unknown:
+            lines.append(
+                f"{counted(len(unknown), 'task is', 'tasks are')} unknown, such as "
+                f"{self.unknown[0]!r}; expected are ids such as {expected[0]!r}"
+            )
         return "\n".join(lines)
 
     def write(self, path: Path) -> None:

@@ -22,6 +22,7 @@ from sft_lab.launch.keys import (
     flags_of,
     read_request,
 )
+from sft_lab.runs.store import RunStore, parse_fork
 
 
 def check_early(arguments: Sequence[str], command: str, own: Sequence[str] = ()) -> Request:
@@ -106,13 +107,11 @@ def _check_files(whole: Mapping[str, Any]) -> None:
 
 def _check_parent(parent: str, whole: Mapping[str, Any]) -> None:
     """Refuse a run to start from that is not in the store."""
-    from sft_lab.runs.store import RunStore, parse_fork  # MLflow: a second, and most need none
-
     run, _ = parse_fork(parent)
     logger = (whole.get("trainer") or {}).get("logger")
     arguments = logger.get("init_args") if isinstance(logger, Mapping) else None
     if isinstance(arguments, Mapping) and isinstance(arguments.get("tracking_uri"), str):
-        RunStore(arguments["tracking_uri"]).find(run)
+        RunStore(arguments["tracking_uri"]).check_known(run)
 
 
 def _entries(whole: Mapping[str, Any], group: str, key: str) -> list[tuple[str, Any]]:

@@ -1,15 +1,20 @@
 """The runs of an MLflow store: finding them, and reading their artifacts."""
 
+import sqlite3
 import tempfile
+from collections.abc import Sequence
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sft_lab.errors import RequestError
 from sft_lab.paths import make_folder
-from sft_lab.runs.client import StoreClient
 from sft_lab.runs.lock import is_alive
 from sft_lab.runs.store_uri import URI_KEY, check_store, local_file
+
+if TYPE_CHECKING:
+    from sft_lab.runs.client import StoreClient
 
 DIGEST_TAG = "sft_lab.config_digest"
 PROCESS_TAG = "sft_lab.process"
@@ -70,8 +75,10 @@ class RunStore:
         self.tracking_uri = tracking_uri
 
     @cached_property
-    def client(self) -> StoreClient:
+    def client(self) -> "StoreClient":
         """The store's client; it makes a local store that does not exist."""
+        from sft_lab.runs.client import StoreClient  # MLflow: seconds, and errors need none
+
         return StoreClient(self.tracking_uri)
 
     @property
@@ -140,6 +147,23 @@ class RunStore:
                 f"run {run_id[:8]} has no {path}: it was stopped before that was written."
             ) from fault
 
+    def check_known(self, *names: str) -> None:
+        """Refuse names of runs that a local store does not hold, without importing MLflow.
+
+        Raises:
+            RequestError: As ``find``, if there is none.
+        """
+        known = _local_runs(local_file(self.tracking_uri))
+        for name in names if known is not None else ():
+            if not any(run_id.startswith(name) or name == title for run_id, title in known or ()):
+                raise self._unknown(name, known or ())
+
+    def _unknown(self, name: str, known: Sequence[tuple[str, str]]) -> RequestError:
+        newest = ", ".join(f"{run_id[:8]} ({title})" for run_id, title in known[:5])
+        return RequestError(
+            f"no run {name!r} in {self.tracking_uri}; most recent: {newest or 'none'}."
+        )
+
     def find(self, name: str) -> Any:
         """Return the run of an id, of the unique beginning of one, or the newest run of a name.
 
@@ -148,6 +172,7 @@ class RunStore:
         Raises:
             RequestError: If there is none, or several ids begin like that.
         """
+        self.check_known(name)
         runs = self.runs()
         by_id = [run for run in runs if run.info.run_id.startswith(name)]
         by_name = [run for run in runs if run.info.run_name == name]
@@ -155,9 +180,29 @@ class RunStore:
             ids = ", ".join(run.info.run_id[:8] for run in by_id[:5])
             raise RequestError(f"RUN {name!r} fits several runs: {ids}. Give more of the id.")
         if not by_id and not by_name:
-            newest = ", ".join(f"{run.info.run_id[:8]} ({run.info.run_name})" for run in runs[:5])
-            raise RequestError(
-                f"no run {name!r} in {self.tracking_uri}; most recent: {newest or 'none'}."
-            )
+            raise self._unknown(name, [(run.info.run_id, run.info.run_name) for run in runs])
         finished = [run for run in by_name if run.info.status == "FINISHED"]
         return (by_id or finished or by_name)[0]
+
+
+def _local_runs(file: Path | None) -> list[tuple[str, str]] | None:
+    """Return ids and names of the lab's runs in a local store, newest first, as SQLite has them.
+
+    Returns:
+        None for a server, and where MLflow is left to say what is wrong with the file.
+    """
+    if file is None:
+        return None
+    if not file.exists():
+        return []
+    query = (
+        "SELECT run_uuid, runs.name FROM runs JOIN tags USING (run_uuid) "
+        "JOIN experiments USING (experiment_id) WHERE tags.key = ? "
+        "AND runs.lifecycle_stage = 'active' AND experiments.lifecycle_stage = 'active' "
+        "ORDER BY start_time DESC"
+    )
+    try:
+        with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as store:
+            return list(store.execute(query, [DIGEST_TAG]))
+    except sqlite3.Error:
+        return None

@@ -34,6 +34,9 @@ REFUSED = [
     ["report", "--study=gone.yaml", "--out=o"],
     ["compare", "x", "--items=-1"],
     ["represent", "x", "--out=o", "--layer=0"],
+    *(["compare", "gone"], ["ui", "gone"], ["chat", "gone"], ["represent", "gone", "--out=o"]),
+    ["export", "gone", "--out=o"],
+    ["fit", "--config=tiny.yaml", "--from=gone@first"],
 ]
 SCRIPT = """
 import json, sys

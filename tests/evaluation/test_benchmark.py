@@ -8,6 +8,11 @@ from typing_extensions import override
 
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Benchmark, Item, Verdict
+from sft_lab.evaluation.benchmarks.gsm8k import GSM8K
+from sft_lab.evaluation.benchmarks.humaneval import HumanEval
+from sft_lab.evaluation.benchmarks.ifeval.benchmark import IFEval
+from sft_lab.evaluation.benchmarks.mbpp import MBPP
+from sft_lab.evaluation.benchmarks.world import WorldCode, WorldGeneral, WorldMath
 
 
 class Echo(Benchmark):
@@ -85,7 +90,11 @@ def test_wrong_arguments_are_refused(arguments: dict[str, Any], message: str) ->
             "must end with the user's turn, got role 'assistant'",
         ),
         (json.dumps(row("b", word=3)), "'word' must be a string, got 3"),
-        (json.dumps({"id": "b", "messages": row("b")["messages"]}), "'word' is missing; Echo"),
+        (
+            json.dumps({"id": "b", "messages": row("b")["messages"]}),
+            "key 'word' is missing; a row of Echo",
+        ),
+        ("{}", """keys 'id', 'messages', 'word' are missing; .* {"id": "m1", "messages": """),
         (json.dumps(row("a")), "id 'a' is already on line 1"),
     ],
 )
@@ -94,6 +103,19 @@ def test_wrong_rows_name_file_and_line(tmp_path: Path, line: str, message: str) 
     path.write_text(f"{json.dumps(row('a'))}\n\n{line}\n")
     with pytest.raises(RequestError, match=rf"echo\.jsonl, line 3.*{message}"):
         Echo(str(path), 8).items()
+
+
+@pytest.mark.parametrize(
+    "kind", [GSM8K, HumanEval, MBPP, IFEval, WorldMath, WorldCode, WorldGeneral]
+)
+def test_the_row_that_an_error_shows_is_right(tmp_path: Path, kind: type[Benchmark]) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("{}")
+    chat = {"prompt": "chat"} if kind is MBPP else {}
+    with pytest.raises(RequestError, match="are missing; a row of") as caught:
+        kind(str(path), 8, **chat).items()
+    path.write_text(str(caught.value).partition(f"a row of {kind.__name__} is ")[2].rstrip("."))
+    assert len(kind(str(path), 8, **chat).items()) == 1
 
 
 def test_files_of_no_use_are_refused(tmp_path: Path) -> None:

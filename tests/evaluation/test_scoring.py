@@ -270,6 +270,7 @@ def test_people_get_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
     assert [" ".join(line) for line in lines[4:]] == [
         "3 tasks have no completion",
         "1 completion is in no score: an unknown task, or no rating",
+        "1 task is unknown, such as 'GSM8K/8'; expected are ids such as 'GSM8K/0'",
     ]
 
 
@@ -299,7 +300,9 @@ def test_wrong_requests_are_named(score: Callable[..., Scored], tmp_path: Path) 
     given = answers(("GSM8K/0", "#### 0"))
     assert "no benchmark 'gsm'; there are gsm8k, humaneval" in score("gsm", GSM8K, given).err
     assert "--model selects one of" in score("gsm8k", GSM8K, given, "--model=m").err
-    assert "'task_id' is missing" in score("humaneval", GSM8K, given, "--sandbox=limited").err
+    missing = score("humaneval", GSM8K, given, "--sandbox=limited").err
+    keys = "'task_id', 'prompt', 'entry_point', 'test', 'canonical_solution'"
+    assert f"keys {keys} are missing; a row of HumanEval is " in missing
     wrong = score("humaneval", HUMANEVAL, given, "--sandbox=strict")
     assert "sandbox must be isolated, isolated_or_limited or limited, got 'strict'" in wrong.err
     taken = score("gsm8k", GSM8K, given, f"--out={tmp_path / 'completions.jsonl'}")

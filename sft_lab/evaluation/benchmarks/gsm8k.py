@@ -135,6 +135,7 @@ class GSM8K(Benchmark):
     strict_score = "strict"
     form_mark = "form"
     row_fields: ClassVar[Mapping[str, type]] = {"question": str, "answer": str}
+    right_row: ClassVar[Mapping[str, Any]] = {"question": "2 + 2?", "answer": "2 + 2 = 4\n#### 4"}
 
     @override
     def agrees_with(self) -> Mapping[str, str]:

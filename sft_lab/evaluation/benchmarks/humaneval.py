@@ -54,6 +54,13 @@ class HumanEval(CodeBenchmark):
         "test": str,
         "canonical_solution": str,
     }
+    right_row: ClassVar[Mapping[str, Any]] = {
+        "task_id": "HumanEval/0",
+        "prompt": 'def add(a, b):\n    """Add."""\n',
+        "entry_point": "add",
+        "test": "def check(f):\n    assert f(2, 2) == 4",
+        "canonical_solution": "    return a + b\n",
+    }
 
     score_names = ("pass_at_1", "pass_at_1_official")
     form_mark = "form"

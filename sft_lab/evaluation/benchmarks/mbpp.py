@@ -47,6 +47,12 @@ class MBPP(CodeBenchmark):
         "code": str,
         "test_list": list,
     }
+    right_row: ClassVar[Mapping[str, Any]] = {
+        "task_id": 11,
+        "text": "Write a function to add two numbers.",
+        "code": "def add(a, b):\n    return a + b",
+        "test_list": ["assert add(2, 2) == 4"],
+    }
 
     def __init__(
         self,

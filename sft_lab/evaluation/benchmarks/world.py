@@ -68,6 +68,11 @@ class WorldMath(Benchmark):
     form_mark = "form"
     cluster_field = "structure"
     row_fields: ClassVar[Mapping[str, type]] = {"answer": str}
+    right_row: ClassVar[Mapping[str, Any]] = {
+        "id": "m1",
+        "messages": [{"role": "user", "content": "2 + 2?"}],
+        "answer": "4",
+    }
 
     @override
     def check_row(self, row: Mapping[str, Any]) -> None:
@@ -115,6 +120,14 @@ class WorldCode(CodeBenchmark):
         "entry_point": str,
         "test": str,
         "canonical_solution": str,
+    }
+    right_row: ClassVar[Mapping[str, Any]] = {
+        "id": "c1",
+        "messages": [{"role": "user", "content": "def add(a, b):\n"}],
+        "prompt": "def add(a, b):\n",
+        "entry_point": "add",
+        "test": "def check(f):\n    assert f(2, 2) == 4",
+        "canonical_solution": "    return a + b",
     }
 
     @override
@@ -199,6 +212,11 @@ class WorldGeneral(Benchmark):
     form_mark = "form"
     cluster_field = "structure"
     row_fields: ClassVar[Mapping[str, type]] = {"rule": Mapping}
+    right_row: ClassVar[Mapping[str, Any]] = {
+        "id": "g1",
+        "messages": [{"role": "user", "content": "Which animal barks?"}],
+        "rule": {"form": "final", "words": ["dog"], "among": ["cat", "dog"]},
+    }
 
     @override
     def check_row(self, row: Mapping[str, Any]) -> None:

@@ -24,7 +24,18 @@ class IFEval(Benchmark):
         "google-research"
     )
     score_names = ("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose")
-    row_fields: ClassVar[Mapping[str, type]] = {"key": int, "prompt": str}
+    row_fields: ClassVar[Mapping[str, type]] = {
+        "key": int,
+        "prompt": str,
+        "instruction_id_list": list,
+        "kwargs": list,
+    }
+    right_row: ClassVar[Mapping[str, Any]] = {
+        "key": 1000,
+        "prompt": "Describe the sea without commas.",
+        "instruction_id_list": ["punctuation:no_comma"],
+        "kwargs": [{}],
+    }
 
     @override
     def agrees_with(self) -> Mapping[str, str]:
