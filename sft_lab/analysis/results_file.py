@@ -22,7 +22,7 @@ from sft_lab.runs.evaluations import Point
 from sft_lab.runs.record import RunRecord
 from sft_lab.runs.results import ItemAnswer, RunResult
 
-SCHEMA = 1
+SCHEMA = 2
 _SETTINGS = re.compile(
     r"model\.(lora.*|quantization)|data\.batch_size|corpus\.template|data\.stages\..+\.(lr|epochs)"
 )
@@ -146,10 +146,39 @@ def _run(
         "settings": tables.place(settings),
         "record": tables.place(record),
         "stages": stages,
-        "points": [point.to_dict() for point in run.points],
-        "final": dict(run.final),
+        "points": [tables.place(_packed(point, tables)) for point in run.points],
         "marks": marks,
     }
+
+
+_GROUPS = ("scores", "selection", "forms")
+
+
+def _packed(point: Point, tables: _Tables) -> dict[str, Any]:
+    """Return an evaluation with the keys of its scores in a table, since most runs share them."""
+    content = point.to_dict()
+    for group in _GROUPS:
+        scores = content[group]
+        values = [list(score.values()) for score in scores.values()]
+        names = {key: list(score) for key, score in scores.items()}
+        content[group] = [tables.place(names), values]
+    losses = content["losses"]
+    content["losses"] = [tables.place(list(losses)), list(losses.values())]
+    return content
+
+
+def _unpacked(content: Mapping[str, Any], tables: Sequence[Any]) -> dict[str, Any]:
+    """Return an evaluation as ``Point.from_dict`` reads it."""
+    found = dict(content)
+    for group in _GROUPS:
+        place, values = content[group]
+        found[group] = {
+            key: dict(zip(names, score, strict=True))
+            for (key, names), score in zip(tables[place].items(), values, strict=True)
+        }
+    place, values = content["losses"]
+    found["losses"] = dict(zip(tables[place], values, strict=True))
+    return found
 
 
 def _marks(
@@ -203,8 +232,11 @@ def _read(file: Path) -> tuple[StudyResults, dict[tuple[str, str, int], list[Ite
             **{name: found[name] for name in ("name", "strategy", "status", "seed", "base")},
             settings=tables[found["settings"]],
             record=RunRecord.from_json(json.dumps(record), f"run {run_id[:8]}"),
-            points=tuple(Point.from_dict(p, f"run {run_id[:8]}") for p in found["points"]),
-            final=found["final"],
+            points=tuple(
+                Point.from_dict(_unpacked(tables[place], tables), f"run {run_id[:8]}")
+                for place in found["points"]
+            ),
+            final={},
         )
         for benchmark, step, place, mark, values in found["marks"]:
             answers = _answers(tables[place], mark, values)

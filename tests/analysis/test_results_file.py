@@ -29,7 +29,7 @@ def test_a_report_of_files_by_question_is_that_of_the_store(tmp_path: Path) -> N
     assert ours.sections[0] == theirs.sections[0]
     assert ours.facts == theirs.facts
     assert not ours.tables["items.csv"].rows
-    assert max(file.stat().st_size for file in files) < 400_000
+    assert max(file.stat().st_size for file in files) < 200_000
 
 
 def test_files_that_do_not_belong_together_are_refused(tmp_path: Path) -> None:
