@@ -13,6 +13,8 @@ from sft_lab.runs.evaluations import Tracked, history
 from sft_lab.runs.results import ItemAnswer, Point, RunResult, read_answers, read_result
 from sft_lab.runs.store import RunStore
 
+_WORDS = {"supported": "forgotten", "not supported": "kept"}
+
 
 def conclusion_of(store: RunStore, run_id: str, step: int) -> str:
     """Return the conclusion of a recorded run, which may still be training, at a step."""
@@ -29,9 +31,9 @@ def conclusion_of(store: RunStore, run_id: str, step: int) -> str:
 def conclusion(run: RunResult, reader: MarksReader) -> str:
     """Return in one sentence what a run has forgotten by its newest full evaluation.
 
-    Where forgetting is defined, the claim that an ability was forgotten since its best earlier
-    boundary gets its outcome, ``supported``, ``not supported`` or ``inconclusive``, by paired tests
-    on the same items; p is corrected for the boundaries that the best was chosen from (Bonferroni)
+    Where forgetting is defined, an ability is ``forgotten``, ``kept`` or ``inconclusive``: the
+    claim that it fell since its best earlier boundary is supported, not supported or inconclusive,
+    by paired tests on the same items; p is corrected for the boundaries that the best was chosen from (Bonferroni)
     and for the number of abilities (Holm). A run is one seed and says nothing of others.
 
     Args:
@@ -80,7 +82,7 @@ def _tested(
 
 
 def _finding(name: str, found: Comparison, first: bool) -> str:
-    """Return a comparison as text: ``math supported, -58.0 points [-69.1, -44.2]``.
+    """Return a comparison as text: ``math forgotten, -58.0 points [-69.1, -44.2]``.
 
     The interval is that of one test alone. Where it does not show why a test of several is
     inconclusive, the corrected p does.
@@ -91,7 +93,8 @@ def _finding(name: str, found: Comparison, first: bool) -> str:
         found.ability.text(number) for number in (difference.value, difference.low, difference.high)
     )
     verdict = outcome("lower", found)
-    text = f"{name} {verdict}, {value}{' points' if first else ''} [{low}, {high}]"
+    unit = " points" if first else ""
+    text = f"{name} {_WORDS.get(verdict, verdict)}, {value}{unit} [{low}, {high}]"
     return f"{text}, p {found.p_holm:.2f}" if verdict == "inconclusive" else text
 
 

@@ -14,12 +14,12 @@ def until(found: RunResult, step: int) -> RunResult:
     return replace(found, points=tuple(point for point in found.points if point.step <= step))
 
 
-def test_a_lost_ability_is_supported_with_its_interval() -> None:
+def test_a_lost_ability_is_forgotten_with_its_interval() -> None:
     # 10 of 10, then 0: exact p 2/2**10, twice since the best is of two boundaries. Wilson's bound
     # for 10 of 10 is 10 / (10 + 1.96**2) = 0.7225, and Newcombe's -1 + sqrt(2) * 0.2775 = -0.608.
     lost = run("r", [NONE, ALL, NONE])
     assert conclusion(lost, answers) == (
-        "Forgetting in this run (1 seed): math supported, -100.0 points [-100.0, -60.8]."
+        "Forgetting in this run (1 seed): math forgotten, -100.0 points [-100.0, -60.8]."
     )
 
 

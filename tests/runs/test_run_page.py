@@ -23,7 +23,7 @@ POINTS = [
 ]
 PAGE = RunPage(
     name="<b>run</b>",
-    conclusion="Forgetting: <math> supported.",
+    conclusion="Forgetting: <math> kept.",
     points=POINTS,
     abilities=ABILITIES,
     stages=[("one", 10), ("two", 20)],
@@ -33,7 +33,7 @@ PAGE = RunPage(
 def test_the_description_is_as_high_as_mlflow_shows() -> None:
     conclusion, empty, *table = PAGE.description().splitlines()
     # Without a paragraph's margin, then a header and a row an ability: 100 pixels for three.
-    assert (conclusion, empty) == ("<div>Forgetting: &lt;math&gt; supported.</div>", "")
+    assert (conclusion, empty) == ("<div>Forgetting: &lt;math&gt; kept.</div>", "")
     assert [row.replace("&nbsp;", "") for row in table] == [
         "| % | base | one | step 15 |",
         "| --- | ---: | ---: | ---: |",  # boundaries and the newest evaluation
