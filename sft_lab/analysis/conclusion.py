@@ -33,8 +33,9 @@ def conclusion(run: RunResult, reader: MarksReader) -> str:
 
     Where forgetting is defined, an ability is ``forgotten``, ``kept`` or ``inconclusive``: the
     claim that it fell since its best earlier boundary is supported, not supported or inconclusive,
-    by paired tests on the same items; p is corrected for the boundaries that the best was chosen from (Bonferroni)
-    and for the number of abilities (Holm). A run is one seed and says nothing of others.
+    by paired tests on the same items. p is corrected for the boundaries that the best was chosen
+    from (Bonferroni) and for the number of abilities (Holm). A run is one seed and says nothing of
+    others.
 
     Args:
         run: The run; its newest evaluations may cover a part of the items.
