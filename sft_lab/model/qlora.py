@@ -12,6 +12,7 @@ from sft_lab.config.ranges import PositiveInt
 from sft_lab.errors import RequestError
 from sft_lab.hub import commit_of
 from sft_lab.model.adapters import frozen_adapters, has_adapters, save_joined
+from sft_lab.model.late_compile import import_bitsandbytes
 from sft_lab.paths import is_hub_name, resolve, unpinned
 
 Quantization = Literal["nf4", "int8", "bf16", "fp32"]
@@ -138,6 +139,7 @@ def load_base(
     Raises:
         RequestError: If weights are missing or cannot be read.
     """
+    import_bitsandbytes()
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -199,6 +201,7 @@ def add_lora(model: Any, lora: Lora, seed: int) -> Any:
     Raises:
         RequestError: If no module of the base matches ``target_modules``.
     """
+    import_bitsandbytes()
     from peft import LoraConfig, get_peft_model
 
     is_all = lora.target_modules == "all-linear"
