@@ -29,6 +29,8 @@ LLAMA_ABILITIES = {
 }
 SOURCES = {source: source for source in ABILITIES}
 ALL = dict.fromkeys(SOURCES, "1")
+MIXTURES = {**{s: {s: "1"} for s in SOURCES}, "specialize": {"math": "1", "code": "1"}}
+"""What stages of these names train; any other one trains all sources."""
 Levels = Mapping[str, float]
 """Ability by source, in [0, 1]."""
 
@@ -88,7 +90,10 @@ class PlantedStudy:
             settings={},
             record=RunRecord(
                 sources={},
-                stages={stage: StageRecord(steps, 1, ALL, {}, "") for stage in stages},
+                stages={
+                    stage: StageRecord(steps, 1, MIXTURES.get(stage, ALL), {}, "")
+                    for stage in stages
+                },
                 benchmarks={
                     key.split("/")[0]: self._benchmark(name, key)
                     for name, key in self.abilities.items()

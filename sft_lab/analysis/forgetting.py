@@ -80,6 +80,11 @@ def changes_of(run: RunResult, ability: Ability) -> dict[str, float]:
     return changes(found, run.record.trained_at(benchmark.source), benchmark.chance)
 
 
+def can_forget(group: RunGroup, ability: Ability) -> bool:
+    """Return whether forgetting has a value: the ability was learned, and training went on."""
+    return any("forgetting" in changes_of(run, ability) for run in group.runs.values())
+
+
 def retention_of(group: RunGroup, ability: Ability) -> SeedScore | None:
     """Return a group's mean retention over seeds; None if a seed has none."""
     found = [changes_of(run, ability).get("retention") for run in group.runs.values()]

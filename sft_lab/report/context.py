@@ -9,14 +9,19 @@ from sft_lab.analysis.groups import RunGroup, groups_of
 from sft_lab.analysis.measurements import Comparison, Measurements, end_of
 from sft_lab.analysis.protocols import finished_runs
 from sft_lab.analysis.study_results import Question, StudyResults
+from sft_lab.report.answers import claims_answer
 from sft_lab.report.changed_items import Changed, most_forgotten
 from sft_lab.report.curves import Level, Line, curve, top_of
 from sft_lab.report.departures import Departure
-from sft_lab.report.drawing import slug
-from sft_lab.report.page import Claim, Figure, Panel, Section, Table
+from sft_lab.report.page import Claim, Figure, Panel, Section, Table, slug
 from sft_lab.report.published import Published
 
-BANDS = "Bands are 95 % intervals over seeds and items; the amounts are on a logarithmic axis."
+BANDS = (
+    "Dots are seeds, bands 95 % intervals over seeds and items; the amounts are on a logarithmic "
+    "axis."
+)
+
+_NOTHING = 0.0005  # 0.0 % as text
 
 
 @dataclass
@@ -66,10 +71,14 @@ class Context:
     ) -> Line:
         """Return the line of groups that have been measured, at their levels or at those given."""
         levels = [group.level for group in groups] if levels is None else levels
-        means = [self.measured.mean(ability, end_of(group)) for group in groups]
-        scores = list(zip(levels, means, strict=True))
-        known = [(level, score) for level, score in scores if score is not None]
-        return Line(label, [level for level, _ in known], [score for _, score in known])
+        sides = [end_of(group).having(ability) for group in groups]
+        found = [
+            (level, score, [point.scores[ability.key].value for _, point in side.points.values()])
+            for level, side in zip(levels, sides, strict=True)
+            if (score := self.measured.mean(ability, side)) is not None
+        ]
+        known, scores, seeds = zip(*found, strict=True) if found else ((), (), ())
+        return Line(label, known, scores, seeds)
 
     def paper(self, ability: Ability, *names: str) -> list[Line]:
         """Return the paper's line of a sweep, where it is shown and there is one."""
@@ -104,8 +113,12 @@ def ability_curves(
     groups = [group for group in groups_of(question) if group.axis]
     axis = axis or (next(iter(groups[0].axis)) if groups else "amount")
     of = {ability: lines(ability) for ability in context.abilities}
-    shares = [a for a in context.abilities if a.is_share]
-    tops = {a: top_of(a, of[a], levels(a)) for a in context.abilities}
+    flat = [a.name for a in context.abilities if _is_flat(a, of[a])]
+    of = {ability: some for ability, some in of.items() if ability.name not in flat}
+    if flat:
+        caption += f" Left out, 0 % throughout: {', '.join(flat)}."
+    shares = [a for a in of if a.is_share]
+    tops = {a: top_of(a, of[a], levels(a)) for a in of}
     common = max((tops[a] for a in shares), default=1.0)
     panels = [
         curve(
@@ -117,12 +130,18 @@ def ability_curves(
             levels(ability),
             common if ability.is_share else tops[ability],
         )
-        for ability in context.abilities
+        for ability in of
     ]
     if any(line.published for some in of.values() for line in some):
         caption += " Grey crosses are the scores of the same design in the paper."
         caption += f" {context.published.source}" if context.published else ""
     return figure_of(title, caption, panels)
+
+
+def _is_flat(ability: Ability, lines: Sequence[Line]) -> bool:
+    """Return whether a panel would show nothing but zeros."""
+    values = [score.value for line in lines for score in line.scores if not line.published]
+    return ability.is_share and bool(values) and max(values) < _NOTHING
 
 
 def figure_of(title: str, caption: str, panels: Sequence[Panel | None]) -> list[Figure]:
@@ -136,9 +155,17 @@ def section_of(
     claims: Sequence[Claim] = (),
     tables: Sequence[Table] = (),
     figures: Sequence[Figure] = (),
+    answer: str = "",
 ) -> Section:
-    """Return the section of a question, without tables that are empty."""
-    title = f"{question.name}: {question.title}"
+    """Return the section of a question, without tables that are empty.
+
+    Its answer is by default the sentence on its most telling claim.
+    """
     return Section(
-        slug(question.name), title, (), claims, [t for t in tables if t.rows], list(figures)
+        slug(question.name),
+        f"{question.name}: {question.title}",
+        claims=claims,
+        tables=[t for t in tables if t.rows],
+        figures=list(figures),
+        answer=answer or claims_answer(claims),
     )

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isfinite
 
 from sft_lab.analysis.abilities import Ability
 from sft_lab.analysis.forgetting import Drop
@@ -19,12 +20,14 @@ class Line:
         label: Its name in the legend.
         levels: Its values on the axis, as the config writes them.
         scores: The score at each.
+        seeds: The scores of single seeds at each, drawn as dots; may be empty.
         published: Whether it is drawn from the paper's figures, which have no intervals.
     """
 
     label: str
     levels: Sequence[str]
     scores: Sequence[Score]
+    seeds: Sequence[Sequence[float]] = ()
     published: bool = False
 
 
@@ -68,6 +71,10 @@ def curve(
     words = []
     for number, line in enumerate(lines):
         style = number % len(SERIES)
+        for amount, values in zip(line.levels, line.seeds, strict=False):
+            if len(values) > 1:
+                shown = [ability.shown(value) for value in values]
+                dots(drawing, [places[amount]] * len(shown), shown, SERIES[style])
         pairs = sorted(
             ((places[x], score, x) for x, score in zip(line.levels, line.scores, strict=True)),
             key=lambda pair: pair[0],
@@ -114,6 +121,21 @@ def curve(
     return drawing.panel(name, alt)
 
 
+def dots(drawing: Drawing, xs: Sequence[float], ys: Sequence[float], colour: str) -> None:
+    """Draw single seeds as faint dots below the line of their mean."""
+    drawing.axes.plot(
+        xs,
+        ys,
+        linestyle="none",
+        marker="o",
+        markersize=3,
+        markeredgewidth=0,
+        color=colour,
+        alpha=0.45,
+        zorder=2,
+    )
+
+
 def finish(drawing: Drawing, ability: Ability, title: str, top: float | None = None) -> None:
     """Set heading, unit and range of a panel's vertical axis."""
     axes = drawing.axes
@@ -135,8 +157,28 @@ def top_of(ability: Ability, lines: Sequence[Line], levels: Sequence[Level]) -> 
     return next((low + n * step for n in range(1, 6) if low + n * step >= greatest), high)
 
 
-def drop_panel(name: str, ability: Ability, drops: Sequence[Drop]) -> Panel | None:
+def drop_ends(drops: Sequence[Drop]) -> tuple[float, float]:
+    """Return ends of an axis that holds the changes of all abilities, as parts of their scales."""
+    values = [0.0]
+    for drop in drops:
+        difference, (low, high) = drop.comparison.difference, drop.comparison.ability.scale
+        if difference is not None:
+            ends = (difference.value, difference.low, difference.high)
+            values += [end / (high - low) for end in ends if isfinite(end)]
+    margin = 0.04 * max(max(values) - min(values), 0.1)
+    return min(values) - margin, max(values) + margin
+
+
+def drop_panel(
+    name: str, ability: Ability, drops: Sequence[Drop], ends: tuple[float, float]
+) -> Panel | None:
     """Draw the change of one ability from its best stage end to the end, a row for each group.
+
+    Args:
+        name: Name of the drawing.
+        ability: The ability.
+        drops: The changes of all abilities.
+        ends: Ends of the horizontal axis, as parts of the ability's scale: one scale for all.
 
     Returns:
         The panel, or None if nothing was compared.
@@ -144,6 +186,7 @@ def drop_panel(name: str, ability: Ability, drops: Sequence[Drop]) -> Panel | No
     tested = [d for d in drops if d.comparison.ability == ability and d.comparison.difference]
     if not tested:
         return None
+    size = ability.scale[1] - ability.scale[0]
     drawing = Drawing(width=3.75, height=1.15 + 0.3 * len(tested))
     axes, words = drawing.axes, []
     axes.axvline(0, color=INK, linewidth=1.0)
@@ -169,6 +212,7 @@ def drop_panel(name: str, ability: Ability, drops: Sequence[Drop]) -> Panel | No
         )
     axes.set_yticks(range(len(tested)), [drop.group.label for drop in tested])
     axes.set_ylim(len(tested) - 0.4, -0.6)
+    axes.set_xlim(*(ability.shown(end * size) for end in ends))
     axes.set_xlabel("change in points" if ability.is_share else f"change, scale {ability.unit}")
     axes.set_title(ability.name, loc="left", fontweight="bold", fontsize=10.5)
     alt = f"Change of {ability.name} from its best stage end to the end: {'; '.join(words)}."

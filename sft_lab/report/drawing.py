@@ -10,7 +10,6 @@ from functools import partial
 from html import escape
 from io import StringIO
 from typing import Any
-from urllib.parse import quote
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -18,7 +17,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from sft_lab.report.page import Panel
+from sft_lab.report.page import Panel, slug
 
 INK, MUTED, GRID, PAPER, HEAT = "#a10001", "#a10002", "#a10003", "#a10004", "#a10005"
 SERIES = ("#a10010", "#a10011", "#a10012", "#a10013", "#a10014", "#a10015")
@@ -111,7 +110,7 @@ class Drawing:
     """
 
     def __init__(
-        self, width: float = 3.7, height: float = 3.0, rows: int = 1, columns: int = 1
+        self, width: float = 3.7, height: float = 2.6, rows: int = 1, columns: int = 1
     ) -> None:
         with matplotlib.rc_context(_SETTINGS):
             self.figure = Figure(figsize=(width, height))
@@ -147,15 +146,6 @@ class Drawing:
             nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
             FigureCanvasSVG(self.figure).print_svg(text, metadata=nothing)
         return _clean(text.getvalue(), name, alt)
-
-
-def slug(name: str) -> str:
-    """Return a name for a file or an anchor; names that differ stay different.
-
-    >>> slug("rq1-curve-math/easy")
-    'rq1-curve-math-2Feasy'
-    """
-    return quote(name, safe="").replace("%", "-").replace("~", "-")
 
 
 def stand_alone(svg: str) -> str:

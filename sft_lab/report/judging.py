@@ -95,7 +95,7 @@ def _levels(comparisons: Sequence[Comparison], lead: str) -> str:
     differences = [c.difference for c in tested if c.difference is not None]
     bound = max(max(abs(difference.low), abs(difference.high)) for difference in differences)
     seeds = f"; {_ONE_SEED}" if any(1 in c.seeds for c in tested) else ""
-    extent = f"the largest difference is {_change(widest)} ({widest.span}{seeds})"
+    extent = f"the largest difference is {change_text(widest)} ({widest.span}{seeds})"
     least = _size(ability, margin)
     few = ""
     if len(tested) < len(comparisons):
@@ -116,7 +116,7 @@ def describe(comparison: Comparison) -> str:
     """Return the difference in words, ending in a full stop."""
     difference, ability = comparison.difference, comparison.ability
     assert difference is not None
-    figures = f"{_change(comparison)}; {_evidence(comparison)}"
+    figures = f"{change_text(comparison)}; {_evidence(comparison)}"
     least = _size(ability, comparison.margin)
     if comparison.shown:
         by_little = f", by less than {least}" if comparison.is_equivalent else ""
@@ -191,11 +191,12 @@ def _evidence_of(
         return None
     widest = max(tested, key=lambda c: abs(c.difference.value) if c.difference else 0.0)
     control = "no control needed" if not needs else "without a control"
-    change = _change(widest)
+    rest = ""
     if controlled:
         name, against = controlled[0]
-        control = f"{_change(against)} against its control {PHRASES[name]}"
-    return Evidence(change, basis(widest), control)
+        rest, control = change_text(against), f"control {PHRASES[name]}"
+    assert widest.difference is not None
+    return Evidence(change_text(widest), rest, control, widest.seeds, widest.difference.n)
 
 
 def _evidence(comparison: Comparison) -> str:
@@ -218,7 +219,8 @@ def _compatible(ability: Ability, low: float, high: float) -> str:
     return f"a loss of up to {loss} and a gain of up to {gain} are compatible with the data"
 
 
-def _change(comparison: Comparison) -> str:
+def change_text(comparison: Comparison) -> str:
+    """Return the difference of a comparison with its unit."""
     assert comparison.difference is not None
     ability = comparison.ability
     unit = "points" if ability.is_share else f"on its scale of {ability.unit}"

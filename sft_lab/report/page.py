@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal
+from urllib.parse import quote
 
 from sft_lab.analysis.verdicts import Verdict
 
@@ -12,6 +13,25 @@ _SIGNS = {
     "less": "\N{BLACK DOWN-POINTING TRIANGLE}",
     "more": "\N{BLACK UP-POINTING TRIANGLE}",
     "unclear": "\N{WHITE CIRCLE}",
+}
+
+
+def slug(name: str) -> str:
+    """Return a name for a file or an anchor; names that differ stay different.
+
+    >>> slug("rq1-curve-math/easy")
+    'rq1-curve-math-2Feasy'
+    """
+    return quote(name, safe="").replace("%", "-").replace("~", "-")
+
+
+VERDICT_SIGNS: Mapping[Verdict, str] = {
+    "supported": "\N{CHECK MARK}",
+    "not supported": "\N{MULTIPLICATION SIGN}",
+    "inconclusive": "?",
+    "one seed only": "1",
+    "not controlled": "\N{WHITE CIRCLE}",
+    "not tested": "\N{EN DASH}",
 }
 
 
@@ -96,13 +116,17 @@ class Evidence:
 
     Attributes:
         change: The difference with its unit.
-        basis: Seeds and items.
-        control: What is left against the control, or that none is needed or there.
+        controlled: The difference from the control; empty without one.
+        control: The kind of the control, or that none is needed or there.
+        seeds: The fewest and the most seeds of a side.
+        items: Items that were compared.
     """
 
     change: str
-    basis: str
+    controlled: str
     control: str
+    seeds: tuple[int, int]
+    items: int
 
 
 @dataclass(frozen=True)
@@ -140,6 +164,11 @@ class Claim:
     paper: str
     findings: Sequence[Finding]
 
+    @property
+    def anchor(self) -> str:
+        """Its name in links."""
+        return f"{slug(self.question)}-claim-{slug('-'.join(self.text.lower().split()))}"
+
 
 @dataclass(frozen=True)
 class Section:
@@ -151,7 +180,8 @@ class Section:
         text: Paragraphs before everything else.
         claims: Its claims, with the evidence on each.
         tables: Its tables.
-        figures: Its figures.
+        figures: Its figures; the first answers its question best.
+        answer: The sentence that answers the section's question; empty where it asks none.
     """
 
     name: str
@@ -160,6 +190,7 @@ class Section:
     claims: Sequence[Claim] = ()
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
+    answer: str = ""
 
 
 @dataclass(frozen=True)
@@ -176,22 +207,60 @@ class PlainTable:
 
 
 @dataclass(frozen=True)
+class Judged:
+    """A verdict in the strip of verdicts.
+
+    Attributes:
+        verdict: The verdict.
+        text: The claim.
+        anchor: Where the evidence is.
+    """
+
+    verdict: Verdict
+    text: str
+    anchor: str
+
+    @property
+    def sign(self) -> str:
+        """The sign of its verdict."""
+        return VERDICT_SIGNS[self.verdict]
+
+
+Verdicts = Mapping[str, Mapping[str, Sequence[Judged]]]
+"""The verdicts on all findings, by ability and then by question."""
+
+
+@dataclass(frozen=True)
 class Report:
     """A whole report.
 
     Attributes:
         title: Its title.
+        extent: Cells, seeds and base in a line.
         facts: The object of the study, by name of the fact.
-        warnings: Shown before everything else.
-        sections: Its parts.
+        warnings: What to keep in mind when reading it.
+        sections: Its parts; those with an answer open it.
+        verdicts: The verdicts on all findings, a row for each ability and a column a question.
+        counts: How many findings have which verdict, in a sentence.
+        headline: The figure on its first screen, which is in no section; None without figures.
         tables: The same as plain data, by name of a CSV file.
     """
 
     title: str
+    extent: str
     facts: Mapping[str, str]
     warnings: Sequence[str]
     sections: Sequence[Section]
+    verdicts: Verdicts = field(default_factory=dict)
+    counts: str = ""
+    headline: Figure | None = None
     tables: Mapping[str, PlainTable] = field(default_factory=dict)
+
+    @property
+    def figures(self) -> list[Figure]:
+        """All figures, the one on the first screen first."""
+        others = [figure for section in self.sections for figure in section.figures]
+        return [self.headline, *others] if self.headline else others
 
     @property
     def claims(self) -> list[Claim]:

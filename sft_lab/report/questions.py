@@ -1,10 +1,12 @@
 """The section of each question of a study, by its design."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from sft_lab.analysis.abilities import Ability
 from sft_lab.analysis.groups import groups_of, series_of
 from sft_lab.analysis.study_results import Question
+from sft_lab.report.answers import extremes, extremes_answer
 from sft_lab.report.context import BANDS, Context, ability_curves, section_of
 from sft_lab.report.curves import Line
 from sft_lab.report.page import Figure, Section
@@ -25,7 +27,8 @@ def question_section(question: Question, context: Context) -> Section:
     section = makers.get(question.design, _grid)(question, context)
     if any(group.runs for group in groups_of(question)):
         return section
-    return Section(section.name, section.title, ["None of its runs has finished."])
+    nothing = "None of its runs has finished."
+    return Section(section.name, section.title, text=[nothing], answer=nothing)
 
 
 def _single(question: Question, context: Context) -> Section:
@@ -103,9 +106,7 @@ def _ratio(question: Question, context: Context) -> Section:
         found = [context.line(name, ability, groups) for name, groups in series.items()]
         for arm in dict.fromkeys(groups[0].arm for groups in series.values()):
             published = context.paper(ability, "ratio", arm.removeprefix("vary_"))
-            found += [
-                Line(f"{line.label}, {arm}", line.levels, line.scores, True) for line in published
-            ]
+            found += [replace(line, label=f"{line.label}, {arm}") for line in published]
         return found
 
     figure = ability_curves(
@@ -149,4 +150,8 @@ def _grid(question: Question, context: Context) -> Section:
             f"Each panel is an ability. {BANDS}",
             lines,
         )
-    return section_of(question, tables=[table], figures=figures)
+    range_of_each = extremes(f"{question.name} range", rows, context.abilities, context.measured)
+    context.comparisons += range_of_each
+    return section_of(
+        question, tables=[table], figures=figures, answer=extremes_answer(range_of_each)
+    )

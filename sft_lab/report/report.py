@@ -1,6 +1,7 @@
 """A study's results as a report."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sft_lab.analysis.abilities import Ability, abilities_of, taught
 from sft_lab.analysis.family import Family, corrected_together
@@ -8,6 +9,7 @@ from sft_lab.analysis.groups import groups_of, with_all_seeds
 from sft_lab.analysis.measurements import MarksReader, Measurements
 from sft_lab.analysis.protocols import finished_runs, protocol_warnings
 from sft_lab.analysis.study_results import Cell, Question, StudyResults
+from sft_lab.report.answers import counts, verdicts
 from sft_lab.report.context import Context
 from sft_lab.report.csv_tables import (
     boundaries_csv,
@@ -17,12 +19,12 @@ from sft_lab.report.csv_tables import (
     items_csv,
     means_csv,
 )
-from sft_lab.report.departures import departures_of
-from sft_lab.report.page import Report
+from sft_lab.report.departures import departures_of, summary
+from sft_lab.report.page import Figure, Report, Section
+from sft_lab.report.paper.strategy_section import REPLAY
 from sft_lab.report.published import published_for
 from sft_lab.report.section import ReportSection
 from sft_lab.report.sections import (
-    Findings,
     ForgottenItems,
     Method,
     QuestionSection,
@@ -75,11 +77,17 @@ def build_report(
         return context
 
     context = corrected_together(build)
+    headline, shown = with_headline(context.sections)
+    differing = [summary(departures)] if departures else []
     return Report(
         title=f"Study {results.name}",
+        extent=_extent(results, bases),
         facts=_facts(results, abilities, bases),
-        warnings=_warnings(results, pooled, abilities, bases),
-        sections=[Findings().build(context), *context.sections],
+        warnings=[*_warnings(results, pooled, abilities, bases), *differing],
+        sections=shown,
+        verdicts=verdicts(context.claims),
+        counts=counts(context.claims),
+        headline=headline,
         tables={
             "cells.csv": cells_csv(results, abilities),
             "means.csv": means_csv(pooled, abilities, context.measured),
@@ -89,6 +97,31 @@ def build_report(
             "items.csv": items_csv(context.changed if has_answers else {}),
         },
     )
+
+
+def with_headline(sections: Sequence[Section]) -> tuple[Figure | None, list[Section]]:
+    """Return the figure for the first screen, and the sections without it.
+
+    It is the replay share where a question has it, or else the first figure.
+    """
+    drawn = [(n, figure) for n, section in enumerate(sections) for figure in section.figures]
+    replay = [found for found in drawn if found[1].title == REPLAY]
+    if not drawn:
+        return None, list(sections)
+    number, headline = (replay or drawn)[0]
+    section = sections[number]
+    others = [figure for figure in section.figures if figure is not headline]
+    before, after = sections[:number], sections[number + 1 :]
+    return headline, [*before, replace(section, figures=others), *after]
+
+
+def _extent(results: StudyResults, bases: Sequence[str]) -> str:
+    """Return cells, seeds and base in a line."""
+    cells = [cell for question in results.questions for cell in question.cells]
+    seeds = {cell.seed for cell in cells if _is_done(cell)}
+    finished = sum(map(_is_done, cells))
+    number = f"{finished} of {counted(len(cells), 'cell')} finished, {counted(len(seeds), 'seed')}"
+    return f"{number}, base {', '.join(bases) or 'unknown'}"
 
 
 def _facts(

@@ -7,49 +7,15 @@ from typing_extensions import override
 
 from sft_lab.analysis.family import LEVEL
 from sft_lab.analysis.study_results import Question, SearchResult
-from sft_lab.analysis.verdicts import VERDICTS
 from sft_lab.report.changed_items import changed_tables
 from sft_lab.report.context import Context
-from sft_lab.report.departures import departures_table, summary
+from sft_lab.report.departures import departures_table
 from sft_lab.report.judging import margin_text
 from sft_lab.report.page import Figure, Panel, Section, Table
 from sft_lab.report.questions import question_section
 from sft_lab.report.section import ReportSection
-from sft_lab.report.summary import summary_sentences
 from sft_lab.report.tables import protocol_table
 from sft_lab.terminal import counted
-
-
-class Findings(ReportSection):
-    """All claims in one table; built last and shown first."""
-
-    @override
-    def build(self, context: Context) -> Section:
-        by_claim: dict[tuple[str, str], dict[str, list[str]]] = {}
-        for claim in context.claims:
-            found = by_claim.setdefault((claim.question, claim.text), {})
-            for finding in claim.findings:
-                found.setdefault(finding.verdict, []).append(finding.ability)
-        table = Table(
-            "The paper's claims and the verdict of this study, ability by ability; the sentences "
-            "with their figures are under each question.",
-            ("claim of the paper", "question", *VERDICTS),
-            [
-                [text, question, *(", ".join(dict.fromkeys(by.get(j, []))) for j in VERDICTS)]
-                for (question, text), by in by_claim.items()
-                if by
-            ],
-        )
-        return Section(
-            "findings",
-            "Which of the paper's findings this study supports",
-            [
-                *summary_sentences(context.claims),
-                *([summary(context.departures)] if context.departures else []),
-                margin_text(context.measured.margin),
-            ],
-            tables=[table] if table.rows else [],
-        )
 
 
 class QuestionSection(ReportSection):
@@ -146,6 +112,7 @@ class Method(ReportSection):
             "finding names the difference that its test shows in 80 % of cases: (t at 1 - a/2 plus "
             "t at 0.8) times the standard error, where a is 5 % over the number of tests that were "
             "not shown.",
+            margin_text(context.measured.margin),
             "The verdict is the first that applies: not tested (nothing to compare, never learned, "
             "or at the score of guessing), not controlled (the claim is about mixing or replay, "
             "and the study has no control for it), one seed only, then supported, not supported or "

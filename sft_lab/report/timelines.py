@@ -8,7 +8,7 @@ from matplotlib.patches import Rectangle
 from sft_lab.analysis.abilities import Ability
 from sft_lab.analysis.groups import RunGroup
 from sft_lab.analysis.measurements import Measurements, boundary_of
-from sft_lab.report.curves import finish
+from sft_lab.report.curves import dots, finish
 from sft_lab.report.drawing import DASHES, GRID, HEAT, INK, MARKERS, MUTED, PAPER, SERIES, Drawing
 from sft_lab.report.page import Panel
 
@@ -20,7 +20,7 @@ def timeline(
 
     Args:
         name: Name of the drawing.
-        group: Runs that differ by their seeds; each is faint, their mean is strong.
+        group: Runs that differ by their seeds, drawn as dots; the line is their mean.
         abilities: The study's abilities, which decide colours and markers.
         scale: The scale of the abilities to draw.
 
@@ -28,7 +28,7 @@ def timeline(
         The panel, or None if nothing was measured twice.
     """
     runs = list(group.runs.values())
-    drawing = Drawing(height=3.2)
+    drawing = Drawing(height=2.9)
     axes, words = drawing.axes, []
     for number, ability in enumerate(abilities):
         if ability.scale != scale:
@@ -48,8 +48,7 @@ def timeline(
             points = [p for p in measured if p not in partial]
             values = [ability.shown(p.scores[ability.key].value) for p in points]
             if len(runs) > 1:
-                steps = [p.step for p in points]
-                axes.plot(steps, values, color=SERIES[number % 6], alpha=0.3, linewidth=0.8)
+                dots(drawing, [p.step for p in points], values, SERIES[number % 6])
             for point, value in zip(points, values, strict=True):
                 by_step.setdefault(point.step, []).append(value)
         # A mean over fewer seeds than all would jump where one of them has no evaluation.
@@ -120,9 +119,7 @@ def heat_map(
         return None
     run = next(iter(group.runs.values()))
     columns = [point.after or "base" for point in run.boundaries]
-    drawing = Drawing(
-        width=max(2.6, 1.1 + 0.85 * len(columns)), height=0.85 + 0.42 * len(abilities)
-    )
+    drawing = Drawing(height=0.85 + 0.42 * len(abilities))
     axes, words = drawing.axes, []
     axes.grid(visible=False)
     for row, ability in enumerate(abilities):

@@ -30,11 +30,14 @@ def write_report(report: Report, out: Path) -> None:
 
 def report_files(report: Report) -> dict[str, str]:
     """Return the text of every file of a report, by its path in the report's folder."""
-    panels = [p for section in report.sections for fig in section.figures for p in fig.panels]
     files = {
         "report.html": html(report),
         "report.md": markdown(report),
-        **{f"figures/{panel.name}.svg": stand_alone(panel.svg) for panel in panels},
+        **{
+            f"figures/{panel.name}.svg": stand_alone(panel.svg)
+            for figure in report.figures
+            for panel in figure.panels
+        },
         **{name: _csv(table) for name, table in report.tables.items()},
     }
     return {name: visible(text) for name, text in files.items()}

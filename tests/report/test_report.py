@@ -33,7 +33,6 @@ from sft_lab.analysis.study_results import Cell, Question, StudyResults
 from sft_lab.metrics.score import Score
 from sft_lab.report.page import Finding
 from sft_lab.report.report import Report, build_report
-from sft_lab.report.summary import summary_sentences
 from sft_lab.report.writing import report_files, write_report
 from sft_lab.runs.results import ItemAnswer, RunResult
 from sft_lab.terminal import visible
@@ -173,14 +172,46 @@ def test_every_finding_quotes_the_paper_and_its_place(report: Report) -> None:
     assert all(claim.paper for claim in report.claims)
 
 
-def test_the_first_screen_has_five_sentences_with_control_seeds_and_items(report: Report) -> None:
-    sentences = summary_sentences(report.claims)
-    assert len(sentences) == 5
-    for sentence in sentences[:-1]:
-        assert re.search(r"\d seeds, 200 items", sentence)
-        assert "control" in sentence
-    assert re.fullmatch(r"Of the \d+ other findings: [a-z0-9 ,]+\.", sentences[-1])
-    assert report.sections[0].text[:5] == sentences
+def test_the_first_screen_answers_each_question_with_control_seeds_and_items(
+    report: Report, files: dict[str, str]
+) -> None:
+    answers = {section.name: section.answer for section in report.sections if section.answer}
+    assert list(answers) == ["rq1", "rq2", "rq3", "rq4", "counts"]
+    for name in ("rq1", "rq2", "rq3", "rq4"):
+        assert "3 seeds, 200 items" in answers[name]
+    assert answers["rq2"].startswith("Mixing loses where data are many: supported for general (")
+    assert answers["rq2"].endswith("(3 seeds, 200 items, control at equal steps).")
+    assert "no control needed" in answers["rq1"]
+    # Planted: k = 1/16 loses 10 points of math, 5 of code and 2 of general; the ends lose more.
+    assert "dmt (k = 1/16) comes closest: math" in answers["rq4"]
+    assert "sequential ranks last, math \N{MINUS SIGN}7" in answers["rq4"]
+    first = files["report.html"].partition("<main>")[0]
+    assert report.headline is not None
+    assert report.headline.title == "Replay share k"
+    assert "Replay share k" in first
+    assert "Replay share k</h3>" not in files["report.html"]
+    assert f"{len(answers)}" == str(first.count('<h2><a href="#'))
+
+
+def test_a_question_without_claims_is_answered_by_its_lowest_and_highest_arm(
+    report: Report,
+) -> None:
+    answer = next(section.answer for section in report.sections if section.name == "counts")
+    assert answer.startswith("Lowest to highest: math from equal_")
+    assert answer.count("which may be chance") == 3  # planted: no difference
+    found = [r for r in report.tables["comparisons.csv"].rows if r["place"] == "counts range"]
+    assert len(found) == 3
+
+
+def test_the_strip_has_every_verdict_once(report: Report, files: dict[str, str]) -> None:
+    judged = [j for row in report.verdicts.values() for found in row.values() for j in found]
+    findings = [finding for claim in report.claims for finding in claim.findings]
+    assert len(judged) == len(findings)
+    assert set(report.verdicts) == {"math", "code", "general"}
+    assert [j.verdict for j in report.verdicts["code"]["rq4"][:2]] == ["not supported"] * 2
+    assert report.counts.startswith(f"{len(findings)} findings on the paper's claims: ")
+    ids = {a["id"] for _, a in Page(files["report.html"]).tags if "id" in a}
+    assert {j.anchor for j in judged} <= ids
 
 
 def test_holm_is_over_all_tests_of_the_report(report: Report) -> None:
@@ -334,13 +365,12 @@ def test_figures_have_words_and_ids_of_their_own(report: Report, files: dict[str
     assert all(attributes["aria-label"] and attributes["role"] == "img" for attributes in drawings)
     ids = [a["id"] for _, a in page.tags if "id" in a]
     assert len(ids) == len(set(ids))
-    for section in report.sections:
-        for figure in section.figures:
-            assert figure.caption
-            for panel in figure.panels:
-                alone = files[f"figures/{panel.name}.svg"]
-                assert alone.startswith("<?xml")
-                assert "prefers-color-scheme" in alone
+    for figure in report.figures:
+        assert figure.caption
+        for panel in figure.panels:
+            alone = files[f"figures/{panel.name}.svg"]
+            assert alone.startswith("<?xml")
+            assert "prefers-color-scheme" in alone
 
 
 def test_files_are_the_same_to_the_byte(study: PlantedStudy, tmp_path: Path) -> None:
@@ -516,7 +546,7 @@ def test_an_ability_without_a_source_is_shown_and_judged_by_no_claim() -> None:
     named = {f.ability for claim in report.claims for f in claim.findings}
     assert named == {"math", "code", "general"}
     assert any("teaches mt_bench: tables and figures show it" in w for w in report.warnings)
-    assert "rq4-forgetting-mt_bench" in str(report_files(report).keys())
+    assert "rq4-k-mt_bench" in str(report_files(report).keys())
 
 
 def strategies(cells: list[Cell]) -> Question:
@@ -570,7 +600,7 @@ def test_the_p_of_forgetting_counts_the_stage_ends_that_the_best_was_chosen_from
     exact = binomtest(lost, lost + gained).pvalue
     assert row["p"] == pytest.approx(min(3 * exact, 1.0))  # the base and two stage ends
     assert 3 * exact < 1
-    caption = report.sections[1].tables[1].caption
+    caption = report.sections[0].tables[1].caption
     assert "multiplied by the number of stage ends it was chosen from" in caption
 
 
@@ -620,7 +650,7 @@ def test_every_further_axis_makes_a_line_of_its_own(
     study = PlantedStudy(items=50)
     report = build_report(study.results("two", two_axes(study, design, arm, axes)), study.read)
     report_files(report)
-    drawn = [p for section in report.sections for f in section.figures for p in f.panels]
+    drawn = [p for figure in report.figures for p in figure.panels]
     curves = [p.alt for p in drawn if "-curve-math" in p.name or "-k-math" in p.name]
     if "share" in axes:  # no axis says what it replays
         assert not curves
@@ -671,9 +701,10 @@ def test_odd_names_become_neither_folders_nor_markup_nor_formulas(
     page = (tmp_path / "report.html").read_text()
     ids = [a["id"] or "" for _, a in Page(page).tags if "id" in a]
     assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", found) for found in ids)
-    assert "$\\b$" in report.sections[1].figures[0].panels[0].svg
+    [figure] = report.figures
+    assert "$\\b$" in figure.panels[0].svg
     drawn = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert drawn == {f"{panel.name}.svg" for panel in report.sections[1].figures[0].panels}
+    assert drawn == {f"{panel.name}.svg" for panel in figure.panels}
 
 
 FREE = "That replay costs the general ability nothing"
@@ -749,7 +780,7 @@ def test_the_greatest_amount_that_has_finished_is_named() -> None:
     lead = "vary_special, from 1/64 to 1/4 of code and math: higher"
     assert finding(report, OWN_DATA, "math").sentence.startswith(lead)
     assert (
-        "against the greatest one with finished runs (1/4)" in report.sections[1].tables[0].caption
+        "against the greatest one with finished runs (1/4)" in report.sections[0].tables[0].caption
     )
 
 
@@ -799,7 +830,7 @@ def test_marks_are_text_in_markdown_and_on_the_page(files: dict[str, str]) -> No
     assert re.search(r"\| \*\*79\.\d\*\* \(", row)
     page = Page(files["report.html"])
     assert re.search(r"\N{BLACK DOWN-POINTING TRIANGLE}\N{NO-BREAK SPACE}5\.\d", page.text)
-    assert "content:" not in files["report.html"]
+    assert "content:'" not in files["report.html"]
 
 
 def test_an_answer_of_several_lines_stays_in_its_row() -> None:
@@ -824,7 +855,7 @@ def test_straight_lines_are_within_the_panel() -> None:
         run = study.run(name, 0, {"a": levels(0.1, 0.1, 0.1), "b": end})
         cells.append(Cell("q", name.split()[0], {"k": k} if k else {}, 0, run))
     report = build_report(study.results("low", strategies(cells)), study.read)
-    figure = next(f for f in report.sections[1].figures if f.title == "Replay share k")
+    figure = next(f for f in report.figures if f.title == "Replay share k")
     assert ">90<" in figure.panels[0].svg or ">100<" in figure.panels[0].svg  # its axis' numbers
 
 
@@ -847,7 +878,6 @@ def test_partial_evaluations_enter_no_mean() -> None:
     run = replace(whole, points=points)
     question = strategies([Cell("q", "sequential", {}, 0, run)])
     report = build_report(study.results("partial", question), study.read)
-    figures = report.sections[1].figures
-    [figure] = [found for found in figures if found.title == "Abilities over training"]
+    [figure] = [found for found in report.figures if found.title == "Abilities over training"]
     assert "Hollow points are evaluations on some of the items" in figure.caption
     assert "math from 0.0 to 2.5, at most 77.5" in figure.panels[0].alt  # and not 100

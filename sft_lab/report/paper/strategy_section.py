@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 from sft_lab.analysis.abilities import Ability
-from sft_lab.analysis.forgetting import Drop
+from sft_lab.analysis.forgetting import Drop, can_forget
 from sft_lab.analysis.groups import RunGroup, distinct, groups_of
 from sft_lab.analysis.measurements import end_of
 from sft_lab.analysis.study_results import Question
+from sft_lab.report.answers import search_answer, strategies_answer
 from sft_lab.report.context import Context, ability_curves, figure_of, section_of
-from sft_lab.report.curves import Level, Line, drop_panel
+from sft_lab.report.curves import Level, Line, drop_ends, drop_panel
 from sft_lab.report.page import Figure, Section
 from sft_lab.report.paper.amounts import is_alone
 from sft_lab.report.paper.strategies import (
@@ -20,6 +21,9 @@ from sft_lab.report.paper.strategies import (
 from sft_lab.report.paper.strategy_claims import StrategyClaims, replay_sweeps
 from sft_lab.report.tables import forgetting_table, score_table
 from sft_lab.report.timelines import heat_map, timeline
+
+REPLAY = "Replay share k"
+"""Title of the figure that the first screen shows, where a study has it."""
 
 _MARKS = (
     "With each score its 95 % interval. \N{BLACK DOWN-POINTING TRIANGLE} and "
@@ -50,16 +54,19 @@ def strategies_section(question: Question, context: Context) -> Section:
             context.published,
         )
     ]
+    lost = [drop for drop in lost if can_forget(drop.group, drop.comparison.ability)]
     if lost:
         tables.append(forgetting_table(lost, abilities))
     figures: list[Figure] = []
     if context.draws:
         figures = [
-            *_sweep(question, context, best),
             *_over_time(question, context),
+            *_sweep(question, context, best),
             *_drop_figure(question, context, lost),
         ]
-    return section_of(question, claims=claims, tables=tables, figures=figures)
+    answer = search_answer(question, context.results.searches)
+    answer = answer or strategies_answer(rows, against, best)
+    return section_of(question, claims=claims, tables=tables, figures=figures, answer=answer)
 
 
 def _sweep(question: Question, context: Context, best: dict[Ability, RunGroup]) -> list[Figure]:
@@ -89,11 +96,11 @@ def _sweep(question: Question, context: Context, best: dict[Ability, RunGroup]) 
     return ability_curves(
         question,
         context,
-        "Replay share k",
+        REPLAY,
         "Each panel is an ability at the end of DMT by the share k of math and code that its last "
         "stage replays. k = 0 replays nothing and is drawn one step left of the least share; "
         "straight lines are the specialist of the ability's own source and multi-task training. "
-        "Bands are 95 % intervals over seeds and items.",
+        "Dots are seeds, bands 95 % intervals over seeds and items.",
         lines,
         constants,
         "k",
@@ -118,7 +125,7 @@ def _over_time(question: Question, context: Context) -> list[Figure]:
     return [
         *figure_of(
             "Abilities over training",
-            "Each panel is a strategy. Strong lines are means over seeds, faint ones the seeds; "
+            "Each panel is a strategy. Lines are means over seeds, dots the seeds; "
             "dashed upright lines are stage boundaries, with the stages named above. Hollow points "
             "are evaluations on some of the items, which enter no mean.",
             lines,
@@ -133,14 +140,17 @@ def _over_time(question: Question, context: Context) -> list[Figure]:
 
 
 def _drop_figure(question: Question, context: Context, lost: Sequence[Drop]) -> list[Figure]:
+    ends = drop_ends(lost)
     panels = [
-        drop_panel(f"{question.name}-forgetting-{ability.name}", ability, lost)
+        drop_panel(f"{question.name}-forgetting-{ability.name}", ability, lost, ends)
         for ability in context.abilities
     ]
     return figure_of(
         "Forgetting",
         "Change of each ability from the stage end where its mean was highest to the end of "
-        "training, with 95 % intervals: left of zero is forgotten. Filled points are shown after "
-        "Holm's correction, hollow grey ones may be chance.",
+        "training, with 95 % intervals: left of zero is forgotten. Abilities that the last stage "
+        "was the first to train, and those never above guessing, have nothing to forget and are "
+        "left out. Filled points are shown after Holm's correction, hollow grey ones may be "
+        "chance. All panels have one scale.",
         panels,
     )
