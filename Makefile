@@ -1,15 +1,17 @@
 # make demo: set up, train two strategies on the embedded world, compare them.
-# make test: set up, run every check and test. Both need only Python 3.11.5 or later.
+# make test: set up, run every check and test, but for the long matrices of make extended.
+# Both need only Python 3.11.5 or later.
 PYTHON ?= python3
 BIN := .venv/bin
-# One process per core, at most four, since each loads torch. Tests of one file share fixtures.
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+# One process per core, at most four, since each loads torch. Tests of one file share fixtures, and
+# tests/conftest.py puts the longest files first.
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 # Bytecode is written at the first import, not at installation: most modules are never imported.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo test quick ui lint docs schema lock audit clean
+.PHONY: setup demo test quick extended ui lint docs schema lock audit clean
 
 setup: .venv/ready
 
@@ -33,7 +35,11 @@ test: setup lint docs
 	$(PYTEST)
 
 quick: setup lint
-	$(PYTEST) -m "not slow and not gpu"
+	$(PYTEST) -m "not slow and not gpu and not extended"
+
+# The variants that make test leaves out: more kills, forks, model families, platforms.
+extended: setup
+	$(PYTEST) -m "extended and not gpu"
 
 lint: setup
 	$(BIN)/ruff check

@@ -17,6 +17,29 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 pytest_plugins = ["tiny_lab", "hub_cache", "study_runs", "judge_server", "vllm_server", "sandboxes"]
 
 
+# Longest first. A file is run by one process, so a long one begun last would leave the others idle.
+LONG_FILES = (
+    "test_report.py",
+    "test_study.py",
+    "test_kill_and_resume.py",
+    "test_fork.py",
+    "test_cluster.py",
+    "test_resume.py",
+    "test_training_seams.py",
+    "test_extensions.py",
+    "test_generation.py",
+    "test_drafts.py",
+    "test_config_schema.py",
+    "test_configs.py",
+    "test_real_files.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {name: index for index, name in enumerate(LONG_FILES)}
+    items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep tokenised rows of tests out of the user's cache."""

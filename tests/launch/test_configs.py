@@ -193,7 +193,15 @@ def test_runs_for_the_paper_s_figures_name_their_protocol(
     assert "under another protocol: Llama 2 for LLaMA-1" in tags["protocol"]
 
 
-@pytest.mark.parametrize("path", named("real_files"), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [
+        # `everything` is inspected whole in test_real_files; the stages of the others are alike.
+        path if path.stem == "dmt" else pytest.param(path, marks=pytest.mark.extended)
+        for path in named("real_files")
+    ],
+    ids=lambda path: path.stem,
+)
 def test_a_config_of_real_files_plans(
     plan: Plan, path: Path, shared_data: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

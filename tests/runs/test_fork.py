@@ -19,7 +19,8 @@ from sft_lab.runs.fork import FORK_TAG
 from sft_lab.runs.parent_record import points_before
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-FORK_NAME = "--trainer.logger.init_args.run_name=a fork"
+RUN_NAME = "--trainer.logger.init_args.run_name"
+FORK_NAME = f"{RUN_NAME}=a fork"
 STOP = "--trainer.callbacks+=stopper.Stop"
 CLOCKS = ("speed/", "time/")
 
@@ -53,15 +54,17 @@ def fill(lab: Lab) -> Lab:
 
 @pytest.fixture(scope="module")
 def forks(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    """A lab with a finished run from the base of every config of ``STAGES``, under its name."""
+    """A lab with finished runs from the base, under their names in ``STAGES``."""
     lab = fill(make_lab(tmp_path_factory.mktemp("forks")))
-    for name in STAGES:
-        fit(lab, name, f"--trainer.logger.init_args.run_name={name}")
+    for name in ("one", "two", "three"):
+        run_id(lab, name)
     return lab
 
 
 def run_id(lab: Lab, name: str) -> str:
-    return str(lab.store.find(name).info.run_id)
+    """Return the id of the run of a config of ``STAGES`` from the base; train it if need be."""
+    found = [run for run in lab.runs if run.info.run_name == name]
+    return str(found[0].info.run_id) if found else fit(lab, name, f"{RUN_NAME}={name}")
 
 
 def record(lab: Lab, run: str) -> dict[str, Any]:
@@ -109,11 +112,12 @@ def assert_equal(found: Any, expected: Any, where: str = "") -> None:
 @pytest.mark.parametrize(
     ("origin", "config"),
     [
-        ("two@first", "three"),  # a stage with others after it
-        ("one@first", "three"),  # the last stage of its run
         ("three@middle", "three"),  # the second boundary, moments kept
-        ("three_less_last@middle", "three"),
-        ("one@first", "one"),
+        # What follows is also the start of a fork below that is killed, forked or copied whole.
+        pytest.param("two@first", "three", marks=pytest.mark.extended),
+        pytest.param("one@first", "three", marks=pytest.mark.extended),
+        pytest.param("three_less_last@middle", "three", marks=pytest.mark.extended),
+        pytest.param("one@first", "one", marks=pytest.mark.extended),
     ],
 )
 def test_a_fork_equals_the_run_from_the_base(forks: Lab, origin: str, config: str) -> None:
@@ -131,7 +135,11 @@ def test_a_fork_equals_the_run_from_the_base(forks: Lab, origin: str, config: st
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("origin", "config"), [("two@first", "one"), ("three@middle", "three_less_last")]
+    ("origin", "config"),
+    [
+        ("two@first", "one"),
+        pytest.param("three@middle", "three_less_last", marks=pytest.mark.extended),
+    ],
 )
 def test_a_fork_without_further_stages_copies_everything(
     forks: Lab, origin: str, config: str
@@ -155,7 +163,7 @@ def test_a_run_can_be_forked_from_a_fork(forks: Lab) -> None:
     "broken",
     [
         "sft_lab.runs.logger.RunLogger.log_points",
-        "sft_lab.runs.client.StoreClient.log_artifacts",
+        pytest.param("sft_lab.runs.client.StoreClient.log_artifacts", marks=pytest.mark.extended),
         "sft_lab.runs.parent_record.link_or_copy",  # everything is copied but the last checkpoint
         "sft_lab.callbacks.stage_scheduler.StageScheduler.on_train_start",
     ],
@@ -181,7 +189,7 @@ def test_a_fork_that_fails_early_still_starts_from_its_stage(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("step", [5, 9])
+@pytest.mark.parametrize("step", [5, pytest.param(9, marks=pytest.mark.extended)])
 def test_a_killed_fork_resumes_exactly(forks: Lab, step: int) -> None:
     command = [sys.executable, "-m", "sft_lab", "fit", "--config=three.yaml", "--from=one@first"]
     kill = [STOP, f"--trainer.callbacks.step={step}", f"--trainer.callbacks.signal={SIGKILL}"]

@@ -8,16 +8,22 @@ import pytest
 
 SCRIPT = """
 from kill_and_resume import kill_and_resume
-points = ["during an evaluation", "half-way through the fourth checkpoint", "at the boundary"]
-print(kill_and_resume(kills=1, seed=0, points=points))
+print(kill_and_resume(kills={kills}, seed=0, points={points}))
 """
+POINTS = ["during an evaluation", "half-way through the fourth checkpoint", "at the boundary"]
 
 
-@pytest.mark.slow
-def test_a_killed_run_goes_on_to_the_last_bit() -> None:
+@pytest.mark.parametrize(
+    ("kills", "points"),
+    [
+        pytest.param(0, POINTS, marks=pytest.mark.slow, id="named"),
+        pytest.param(1, None, marks=pytest.mark.extended, id="every"),
+    ],
+)
+def test_a_killed_run_goes_on_to_the_last_bit(kills: int, points: list[str] | None) -> None:
     # In a process of its own: the script forks, which a process with threads must not.
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
+        [sys.executable, "-c", SCRIPT.format(kills=kills, points=points)],
         cwd=Path(__file__).parents[1],
         capture_output=True,
         text=True,
@@ -26,5 +32,5 @@ def test_a_killed_run_goes_on_to_the_last_bit() -> None:
     assert done.returncode == 0, done.stderr
     *cases, faults = done.stdout.splitlines()
     assert faults == "[]", done.stdout
-    assert len(cases) == 4
-    assert sum("exact" in case for case in cases) == 4
+    assert len(cases) >= kills + len(points or POINTS)
+    assert all("exact" in case for case in cases)

@@ -31,8 +31,8 @@ def stop(lab: Lab, step: int, *arguments: str, number: int = 0) -> None:
 @pytest.mark.parametrize(
     ("number", "status", "saved_step"),
     [
-        pytest.param(0, "FAILED", 6, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, "KILLED", 8, marks=pytest.mark.slow),
+        (0, "FAILED", 6),
+        pytest.param(signal.SIGINT, "KILLED", 8, marks=pytest.mark.extended),
         (signal.SIGTERM, "KILLED", 8),
     ],
 )
@@ -157,7 +157,7 @@ def test_a_run_without_its_checkpoint_starts_over_and_says_so(
     assert list(stopped_lab.points("world_math/format_free")) == [0, 4, 5, 8, 12]
 
 
-@pytest.mark.slow
+@pytest.mark.extended  # a process of its own for the exit code; the record is checked above
 def test_a_failing_run_exits_with_1_and_says_why(stopped_lab: Lab) -> None:
     command = [sys.executable, "-m", "sft_lab", "fit", "--config=tiny.yaml", STOP]
     environment = {**os.environ, "SFT_LAB_WORLD": str(stopped_lab.world), "PYTHONPATH": "."}

@@ -45,7 +45,7 @@ def spoiled(answers: list[list[int]]) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("batch_size", [1, 5, 12])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.extended), 5, 12])
 @pytest.mark.parametrize("pass_tokens", [20, 2048])
 def test_no_draft_changes_an_answer(
     architecture: str, batch_size: int, pass_tokens: int, monkeypatch: pytest.MonkeyPatch

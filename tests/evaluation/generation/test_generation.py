@@ -33,7 +33,7 @@ from sft_lab.evaluation.generation.kv_cache import RoomyCache
 from sft_lab.evaluation.generation.stop_strings import StopWatch, before_stop
 
 # transformers' continuous batching runs on a CPU as well, if too slowly to be offered there.
-ENGINES = [NativeEngine, pytest.param(TransformersContinuous, marks=pytest.mark.slow)]
+ENGINES = [NativeEngine, pytest.param(TransformersContinuous, marks=pytest.mark.extended)]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -45,7 +45,7 @@ def test_answers_are_those_of_transformers_one_by_one(architecture: str) -> None
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-@pytest.mark.parametrize("batch_size", [1, 3, 5])
+@pytest.mark.parametrize("batch_size", [pytest.param(1, marks=pytest.mark.extended), 3, 5])
 def test_batches_that_are_refilled_change_no_answer(architecture: str, batch_size: int) -> None:
     model = tiny(architecture)
     expected = theirs(model)
@@ -304,7 +304,9 @@ def complete(engine: Any, model: PreTrainedModel, **settings: Any) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("architecture", ["llama", "qwen2"])
+@pytest.mark.parametrize(
+    "architecture", ["llama", pytest.param("qwen2", marks=pytest.mark.extended)]
+)
 def test_engines_give_the_same_greedy_answers(architecture: str) -> None:
     model = with_lora(tiny(architecture)).train()
     plain = model.get_base_model()
