@@ -8,11 +8,12 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from math import log2
+from math import log2, sqrt
+from statistics import fmean, pstdev
 
 from sft_lab.analysis.study_results import Cell, Question, StudyResults
 from sft_lab.errors import RequestError
-from sft_lab.metrics.score import Score, accuracy, mean_score
+from sft_lab.metrics.score import Score, accuracy
 from sft_lab.runs.record import BenchmarkRecord, RunRecord, StageRecord
 from sft_lab.runs.results import ItemAnswer, Point, RunResult
 
@@ -136,7 +137,7 @@ class PlantedStudy:
             rated = benchmark == "mt_bench"
             ratings = [1 + 9 * min(max(level + dice.gauss(0, 0.08), 0), 1) for _ in hard if rated]
             marks: list[bool | float] = list(ratings) if rated else list(right)
-            scores[key] = mean_score(ratings) if rated else accuracy(right)
+            scores[key] = _mean_rating(ratings) if rated else accuracy(right)
             if step and after is None:  # no answers within a stage: nothing reads them
                 continue
             self.answers[run_id, benchmark, step] = [
@@ -150,6 +151,12 @@ class PlantedStudy:
                 for n, mark in enumerate(marks)
             ]
         return Point(step, after, scores)
+
+
+def _mean_rating(ratings: Sequence[float]) -> Score:
+    """Return a mean with a normal interval: a bootstrap for each point would take half the time."""
+    mean, half = fmean(ratings), 1.96 * pstdev(ratings) / sqrt(len(ratings))
+    return Score(mean, mean - half, mean + half, len(ratings))
 
 
 def levels(math: float, code: float, general: float) -> Levels:

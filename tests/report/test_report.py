@@ -538,10 +538,7 @@ def test_without_a_general_benchmark_nothing_is_said_of_the_general_ability() ->
 
 def test_an_ability_without_a_source_is_shown_and_judged_by_no_claim() -> None:
     study = PlantedStudy(abilities=IFEVAL, sources={"mt_bench": "general"}, items=50)
-    one = (0,)
-    results = study.results(
-        "two", rq1(study, one), rq2(study, one), rq3(study, one), rq4(study, one)
-    )
+    results = study.results("two", rq1(study, (0,)), rq4(study, (0,)))
     report = build_report(replace(results, sources=SOURCES), study.read)
     named = {f.ability for claim in report.claims for f in claim.findings}
     assert named == {"math", "code", "general"}
