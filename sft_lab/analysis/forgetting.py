@@ -4,17 +4,17 @@ Definitions are those of ``metrics.forgetting``; they are applied here to a run'
 its items and to a group's mean over seeds.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from sft_lab.analysis.abilities import Ability
 from sft_lab.analysis.groups import RunGroup
 from sft_lab.analysis.measurements import Comparison, Measurements, Side, boundary_of, end_of
-from sft_lab.metrics.forgetting import Assessed, best_boundary, changes
+from sft_lab.metrics.forgetting import Assessed, best_boundary
 from sft_lab.metrics.seeds import SeedScore, over_seeds
-from sft_lab.runs.evaluations import history
-from sft_lab.runs.results import RunResult
+from sft_lab.runs.evaluations import Tracked, history, strict_key
+from sft_lab.runs.results import Point, RunResult
 
 
 @dataclass(frozen=True)
@@ -69,15 +69,20 @@ def reference_of(run: RunResult, ability: Ability) -> Assessed | None:
 
 
 def changes_of(run: RunResult, ability: Ability) -> dict[str, float]:
-    """Return a finished run's forgetting, retention, backward transfer and change from base.
+    """Return a finished run's changes of an ability at its end, see ``Tracked.changes``.
 
     Each is absent if it has no value; a run that did not reach its end has none.
     """
     benchmark = run.benchmarks.get(ability.benchmark)
-    if run.last is None or ability.key not in run.last.scores or benchmark is None:
+    if run.last is None or benchmark is None:
         return {}
-    found = [found for found in history_of(run, ability.key) if found.step <= run.last.step]
-    return changes(found, run.record.trained_at(benchmark.source), benchmark.chance)
+    tracked = Tracked(
+        ability.key,
+        run.record.trained_at(benchmark.source),
+        benchmark.chance,
+        strict_key(ability.key, benchmark.strict_score),
+    )
+    return tracked.changes([point for point in run.points if point.step <= run.last.step])
 
 
 def can_forget(group: RunGroup, ability: Ability) -> bool:
@@ -85,11 +90,25 @@ def can_forget(group: RunGroup, ability: Ability) -> bool:
     return any("forgetting" in changes_of(run, ability) for run in group.runs.values())
 
 
-def retention_of(group: RunGroup, ability: Ability) -> SeedScore | None:
-    """Return a group's mean retention over seeds; None if a seed has none."""
-    found = [changes_of(run, ability).get("retention") for run in group.runs.values()]
-    known = [value for value in found if value is not None]
-    return over_seeds(known) if known and len(known) == len(found) else None
+def change_of(group: RunGroup, ability: Ability, name: str) -> SeedScore | None:
+    """Return the mean over seeds of a change, such as ``retention``; None if a seed has none."""
+    return _mean([changes_of(run, ability).get(name) for run in group.runs.values()])
+
+
+def form_at(run: RunResult, ability: Ability, point: Point) -> float | None:
+    """Return the share of answers in the form that prompts ask for; None if it is not known."""
+    names = [name for name, key in run.record.abilities.items() if key == ability.key]
+    return next((point.forms[name].value for name in names if name in point.forms), None)
+
+
+def form_of(side: Side, ability: Ability) -> SeedScore | None:
+    """Return the mean over seeds of the share of answers in form; None if a seed has none."""
+    return _mean([form_at(run, ability, point) for run, point in side.points.values()])
+
+
+def _mean(values: Sequence[float | None]) -> SeedScore | None:
+    known = [value for value in values if value is not None]
+    return over_seeds(known) if known and len(known) == len(values) else None
 
 
 def drop_of(place: str, group: RunGroup, ability: Ability, measured: Measurements) -> Drop | None:
@@ -142,3 +161,28 @@ def changed_items(
         if {before.marks.get(item), mark} == {0, 1}
     ]
     return sorted(found, key=lambda item: item.kind)
+
+
+Changed = Mapping[str, tuple[RunResult, Sequence[ChangedItem]]]
+"""By ability's name, the run of several stages that forgot most of it, and what changed there."""
+
+
+def most_forgotten(
+    runs: Sequence[RunResult], abilities: Sequence[Ability], measured: Measurements
+) -> Changed:
+    """Return the items that changed in the run that forgot most of each ability."""
+    found = {}
+    for ability in abilities:
+        falls = [(fall_of(run, ability), run) for run in runs if len(run.stages) > 1]
+        depth, run = max(falls, key=lambda fall: fall[0], default=(0.0, None))
+        if run is not None and depth > 0 and (items := changed_items(run, ability, measured)):
+            found[ability.name] = (run, items)
+    return found
+
+
+def fall_of(run: RunResult, ability: Ability) -> float:
+    """Return a run's reference minus its score at the end; 0 without one of them."""
+    reference = reference_of(run, ability)
+    if reference is None or run.last is None:
+        return 0.0
+    return reference.score.value - run.last.scores[ability.key].value

@@ -1,8 +1,8 @@
 """A study's results as one small file: everything that its report is computed from.
 
 It holds scores, the mark of every item at every stage boundary, records and settings of the runs,
-and no answers, so that a report can be built without the store, the same to the number. Only the
-section of forgotten items, which shows answers, needs the store.
+and the answers to forgotten and gained items of the runs that forgot most, so that a report can be
+built without the store, the same to the byte.
 """
 
 import hashlib
@@ -13,7 +13,9 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from sft_lab.analysis.measurements import MarksReader
+from sft_lab.analysis.abilities import abilities_of
+from sft_lab.analysis.forgetting import Changed, ChangedItem, fall_of, most_forgotten
+from sft_lab.analysis.measurements import MarksReader, Measurements
 from sft_lab.analysis.outcomes import Outcomes, outcomes
 from sft_lab.analysis.protocols import finished_runs
 from sft_lab.analysis.study_results import Cell, Question, SearchResult, StudyResults
@@ -22,7 +24,7 @@ from sft_lab.runs.evaluations import Point
 from sft_lab.runs.record import RunRecord
 from sft_lab.runs.results import ItemAnswer, RunResult
 
-SCHEMA = 2
+SCHEMA = 3
 _SETTINGS = re.compile(
     r"model\.(lora.*|quantization)|data\.batch_size|corpus\.template|data\.stages\..+\.(lr|epochs)"
 )
@@ -66,14 +68,24 @@ def results_text(results: StudyResults, reader: MarksReader) -> str:
         "margin": results.margin,
         "searches": [asdict(found) for found in results.searches],
         "questions": questions,
+        "changed": _changed(results, reader),
         "tables": tables.rows,
         "runs": runs,
     }
     return json.dumps(content, separators=(",", ":"), ensure_ascii=False) + "\n"
 
 
-def read_results(files: Sequence[Path]) -> tuple[StudyResults, MarksReader]:
-    """Return the study of one or several results files, and the reader of its items.
+def _changed(results: StudyResults, reader: MarksReader) -> dict[str, Any]:
+    runs = list(finished_runs(results).values())
+    found = most_forgotten(runs, abilities_of(results), Measurements(reader))
+    return {
+        name: [run.run_id, [list(asdict(item).values()) for item in items]]
+        for name, (run, items) in found.items()
+    }
+
+
+def read_results(files: Sequence[Path]) -> tuple[StudyResults, MarksReader, Changed]:
+    """Return the study of one or several results files, the reader of its marks, changed items.
 
     Args:
         files: Of one study, such as one of each question.
@@ -84,9 +96,9 @@ def read_results(files: Sequence[Path]) -> tuple[StudyResults, MarksReader]:
     """
     studies = [_read(file) for file in files]
     marks: dict[tuple[str, str, int], list[ItemAnswer]] = {}
-    for _, found in studies:
+    for _, found, _ in studies:
         marks |= found
-    first, *others = (study for study, _ in studies)
+    first, *others = (study for study, _, _ in studies)
     questions = list(first.questions)
     for file, other in zip(files[1:], others, strict=True):
         if (other.abilities, other.sources) != (first.abilities, first.sources):
@@ -99,14 +111,20 @@ def read_results(files: Sequence[Path]) -> tuple[StudyResults, MarksReader]:
                 f"--results {file}: the question {min(twice)!r} is in an earlier file already."
             )
         questions += other.questions
-    searches = [found for study, _ in studies for found in study.searches]
+    searches = [found for study, _, _ in studies for found in study.searches]
 
     def read(run: RunResult, benchmark: str, step: int) -> list[ItemAnswer]:
         if (run.run_id, benchmark, step) not in marks:
             raise RequestError(f"run {run.name!r} has no items of {benchmark} at step {step}.")
         return marks[run.run_id, benchmark, step]
 
-    return replace(first, questions=questions, searches=searches), read
+    whole = replace(first, questions=questions, searches=searches)
+    changed: dict[str, tuple[RunResult, Sequence[ChangedItem]]] = {}
+    for ability in abilities_of(whole):
+        every = [found[ability.name] for _, _, found in studies if ability.name in found]
+        if every:
+            changed[ability.name] = max(every, key=lambda found: fall_of(found[0], ability))
+    return whole, read, changed
 
 
 class _Tables:
@@ -155,8 +173,11 @@ _GROUPS = ("scores", "selection", "forms")
 
 
 def _packed(point: Point, tables: _Tables) -> dict[str, Any]:
-    """Return an evaluation with the keys of its scores in a table, since most runs share them."""
-    content = point.to_dict()
+    """Return an evaluation with the keys of its scores in a table, since most runs share them.
+
+    Losses and scores of selection items are left out: no report shows them.
+    """
+    content = replace(point, selection={}, losses={}).to_dict()
     for group in _GROUPS:
         scores = content[group]
         values = [list(score.values()) for score in scores.values()]
@@ -210,7 +231,9 @@ def _digest(found: Outcomes, item: str) -> str:
     return hashlib.sha256("\0".join(found.prompts[item]).encode()).hexdigest()[:12]
 
 
-def _read(file: Path) -> tuple[StudyResults, dict[tuple[str, str, int], list[ItemAnswer]]]:
+def _read(
+    file: Path,
+) -> tuple[StudyResults, dict[tuple[str, str, int], list[ItemAnswer]], Changed]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -263,7 +286,11 @@ def _read(file: Path) -> tuple[StudyResults, dict[tuple[str, str, int], list[Ite
         searches=[SearchResult(**found) for found in content["searches"]],
         margin=content["margin"],
     )
-    return study, marks
+    changed = {
+        name: (runs[run_id], [ChangedItem(*item) for item in items])
+        for name, (run_id, items) in content["changed"].items()
+    }
+    return study, marks, changed
 
 
 def _answers(items: Mapping[str, Sequence[str]], mark: str, values: Any) -> list[ItemAnswer]:

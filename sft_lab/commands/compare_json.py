@@ -47,7 +47,12 @@ def _run(run: RunResult, measured: Measurements) -> dict[str, Any]:
         "status": run.status,
         "seed": run.seed,
         "boundaries": [
-            {"after": point.after, "step": point.step, "scores": _scores(point.scores)}
+            {
+                "after": point.after,
+                "step": point.step,
+                "scores": _scores(point.scores),
+                "forms": _scores(point.forms),
+            }
             for point in run.boundaries
         ],
         "average": run.final.get("average/score"),

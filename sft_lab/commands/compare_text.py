@@ -1,14 +1,14 @@
 """A comparison for people: abilities by boundary, tests, and items forgotten and gained."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isfinite
 
 from sft_lab.analysis.abilities import Ability, abilities_in
 from sft_lab.analysis.comparison import RunComparison
 from sft_lab.analysis.family import LEVEL
-from sft_lab.analysis.forgetting import ChangedItem, changed_items, retention_of
+from sft_lab.analysis.forgetting import ChangedItem, change_of, changed_items, form_of
 from sft_lab.analysis.groups import RunGroup
-from sft_lab.analysis.measurements import Comparison, boundary_of
+from sft_lab.analysis.measurements import Comparison, Side, boundary_of
 from sft_lab.analysis.protocols import mismatch_line
 from sft_lab.metrics.paired import Difference
 from sft_lab.metrics.score import Score
@@ -79,18 +79,39 @@ def _scope(compared: RunComparison) -> str:
 
 def _abilities(compared: RunComparison) -> str:
     keys = sorted({ability.key for group in compared.groups for ability in group.abilities})
+    formed = {
+        ability.key
+        for group in compared.groups
+        for ability in group.abilities
+        if form_of(boundary_of(group, 0), ability)
+    }
+    none = {key: [""] if key in formed else [] for key in keys}
     rows: list[list[str]] = []
     for group in compared.groups:
         by_key = {ability.key: ability for ability in group.abilities}
         for boundary in range(group.num_boundaries):
             side = boundary_of(group, boundary)
-            cells = [_cell(compared, group, by_key.get(key), boundary) for key in keys]
+            cells = []
+            for key in keys:
+                cells.append(_cell(compared, group, by_key.get(key), boundary))
+                cells += [_form(side, by_key.get(key))] if key in formed else []
             steps = sorted({point.step for _, point in side.points.values()})
             step = f"{steps[0]}" if len(steps) == 1 else f"{steps[0]}-{steps[-1]}"
             rows.append([_title(group), side.stage, step, *cells])
-        retained = [_retention(group, by_key.get(key)) for key in keys]
-        rows += [["", "retention at the end", "", *retained], [""] * (3 + len(keys))]
-    return format_table(["run", "after", "step", *keys], rows[:-1])
+        for name, change, show in _AT_THE_END:
+            values = [_change(group, by_key.get(key), change, show) for key in keys]
+            if change == "retention" or any(values):
+                cells = [v for key, x in zip(keys, values, strict=True) for v in [x, *none[key]]]
+                rows.append(["", name, "", *cells])
+        rows.append([""] * (3 + len(keys) + len(formed)))
+    header = [name for key in keys for name in (key, *(["form"] if key in formed else []))]
+    return format_table(["run", "after", "step", *header], rows[:-1])
+
+
+_AT_THE_END = (
+    ("retention at the end", "retention", "{:.2f}".format),
+    ("forgetting with form", "form_forgetting", lambda value: f"{100 * value:.1f}"),
+)
 
 
 def _title(group: RunGroup) -> str:
@@ -108,13 +129,20 @@ def _cell(compared: RunComparison, group: RunGroup, ability: Ability | None, bou
     return _interval(score, ability, signed=False) + flag
 
 
-def _retention(group: RunGroup, ability: Ability | None) -> str:
-    found = retention_of(group, ability) if ability else None
+def _form(side: Side, ability: Ability | None) -> str:
+    found = form_of(side, ability) if ability else None
+    return f"{100 * found.value:.1f}" if found else "-"
+
+
+def _change(
+    group: RunGroup, ability: Ability | None, name: str, show: Callable[[float], str]
+) -> str:
+    found = change_of(group, ability, name) if ability else None
     if found is None:
         return ""
     if found.low is None or found.high is None:
-        return f"{found.value:.2f}"
-    return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
+        return show(found.value)
+    return f"{show(found.value)} [{show(found.low)}, {show(found.high)}]"
 
 
 def _tests(

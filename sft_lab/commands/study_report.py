@@ -102,8 +102,8 @@ def make_report(
 
 def make_report_of_files(files: Sequence[Path], out: Path, margin: float | None = None) -> Path:
     """Write the report of one study's results files, without a store, and return its page."""
-    results, read = read_results(files)
+    results, read, changed = read_results(files)
     make_folder("--out", out)
     results = replace(results, margin=margin or results.margin)
-    write_report(build_report(results, read, has_answers=False), out)
+    write_report(build_report(results, read, changed=changed), out)
     return out / "report.html"

@@ -2,15 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 from sft_lab.analysis.abilities import Ability
+from sft_lab.analysis.forgetting import Changed
 from sft_lab.analysis.groups import RunGroup, groups_of
 from sft_lab.analysis.measurements import Comparison, Measurements, end_of
-from sft_lab.analysis.protocols import finished_runs
 from sft_lab.analysis.study_results import Question, StudyResults
 from sft_lab.report.answers import claims_answer
-from sft_lab.report.changed_items import Changed, most_forgotten
 from sft_lab.report.curves import Level, Line, curve, top_of
 from sft_lab.report.departures import Departure
 from sft_lab.report.page import Claim, Figure, Panel, Section, Table, slug
@@ -33,6 +31,7 @@ class Context:
         abilities: Its abilities.
         measured: Means, comparisons and items.
         published: The paper's scores, or None.
+        changed: By ability, the items that changed in the run that forgot most of it.
         departures: Where the study's protocol differs from the paper's.
         comparisons: Every comparison so far, for ``comparisons.csv``.
         sections: Every section so far.
@@ -42,6 +41,7 @@ class Context:
     abilities: Sequence[Ability]
     measured: Measurements
     published: Published | None
+    changed: Changed
     departures: Sequence[Departure] = ()
     comparisons: list[Comparison] = field(default_factory=list)
     sections: list[Section] = field(default_factory=list)
@@ -55,12 +55,6 @@ class Context:
     def claims(self) -> list[Claim]:
         """All claims of the sections so far, in order."""
         return [claim for section in self.sections for claim in section.claims]
-
-    @cached_property
-    def changed(self) -> Changed:
-        """By ability, the items that changed in the run that forgot most of it."""
-        runs = list(finished_runs(self.results).values())
-        return most_forgotten(runs, self.abilities, self.measured)
 
     def line(
         self,

@@ -4,12 +4,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 
 from sft_lab.analysis.abilities import Ability
-from sft_lab.analysis.forgetting import changes_of
+from sft_lab.analysis.forgetting import Changed, changes_of, form_at
 from sft_lab.analysis.groups import groups_of
 from sft_lab.analysis.measurements import Comparison, Measurements, end_of
 from sft_lab.analysis.protocols import protocol_id
 from sft_lab.analysis.study_results import Cell, StudyResults
-from sft_lab.report.changed_items import Changed
 from sft_lab.report.page import Claim, PlainTable
 
 Row = Mapping[str, object]
@@ -24,7 +23,8 @@ def cells_csv(results: StudyResults, abilities: Sequence[Ability]) -> PlainTable
     return PlainTable(columns, list(_cells(results, abilities)))
 
 
-_DERIVED = ["forgetting", "retention", "backward_transfer", "change_from_base"]
+_CHANGES = ["forgetting", "form_forgetting", "retention", "backward_transfer"]
+_DERIVED = ["form", *_CHANGES, "change_from_base"]
 
 
 def _cells(results: StudyResults, abilities: Sequence[Ability]) -> Iterator[Row]:
@@ -38,9 +38,9 @@ def _cells(results: StudyResults, abilities: Sequence[Ability]) -> Iterator[Row]
         for ability in abilities:
             score = run.last.scores.get(ability.key) if run.last else None
             row = {**about, "ability": ability.name, "metric": ability.key}
-            if score is not None:
+            if score is not None and run.last is not None:
                 row |= {"score": score.value, "low": score.low, "high": score.high, "n": score.n}
-                row |= changes_of(run, ability)
+                row |= {"form": form_at(run, ability, run.last), **changes_of(run, ability)}
             yield {**row, "protocol": protocol_id(run, ability.benchmark)}
 
 
@@ -72,8 +72,9 @@ def boundaries_csv(results: StudyResults, abilities: Sequence[Ability]) -> Plain
                     when = {"step": point.step, "after": point.after or "base"}
                     what = {"ability": ability.name, "metric": ability.key, "score": score.value}
                     interval = {"low": score.low, "high": score.high}
-                    rows.append({**_place(cell), **when, **what, **interval})
-    return PlainTable([*_PLACE, "step", "after", *_SCORE], rows)
+                    form = {"form": form_at(cell.result, ability, point) if cell.result else None}
+                    rows.append({**_place(cell), **when, **what, **interval, **form})
+    return PlainTable([*_PLACE, "step", "after", *_SCORE, "form"], rows)
 
 
 def comparisons_csv(comparisons: Sequence[Comparison]) -> PlainTable:
@@ -122,8 +123,8 @@ def items_csv(changed: Changed) -> PlainTable:
     return PlainTable(
         ["ability", "run_id", "run", *columns],
         [
-            {"ability": ability.name, "run_id": run.run_id, "run": run.name, **asdict(item)}
-            for ability, (run, items) in changed.items()
+            {"ability": name, "run_id": run.run_id, "run": run.name, **asdict(item)}
+            for name, (run, items) in changed.items()
             for item in items
         ],
     )

@@ -150,7 +150,7 @@ class Drawing:
 
 def stand_alone(svg: str) -> str:
     """Return an ``<svg>`` element as a file of its own, with both colour schemes in it."""
-    style = f"<style>{scheme_css('svg')}svg{{background:var(--paper)}}</style>"
+    style = f"<style>{scheme_css('svg')}svg{{background:var(--paper);font-family:{_FONTS}}}</style>"
     start = svg.index(">") + 1
     return f'<?xml version="1.0" encoding="utf-8"?>\n{svg[:start]}{style}{svg[start:]}\n'
 
@@ -165,14 +165,20 @@ def scheme_css(selector: str) -> str:
     return f"{block(LIGHT)}{dark}"
 
 
+def _shortened(attribute: re.Match[str]) -> str:
+    """Return coordinates with two decimals, of 1/72 inch each."""
+    return re.sub(r"(\d\.\d{2})\d+", r"\1", attribute[0])
+
+
 def _clean(svg: str, name: str, alt: str) -> str:
     svg = svg[svg.index("<svg") :].strip()
     svg = re.sub(r"<!--.*?-->\s*|<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>\s*", "", svg, count=1, flags=re.DOTALL)
     for colour, variable in VARIABLES.items():
         svg = svg.replace(colour, f"var({variable})")
-    svg = svg.replace("'DejaVu Sans'", _FONTS)
+    svg = svg.replace("font-family: 'DejaVu Sans'; ", "")  # that of the page
     svg = re.sub(r"(?m)(?<![ \t])[ \t]+$", "", svg)
+    svg = re.sub(r" (?:d|x|y|transform|style)=\"[^\"]*\"", _shortened, svg)
     used = set(re.findall(r"(?:url\(#|href=\"#)([^)\"]+)", svg))
     svg = re.sub(r" id=\"([^\"]+)\"", lambda m: f' id="{name}-{m[1]}"' if m[1] in used else "", svg)
     svg = re.sub(r"(url\(#|href=\"#)", rf"\g<1>{name}-", svg)

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from sft_lab.analysis.abilities import Ability, abilities_of, taught
 from sft_lab.analysis.family import Family, corrected_together
+from sft_lab.analysis.forgetting import Changed, most_forgotten
 from sft_lab.analysis.groups import groups_of, with_all_seeds
 from sft_lab.analysis.measurements import MarksReader, Measurements
 from sft_lab.analysis.protocols import finished_runs, protocol_warnings
@@ -39,7 +40,7 @@ def build_report(
     reader: MarksReader,
     extra_figures: Sequence[tuple[str, str, str]] = (),
     sections: Sequence[ReportSection] = (),
-    has_answers: bool = True,
+    changed: Changed | None = None,
 ) -> Report:
     """Build a study's report.
 
@@ -48,19 +49,22 @@ def build_report(
         reader: Returns the answers of a run to a benchmark at a step, or raises a RequestError.
         extra_figures: Drawings of the representation view: title, an ``<svg>`` element, caption.
         sections: Further sections, shown before the one on methods.
-        has_answers: Whether the reader returns answers, not their marks only: forgotten items are
-            then shown.
+        changed: Forgotten and gained items with their answers, where the reader has none; by
+            default those that it returns.
     """
     abilities = abilities_of(results)
     runs = finished_runs(results)
     bases = sorted({run.base for run in runs.values()})
     measurements = Measurements(reader, margin=results.margin)
+    items = changed
+    if items is None:
+        items = most_forgotten(list(runs.values()), abilities, measurements)
     departures = departures_of(list(runs.values()), abilities)
     pooled = with_all_seeds(results)
     parts = [
         *map(QuestionSection, pooled.questions),
         Searches(),
-        *([ForgottenItems()] if has_answers else []),
+        ForgottenItems(),
         Representations(extra_figures),
         *sections,
         Method(),
@@ -69,7 +73,7 @@ def build_report(
     def build(family: Family) -> Context:
         measured = measurements.within(family)
         published = published_for(bases, departures)
-        context = Context(pooled, abilities, measured, published, departures)
+        context = Context(pooled, abilities, measured, published, items, departures)
         for part in parts:
             section = part.build(context)
             if section is not None:
@@ -94,7 +98,7 @@ def build_report(
             "boundaries.csv": boundaries_csv(results, abilities),
             "comparisons.csv": comparisons_csv(context.comparisons),
             "findings.csv": findings_csv(context.claims),
-            "items.csv": items_csv(context.changed if has_answers else {}),
+            "items.csv": items_csv(context.changed),
         },
     )
 

@@ -10,8 +10,13 @@ from sft_lab.terminal import percent
 
 
 def extra_figure(found: Representation) -> tuple[str, str, str]:
-    """Return title, ``<svg>`` element and caption, as a report takes them."""
-    return title(found), figure(found), caption(found)
+    """Return title, ``<svg>`` element and caption, as a report takes them.
+
+    The element is empty where a linear probe names every source before and after: the drawing
+    would show nothing else.
+    """
+    says_nothing = all(score.value == 1 for score in found.separability.probe)
+    return title(found), "" if says_nothing else figure(found), caption(found)
 
 
 def title(found: Representation) -> str:

@@ -74,7 +74,7 @@ class Representations(ReportSection):
     """Drawings of hidden states.
 
     Args:
-        figures: Title, ``<svg>`` element and caption of each.
+        figures: Title, ``<svg>`` element and caption of each; an empty element is named only.
     """
 
     def __init__(self, figures: Sequence[tuple[str, str, str]]) -> None:
@@ -87,8 +87,16 @@ class Representations(ReportSection):
         figures = [
             Figure(title, caption, [Panel(f"representation-{number}", partial(str, svg), title)])
             for number, (title, svg, caption) in enumerate(self.figures)
+            if svg
         ]
-        return Section("representations", "Hidden states before and after", figures=figures)
+        left_out = [title for title, svg, _ in self.figures if not svg]
+        text = []
+        if left_out:
+            text = [
+                "Left out, because a linear probe names the source of every query before training "
+                f"and after: {'; '.join(left_out)}."
+            ]
+        return Section("representations", "Hidden states before and after", text, figures=figures)
 
 
 class Method(ReportSection):

@@ -5,11 +5,12 @@ from dataclasses import replace
 from typing import Any
 
 from sft_lab.analysis.abilities import Ability
-from sft_lab.analysis.forgetting import Drop, retention_of
+from sft_lab.analysis.forgetting import Drop, change_of, form_of
 from sft_lab.analysis.groups import RunGroup
 from sft_lab.analysis.measurements import Comparison, Measurements, end_of
 from sft_lab.analysis.protocols import finished_runs, protocol_id
 from sft_lab.analysis.study_results import StudyResults
+from sft_lab.metrics.seeds import SeedScore
 from sft_lab.report.judging import interval_text, p_text
 from sft_lab.report.page import Mark, Table, TableCell
 from sft_lab.report.published import Published
@@ -36,9 +37,12 @@ def score_table(
         published: The paper's scores, which get columns of their own.
     """
     marks = {(c.after, c.ability): c for c in comparisons if c.difference is not None}
+    formed = [a for a in abilities if any(_form(group, a) for group in rows)]
     header = ["arm", "seeds"]
     for ability in abilities:
         header.append(f"{ability.name}: {ability.key},\N{NO-BREAK SPACE}{ability.unit}")
+        if ability in formed:
+            header.append(f"{ability.name}: in the asked form, %")
         if published is not None:
             header.append(f"{ability.name}, {published.label}")
     body: list[list[TableCell | str]] = []
@@ -49,10 +53,17 @@ def score_table(
             cells.append(
                 _score_cell(group, ability, measured, marks.get((group.label, ability)), is_best)
             )
+            if ability in formed:
+                form = _form(group, ability)
+                cells.append(f"{100 * form.value:.1f}" if form else "\N{EN DASH}")
             if published is not None:
                 cells.append(published.strategy(ability, group.arm, group.axis.get("k", "")))
         body.append(cells)
     return Table(f"{caption} {published.source}" if published else caption, header, body)
+
+
+def _form(group: RunGroup, ability: Ability) -> SeedScore | None:
+    return form_of(end_of(group), ability)
 
 
 def _score_cell(
@@ -107,10 +118,17 @@ def comparison_table(caption: str, comparisons: Sequence[Comparison]) -> Table:
 
 def forgetting_table(drops: Sequence[Drop], abilities: Sequence[Ability]) -> Table:
     """Return what each group lost of each ability since its best stage end, and its retention."""
+    formed = {
+        drop.comparison.ability
+        for drop in drops
+        if change_of(drop.group, drop.comparison.ability, "form_forgetting")
+    }
     header = ["arm"]
     for ability in abilities:
         change = "change, points" if ability.is_share else f"change, {ability.unit}"
         header += [f"{ability.name}: {change}", f"{ability.name}: retention"]
+        if ability in formed:
+            header.append(f"{ability.name}: forgetting with form, points")
     by: dict[str, dict[Ability, Drop]] = {}
     for drop in drops:
         by.setdefault(drop.group.label, {})[drop.comparison.ability] = drop
@@ -120,6 +138,8 @@ def forgetting_table(drops: Sequence[Drop], abilities: Sequence[Ability]) -> Tab
         for ability in abilities:
             found = lost.get(ability)
             row += [_drop_cell(found), _retention(found.group, ability)] if found else ["", ""]
+            if ability in formed:
+                row.append(_form_forgetting(found.group, ability) if found else "")
         rows.append(row)
     return Table(
         "Change from the stage end where the mean was highest (named below it) to the end of "
@@ -127,7 +147,9 @@ def forgetting_table(drops: Sequence[Drop], abilities: Sequence[Ability]) -> Tab
         "which makes the change look a little worse than it is; its p is therefore multiplied by "
         "the number of stage ends it was chosen from, the base among them, before Holm's "
         "correction. Retention is each run's score at the end over its own best at an earlier "
-        "stage end: the mean over seeds with Student's interval.",
+        "stage end: the mean over seeds with Student's interval. Forgetting with form is the same "
+        "of the strict score, which also asks for the form of the answer: what it exceeds "
+        "forgetting by was lost of the form and not of the ability.",
         header,
         rows,
     )
@@ -138,8 +160,13 @@ def _drop_cell(drop: Drop) -> TableCell:
     return replace(cell, note=f"{cell.note}\nafter {drop.best.stage}")
 
 
+def _form_forgetting(group: RunGroup, ability: Ability) -> TableCell:
+    found = change_of(group, ability, "form_forgetting")
+    return TableCell(f"{100 * found.value:.1f}" if found else "\N{EN DASH}")
+
+
 def _retention(group: RunGroup, ability: Ability) -> TableCell:
-    found = retention_of(group, ability)
+    found = change_of(group, ability, "retention")
     if found is None:
         return TableCell("\N{EN DASH}")
     if found.low is None or found.high is None:

@@ -6,11 +6,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.patches import Rectangle
 
 from sft_lab.analysis.abilities import Ability
+from sft_lab.analysis.forgetting import form_at
 from sft_lab.analysis.groups import RunGroup
 from sft_lab.analysis.measurements import Measurements, boundary_of
 from sft_lab.report.curves import dots, finish
 from sft_lab.report.drawing import DASHES, GRID, HEAT, INK, MARKERS, MUTED, PAPER, SERIES, Drawing
 from sft_lab.report.page import Panel
+from sft_lab.runs.results import RunResult
 
 
 def timeline(
@@ -65,6 +67,10 @@ def timeline(
             markeredgewidth=0.8,
             label=ability.name,
         )
+        forms = _forms(runs, ability)
+        if len(forms) > 1:
+            xs, ys = list(forms), list(forms.values())
+            axes.plot(xs, ys, color=SERIES[number % 6], linestyle=(0, (1, 2)), linewidth=1.0)
         first, *_, last = means.values()
         words.append(
             f"{ability.name} from {first:.1f} to {last:.1f}, at most {max(means.values()):.1f}"
@@ -79,6 +85,17 @@ def timeline(
     drawing.legend([ability.name for ability in drawn])
     alt = f"{group.label}, {drawn[0].unit}, over training. {'; '.join(words)}."
     return drawing.panel(name, alt)
+
+
+def _forms(runs: Sequence[RunResult], ability: Ability) -> dict[int, float]:
+    """Return the mean share of answers in the asked form, in percent, by step."""
+    by_step: dict[int, list[float]] = {}
+    for run in runs:
+        for point in run.points:
+            form = form_at(run, ability, point)
+            if form is not None and ability.is_share:
+                by_step.setdefault(point.step, []).append(100 * form)
+    return {s: sum(v) / len(v) for s, v in sorted(by_step.items()) if len(v) == len(runs)}
 
 
 def _mark_stages(drawing: Drawing, group: RunGroup) -> None:

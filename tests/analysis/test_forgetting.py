@@ -5,11 +5,11 @@ from compared_runs import ENTRY, Boundaries, group, measurements, run
 from sft_lab.analysis.abilities import abilities_in
 from sft_lab.analysis.forgetting import (
     ChangedItem,
+    change_of,
     changed_items,
     changes_of,
     drop_of,
     reference_of,
-    retention_of,
 )
 from sft_lab.runs.results import RunResult
 
@@ -62,11 +62,11 @@ def test_retention_is_averaged_over_seeds_of_which_each_has_one() -> None:
         1 - 0.7,
         1 - 0.8,
     ]
-    mean = retention_of(seeds, ability)
+    mean = change_of(seeds, ability, "retention")
     assert mean is not None
     assert (mean.value, mean.n) == (0.75, 2)
     nothing_learnt = group("b", [[0] * 10, [1] * 10, [1] * 10], [[0] * 10] * 3)
-    assert retention_of(nothing_learnt, ability) is None
+    assert change_of(nothing_learnt, ability, "retention") is None
 
 
 def test_a_group_drops_from_the_boundary_where_its_mean_is_highest() -> None:

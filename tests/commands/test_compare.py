@@ -28,6 +28,7 @@ def test_the_table_shows_intervals_and_retention(finished: FinishedRun) -> None:
         "step",
         "scripted/accuracy",
         "world_math/format_free",
+        "form",
     ]
     # Wilson's interval of 2 of 4 is 15.0 to 85.0.
     assert " 50.0 [15.0, 85.0]  " in lines[5]

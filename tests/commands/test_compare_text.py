@@ -1,11 +1,14 @@
 import json
 from dataclasses import replace
 
+import pytest
 from compared_runs import ENTRY, compared, group
 
+from sft_lab.analysis.groups import RunGroup
 from sft_lab.analysis.protocols import mismatches
 from sft_lab.commands.compare_json import as_json
 from sft_lab.commands.compare_text import report
+from sft_lab.metrics.score import accuracy
 
 NONE, ALL = [0] * 10, [1] * 10
 
@@ -52,6 +55,26 @@ def test_seeds_are_counted_and_their_retention_averaged() -> None:
     assert text.startswith("2 seeds or more on each side: this speaks of other seeds")
     assert text.splitlines()[3].split()[:4] == ["a", "(2", "seeds)", "base"]
     assert "0.75 [0.11, 1.39]" in text
+
+
+def test_forgetting_of_form_has_columns_of_its_own() -> None:
+    # The ability stays at 10 of 10; the strict score and the form fall to 4 of 10.
+    entry = replace(ENTRY, strict_score="formed")
+    [run] = group("a", [ALL, ALL, ALL], entry=entry).runs.values()
+    strict = [accuracy([True] * n + [False] * (10 - n)) for n in (10, 10, 4)]
+    points = tuple(
+        replace(point, scores={**point.scores, "gsm8k/formed": score}, forms={"math": score})
+        for point, score in zip(run.points, strict, strict=True)
+    )
+    found = compared([RunGroup("a", {0: replace(run, points=points)})])
+    lines = report(found, 0, color=False).splitlines()
+    assert lines[2].split() == ["run", "after", "step", "gsm8k/strict", "form"]
+    assert [line.split()[-1] for line in lines[3:6]] == ["100.0", "100.0", "40.0"]
+    assert lines[6].split() == ["retention", "at", "the", "end", "1.00"]
+    assert lines[7].split() == ["forgetting", "with", "form", "60.0"]
+    [of_run] = as_json(found)["runs"]
+    assert of_run["changes"]["gsm8k/strict"]["form_forgetting"] == pytest.approx(0.6)
+    assert of_run["boundaries"][2]["forms"]["math"]["value"] == 0.4
 
 
 def test_few_ratings_have_no_interval_and_the_json_no_infinity() -> None:

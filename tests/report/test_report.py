@@ -245,10 +245,32 @@ def test_sentences_carry_difference_interval_and_corrected_p(report: Report) -> 
 def test_cells_differing_from_the_best_specialist_look_different(report: Report) -> None:
     table = next(s for s in report.sections if s.name == "rq4").tables[0]
     marks = {str(row[0]): [getattr(cell, "mark", "") for cell in row[2:]] for row in table.rows}
-    assert marks["math_only"][0] == marks["general_only"][2] == "best"
+    assert marks["math_only"][0] == marks["general_only"][4] == "best"  # beside each its form
     assert marks["sequential"][0] == "less"
     assert marks["multi_task"][0] == "unclear"  # planted: as the specialist
-    assert marks["multi_task"][2] == "less"
+    assert marks["multi_task"][4] == "less"
+
+
+def test_forgetting_of_form_stands_beside_forgetting_of_ability(
+    report: Report, files: dict[str, str]
+) -> None:
+    scores, lost = next(s for s in report.sections if s.name == "rq4").tables
+    at = list(scores.header).index("math: in the asked form, %")
+    forms = {str(row[0]): row[at] for row in scores.rows}
+    assert (forms["math_only"], forms["sequential"]) == ("100.0", "0.0")  # planted
+    at = list(lost.header).index("math: forgetting with form, points")
+    found = {str(row[0]): getattr(row[at], "text", "") for row in lost.rows}
+    # Planted: all 80 % of math answers in form after math, none at the end.
+    assert float(found["sequential"]) == pytest.approx(80, abs=2)
+    assert float(found["dmt (k = 1)"]) == pytest.approx(0, abs=1)
+    one = next(r for r in rows(files, "cells.csv") if r["run_id"] == "sequential-1")
+    assert (one["ability"], float(one["form"])) == ("math", 0)
+    assert float(one["form_forgetting"]) > float(one["forgetting"])
+
+
+def test_forgetting_leaves_out_what_was_being_learned(report: Report) -> None:
+    [figure] = [f for f in report.figures if f.title == "Forgetting"]
+    assert [panel.name for panel in figure.panels] == ["rq4-forgetting-math", "rq4-forgetting-code"]
 
 
 def test_csv_files_hold_the_figures(files: dict[str, str], study: PlantedStudy) -> None:
@@ -447,10 +469,10 @@ def test_scores_without_answers_are_shown_but_not_compared(study: PlantedStudy) 
 def test_published_scores_are_shown_for_a_llama_only(files: dict[str, str], llama: Report) -> None:
     text = report_files(llama)["report.md"]
     row = next(line for line in text.splitlines() if line.startswith("| sequential |"))
-    assert row.split("|")[4:9:2] == [" 31.39 ", " 15.85 ", " 5.72 "]
+    assert [row.split("|")[n] for n in (5, 8, 10)] == [" 31.39 ", " 15.85 ", " 5.72 "]
     assert "2310.05492, LLaMA-1" in text
     table = next(s for s in llama.sections if s.name == "rq4").tables[0]
-    assert table.header[3] == "math, the paper, 7B, another protocol"
+    assert table.header[4] == "math, the paper, 7B, another protocol"
     assert "base: meta-llama/Llama-2-7b-hf (the paper: LLaMA-1 of 7B, 13B or 33B)" in table.caption
     protocols, departures = llama.sections[-1].tables
     agreement = {row[0]: row[protocols.header.index("agrees with")] for row in protocols.rows}
@@ -488,11 +510,13 @@ def test_other_designs_get_a_table_and_a_curve(report: Report) -> None:
 def test_a_representation_view_is_shown_where_it_is_given(study: PlantedStudy) -> None:
     results = study.results("one")
     svg = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 1 1"><title>t</title></svg>'
-    extra = [("t-SNE of layer 15", svg, "Math is a cluster.")]
+    extra = [("t-SNE of layer 15", svg, "Math is a cluster."), ("Layer 1 of 4", "", "100 %")]
     written = report_files(build_report(results, study.read, extra))
     assert svg in written["report.html"]
     assert "Math is a cluster." in written["report.md"]
     assert "figures/representation-0.svg" in written
+    assert "figures/representation-1.svg" not in written
+    assert "of every query before training and after: Layer 1 of 4." in written["report.md"]
 
 
 OWN_DATA = "An ability depends on the amount of its own data"
@@ -878,3 +902,17 @@ def test_partial_evaluations_enter_no_mean() -> None:
     [figure] = [found for found in report.figures if found.title == "Abilities over training"]
     assert "Hollow points are evaluations on some of the items" in figure.caption
     assert "math from 0.0 to 2.5, at most 77.5" in figure.panels[0].alt  # and not 100
+
+
+def test_panels_of_zeros_are_left_out_and_named() -> None:
+    study = PlantedStudy(items=40)
+    cells = [
+        Cell(
+            "q", "any", {"rows": rows}, 0, study.run(f"any {rows}", 0, {"a": levels(0.5, -1, 0.6)})
+        )
+        for rows in ("1", "2")
+    ]
+    report = build_report(study.results("flat", Question("q", "Q?", "grid", cells)), study.read)
+    [figure] = report.figures
+    assert [panel.name for panel in figure.panels] == ["q-curve-math", "q-curve-general"]
+    assert figure.caption.endswith("Left out, 0 % throughout: code.")

@@ -126,6 +126,7 @@ def _over_time(question: Question, context: Context) -> list[Figure]:
         *figure_of(
             "Abilities over training",
             "Each panel is a strategy. Lines are means over seeds, dots the seeds; "
+            "thin dotted lines of the same colour are the share of answers in the asked form; "
             "dashed upright lines are stage boundaries, with the stages named above. Hollow points "
             "are evaluations on some of the items, which enter no mean.",
             lines,
