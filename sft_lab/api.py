@@ -220,11 +220,14 @@ def evaluate(
     from sft_lab.errors import RequestError
     from sft_lab.evaluation.evaluator import Evaluator
     from sft_lab.evaluation.suite import EvaluationSuite
+    from sft_lab.terminal import silence
 
+    silence()
     if not benchmarks:
         raise RequestError("evaluate needs at least one benchmark, such as {'gsm8k': GSM8K(...)}.")
     suite = EvaluationSuite(dict(benchmarks), batch_size=batch_size)
     for benchmark in benchmarks.values():
         benchmark.check()
-    evaluator = Evaluator(suite, Renderer(tokenizer, template), dtype=model.dtype)
-    return evaluator.evaluate(model, step=0)
+    with _quiet_transformers():
+        evaluator = Evaluator(suite, Renderer(tokenizer, template), dtype=model.dtype)
+        return evaluator.evaluate(model, step=0)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
+from urllib.parse import unquote
 
 RESUME_HINT = "The same command"
 """Beginning of the note that a stopped run prints last."""
@@ -17,8 +18,10 @@ _CREDENTIALS = re.compile(r"(?<=://)(?:[^\s/?#]*@|[^\s/?#:\[]*:(?!\d*(?:[/?#'\"]
 # A path object writes "https:/ada:secret@host".
 _COLLAPSED = re.compile(r"(?<=[a-z]:/)[^\s/?#:@]*:[^\s/@]*@")
 # Possessive, so that a long text takes time in proportion to its length.
-_QUERY = re.compile(r"[?&](?P<name>[^?=&\s]*+)=[^&\s#'\"]++")
-_SECRET = re.compile("token|key|secret|pass|credential|signature", re.IGNORECASE)
+_QUERY = re.compile(r"[?&;#](?P<name>[^?=&;#\s]*+)=[^&;\s#'\"]++")
+_SECRET = re.compile(
+    r"token|key|secret|pass|credential|signature|bearer|auth(?!or)|\bsig\b", re.IGNORECASE
+)
 _SCHEME = re.compile(r"\s*[A-Za-z][A-Za-z0-9+.-]{,30}://")
 
 
@@ -39,7 +42,7 @@ def has_credentials(address: str, *, needs_scheme: bool = True) -> bool:
     scheme = _SCHEME.match(address)
     if scheme is None:
         return not needs_scheme and has_credentials(f"any://{address.strip()}")
-    in_query = any(_SECRET.search(found["name"]) for found in _QUERY.finditer(address))
+    in_query = any(_is_secret(found["name"]) for found in _QUERY.finditer(address))
     return in_query or _CREDENTIALS.match(address, scheme.end()) is not None
 
 
@@ -56,7 +59,11 @@ def hide_credentials(text: str) -> str:
 
 
 def _hide_secret(found: re.Match[str]) -> str:
-    return f"{found[0][0]}{found['name']}=***" if _SECRET.search(found["name"]) else found[0]
+    return f"{found[0][0]}{found['name']}=***" if _is_secret(found["name"]) else found[0]
+
+
+def _is_secret(name: str) -> bool:
+    return _SECRET.search(unquote(name)) is not None
 
 
 class RequestError(ValueError):

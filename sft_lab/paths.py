@@ -66,13 +66,13 @@ def find_config(
         RequestError: If the file is in neither place.
     """
     given = Path(path)
-    if given.is_file():
+    if os.path.isfile(given):  # unlike Path.is_file, false for a name that is too long
         return given
     if not given.is_absolute() and given.parts[:1] == ("configs",):
         packaged = package_dir() / given
         if packaged.is_file():
             return packaged
-    kind = "is a folder" if given.is_dir() else "does not exist"
+    kind = "is a folder" if os.path.isdir(given) else "does not exist"
     raise RequestError(f"{option} {path}: {kind}; give a YAML file such as {example}.")
 
 

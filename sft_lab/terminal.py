@@ -167,5 +167,6 @@ def silence() -> None:
         ".*is_gradient_checkpointing.*",
         ".*LeafSpec.*",
         ".*does not have many workers.*",
+        "Could not find a config file in",  # of a base in a folder, which PEFT looks for on the hub
     ):
         warnings.filterwarnings("ignore", message=message)

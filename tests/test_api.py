@@ -89,7 +89,9 @@ def test_compare_takes_runs_and_names(finished: FinishedRun) -> None:
         sft_lab.compare(["gone"], tracking_uri=uri)
 
 
-def test_evaluate_scores_any_model_and_leaves_it_as_it_was(tiny_base: Path, tmp_path: Path) -> None:
+def test_evaluate_scores_any_model_and_leaves_it_as_it_was(
+    tiny_base: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from sft_lab.evaluation.benchmarks.gsm8k import GSM8K
@@ -97,11 +99,13 @@ def test_evaluate_scores_any_model_and_leaves_it_as_it_was(tiny_base: Path, tmp_
     rows = [{"question": f"{n} + {n}?", "answer": f"#### {2 * n}"} for n in range(3)]
     items = write_jsonl(tmp_path / "gsm8k.jsonl", rows)
     model = AutoModelForCausalLM.from_pretrained(tiny_base).train()
+    capfd.readouterr()
     evaluation = sft_lab.evaluate(
         model,
         AutoTokenizer.from_pretrained(tiny_base),
         {"gsm8k": GSM8K(str(items), max_new_tokens=4)},
     )
+    assert capfd.readouterr() == ("", "")
     assert set(evaluation.scores) == {"gsm8k/flexible", "gsm8k/strict", "gsm8k/boxed"}
     assert evaluation.scores["gsm8k/strict"].n == 3
     ids = [answer.item.id for answer in evaluation.answers["gsm8k"]]

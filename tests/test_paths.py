@@ -15,6 +15,11 @@ def test_world_names_point_into_the_world(
     assert resolve("world://data/math.jsonl") == str(tiny_world / "data" / "math.jsonl")
 
 
+def test_a_config_whose_name_is_too_long_does_not_exist() -> None:
+    with pytest.raises(RequestError, match=r"^--config a+: does not exist"):
+        find_config("a" * 5000)
+
+
 def test_other_names_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SFT_LAB_WORLD", raising=False)
     assert world_dir() == package_dir() / "world"

@@ -68,6 +68,10 @@ benchmarks:
         ("https://ada:p/w?#@host", "https://***@host"),  # characters that should be encoded
         ("http://host/?token=p&n=1", "http://host/?token=***&n=1"),
         ("https://host/x?n=1&X-Amz-Signature=p", "https://host/x?n=1&X-Amz-Signature=***"),
+        ("http://host/x;a=1;tok%65n=p", "http://host/x;a=1;tok%65n=***"),
+        ("http://host/#auth=p", "http://host/#auth=***"),
+        ("https://host/?sig=p&bearer=q", "https://host/?sig=***&bearer=***"),
+        ("http://host/?author=ada&design=1", None),
         ("http://host/?page=1", None),
         ("http://[::1]:5000/a@b", None),
         ("http://host:5000/a@b", None),

@@ -235,13 +235,12 @@ def finished(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> Fin
 
 
 STOPPER = '''
-import os
-
+import psutil
 from lightning import Callback
 
 
 class Stop(Callback):
-    """Raises, or sends this process a signal, in the middle of the window after a step."""
+    """Raises, or signals this process and its children, in a window after a step."""
 
     def __init__(self, step: int, signal: int = 0) -> None:
         self.step, self.signal = step, signal
@@ -249,7 +248,9 @@ class Stop(Callback):
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == self.step and batch_idx % 2 == 1:
             if self.signal:
-                os.kill(os.getpid(), self.signal)
+                run = psutil.Process()
+                for process in (*run.children(), run):
+                    process.send_signal(self.signal)
             else:
                 raise RuntimeError("stopped by the test")
 '''

@@ -1,11 +1,13 @@
 """The command ``export``: a stage or checkpoint as PEFT adapters, a merged model, or GGUF."""
 
+import os
 import sys
 from pathlib import Path
 
 from sft_lab.commands.arguments import add_tracking_uri, command_parser
 from sft_lab.errors import RequestError
 from sft_lab.launch.early import check_checkpoint_file
+from sft_lab.terminal import silence
 
 
 def main(arguments: list[str]) -> int:
@@ -32,7 +34,7 @@ def main(arguments: list[str]) -> int:
         parser.error("name either RUN[@STAGE] or --ckpt_path")
     if options.ckpt_path is not None:
         check_checkpoint_file(options.ckpt_path)
-    if options.out.exists():
+    if os.path.lexists(options.out):  # a link to nowhere exists too
         raise RequestError(f"--out {options.out} already exists; choose a new folder.")
 
     from sft_lab.commands.gguf import find_script
@@ -46,6 +48,7 @@ def main(arguments: list[str]) -> int:
     store = RunStore(options.tracking_uri)
     found = find_stage(store, options.stage) if options.stage is not None else None
 
+    silence()
     from sft_lab.commands import trained_model
     from sft_lab.commands.model_card import model_card, recorded_result, step_after
 

@@ -1,6 +1,7 @@
 """Translate the SFT configs of axolotl and LLaMA-Factory: data, LoRA, batch, epochs and rate."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -39,7 +40,10 @@ class Imported:
 class _Keys:
     """The keys of a config, from which those that are understood are taken."""
 
-    def __init__(self, values: Mapping[str, Any], prefix: str = "") -> None:
+    def __init__(self, values: Any, prefix: str = "") -> None:
+        if not isinstance(values, Mapping):
+            where = prefix.rstrip(".")
+            raise RequestError(f"import: {where}: expected keys and values, got {values!r:.40}.")
         self.left = {key: value for key, value in values.items() if value is not None}
         self.prefix = prefix
 
@@ -56,9 +60,20 @@ class _Keys:
     def whole(self, key: str, default: int | None = None) -> int | None:
         """Return a whole number; another value is left."""
         value = self.left.get(key)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or value % 1 != 0:
+            return default  # a fraction, or NaN or infinite, whose remainders are NaN
         return int(self.left.pop(key))
+
+    def number(self, key: str, default: float) -> float:
+        """Return a number, which YAML may read as text (1e-4); another value is left."""
+        try:
+            value = float(self.left.get(key, default))
+        except (TypeError, ValueError):
+            return default
+        if not math.isfinite(value):
+            return default
+        self.left.pop(key, None)
+        return value
 
     def left_out(self) -> dict[str, Any]:
         return {f"{self.prefix}{key}": value for key, value in self.left.items()}
@@ -101,7 +116,7 @@ def _from_axolotl(path: Path, keys: _Keys) -> Imported:
     }
     left_out: dict[str, Any] = {}
     sources: dict[str, Any] = {}
-    for number, given in enumerate(keys.take("datasets") or []):
+    for number, given in enumerate(_entries(path, keys.take("datasets"))):
         entry = _Keys(given, f"datasets[{number}].")
         source = {
             "path": entry.take("path"),
@@ -144,7 +159,7 @@ def _from_llama_factory(path: Path, keys: _Keys) -> Imported:
     if kind not in ("lora", "full"):
         raise RequestError(f"import {path}: finetuning_type: expected lora or full, got {kind!r}.")
     keys.take("do_train")
-    rank = keys.take("lora_rank", 8)
+    rank = keys.whole("lora_rank", 8) or 8
     target = keys.take("lora_target", "all")
     lora = {
         "r": rank,
@@ -186,7 +201,12 @@ def _listed_sources(
             f"import {path}: dataset_dir: no {found[0]}, which says where its data sets are; copy "
             "it there, or name its folder by dataset_dir."
         )
-    known = json.loads(info.read_text(encoding="utf-8"))
+    try:
+        known = json.loads(info.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as fault:
+        raise RequestError(f"import {path}: {info} cannot be read as JSON: {fault}.") from fault
+    if not isinstance(known, dict):
+        raise RequestError(f"import {path}: {info} holds no data sets by name.")
     sources: dict[str, Any] = {}
     left_out: dict[str, Any] = {}
     for name in names:
@@ -228,8 +248,8 @@ def _config(
         "mixture": dict.fromkeys(sources, 1),
         "max_steps": steps if steps and steps > 0 else None,
         "epochs": epochs or (None if steps and steps > 0 else 1),
-        "lr": float(keys.take("learning_rate", 2e-4)),
-        "warmup_ratio": float(keys.take("warmup_ratio", 0.0)),
+        "lr": keys.number("learning_rate", 2e-4),
+        "warmup_ratio": keys.number("warmup_ratio", 0.0),
         "lr_schedule": schedule,
     }
     data = {
@@ -238,7 +258,7 @@ def _config(
         "micro_batch_size": micro_batch_size,
         "stages": {"all": _given(stage)},
     }
-    model["weight_decay"] = float(keys.take("weight_decay", 0.0))
+    model["weight_decay"] = keys.number("weight_decay", 0.0)
     lora = model.pop("lora")
     corpus = {"sources": sources, "template": template, "max_length": max_length}
     return {
@@ -259,6 +279,12 @@ def _checked(path: Path, key: str, sources: Mapping[str, Any]) -> dict[str, Any]
     if not sources:
         raise RequestError(f"import {path}: {key} names no data set to train on.")
     return {name: _given(source) for name, source in sources.items()}
+
+
+def _entries(path: Path, given: Any) -> list[Any]:
+    if not isinstance(given, list | None):
+        raise RequestError(f"import {path}: datasets: expected a list, got {given!r:.40}.")
+    return given or []
 
 
 def _listed(text: Any) -> list[str]:

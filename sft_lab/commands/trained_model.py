@@ -63,9 +63,17 @@ def load_trained(checkpoint_path: Path) -> tuple[Any, RunConfig]:
     model = load_base(settings.base, settings.quantization, dtype)
     if settings.lora is not None:
         model = add_lora(model, settings.lora, seed=0)
-    weights = {key.removeprefix("model."): value for key, value in checkpoint["state_dict"].items()}
+    saved = checkpoint.get("state_dict", {})
+    weights = {key.removeprefix("model."): value for key, value in saved.items()}
+    if not all(bool(value.isfinite().all()) for value in weights.values()):
+        raise RequestError(
+            f"--ckpt_path {checkpoint_path}: its weights hold NaN or infinity; the run has "
+            "diverged, so name an earlier checkpoint."
+        )
     add_frozen_adapters(model, weights)
-    if kept_weights(model) != set(weights):
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    fits = all(shapes.get(name) == value.shape for name, value in weights.items())
+    if kept_weights(model) != set(weights) or not fits:
         raise RequestError(
             f"--ckpt_path {checkpoint_path}: its weights do not match the base "
             f"{settings.base}, which has changed since training; restore the original base."

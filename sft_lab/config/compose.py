@@ -37,6 +37,8 @@ def best_optimizer() -> str:
 
 
 _UNSET = re.compile(r"Environment variable '([^']+)' not found")
+# Among them a number of 5,000 digits, a ValueError, and 1,000 brackets, a RecursionError.
+_NOT_YAML = (yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError)
 _OF_MACHINE = {"best_precision": best_precision, "best_optimizer": best_optimizer}
 for _name, _resolver in _OF_MACHINE.items():
     OmegaConf.register_resolver(_name, _resolver)
@@ -135,7 +137,7 @@ class Composed:
         try:
             merged = _merged(OmegaConf.to_container(self.config), value)
             self.config = OmegaConf.create(merged)
-        except (ValueError, IndexError, OmegaConfBaseException) as fault:
+        except (*_NOT_YAML, IndexError) as fault:
             reason = str(fault).splitlines()[0]
             raise RequestError(f"{where}: {key} cannot be set: {reason}.") from fault
 
@@ -147,7 +149,7 @@ class Composed:
         """
         try:
             plain = OmegaConf.to_container(self.config, resolve=True, throw_on_missing=True)
-        except OmegaConfBaseException as fault:
+        except (OmegaConfBaseException, RecursionError) as fault:
             key = str(getattr(fault, "full_key", "") or "")
             reason = str(fault).splitlines()[0].rstrip(".")
             if unset := _UNSET.search(reason):
@@ -211,8 +213,12 @@ def _parse(text: str, where: str) -> Any:
         return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(f"value: {text}")))[
             "value"
         ]
-    except (yaml.YAMLError, OmegaConfBaseException) as fault:
-        raise RequestError(f"{where}: {text!r} is not a YAML value.") from fault
+    except _NOT_YAML as fault:
+        raise RequestError(f"{where}: {_cut(text)!r} is not a YAML value.") from fault
+
+
+def _cut(text: str) -> str:
+    return text if len(text) < 200 else f"{text[:200]}..."
 
 
 def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -224,12 +230,15 @@ def _read(file: Path) -> tuple[dict[str, Any], dict[str, str]]:
         if not isinstance(node, yaml.MappingNode):
             raise RequestError(f"{file}: a config holds keys and values, got {content[:40]!r}.")
         loaded = cast(dict[Any, Any], OmegaConf.to_container(OmegaConf.create(content)))
-    except (yaml.YAMLError, UnicodeDecodeError, OmegaConfBaseException) as fault:
+        origins = dict(_origins(node, file))
+    except RequestError:
+        raise
+    except _NOT_YAML as fault:
         mark = getattr(fault, "problem_mark", None)
         where = f"{file}, line {mark.line + 1}" if mark else str(file)
         reason = getattr(fault, "problem", None) or str(fault).splitlines()[0]
         raise RequestError(f"{where}: not YAML: {reason}.") from fault
-    return {str(key): value for key, value in loaded.items()}, dict(_origins(node, file))
+    return {str(key): value for key, value in loaded.items()}, origins
 
 
 def _origins(node: Any, file: Path, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -98,6 +98,8 @@ def _explain(fault: BaseException) -> str | None:
     if isinstance(fault, OSError):
         if fault.errno in _LOST:
             return f"{fault.filename or 'a file'}: {fault.strerror}. Check the disk or its mount."
+        if fault.errno == errno.ENAMETOOLONG:
+            return f"{str(fault.filename)[:60]}...: the name is too long. Give a shorter one."
         if fault.errno == errno.EMFILE:
             return "too many open files. Raise the limit (ulimit -n)."
         if fault.errno == errno.ENOENT and not _has_folder():

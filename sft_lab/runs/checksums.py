@@ -39,13 +39,19 @@ class Checksums:
         """Check a file, or all files below a folder; those without a line are taken as they are.
 
         Raises:
-            RequestError: If a file holds something else than was written.
+            RequestError: If a file holds something else than was written, or is gone.
         """
         known: dict[str, set[str]] = {}
         if self._sums.exists():
             for line in self._sums.read_text(encoding="utf-8").splitlines():
                 digest, _, path = line.partition("  ")
                 known.setdefault(path, set()).add(digest)
+        for path in known:
+            if path.startswith(f"{name}/") and not (self.folder / path).exists():
+                raise RequestError(
+                    f"{self.folder / path} is gone, or the run was stopped before it was written. "
+                    "Restore a copy, or resume the run."
+                )
         below = self.folder / name
         for file in [below] if below.is_file() else sorted(below.rglob("*")):
             digests = known.get(file.relative_to(self.folder).as_posix())

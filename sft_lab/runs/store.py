@@ -174,7 +174,7 @@ class RunStore:
         """
         self.check_known(name)
         runs = self.runs()
-        by_id = [run for run in runs if run.info.run_id.startswith(name)]
+        by_id = [run for run in runs if name and run.info.run_id.startswith(name)]
         by_name = [run for run in runs if run.info.run_name == name]
         if len(by_id) > 1:
             ids = ", ".join(run.info.run_id[:8] for run in by_id[:5])

@@ -137,6 +137,8 @@ def test_a_llama_factory_config_becomes_a_run(lab: Lab) -> None:
         ("base_model: x\nadapter: lora", "datasets names no data set to train on"),
         ("model_name_or_path: x\nstage: dpo", "stage: dpo is no supervised fine-tuning (sft)"),
         ("model_name_or_path: x\nfinetuning_type: oft", "expected lora or full, got 'oft'"),
+        ("base_model: x\ndatasets: {a: b}", "datasets: expected a list, got {'a': 'b'}"),
+        ("base_model: x\ndatasets: [1]", "datasets[0]: expected keys and values, got 1"),
     ],
 )
 def test_what_cannot_be_imported_is_refused(lab: Lab, text: str, message: str) -> None:
@@ -144,6 +146,29 @@ def test_what_cannot_be_imported_is_refused(lab: Lab, text: str, message: str) -
     outcome = lab("import", "other.yaml")
     assert (outcome.code, outcome.out) == (2, "")
     assert message in outcome.err
+
+
+def test_numbers_that_are_none_are_left_out(lab: Lab) -> None:
+    rest = "num_epochs: .inf\nlearning_rate: fast\nwarmup_ratio: .nan\nweight_decay: '1e-2'\n"
+    lab.write("odd.yaml", f"base_model: x\ndatasets: [{{path: a.jsonl, type: alpaca}}]\n{rest}")
+    outcome = lab("import", "odd.yaml")
+    assert outcome.code == 0
+    assert outcome.err.splitlines() == [
+        "left out: num_epochs: inf",
+        "left out: learning_rate: fast",
+        "left out: warmup_ratio: nan",
+    ]
+    assert "weight_decay: 0.01" in outcome.out
+
+
+@pytest.mark.parametrize("content", ["{", "[1]", '{"a": 3}'])
+def test_a_list_of_data_sets_that_is_none_is_named(lab: Lab, content: str) -> None:
+    (lab.folder / "data").mkdir()
+    lab.write("data/dataset_info.json", content)
+    lab.write("sft.yaml", "model_name_or_path: x\ndataset: a")
+    outcome = lab("import", "sft.yaml")
+    assert outcome.code == 2
+    assert "dataset_info" in outcome.err
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path, lab: Lab) -> None:

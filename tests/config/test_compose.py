@@ -162,6 +162,10 @@ def test_files_of_other_editors_are_read(compose: Compose) -> None:
         ("a: 1\nb:\n\tc: 2", r"0\.yaml, line 3: not YAML: found character '\\t'"),
         ("a: 1\nb: 2\na: 3", r"0\.yaml, line 3: not YAML: found duplicate key a"),
         ("a: !!python/name:os.system ''", r"line 1: not YAML: could not determine a constructor"),
+        ("a: " + "9" * 5000, r"0\.yaml: not YAML: Exceeds the limit"),
+        ("a: " + "[" * 2000 + "]" * 2000, r"0\.yaml: not YAML: maximum recursion depth"),
+        ("a: " + "{b: " * 90 + "1" + "}" * 90, r"0\.yaml: not YAML: maximum recursion depth"),
+        ("a: &a [*a]", r"0\.yaml, line 1: not YAML: YAML recursive aliases"),
         ("- a", r"0\.yaml: a config holds keys and values, got '- a'"),
         ("just text", r"0\.yaml: a config holds keys and values, got 'just text'"),
         ("a: 1\ntrainer: no.yaml", r"0\.yaml, line 2: trainer refers to no\.yaml, but "),
@@ -196,6 +200,8 @@ def test_an_unresolvable_reference_names_file_line_and_key(
 def test_a_broken_override_names_its_key(compose: Compose) -> None:
     with pytest.raises(RequestError, match=r"--data\.k: '\{a: 1' is not a YAML value"):
         compose(**{"data.k": "{a: 1"})
+    with pytest.raises(RequestError, match=r"^--data\.k: '9{200}\.\.\.' is not a YAML value\.$"):
+        compose(**{"data.k": "9" * 5000})
     with pytest.raises(RequestError, match=r"--data\.k: .*no viable alternative"):
         compose(**{"data.k": "${data.j"})
     with pytest.raises(RequestError, match=r"^--data\.k: Interpolation key 'x' not found"):

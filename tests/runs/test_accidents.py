@@ -50,6 +50,8 @@ def test_an_accident_has_one_line(fault: Exception, said: str) -> None:
 def test_a_disk_that_is_lost_is_named() -> None:
     line = explain(OSError(errno.ESTALE, "Stale file handle", "/nfs/mlruns/last.ckpt.part"))
     assert line == ("/nfs/mlruns/last.ckpt.part: Stale file handle. Check the disk or its mount.")
+    line = explain(OSError(errno.ENAMETOOLONG, "File name too long", "o" * 300))
+    assert line == f"{'o' * 60}...: the name is too long. Give a shorter one."
     assert "ulimit -n" in str(explain(OSError(errno.EMFILE, "Too many open files", "x")))
 
 

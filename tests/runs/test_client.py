@@ -99,3 +99,7 @@ def test_a_changed_artifact_is_noticed_when_it_is_read(
         store.artifact_folder(run_id, "texts", tmp_path)
     (folder / "texts/1.txt").write_text("one")  # killed before the second was moved into place
     assert store.artifact_text(run_id, "texts/1.txt") == "one"
+    (folder / "texts/1.txt").unlink()
+    (folder / "texts/2.txt").touch()
+    with pytest.raises(RequestError, match=r"texts/1\.txt is gone, or the run was stopped"):
+        store.artifact_folder(run_id, "texts", tmp_path)

@@ -11,7 +11,9 @@ import pytest
 import torch
 from tiny_lab import FinishedRun, Lab
 
+from sft_lab import paths
 from sft_lab.evaluation.generation import engines, generate
+from sft_lab.runs import checkpoint
 
 STOP = "--trainer.callbacks+=stopper.Stop"
 
@@ -22,30 +24,65 @@ def stop(lab: Lab, step: int, *arguments: str, number: int = 0) -> None:
     if number:
         outcome = lab.fit(*command, *arguments)
         assert outcome.code == 128 + number
-        assert "with --ckpt_path last resumes it" in outcome.err
+        name = signal.Signals(number).name
+        assert outcome.err.splitlines()[-1] == (
+            f"Stopped by {name}. The same command with --ckpt_path last resumes it."
+        )
+        assert "Traceback" not in outcome.err
     else:
         with pytest.raises(RuntimeError, match="stopped by the test"):
             lab.fit(*command, *arguments)
 
 
+EVERY_STEP = "--trainer.log_every_n_steps=1"
+
+
 @pytest.mark.parametrize(
-    ("number", "status", "saved_step"),
-    [
-        (0, "FAILED", 6),
-        pytest.param(signal.SIGINT, "KILLED", 8, marks=pytest.mark.extended),
-        (signal.SIGTERM, "KILLED", 8),
-    ],
+    ("number", "num_workers"),
+    [pytest.param(signal.SIGINT, 0, marks=pytest.mark.extended), (signal.SIGTERM, 2)],
 )
 @pytest.mark.slow
 def test_a_stopped_run_resumes_exactly(
-    finished: FinishedRun, stopped_lab: Lab, number: int, status: str, saved_step: int
+    finished: FinishedRun, stopped_lab: Lab, number: int, num_workers: int
 ) -> None:
     lab = stopped_lab
-    stop(lab, 7, "--trainer.log_every_n_steps=1", number=number)
-    assert lab.run.info.status == status
-    # A signal lets the window end and saves after it; an exception leaves the last checkpoint.
-    assert torch.load(lab.checkpoint, weights_only=True)["global_step"] == saved_step
-    outcome = lab.fit("--trainer.log_every_n_steps=1", "--ckpt_path=last")
+    workers = f"--data.num_workers={num_workers}"
+    stop(lab, 7, EVERY_STEP, workers, number=number)
+    assert lab.run.info.status == "KILLED"
+    # A signal lets the window end and saves after it.
+    assert torch.load(lab.checkpoint, weights_only=True)["global_step"] == 8
+    check_resumed(lab, finished, workers)
+
+
+@pytest.mark.slow
+def test_a_run_on_a_full_disk_ends_in_one_line_and_resumes_exactly(
+    finished: FinishedRun, stopped_lab: Lab
+) -> None:
+    lab = stopped_lab
+    with pytest.MonkeyPatch.context() as patch:
+        files = iter(range(99))
+
+        def new_file(path: Path) -> Any:  # the fourth finds no space: a device that is always full
+            return paths.new_file(path) if next(files) < 3 else open("/dev/full", "wb")
+
+        patch.setattr(checkpoint, "new_file", new_file)
+        outcome = lab.fit(EVERY_STEP)
+    assert outcome.code == 1
+    folder = lab.checkpoint.parent.relative_to(lab.folder)
+    assert outcome.err.splitlines()[-1] == (
+        f"error: no space is left on the disk of {folder}: the last write has failed, what was "
+        "written before is whole. Free some (TMPDIR and SFT_LAB_CACHE may be elsewhere). "
+        "The same command with --ckpt_path last resumes it."
+    )
+    assert "Traceback" not in outcome.err
+    assert lab.run.info.status == "FAILED"
+    assert [file.name for file in lab.checkpoint.parent.glob("*.ckpt*")] == ["last.ckpt"]
+    check_resumed(lab, finished)
+
+
+def check_resumed(lab: Lab, finished: FinishedRun, *arguments: str) -> None:
+    """Resume a run, and compare it with one that was never stopped."""
+    outcome = lab.fit(EVERY_STEP, "--ckpt_path=last", *arguments)
     assert outcome.code == 0, outcome.err
     assert lab.run.info.status == "FINISHED"
     for key in ("train_loss/all", "train_loss/math", "lr", "val_loss/general", "progress/tokens"):

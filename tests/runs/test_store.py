@@ -116,6 +116,8 @@ def test_a_run_is_found_by_id_beginning_and_name(logger: RunLogger, uri: str) ->
         RequestError, match=rf"no run 'sequential' in sqlite:.* {first[:8]} \(dmt seed 0\)"
     ):
         store.find("sequential")
+    with pytest.raises(RequestError, match="no run '' in"):  # as from an unset variable
+        store.find("")
     experiment = client.get_run(first).info.experiment_id
     others = [client.create_run(experiment, tags={DIGEST_TAG: "d"}) for _ in range(16)]
     # 17 ids begin with 16 digits.
