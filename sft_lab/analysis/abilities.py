@@ -96,9 +96,13 @@ def abilities_of(results: StudyResults) -> list[Ability]:
 
 
 def abilities_in(run: RunResult) -> list[Ability]:
-    """Return what a run measures by the main score of each benchmark, named after benchmarks."""
+    """Return what a run measures by the main score of each benchmark.
+
+    Abilities that the run follows have their own names, others that of their benchmark.
+    """
+    names = {key: name for name, key in run.record.abilities.items()}
     return [
-        Ability(name, key, run.benchmarks[name].scale, run.benchmarks[name].source)
+        Ability(names.get(key, name), key, run.benchmarks[name].scale, run.benchmarks[name].source)
         for name, key in run.score_keys.items()
     ]
 

@@ -12,7 +12,7 @@ from sft_lab.analysis.measurements import Comparison, Side, boundary_of
 from sft_lab.analysis.protocols import mismatch_line
 from sft_lab.metrics.paired import Difference
 from sft_lab.metrics.score import Score
-from sft_lab.terminal import counted, format_table, visible
+from sft_lab.terminal import counted, fitted_table, format_table, visible, wrapped
 
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 _OTHER_PROTOCOL = " !"
@@ -104,8 +104,12 @@ def _abilities(compared: RunComparison) -> str:
                 cells = [v for key, x in zip(keys, values, strict=True) for v in [x, *none[key]]]
                 rows.append(["", name, "", *cells])
         rows.append([""] * (3 + len(keys) + len(formed)))
-    header = [name for key in keys for name in (key, *(["form"] if key in formed else []))]
-    return format_table(["run", "after", "step", *header], rows[:-1])
+    names = {a.key: a.name for group in compared.groups for a in group.abilities}
+    header = [n for key in keys for n in (names[key], *(["form"] if key in formed else []))]
+    table = fitted_table(["run", "after", "step", *header], rows[:-1], keys=3)
+    scores = ", ".join(f"{names[key]} is {key}" for key in keys)
+    form = "; form: share of answers in the asked form, %" if formed else ""
+    return f"{table}\n{wrapped(f'Scores in % or as rated [95 % interval]: {scores}{form}.')}"
 
 
 _AT_THE_END = (
@@ -148,7 +152,7 @@ def _change(
 def _tests(
     title: str, rows: Sequence[Sequence[str]], tests: Sequence[Comparison], color: bool
 ) -> str:
-    header = ["run", "score", "against", "difference", "items", "of", "p", "Holm's p", "conclusion"]
+    header = ["run", "ability", "against", "difference", "items", "of", "p", "Holm p", "conclusion"]
     head, *lines = format_table(header, rows).splitlines()
     if color:
         pairs = zip(lines, tests, strict=True)
@@ -157,7 +161,7 @@ def _tests(
 
 
 def _test_row(test: Comparison, against: str, is_flagged: bool) -> list[str]:
-    first = [test.after, test.ability.key, against]
+    first = [test.after, test.ability.name, against]
     difference = test.difference
     if difference is None:
         return [*first, "-", "", "", "", "", f"not tested: {test.why_not}"]

@@ -26,8 +26,8 @@ def test_the_table_shows_intervals_and_retention(finished: FinishedRun) -> None:
         "run",
         "after",
         "step",
-        "scripted/accuracy",
-        "world_math/format_free",
+        "scripted",
+        "math",
         "form",
     ]
     # Wilson's interval of 2 of 4 is 15.0 to 85.0.
@@ -110,8 +110,8 @@ def test_other_protocols_are_refused_unless_allowed(three_runs: Lab) -> None:
     found = [(line.split()[1], ") !" in line) for line in tests if line.startswith("longer ")]
     # Against the other run, and against its own best boundary, where nothing needs a flag.
     against, within = found[: len(found) // 2], found[len(found) // 2 :]
-    assert against == [("world_math/format_free", False), ("scripted/accuracy", True)]
-    assert within == [("world_math/format_free", False), ("scripted/accuracy", False)]
+    assert against == [("math", False), ("scripted", True)]
+    assert within == [("math", False), ("scripted", False)]
 
 
 def test_runs_that_differ_in_their_seed_are_grouped_by_name(three_runs: Lab) -> None:

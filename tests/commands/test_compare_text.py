@@ -68,7 +68,7 @@ def test_forgetting_of_form_has_columns_of_its_own() -> None:
     )
     found = compared([RunGroup("a", {0: replace(run, points=points)})])
     lines = report(found, 0, color=False).splitlines()
-    assert lines[2].split() == ["run", "after", "step", "gsm8k/strict", "form"]
+    assert lines[2].split() == ["run", "after", "step", "math", "form"]
     assert [line.split()[-1] for line in lines[3:6]] == ["100.0", "100.0", "40.0"]
     assert lines[6].split() == ["retention", "at", "the", "end", "1.00"]
     assert lines[7].split() == ["forgetting", "with", "form", "60.0"]
