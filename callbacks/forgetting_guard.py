@@ -172,6 +172,8 @@ class ForgettingGuard(Callback):
         self._file(trainer)
 
     def _file(self, trainer: Trainer) -> None:
+        if not trainer.is_global_zero:
+            return
         settings = asdict(self.guard)
         settings["shares"] = [share.written for share in self.guard.shares]
         content = {"guard": settings, "decisions": self.records}

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
+from sft_lab import distributed
 from sft_lab.evaluation.budget import Pace, guarded_evaluations, items_between
 from sft_lab.evaluation.evaluator import Evaluation, Evaluator
 from sft_lab.evaluation.suite import EvaluationSuite
@@ -73,7 +75,8 @@ class InLoopEvaluation(Callback):
         start = time.perf_counter()
         full = step == 0 or step in pl_module.schedule.boundaries or self.suite.budget is None
         if not full and self.items_between is None and self._trained_from is not None:
-            self.items_between = self._count_items(trainer, pl_module.schedule, *self._trained_from)
+            counted = partial(self._count_items, trainer, pl_module.schedule, *self._trained_from)
+            self.items_between = distributed.by_first(counted)
         if full:
             self.evaluate(trainer, pl_module, step)
         else:
@@ -169,7 +172,7 @@ class InLoopEvaluation(Callback):
             "seconds": self.seconds,
             "full_s": self.full_s,
             "items_between": self.items_between,
-            "engine": self.suite.engine.state_dict(),
+            "engines": distributed.gather(self.suite.engine.state_dict()),  # of every rank
         }
 
     @override
@@ -178,7 +181,10 @@ class InLoopEvaluation(Callback):
         self.seconds = state_dict["seconds"]
         self.full_s = state_dict["full_s"]
         self.items_between = state_dict["items_between"]
-        self.suite.engine.load_state_dict(state_dict["engine"])
+        engines = state_dict["engines"]
+        # A rank keeps the answers to its own items, which are others on another number of ranks.
+        if len(engines) == distributed.world_size():
+            self.suite.engine.load_state_dict(engines[distributed.rank()])
 
 
 def _call(trainer: Trainer, hook: str, *arguments: Any) -> None:

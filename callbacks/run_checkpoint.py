@@ -11,12 +11,15 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from typing_extensions import override
 
+from sft_lab import distributed
 from sft_lab.config.ranges import PositiveInt
 from sft_lab.errors import Interrupted, check_interrupted, handle_signals
 from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.runs.checkpoint import RunStamp, last_checkpoint, link_or_copy, stage_checkpoint
 from sft_lab.runs.logger import run_logger
 from sft_lab.training.module import SFTModule
+
+_WINDOW = "micro_batches_per_window"
 
 
 class RunCheckpoint(Checkpoint):
@@ -48,7 +51,7 @@ class RunCheckpoint(Checkpoint):
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
         self._evaluating = False
-        self._rng: dict[str, Any] | None = None
+        self._rng: list[dict[str, Any]] = []  # of every rank
 
     def path(self, trainer: Trainer) -> Path:
         """Return the checkpoint's file."""
@@ -56,10 +59,14 @@ class RunCheckpoint(Checkpoint):
 
     @override
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if self._rng is not None:
-            torch.set_rng_state(self._rng["cpu"])
-            if self._rng["cuda"]:
-                torch.cuda.set_rng_state_all(self._rng["cuda"])
+        rank = trainer.global_rank
+        if rank < len(self._rng):
+            torch.set_rng_state(self._rng[rank]["cpu"])
+            if self._rng[rank]["cuda"]:
+                torch.cuda.set_rng_state_all(self._rng[rank]["cuda"])
+        elif rank > 0 and isinstance(pl_module, SFTModule):
+            # Ranks must not drop out the same neurons.
+            torch.manual_seed(pl_module.seed + rank + trainer.global_step * trainer.world_size)
         check_interrupted()
         # In place of Lightning's, which stop at the next micro-batch and lose the window.
         self._handlers = handle_signals(self._on_signal)
@@ -104,9 +111,14 @@ class RunCheckpoint(Checkpoint):
         # The last window of a pass is saved after the pass, where Lightning resumes cleanly.
         if trainer.is_last_batch or not is_window_end:
             return
+        self._agree_on_signal()
         if self._is_due(trainer.global_step, pl_module) or self._signal is not None:
             self._save(trainer)
         self._check_signal()
+
+    def _agree_on_signal(self) -> None:
+        """Take over a signal that another rank has received, so that all stop after one step."""
+        self._signal = distributed.largest(self._signal or 0) or None
 
     def _is_due(self, step: int, pl_module: LightningModule) -> bool:
         if not isinstance(pl_module, SFTModule) or pl_module.schedule is None:
@@ -118,6 +130,7 @@ class RunCheckpoint(Checkpoint):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, _ended_stage(trainer, pl_module) if self.keep_stages else None)
+        self._agree_on_signal()
         self._check_signal()
 
     def _save(self, trainer: Trainer, ended_stage: str | None = None) -> None:
@@ -131,7 +144,8 @@ class RunCheckpoint(Checkpoint):
             # Before `last.ckpt`: a run resumed from that does not reach this stage's end again.
             kept = stage_checkpoint(self.dirpath, run_logger(trainer).run_id, ended_stage)
             trainer.save_checkpoint(kept)
-            link_or_copy(kept, self.path(trainer))
+            if trainer.is_global_zero:
+                link_or_copy(kept, self.path(trainer))
         self.saved_step = trainer.global_step
 
     @override
@@ -147,15 +161,42 @@ class RunCheckpoint(Checkpoint):
         if self.stamp is not None:
             points = run_logger(trainer).num_points
             checkpoint["sft_lab"] = replace(self.stamp, points=points).as_dict()
+        checkpoint[_WINDOW] = trainer.accumulate_grad_batches
+
+    @override
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        count_batches_of_rank(checkpoint, trainer.accumulate_grad_batches)
 
     @override
     def state_dict(self) -> dict[str, Any]:
         cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-        return {"rng": {"cpu": torch.get_rng_state(), "cuda": cuda}}
+        return {"rng": distributed.gather({"cpu": torch.get_rng_state(), "cuda": cuda})}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._rng = state_dict["rng"]
+
+
+def count_batches_of_rank(checkpoint: dict[str, Any], per_window: int) -> None:
+    """Count the batches of a pass in a checkpoint for another number of devices.
+
+    Args:
+        checkpoint: A run's checkpoint; modified in place.
+        per_window: Micro-batches of a window that a rank now trains on.
+    """
+    old = checkpoint[_WINDOW]
+    if old == per_window:
+        return
+    loop = checkpoint["loops"]["fit_loop"]
+    for state in loop["state_dict"].get("combined_loader", []):
+        state["position"] = -(-state["position"] // old) * per_window
+    current = loop["epoch_loop.batch_progress"]["current"]
+    ready = -(-current["ready"] // old) * per_window
+    # The last batch of a checkpoint is completed only when the run resumes.
+    current |= {key: ready - (current["ready"] - count) for key, count in current.items()}
+    checkpoint[_WINDOW] = per_window
 
 
 def _ended_stage(trainer: Trainer, pl_module: LightningModule) -> str | None:

@@ -242,10 +242,12 @@ from lightning import Callback
 class Stop(Callback):
     """Raises, or signals this process and its children, in a window after a step."""
 
-    def __init__(self, step: int, signal: int = 0) -> None:
-        self.step, self.signal = step, signal
+    def __init__(self, step: int, signal: int = 0, rank: int = 0) -> None:
+        self.step, self.signal, self.rank = step, signal, rank
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_rank != self.rank:
+            return
         if trainer.global_step == self.step and batch_idx % 2 == 1:
             if self.signal:
                 run = psutil.Process()

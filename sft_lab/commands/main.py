@@ -76,7 +76,9 @@ def main(arguments: list[str] | None = None) -> int:
             _refuse(command)
         return int(import_module(f"sft_lab.commands.{_MODULES.get(command, command)}").main(rest))
     except RequestError as fault:
-        print(f"error: {visible(str(fault))}", file=sys.stderr)
+        # Started by torchrun, each rank comes here; the first prints what all raise.
+        if os.environ.get("RANK", "0") == "0" or not getattr(fault, "is_shared", False):
+            print(f"error: {visible(str(fault))}", file=sys.stderr)
         return os.EX_TEMPFAIL if isinstance(fault, BusyError) else 2
     except Interrupted as stop:
         print(" ".join([f"\nStopped by {stop}.", *_notes(stop)]), file=sys.stderr)

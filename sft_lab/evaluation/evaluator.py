@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from sft_lab import distributed
 from sft_lab.data.rendering import Renderer
 from sft_lab.evaluation.evaluated_model import EvaluatedModel
 from sft_lab.evaluation.generation import evaluating
@@ -123,7 +124,6 @@ class Evaluator:
                 )
                 indices = sorted([*reported, *chosen])
                 self.report(f"{name}: {counted(len(indices), 'item')}")
-                engine.on_ended = self._counter(name, len(indices))
                 items = benchmark.items()
                 evaluated = EvaluatedModel(
                     weights,
@@ -133,7 +133,8 @@ class Evaluator:
                     cut_reasoning=cut_reasoning,
                 )
                 with self.forward_context():
-                    measured = benchmark.measure(
+                    measured = self._measured(
+                        name,
                         [items[index] for index in indices],
                         [prompts[name].token_ids[index] for index in indices],
                         evaluated,
@@ -169,6 +170,24 @@ class Evaluator:
 
     def _counter(self, name: str, num_items: int) -> Callable[[int], None]:
         return lambda ended: self.report(f"{name}: {ended:,}/{num_items:,}")
+
+    def _measured(
+        self,
+        name: str,
+        items: Sequence[Item],
+        prompts: Sequence[Sequence[int]],
+        model: EvaluatedModel,
+    ) -> list[list[Answer]]:
+        """Return the answers to all items, each given and graded by one rank."""
+        benchmark = self.suite.benchmarks[name]
+        costs = [len(prompt) + benchmark.max_new_tokens for prompt in prompts]
+
+        def measure(places: list[int]) -> list[list[Answer]]:
+            mine = [items[place] for place in places], [prompts[place] for place in places]
+            self.suite.engine.on_ended = self._counter(name, len(places))
+            return benchmark.measure(*mine, model)
+
+        return distributed.shared(costs, measure)
 
     def _scores(self, answers: Mapping[str, Sequence[Answer]]) -> dict[str, Score]:
         return {

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from sft_lab import distributed
 from sft_lab.data.conversation import Conversation, RowError
 from sft_lab.data.rendering import Renderer
 from sft_lab.errors import RequestError
@@ -38,7 +39,10 @@ def answer_loss(pairs: Sequence[TokenPair | None], model: EvaluatedModel) -> flo
     known = [pair for pair in pairs if pair is not None]
     if not known:
         return None
-    values = model.log_likelihoods(known)
+    costs = [len(prompt) + len(answer) for prompt, answer in known]
+    values = distributed.shared(
+        costs, lambda places: model.log_likelihoods([known[place] for place in places])
+    )
     return -sum(value for value, _ in values) / sum(len(answer) for _, answer in known)
 
 

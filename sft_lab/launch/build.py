@@ -9,8 +9,10 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning import Callback, Trainer, seed_everything
+from lightning.fabric.plugins.environments import TorchElasticEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from sft_lab import distributed
 from sft_lab.callbacks.ability_history import AbilityHistory
 from sft_lab.callbacks.forgetting_guard import ForgettingGuard
 from sft_lab.callbacks.in_loop_evaluation import InLoopEvaluation
@@ -18,6 +20,7 @@ from sft_lab.callbacks.learning_check import LearningCheck
 from sft_lab.callbacks.page_writer import PageWriter
 from sft_lab.callbacks.progress_line import ProgressLine
 from sft_lab.callbacks.progress_screen import ProgressScreen
+from sft_lab.callbacks.rank_sums import RankSums
 from sft_lab.callbacks.run_checkpoint import RunCheckpoint
 from sft_lab.callbacks.run_recorder import RunRecorder
 from sft_lab.callbacks.stage_scheduler import StageScheduler
@@ -25,6 +28,7 @@ from sft_lab.callbacks.training_log import TrainingLog
 from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
+from sft_lab.launch.devices import ddp
 from sft_lab.launch.parser import data_parser, run_parser
 from sft_lab.launch.run_config import RunConfig, find_run_logger
 from sft_lab.launch.start import Start
@@ -145,12 +149,18 @@ def _instantiated(make: Callable[[], Namespace]) -> Namespace:
 def _trainer(made: Namespace, config: RunConfig) -> Trainer:
     arguments: dict[str, Any] = made.trainer.as_dict()
     configured = arguments.pop("callbacks") or []
+    if (num_ranks := distributed.world_size()) > 1:
+        arguments["strategy"] = ddp()
+        arguments["accumulate_grad_batches"] //= num_ranks  # it counts those of all ranks
+        arguments["use_distributed_sampler"] = False  # each rank's plan is its own part already
     callbacks = [
         *(configured if isinstance(configured, list) else [configured]),
         *_callbacks(made.data, made.corpus, made.evaluation, made.checkpoint, config),
         made.checkpoint,
     ]
     plugins = [*(arguments.pop("plugins") or []), AtomicCheckpointIO()]
+    if num_ranks > 1:
+        plugins.append(TorchElasticEnvironment())  # whoever started the ranks, it names them so
     try:
         return Trainer(**arguments, callbacks=callbacks, plugins=plugins)
     except (MisconfigurationException, ValueError, TypeError) as fault:
@@ -170,18 +180,23 @@ def _callbacks(
     history = AbilityHistory(suite)
     scheduler = StageScheduler()
     guards = [ForgettingGuard(data.guard, suite, history, scheduler)] if data.guard else []
+    sums = [RankSums()] if distributed.world_size() > 1 else []
     page = PageWriter(history, partial(_conclude, config.tracking_uri))
     screen = ProgressScreen if sys.stdout.isatty() else ProgressLine
+    record = [
+        RunRecorder(config.plain),
+        page,
+        screen(log, history, suite, page, store_option(config.tracking_uri)),
+    ]
     return [
         *guards,
         evaluation,
         scheduler,  # hands over after the evaluation at a boundary
+        *sums,
         LearningCheck(list(corpus.sources), checkpoint),
         log,
         history,
-        RunRecorder(config.plain),
-        page,
-        screen(log, history, suite, page, store_option(config.tracking_uri)),
+        *(record if distributed.is_first() else []),
     ]
 
 

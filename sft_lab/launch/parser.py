@@ -21,6 +21,7 @@ from sft_lab.config.signatures import imported
 from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError, nearest
 from sft_lab.evaluation.suite import EvaluationSuite
+from sft_lab.launch.devices import check_devices
 from sft_lab.launch.explain import explain
 from sft_lab.launch.keys import (
     GROUP_CLASSES,
@@ -270,9 +271,5 @@ def _check_trainer(values: Namespace, written: Composed) -> None:
                 f"{written.where(key)} follows from {instead}, got {given[name]}; "
                 "leave it out and set that."
             )
-    devices, num_nodes = values.trainer.devices, values.trainer.num_nodes
-    if str(devices) not in ("1", "[0]", "0,") or num_nodes != 1:
-        raise RequestError(
-            f"trainer.devices, trainer.num_nodes: a run takes one device, got {devices} on "
-            f"{num_nodes} nodes; set both to 1."
-        )
+    sizes = values.data.batch_size, values.data.micro_batch_size
+    check_devices(values.trainer.as_dict(), *sizes)

@@ -3,18 +3,22 @@
 import contextlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
 
+from sft_lab import distributed
 from sft_lab.callbacks.progress_screen import ProgressScreen
-from sft_lab.config.identity import identity
+from sft_lab.config.identity import digest, identity
 from sft_lab.cost.known_speed import KnownSpeeds
 from sft_lab.cost.run_cost import run_cost, run_parameters
 from sft_lab.errors import RESUME_HINT, Interrupted, RequestError, RunError
 from sft_lab.launch.build import Run, artifact_folder, build
+from sft_lab.launch.devices import ranks_to_start
 from sft_lab.launch.evaluate import evaluate_checkpoint
 from sft_lab.launch.limits import check_limits
+from sft_lab.launch.processes import run_ranks
 from sft_lab.launch.run_config import RunConfig
 from sft_lab.launch.start import Start, choose_start
 from sft_lab.model.kernels import check_attention
@@ -23,7 +27,7 @@ from sft_lab.paths import check_folder, make_folder
 from sft_lab.runs.accidents import is_of_store
 from sft_lab.runs.checkpoint import RunStamp, read_checkpoint
 from sft_lab.runs.fork import Fork, check_end
-from sft_lab.runs.inputs import check_inputs, run_inputs
+from sft_lab.runs.inputs import CODE, check_inputs, check_same, code_digest, run_inputs
 from sft_lab.runs.lock import run_lock
 from sft_lab.runs.logger import RunLogger
 from sft_lab.runs.parent_record import copy_parent_record, place_checkpoints
@@ -45,43 +49,70 @@ def fit(config: RunConfig) -> str:
     Raises:
         RequestError: If the run cannot start, before anything is trained.
     """
-    with ExitStack() as held:
-        _check_writable(config)
-        run = build(config, choose_start(config, held))
-        run.data.setup("fit")
+    if (num_ranks := ranks_to_start(config)) > 1:
+        return run_ranks(config, num_ranks)
+    with distributed.joined(), ExitStack() as held:
+        start = distributed.by_first(lambda: _chosen_start(config, held))
+        run, inputs = _set_up(config, start)
+        _say_minutes(run, RunStore(run.logger.tracking_uri))
+        changes = distributed.by_first(partial(_check_inputs, run.start, inputs))
+        if run.start.fork is not None:
+            distributed.by_all(partial(_check_fork, run, run.start.fork))
+        distributed.by_first(partial(_prepare, config))
+        with recorded(run.logger, _how_to_resume(run)):
+            checkpoint = distributed.by_first(partial(_opened, run, inputs, changes, held))
+            run.trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint)
+        return run.logger.run_id
+
+
+def _chosen_start(config: RunConfig, held: ExitStack) -> Start:
+    _check_writable(config)
+    return choose_start(config, held)
+
+
+def _set_up(config: RunConfig, start: Start | None = None) -> tuple[Run, dict[str, str]]:
+    """Build a run and read its data; return it with the digests of its inputs.
+
+    Raises:
+        RequestError: If the run cannot start, on all ranks if it cannot on one, or if ranks differ.
+    """
+
+    def ready() -> tuple[Run, dict[str, str]]:
+        run = build(config, start)
+        engine = run.module.evaluation.engine
+        if distributed.world_size() > 1 and not engine.is_local:
+            raise RequestError(
+                f"evaluation.engine: {engine.name} answers a run on one device, and this one has "
+                f"{distributed.world_size()}; set evaluation.engine to native."
+            )
+        run.data.setup(config.command)
         check_limits(run.data, run.module.base)
         check_weights(run.module.base)
         check_attention(run.module.base, run.module.attn_implementation)
         _check_evaluation(run)
-        store = RunStore(run.logger.tracking_uri)
-        _say_minutes(run, store)
-        inputs = run_inputs(run.data, run.module.base)
-        changes = _check_inputs(run.start, inputs)
-        if run.start.fork is not None:
-            _check_fork(run, run.start.fork, store)
-        _prepare(config)
-        make_folder("checkpoint.dirpath", run.checkpoint.dirpath)
-        with recorded(run.logger, _how_to_resume(run)):
-            stamp = run.checkpoint.stamp = RunStamp(
-                run.logger.run_id, identity(config.plain), inputs
-            )
-            if run.start.resume is not None:
-                changes += _missing_points(run.start.resume, run.logger)
-            if changes:
-                run.logger.say_changes(changes)
-            checkpoint = run.start.checkpoint
-            if run.start.resume is None:
-                held.enter_context(run_lock(run.checkpoint.dirpath / stamp.run_id))
-            if run.start.fork is not None:
-                copy_parent_record(run.start.fork, store, run.logger, run.data.schedule)
-                checkpoint = place_checkpoints(
-                    run.start.fork,
-                    run.checkpoint.dirpath,
-                    stamp,
-                    keep_stages=run.checkpoint.keep_stages,
-                )
-            run.trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint)
-        return stamp.run_id
+        return run, run_inputs(run.data, run.module.base)
+
+    run, inputs = distributed.first_then_others(ready)
+    found = distributed.gather(inputs | {"config": digest(config.plain), CODE: code_digest()})
+    distributed.by_all(partial(check_same, found))
+    return run, inputs
+
+
+def _opened(run: Run, inputs: dict[str, str], changes: list[str], held: ExitStack) -> Path | None:
+    """Open a run's record and return the checkpoint to train from, placed there for a fork."""
+    store, fork = RunStore(run.logger.tracking_uri), run.start.fork
+    stamp = run.checkpoint.stamp = RunStamp(run.logger.run_id, identity(run.config.plain), inputs)
+    if run.start.resume is not None:
+        changes = [*changes, *_missing_points(run.start.resume, run.logger)]
+    if changes:
+        run.logger.say_changes(changes)
+    if run.start.resume is None:
+        held.enter_context(run_lock(run.checkpoint.dirpath / stamp.run_id))
+    if fork is None:
+        return run.start.checkpoint
+    copy_parent_record(fork, store, run.logger, run.data.schedule)
+    keep_stages = run.checkpoint.keep_stages
+    return place_checkpoints(fork, run.checkpoint.dirpath, stamp, keep_stages=keep_stages)
 
 
 def score(config: RunConfig) -> str:
@@ -93,20 +124,18 @@ def score(config: RunConfig) -> str:
     Returns:
         The id of the run that holds the scores.
     """
-    _check_writable(config)
-    run = build(config)
-    run.data.setup(config.command)
-    check_limits(run.data, run.module.base)
-    check_weights(run.module.base)
-    check_attention(run.module.base, run.module.attn_implementation)
-    _check_evaluation(run)
-    path = Path(config.ckpt_path) if config.ckpt_path else None
-    if path is not None:
-        check_model(path, config.plain, run_inputs(run.data, run.module.base))
-    _prepare(config)
-    with recorded(run.logger):
-        evaluate_checkpoint(run, read_checkpoint(path) if path else None)
-    return str(run.logger.run_id)
+    if (num_ranks := ranks_to_start(config)) > 1:
+        return run_ranks(config, num_ranks)
+    with distributed.joined():
+        distributed.by_first(partial(_check_writable, config))
+        run, inputs = _set_up(config)
+        path = Path(config.ckpt_path) if config.ckpt_path else None
+        if path is not None:
+            distributed.by_all(partial(check_model, path, config.plain, inputs))
+        distributed.by_first(partial(_prepare, config))
+        with recorded(run.logger):
+            evaluate_checkpoint(run, read_checkpoint(path) if path else None)
+        return run.logger.run_id
 
 
 def _check_writable(config: RunConfig) -> None:
@@ -118,10 +147,12 @@ def _check_writable(config: RunConfig) -> None:
 
 
 def _prepare(config: RunConfig) -> None:
-    """Make the folders of store and artifacts, and check the store's experiment."""
+    """Make the folders of store, artifacts and checkpoints; check the store's experiment."""
     prepare_store(config.tracking_uri, str(config.logger["experiment_name"]))
     if (artifacts := artifact_folder(config)) is not None:
         make_folder("trainer.logger.init_args.artifact_location", artifacts)
+    if config.command == "fit":
+        make_folder("checkpoint.dirpath", Path(config.plain["checkpoint"]["dirpath"]))
 
 
 def _check_inputs(start: Start, inputs: Mapping[str, str]) -> list[str]:
@@ -146,11 +177,11 @@ def _missing_points(resume: Resume, logger: RunLogger) -> list[str]:
     ]
 
 
-def _check_fork(run: Run, fork: Fork, store: RunStore) -> None:
+def _check_fork(run: Run, fork: Fork) -> None:
     """Restore the parent's plan changes, and check that its record can be copied."""
     states = read_checkpoint(fork.checkpoint, option="--from:")["callbacks"]
     run.data.restore_plans(saved_plan_changes(states))
-    check_end(fork, store, run.data.schedule)
+    check_end(fork, RunStore(run.logger.tracking_uri), run.data.schedule)
 
 
 def _say_minutes(run: Run, store: RunStore) -> None:
@@ -181,13 +212,16 @@ def _check_evaluation(run: Run) -> None:
 
 @contextlib.contextmanager
 def recorded(logger: RunLogger, note: str = "") -> Iterator[None]:
-    """Open a run in the store, and close it with its true status.
+    """Open a run in the store, and close it with its true status; the first rank does both.
 
     Args:
         logger: The run's record.
         note: Added to what ends the run early.
     """
-    logger.start()
+    logger.follow(distributed.by_first(logger.start))
+    if not distributed.is_first():
+        yield
+        return
     try:
         yield
     except BaseException as fault:

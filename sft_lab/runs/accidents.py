@@ -60,6 +60,16 @@ _STORE_BY_TEXT = {
 }
 
 
+_LOST_RANK = re.compile(
+    r"gloo|NCCL|ProcessGroup|Connection (closed|reset) by peer|TCPStore|Broken pipe", re.IGNORECASE
+)
+
+
+def is_of_ranks(fault: BaseException) -> bool:
+    """Return whether an exception only says that another rank of the run is lost or late."""
+    return isinstance(fault, RuntimeError) and _LOST_RANK.search(str(fault)) is not None
+
+
 def explain(fault: BaseException) -> str | None:
     """Return what has happened and what to do, in one line; None for a fault of the code.
 

@@ -1,20 +1,22 @@
 """Digests of a run's inputs, which reveal changes between its processes."""
 
 import hashlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib.metadata import version
 
+from sft_lab import distributed
 from sft_lab.errors import RequestError
 from sft_lab.hub import commit_of
 from sft_lab.model.base_digest import base_digest
-from sft_lab.paths import is_hub_name, resolve, unpinned
+from sft_lab.paths import is_hub_name, package_dir, resolve, unpinned
 from sft_lab.terminal import counted
 from sft_lab.training.data_modules import StageDataModule, StagedDataModule
 
 PACKAGES = ("sft_lab", "torch", "lightning", "transformers", "peft", "bitsandbytes", "mlflow")
 BASE, TOKENIZER = "model.base", "the tokenizer of model.base"
+CODE = "code of sft_lab"
 _PLAN = "the plan of stage "
-_SAID = ("version of ", "prompts of ", "commit of ")
+_SAID = ("version of ", "prompts of ", "commit of ", "number of devices")
 """Beginnings of the names of what may change: it is said and recorded."""
 
 
@@ -37,6 +39,7 @@ def run_inputs(data: StagedDataModule, base: str) -> dict[str, str]:
     found |= {f"commit of {name}": commit for name, commit in hub_commits(data, base).items()}
     for module in data.stage_modules:
         found[f"{_PLAN}'{module.first_plan.name}'"] = _plan_digest(module)
+    found["number of devices"] = str(distributed.world_size())
     return found | {f"version of {package}": version(package) for package in PACKAGES}
 
 
@@ -104,6 +107,36 @@ def check_inputs(
             f"{_short(before)}, it is {_short(now)}. Restore it, or start a new run."
         )
     return said
+
+
+def code_digest() -> str:
+    """Return a digest of the lab's own modules: machines may have two checkouts of one version."""
+    found = hashlib.sha256()
+    package = package_dir()
+    # A checkout links to the callbacks, and links are not followed.
+    for path in sorted({*package.rglob("*.py"), *(package / "callbacks").glob("*.py")}):
+        found.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+    return found.hexdigest()
+
+
+def check_same(inputs: Sequence[Mapping[str, str]]) -> None:
+    """Check that all ranks of a run have the same inputs.
+
+    Args:
+        inputs: Every rank's, by name.
+
+    Raises:
+        RequestError: Naming an input that differs, and the ranks.
+    """
+    first = inputs[0]
+    for rank, found in enumerate(inputs[1:], start=1):
+        for name in first.keys() | found.keys():
+            if first.get(name) != found.get(name):
+                raise RequestError(
+                    f"{name} differs between processes of this run: {_short(str(first.get(name)))} "
+                    f"on rank 0, {_short(str(found.get(name)))} on rank {rank}; give all machines "
+                    "the same files and packages, and the same code."
+                )
 
 
 def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> Iterator[tuple[str, str, str]]:

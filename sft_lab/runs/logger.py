@@ -103,8 +103,13 @@ class RunLogger(Logger):
     @property
     def run_id(self) -> str:
         """The run; the first use makes it."""
-        _ = self.experiment
+        if self._run_id is None:
+            _ = self.experiment
         return str(self._run_id)
+
+    def follow(self, run_id: str) -> None:
+        """Name the run that another rank records; this one writes nothing."""
+        self._run_id = run_id
 
     @cached_property
     def _logged(self) -> set[tuple[str, int]]:
@@ -181,13 +186,14 @@ class RunLogger(Logger):
                 raise RunError(explain(fault) or str(fault)) from fault
             del self._sending[0]  # a signal may have interrupted the wait
 
-    def start(self) -> None:
-        """Mark the run as running in this process."""
+    def start(self) -> str:
+        """Mark the run as running in this process, and return its id."""
         client, run_id = self.experiment, self.run_id
         # The process first: with the old one a resumed run would look killed.
         for tag, value in self._start_tags.items():
             client.set_tag(run_id, tag, value)
         client.update_run(run_id, status="RUNNING")
+        return run_id
 
     def say_changes(self, changes: Sequence[str]) -> None:
         """Warn of what has changed under the run since its checkpoint, and keep it as a tag."""

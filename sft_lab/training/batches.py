@@ -1,5 +1,6 @@
 """Batches: the micro-batches of a planned pass, of held-out rows, of prompts; their loaders."""
 
+import math
 import shutil
 import signal
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from typing_extensions import override
 
 from sft_lab.data.corpus import Corpus
 from sft_lab.data.tokenized_row import IGNORED
+from sft_lab.distributed import share_out
 from sft_lab.errors import SIGNALS, RequestError
 from sft_lab.evaluation.generation import batches_longest_first
 from sft_lab.training.order import RowRef
@@ -37,7 +39,8 @@ class Batch(TypedDict):
         source_ids: int64 ``[B, T]``, every token's source by its position in ``corpus.sources``.
         target_places: int64 ``[N]``, positions of the tokens with a label, counted over all rows;
             found here, because a device would have to wait for their number.
-        window_target_tokens: int64 ``[]``, target tokens of the whole accumulation window.
+        window_target_tokens: ``[]``, target tokens of the whole accumulation window; infinite in a
+            batch that only keeps its rank in step, and has no gradient by it.
     """
 
     input_ids: Tensor
@@ -48,7 +51,7 @@ class Batch(TypedDict):
     window_target_tokens: Tensor
 
 
-def collate(corpus: Corpus, bins: Sequence[Bin], window_target_tokens: int) -> Batch:
+def collate(corpus: Corpus, bins: Sequence[Bin], window_target_tokens: float) -> Batch:
     """Lay the rows of each bin end to end, and pad on the right to the longest bin."""
     source_ids = {name: index for index, name in enumerate(corpus.sources)}
     shape = (len(bins), max(bin_length(corpus, refs) for refs in bins))
@@ -93,19 +96,43 @@ def target_tokens(corpus: Corpus, bins: Sequence[Bin]) -> int:
 
 
 class MicroBatches(Dataset[Batch]):
-    """The micro-batches of one pass, in the order of its plan."""
+    """The micro-batches of one pass, in the order of its plan.
 
-    def __init__(self, corpus: Corpus, windows: Sequence[Window], micro_batch_size: int) -> None:
+    Several ranks share the micro-batches that one device would train on, so that tokens are even
+    over a window. All ranks have as many in each window, or some would wait for the others: where
+    there are too few, a rank repeats the window's shortest sequence, and its gradient counts zero.
+
+    Args:
+        corpus: The tokenised sources.
+        windows: The pass.
+        micro_batch_size: Training sequences per forward pass.
+        rank: Which of the ranks this is.
+        num_ranks: Number of ranks.
+    """
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        windows: Sequence[Window],
+        micro_batch_size: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+    ) -> None:
         self.corpus = corpus
-        self.micro_batches: list[tuple[list[Bin], int]] = []
+        self.micro_batches: list[tuple[list[Bin], float]] = []
         for window in windows:
             # A step's gradient does not depend on how it is cut into micro-batches; padding does.
             bins = sorted(window, key=lambda refs: -bin_length(corpus, refs))
             window_target_tokens = target_tokens(corpus, window)
-            self.micro_batches += [
-                (bins[start : start + micro_batch_size], window_target_tokens)
+            parts = [
+                bins[start : start + micro_batch_size]
                 for start in range(0, len(bins), micro_batch_size)
             ]
+            costs = [len(part) * bin_length(corpus, part[0]) for part in parts]
+            dealt = share_out(costs, num_ranks)
+            mine = [(parts[place], window_target_tokens) for place in dealt[rank]]
+            missing = max(map(len, dealt)) - len(mine)
+            self.micro_batches += [*mine, *([([bins[-1]], math.inf)] * missing)]
 
     def __len__(self) -> int:
         return len(self.micro_batches)
@@ -188,7 +215,9 @@ class ResumableLoader(DataLoader[Batch]):
 
     def load_state_dict(self, state_dict: dict[str, int]) -> None:
         """Resume after the batches that had been handed out."""
-        self.position = self.pass_sampler.start = state_dict["position"]
+        # The last window of a pass may be short, whose batches another number of ranks counts full.
+        self.position = min(state_dict["position"], len(self.pass_sampler))
+        self.pass_sampler.start = self.position
 
 
 def check_shared_memory() -> None:

@@ -8,6 +8,7 @@ from annotated_types import Ge, Le
 from lightning import LightningDataModule
 from typing_extensions import override
 
+from sft_lab import distributed
 from sft_lab.config.ranges import PositiveInt, Seed
 from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError
@@ -69,8 +70,9 @@ class StageDataModule(LightningDataModule):
     @override
     def train_dataloader(self) -> ResumableLoader:
         windows = self.passes[self.pass_index]
+        ranks = distributed.rank(), distributed.world_size()
         return ResumableLoader(
-            MicroBatches(self.corpus, windows, self.micro_batch_size), self.num_workers
+            MicroBatches(self.corpus, windows, self.micro_batch_size, *ranks), self.num_workers
         )
 
 
@@ -81,8 +83,9 @@ class StagedDataModule(LightningDataModule):
         corpus: The sources; its own config group.
         evaluation: The benchmarks, whose items no training row may hold; its own config group.
         stages: Stages by name, in order.
-        batch_size: Training sequences per optimizer step.
-        micro_batch_size: Training sequences per forward pass; the gradient does not depend on it.
+        batch_size: Training sequences per optimizer step, over all devices.
+        micro_batch_size: Training sequences per forward pass of a device; the gradient does not
+            depend on it.
         order: ``even`` spreads every source evenly over each pass of a stage. ``random`` and
             ``length``, batches of similar length, do not; they are there for comparison. Or a
             ``DataOrder`` by ``class_path``.

@@ -8,6 +8,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from typing_extensions import override
 
+from sft_lab import distributed
 from sft_lab.config.ranges import NonNegativeFloat, Seed
 from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError
@@ -187,9 +188,11 @@ class SFTModule(LightningModule):
         sources = list(self._corpus.sources)
         tokens = read_targets(self.model, batch, sources, terms)
         losses = token_losses(tokens, terms)
-        # Lightning divides by accumulate_grad_batches. What is wanted is the mean over all target
-        # tokens of the window, not a mean of means: lightning issue 20350.
-        loss = losses.sum() / batch["window_target_tokens"] * self.trainer.accumulate_grad_batches
+        # Lightning divides by accumulate_grad_batches, and DDP by the number of ranks. What is
+        # wanted is the mean over all target tokens of the window, not a mean of means: lightning
+        # issue 20350.
+        num_parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        loss = losses.sum() / batch["window_target_tokens"] * num_parts
         nll, target_tokens = tokens.by_source()
         return {"loss": loss, "nll": nll, "target_tokens": target_tokens}
 
@@ -203,7 +206,8 @@ class SFTModule(LightningModule):
         losses: dict[str, float] = {}
         for held_out in self._data.held_out:
             loss = TokenLoss().to(self.device)
-            for index in range(len(held_out)):
+            # Each rank reads some of the batches; the metric adds up over ranks.
+            for index in range(distributed.rank(), len(held_out), distributed.world_size()):
                 batch = self.transfer_batch_to_device(held_out[index], self.device, 0)
                 nll, _ = self.token_nll(batch)
                 loss.update(nll.double().sum(), len(nll))

@@ -91,8 +91,10 @@ def free_port() -> int:
         ),
         ("--evaluation.benchmarks.world_math.init_args.path=gone.jsonl", "gone.jsonl"),
         (
-            "--trainer.devices=2",
-            "trainer.devices, trainer.num_nodes: a run takes one device, got 2",
+            "--trainer.devices=3",
+            "data.batch_size counts the sequences of all devices, so it must be a multiple of "
+            "data.micro_batch_size times the number of devices, got 4, 2 and 3; set "
+            "data.batch_size to a multiple of 3.",
         ),
         ("--trainer.max_epochs=3", "trainer.max_epochs follows from data.stages.*.epochs, got 3"),
         ("--trainer.max_steps=3", "trainer.max_steps"),

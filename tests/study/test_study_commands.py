@@ -240,7 +240,7 @@ def test_a_study_that_another_process_runs_is_refused(study_lab: Lab) -> None:
             "abc",
             "trainer.gradient_clip_val must be a number, 0 or more and finite, or null, got abc",
         ),
-        ("trainer.devices", 2, "a run takes one device, got 2 on 1 nodes"),
+        ("trainer.devices", 3, "data.batch_size counts the sequences of all devices"),
         ("trainer.max_epochs", 3, "trainer.max_epochs follows from data.stages"),
         ("checkpoint.every_n_steps", 0, "checkpoint.every_n_steps must be 1 or more, got 0"),
     ],

@@ -14,6 +14,7 @@ from sft_lab.data.sources import Source
 from sft_lab.data.tokenized_row import IGNORED, TokenizedRow
 from sft_lab.errors import RequestError
 from sft_lab.training.batches import (
+    Batch,
     HeldOutBatches,
     MicroBatches,
     ResumableLoader,
@@ -187,3 +188,27 @@ def test_loader_processes_without_shared_memory_are_refused(
     monkeypatch.setattr(torch.Tensor, "share_memory_", refuse)
     with pytest.raises(RequestError, match=r"data\.num_workers: .* /dev/shm \(unable.*Set it to 0"):
         check_shared_memory()
+
+
+@pytest.mark.parametrize("windows", [WINDOWS, PACKED])
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_ranks_share_the_micro_batches_of_one_device(
+    corpus: Corpus, windows: list[Window], num_ranks: int
+) -> None:
+    def batches(rank: int, of: int) -> list[Batch]:
+        found = MicroBatches(corpus, windows, 1, rank, of)
+        return [found[index] for index in range(len(found))]
+
+    ranks = [batches(rank, num_ranks) for rank in range(num_ranks)]
+    assert len({len(found) for found in ranks}) == 1
+    counting = [b for found in ranks for b in found if b["window_target_tokens"].isfinite()]
+    assert sorted(map(str, counting)) == sorted(map(str, batches(0, 1)))
+
+
+def test_ranks_get_even_tokens_of_a_window(corpus: Corpus) -> None:
+    window = [[RowRef("code", place)] for place in range(4)]  # of 18, 17, 16 and 15 tokens
+    sizes = [
+        [len(batch["input_ids"][0]) for batch in (part[0], part[1])]
+        for part in (MicroBatches(corpus, [window], 1, rank, 2) for rank in range(2))
+    ]
+    assert sizes == [[18, 15], [17, 16]]

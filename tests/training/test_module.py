@@ -182,7 +182,7 @@ def test_a_checkpoint_holds_adapters_and_no_base(finished: FinishedRun) -> None:
     assert len(checkpoint["optimizer_states"][0]["state"]) == 2 * 7 * 2
     assert checkpoint["global_step"] == 12
     assert "fit_loop" in checkpoint["loops"]
-    state = checkpoint["callbacks"]["InLoopEvaluation"]["engine"]
+    state = checkpoint["callbacks"]["InLoopEvaluation"]["engines"][0]
     drafts = state["earlier"]["drafts"]  # token ids of the last answer to each prompt
     assert sum(drafts["lengths"]) == len(drafts["token_ids"]) > 0
     adapters = sum(value.numel() for value in checkpoint["state_dict"].values())

@@ -1,0 +1,188 @@
+"""A run on two devices, which are CPU processes here, against the same run on one."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_lab import CONFIGS, CommandOutput, Lab, MakeLab
+from torch import Tensor
+
+# 21 rows of math: the last window of a pass has one for two devices.
+CONFIG = """
+seed_everything: 0
+trainer: {configs}/trainer.yaml
+model: {{base: world://base, quantization: fp32, lora: {{r: 4, lora_alpha: 8}}}}
+corpus:
+  sources: {{math: {{path: world://data/math.jsonl}}, general: {{path: world://data/general.jsonl}}}}
+  val_rows: 3
+evaluation:
+  every_n_steps: 8
+  split: 0.5
+  benchmarks:
+    world_math:
+      class_path: sft_lab.evaluation.benchmarks.world.WorldMath
+      init_args: {{path: items.jsonl, source: math, max_new_tokens: 4}}
+checkpoint: {{every_n_steps: 4}}
+data:
+  batch_size: 4
+  micro_batch_size: 1
+  stages:
+    first: {{mixture: {{math: 1}}, epochs: 1, lr: 1e-3}}
+    second: {{mixture: {{general: 1, math: 1/4}}, max_steps: 6, lr: 5e-4}}
+"""
+FLAGS = (
+    "--config=ranks.yaml",
+    "--trainer.accelerator=cpu",
+    "--trainer.precision=32-true",
+    "--trainer.log_every_n_steps=1",
+)
+
+
+LOSSES = (
+    *("train_loss/all", "train_loss/math", "train_loss/general"),
+    *("val_loss/math", "val_loss/general", "answer_loss/math"),
+)
+MEASURED = {"speed/tokens_per_s", "time/eval_share"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same run on one device and on two, and on one device with other micro-batches."""
+
+    one: Lab
+    two: Lab
+    regrouped: Lab
+    outcome: CommandOutput
+
+
+@pytest.fixture(scope="module")
+def pair(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+    def run(name: str, *flags: str) -> tuple[Lab, CommandOutput]:
+        lab = make_lab(tmp_path_factory.mktemp(name))
+        write_config(lab)
+        return lab, lab("fit", *FLAGS, *flags)
+
+    one, _ = run("one")
+    regrouped, _ = run("regrouped", "--data.micro_batch_size=4")
+    two, outcome = run("two", "--trainer.devices=2")
+    return Pair(one, two, regrouped, outcome)
+
+
+def write_config(lab: Lab) -> None:
+    lab.write("ranks.yaml", CONFIG.format(configs=CONFIGS))
+    rows = (lab.world / "data/world_math.jsonl").read_text().splitlines()
+    items = [json.dumps(json.loads(row) | {"solution": f"#### {n}"}) for n, row in enumerate(rows)]
+    lab.write("items.jsonl", "\n".join(items))
+
+
+def weights(lab: Lab) -> Tensor:
+    checkpoint = torch.load(lab.checkpoint, map_location="cpu", weights_only=True)
+    return torch.cat([w.flatten() for _, w in sorted(checkpoint["state_dict"].items())])
+
+
+def largest_difference(these: dict[int, float], those: dict[int, float]) -> float:
+    assert list(these) == list(those)
+    return max(abs(these[step] - those[step]) for step in these)
+
+
+def test_two_devices_give_losses_and_weights_of_one_within_rounding(pair: Pair) -> None:
+    """The bound is measured: what other micro-batches on one device change by rounding alone.
+
+    Both regroup the same sum of gradients. Ten times that leaves room for another grouping.
+    """
+    assert pair.outcome.code == 0, pair.outcome.err
+    for key in LOSSES:
+        points = pair.one.points(key)
+        bound = 10 * largest_difference(points, pair.regrouped.points(key)) + 1e-6
+        assert bound < 1e-3, key
+        assert largest_difference(points, pair.two.points(key)) <= bound, key
+    one, two, regrouped = (weights(lab) for lab in (pair.one, pair.two, pair.regrouped))
+    bound = 10 * (one - regrouped).abs().max().item()
+    assert 0 < bound < 1e-3
+    assert (one - two).abs().max().item() <= bound
+
+
+def test_one_record_is_written_with_the_plan_and_the_points_of_one_device(pair: Pair) -> None:
+    assert pair.two.run.info.status == "FINISHED"
+    for name in ("samples/first.tsv", "samples/second.tsv", "windows/second.tsv"):
+        assert pair.two.artifact(name).read_text() == pair.one.artifact(name).read_text()
+    keys = pair.one.run.data.metrics.keys()
+    assert pair.two.run.data.metrics.keys() == keys
+    assert {"form/math", "answer_loss/math", "selection/world_math_accuracy"} <= keys
+    for key in keys - MEASURED:
+        assert list(pair.two.points(key)) == list(pair.one.points(key)), key  # none twice
+    for key in ("progress/samples", "progress/tokens", "lr"):
+        assert pair.two.points(key) == pair.one.points(key)
+    checkpoints = sorted(path.name for path in pair.two.checkpoint.parent.rglob("*.ckpt"))
+    assert checkpoints == ["first.ckpt", "last.ckpt", "second.ckpt"]
+
+
+def test_items_are_answered_and_graded_once(pair: Pair) -> None:
+    for step in pair.one.points("world_math/accuracy"):
+        answers = f"answers/step_{step:06}/world_math.json"
+        assert pair.two.json(answers)["data"] == pair.one.json(answers)["data"]
+    assert pair.two.counts("world_math/accuracy") == pair.one.counts("world_math/accuracy")
+    for key in ("world_math/accuracy", "form/math", "selection/world_math_accuracy"):
+        assert pair.two.points(key) == pair.one.points(key)
+
+
+@pytest.mark.slow
+def test_a_killed_rank_ends_the_run_which_resumes_to_the_bit(pair: Pair, stopped_lab: Lab) -> None:
+    write_config(stopped_lab)
+    flags = (*FLAGS, "--trainer.devices=2")
+    stop = "--trainer.callbacks+={class_path: stopper.Stop, init_args: {step: 7, "
+    killed = stopped_lab("fit", *flags, stop + "signal: 9, rank: 1}}")
+    assert killed.code == 1
+    assert "rank 1 was killed by SIGKILL" in killed.err
+    assert stopped_lab.run.info.status == "FAILED"
+    resumed = stopped_lab("fit", *flags, "--ckpt_path=last")
+    assert resumed.code == 0, resumed.err
+    assert torch.equal(weights(stopped_lab), weights(pair.two))
+    for key in pair.two.run.data.metrics.keys() - MEASURED:
+        assert stopped_lab.points(key) == pair.two.points(key), key
+
+
+@pytest.mark.extended
+def test_dropout_resumes_to_the_bit(stopped_lab: Lab, make_lab: MakeLab, tmp_path: Path) -> None:
+    (tmp_path / "unbroken").mkdir()
+    unbroken = make_lab(tmp_path / "unbroken")
+    flags = (*FLAGS, "--trainer.devices=2", "--model.lora.lora_dropout=0.1")
+    for lab in (unbroken, stopped_lab):
+        write_config(lab)
+    assert unbroken("fit", *flags).code == 0
+    stop = "--trainer.callbacks+={class_path: stopper.Stop, init_args: {step: 8}}"
+    stopped = stopped_lab("fit", *flags, stop)
+    assert stopped.code == 1
+    assert "stopped by the test" in stopped.err
+    resumed = stopped_lab("fit", *flags, "--ckpt_path=last")
+    assert resumed.code == 0, resumed.err
+    assert torch.equal(weights(stopped_lab), weights(unbroken))
+
+
+@pytest.mark.extended
+def test_a_run_resumes_on_another_number_of_devices_which_is_recorded(
+    pair: Pair, stopped_lab: Lab
+) -> None:
+    write_config(stopped_lab)
+    stop = "--trainer.callbacks+={class_path: stopper.Stop, init_args: {step: 8, signal: 15}}"
+    assert stopped_lab("fit", *FLAGS, stop).code == 143
+    resumed = stopped_lab("fit", *FLAGS, "--trainer.devices=2", "--ckpt_path=last")
+    assert resumed.code == 0, resumed.err
+    assert (weights(stopped_lab) - weights(pair.one)).abs().max().item() < 1e-3
+    assert list(stopped_lab.points("train_loss/all")) == list(pair.one.points("train_loss/all"))
+    assert "number of devices: 1, now 2" in str(stopped_lab.run.data.tags)
+
+
+@pytest.mark.extended
+def test_scores_of_a_checkpoint_on_two_devices_are_those_of_one(pair: Pair) -> None:
+    points = {}
+    for devices in (1, 2):
+        flags = (*FLAGS, f"--trainer.devices={devices}", f"--ckpt_path={pair.one.checkpoint}")
+        outcome = pair.one("test", *flags)
+        assert outcome.code == 0, outcome.err
+        run_id = pair.one.runs[0].info.run_id
+        keys = ("world_math/accuracy", "form/math", "answer_loss/math", "val_loss/general")
+        points[devices] = [pair.one.points(key, run_id)[12] for key in keys]
+    assert points[1] == pytest.approx(points[2], abs=1e-5)
