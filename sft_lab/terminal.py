@@ -13,6 +13,8 @@ from typing import Any
 
 from typing_extensions import override
 
+from sft_lab.errors import RequestError
+
 
 def percent(score: float) -> str:
     """Return a score in [0, 1] as percent.
@@ -150,6 +152,23 @@ def size_text(size: int) -> str:
     ('1.4 MiB', '20.0 GiB')
     """
     return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
+
+
+def size_of(option: str, text: str) -> int:
+    """Return the number of bytes that a text names.
+
+    >>> size_of("--memory", "24GiB"), size_of("--memory", "80 GB")
+    (25769803776, 80000000000)
+
+    Raises:
+        RequestError: If it is no size above 0 with a unit.
+    """
+    units = {"GiB": 2**30, "GB": 10**9, "MiB": 2**20, "MB": 10**6, "TiB": 2**40, "TB": 10**12}
+    found = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([A-Za-z]{2,3})", text.strip(), re.ASCII)
+    size = int(float(found[1]) * units.get(found[2], 0)) if found else 0
+    if not size:
+        raise RequestError(f"{option} must be a size such as 24GiB, got {text}.")
+    return size
 
 
 def _cell(text: str) -> str:

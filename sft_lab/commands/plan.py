@@ -9,12 +9,13 @@ from sft_lab.cost.measured_speed import measured_speed
 from sft_lab.cost.run_cost import RunCost, run_cost, run_parameters
 from sft_lab.errors import RequestError
 from sft_lab.launch.build import build, plan_data
+from sft_lab.launch.devices import check_share, num_ranks
 from sft_lab.launch.limits import check_limits
 from sft_lab.launch.parser import parse
 from sft_lab.launch.run_config import RunConfig
 from sft_lab.runs.machine import Machine, this_machine
 from sft_lab.runs.store import RunStore
-from sft_lab.terminal import counted, fitted_table, format_table, size_text, wrapped
+from sft_lab.terminal import counted, fitted_table, format_table, size_of, size_text, wrapped
 
 _UNKNOWN = "no earlier run of this base on this machine; --measure loads the model and times it"
 
@@ -23,7 +24,8 @@ def plan_fit(arguments: list[str]) -> str:
     """Return what a run will cost, as text or JSON.
 
     Args:
-        arguments: Arguments of ``fit`` with ``--plan``; ``--measure`` loads the model and times it.
+        arguments: Arguments of ``fit`` with ``--plan``; ``--measure`` loads the model and times it,
+            ``--devices`` and ``--memory`` plan for devices that this machine lacks.
 
     Raises:
         RequestError: If ``fit`` would refuse the request.
@@ -31,24 +33,41 @@ def plan_fit(arguments: list[str]) -> str:
     flags = argparse.ArgumentParser(allow_abbrev=False, add_help=False)
     for flag in ("--plan", "--json", "--measure"):
         flags.add_argument(flag, action="store_true")
+    flags.add_argument("--devices")
+    flags.add_argument("--memory")
     options, rest = flags.parse_known_args(arguments)
+    memory = None if options.memory is None else size_of("--memory", options.memory)
+    asked = None if options.devices is None else _count(options.devices)
     config = parse(rest)
     for option, value in (("ckpt_path", config.ckpt_path), ("from", config.fork_from)):
         if value is not None:
             raise RequestError(f"--plan describes a whole run; leave out --{option}.")
-    cost = planned_cost(config, measure=options.measure)
+    if options.measure and (asked or memory):
+        raise RequestError("--measure times this machine; leave out --devices and --memory.")
+    num_devices = asked or num_ranks(config.values.trainer.as_dict())
+    check_share(config.values.data.batch_size, config.values.data.micro_batch_size, num_devices)
+    cost = planned_cost(config, measure=options.measure, num_devices=num_devices)
     machine = this_machine()
+    if memory is not None:
+        machine = Machine(f"a device of {size_text(memory)}", memory, memory)
     if options.json:
-        return json.dumps(plan_json(cost, machine), indent=2)
-    return plan_text(cost, machine)
+        return json.dumps({**plan_json(cost, machine), "devices": num_devices}, indent=2)
+    return plan_text(cost, machine, num_devices)
 
 
-def planned_cost(config: RunConfig, *, measure: bool = False) -> RunCost:
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise RequestError(f"--devices must be a number of devices, 1 or more, got {text}.")
+    return int(text)
+
+
+def planned_cost(config: RunConfig, *, measure: bool = False, num_devices: int = 1) -> RunCost:
     """Return what a run will cost, without training or recording anything.
 
     Args:
         config: The run's config.
         measure: Load the model and time it instead of relying on earlier runs.
+        num_devices: Number of devices that share a batch.
     """
     settings = config.model_settings
     if measure:
@@ -57,9 +76,11 @@ def planned_cost(config: RunConfig, *, measure: bool = False) -> RunCost:
         check_limits(run.data, settings.base)
         items = run_cost(run.data, settings).evaluations.generated_tokens
         speed = measured_speed(run.module, run.data, str(run.trainer.precision), items)
-        return run_cost(run.data, settings, speed)
+        return run_cost(run.data, settings, speed, num_devices)
     data = plan_data(config)
     check_limits(data, settings.base)
+    if num_devices > 1:
+        return run_cost(data, settings, None, num_devices)  # runs do not compare with one device's
     known = KnownSpeeds(RunStore(config.tracking_uri))
     return run_cost(data, settings, known.speed(run_parameters(data, settings)))
 
@@ -94,7 +115,7 @@ def plan_json(cost: RunCost, machine: Machine) -> dict[str, Any]:
     }
 
 
-def plan_text(cost: RunCost, machine: Machine) -> str:
+def plan_text(cost: RunCost, machine: Machine, num_devices: int = 1) -> str:
     """Return a run's cost as text."""
     header = ["stage", "steps", "passes", "samples", "tokens", "trained tokens"]
     rows = [
@@ -110,17 +131,21 @@ def plan_text(cost: RunCost, machine: Machine) -> str:
         f"{done.between} between stage boundaries; at most "
         f"{counted(done.generated_tokens, 'token is', 'tokens are')} generated in each"
     )
-    table, memory = fitted_table(header, rows), _memory_text(cost, machine)
-    return "\n\n".join([table, wrapped(evaluations), memory, wrapped(_time_text(cost))])
+    table, memory = fitted_table(header, rows), _memory_text(cost, machine, num_devices)
+    return "\n\n".join(
+        [table, wrapped(evaluations), memory, wrapped(_time_text(cost, num_devices))]
+    )
 
 
-def _memory_text(cost: RunCost, machine: Machine) -> str:
+def _memory_text(cost: RunCost, machine: Machine, num_devices: int) -> str:
     m = cost.memory
+    each = f"of each of {num_devices} devices (DDP)" if num_devices > 1 else ""
     parts = {
         f"base weights ({cost.parameters:,} parameters)": m.weights,
         f"adapters ({cost.trained_parameters:,} parameters)": m.adapters,
         "gradients": m.gradients,
         "optimizer state": m.optimizer,
+        "gradients under way to other devices": m.exchanged,
         "training: activations": m.activations,
         "training: backward pass": m.backward,
         "evaluation: weights": m.evaluation_weights,
@@ -129,7 +154,8 @@ def _memory_text(cost: RunCost, machine: Machine) -> str:
         "at most (training and evaluation take turns)": m.total,
     }
     table = format_table(
-        ["memory", "size"], [[name, size_text(size)] for name, size in parts.items() if size]
+        [f"memory {each}".rstrip(), "size"],
+        [[name, size_text(size)] for name, size in parts.items() if size],
     )
     fits = m.total <= machine.free
     largest = cost.largest_micro_batch_size(machine.free)
@@ -145,8 +171,10 @@ def _memory_text(cost: RunCost, machine: Machine) -> str:
     return f"{table}\n{wrapped(free)}"
 
 
-def _time_text(cost: RunCost) -> str:
+def _time_text(cost: RunCost, num_devices: int) -> str:
     duration = cost.minutes
+    if num_devices > 1:
+        return "time: unknown for several devices"
     if duration is None:
         return f"time: unknown, {_UNKNOWN}"
     evaluation = (

@@ -62,7 +62,7 @@ class RunCost:
     Attributes:
         stages: By name, in order.
         evaluations: Their number and size.
-        memory: Peak bytes, by part.
+        memory: Peak bytes of each device, by part.
         micro_batch_bytes: The total of ``memory`` for every micro-batch size that divides the
             batch size, smallest first.
         minutes: Its duration; None if unknown.
@@ -106,7 +106,10 @@ class RunCost:
 
 
 def run_cost(
-    data: StagedDataModule, settings: ModelSettings, speed: Speed | None = None
+    data: StagedDataModule,
+    settings: ModelSettings,
+    speed: Speed | None = None,
+    num_devices: int = 1,
 ) -> RunCost:
     """Return what a run will cost, loading no more than the base's config.
 
@@ -114,6 +117,7 @@ def run_cost(
         data: The run's data module, with every stage planned, as ``plan_data`` returns it.
         settings: The run's model.
         speed: Its speed, as ``KnownSpeeds`` finds it by ``run_parameters``; None if unknown.
+        num_devices: Number of devices that share a batch.
 
     Raises:
         RequestError: If the model's settings are wrong or the base is unknown.
@@ -143,7 +147,7 @@ def run_cost(
         for step in due
         if end - stage.steps <= step < end and step
     )
-    memories = memory_by_micro_batch(data, settings, size)
+    memories = memory_by_micro_batch(data, settings, size, num_devices)
     work = Work(
         steps=boundaries[-1],
         tokens=sum(stage.tokens for stage in stages.values()),

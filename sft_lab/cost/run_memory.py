@@ -1,6 +1,7 @@
 """Estimate the memory of a run from the sizes of its model, its rows and its prompts."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sft_lab.evaluation.generation.engine import Footprint
 from sft_lab.evaluation.generation.likelihoods import HEAD_TOKENS
@@ -11,14 +12,15 @@ from sft_lab.training.data_modules import HELD_OUT_FACTOR, StagedDataModule
 
 
 def memory_by_micro_batch(
-    data: StagedDataModule, settings: ModelSettings, size: ModelSize
+    data: StagedDataModule, settings: ModelSettings, size: ModelSize, num_devices: int = 1
 ) -> dict[int, Memory]:
-    """Return a run's memory for every micro-batch size that divides its batch size, in order.
+    """Return the memory of each device for every micro-batch size that divides its batch, in order.
 
     Args:
         data: The run's data module, with every stage planned.
         settings: The run's model.
         size: The sizes of that model.
+        num_devices: Number of devices that share a batch.
     """
     corpus = data.corpus
     # Tokens and target tokens of each step's sequences, longest first as ``MicroBatches`` has them.
@@ -30,9 +32,14 @@ def memory_by_micro_batch(
         for stage in data.stage_modules
         for window in stage.plan.windows
     ]
-    sizes = [m for m in range(1, data.batch_size + 1) if data.batch_size % m == 0]
+    share = data.batch_size // num_devices
+    sizes = [m for m in range(1, share + 1) if data.batch_size % (m * num_devices) == 0]
     answered = _footprint(data)
-    return {m: _memory(data, settings, size, steps, answered, m) for m in sizes}
+    exchanged = size.trained_bytes if num_devices > 1 else 0
+    return {
+        m: replace(_memory(data, settings, size, steps, answered, m), exchanged=exchanged)
+        for m in sizes
+    }
 
 
 def _memory(

@@ -50,6 +50,8 @@ class Flag:
 FIT_FLAGS = (
     Flag("--plan", "", "check the config, estimate steps, memory and minutes; train nothing"),
     Flag("--measure", "", "with --plan: load the model and time it"),
+    Flag("--devices", "N", "with --plan: so many devices, which this machine may lack"),
+    Flag("--memory", "SIZE", "with --plan: the memory of each, such as 24GiB"),
     Flag("--json", "", "with --plan: print one JSON object"),
     Flag("--ckpt_path", "last|FILE", "resume the newest unfinished run of this config, or a .ckpt"),
     Flag(

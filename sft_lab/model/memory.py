@@ -160,6 +160,7 @@ class Memory:
         evaluation_weights: The copy of the weights that an evaluation generates with.
         kv_cache: Keys and values of the largest batch of answers.
         evaluation_work: Activations and logits of an evaluation.
+        exchanged: DDP's copy of the gradients, which it sums over devices; 0 on one device.
     """
 
     weights: int
@@ -171,11 +172,12 @@ class Memory:
     evaluation_weights: int
     kv_cache: int
     evaluation_work: int
+    exchanged: int = 0
 
     @property
     def resident(self) -> int:
         """Return the bytes held for the whole run."""
-        return self.weights + self.adapters + self.gradients + self.optimizer
+        return self.weights + self.adapters + self.gradients + self.optimizer + self.exchanged
 
     @property
     def training(self) -> int:

@@ -38,6 +38,38 @@ def plan(lab: Lab, *arguments: str) -> dict[str, Any]:
     return cost
 
 
+def test_a_plan_for_other_devices_counts_the_memory_of_each(finished: FinishedRun) -> None:
+    one, two = (plan(finished.lab, *flags) for flags in ((), ("--devices=2", "--memory=24GiB")))
+    # DDP keeps a second copy of the gradients, and a batch of 4 leaves micro-batches of 1 and 2.
+    assert two["memory"]["exchanged"] == one["memory"]["gradients"] > 0
+    assert two["memory"]["total"] == one["memory"]["total"] + one["memory"]["gradients"]
+    assert (one["memory"]["exchanged"], one["devices"], two["devices"]) == (0, 1, 2)
+    assert list(one["micro_batch_bytes"]) == ["1", "2", "4"]
+    assert list(two["micro_batch_bytes"]) == ["1", "2"]
+    assert two["machine"] == {"name": "a device of 24.0 GiB", "memory": 24 << 30, "free": 24 << 30}
+    assert (two["largest_micro_batch_size"], two["minutes"]) == (2, None)
+    text = finished.lab.fit("--plan", "--devices=2", "--memory=0.01MiB").out
+    assert "memory of each of 2 devices (DDP)" in text
+    assert "gradients under way to other devices" in text
+    assert "no data.micro_batch_size fits" in text
+
+
+@pytest.mark.parametrize(
+    ("flag", "error"),
+    [
+        ("--devices=0", "--devices must be a number of devices, 1 or more, got 0"),
+        ("--devices=x", "--devices must be a number of devices, 1 or more, got x"),
+        ("--devices=3", "data.micro_batch_size times the number of devices, got 4, 2 and 3"),
+        ("--memory=24", "--memory must be a size such as 24GiB, got 24"),
+        ("--memory=0GiB", "--memory must be a size such as 24GiB, got 0GiB"),
+    ],
+)
+def test_a_plan_for_devices_that_cannot_be_is_refused(lab: Lab, flag: str, error: str) -> None:
+    outcome = lab.fit("--plan", flag)
+    assert outcome.code == 2
+    assert error in outcome.err
+
+
 def test_the_plan_equals_a_finished_run(finished: FinishedRun) -> None:
     cost = plan(finished.lab, "--config=scripted.yaml")
     record = finished.lab.json("record.json")["stages"]

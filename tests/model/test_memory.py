@@ -1,5 +1,6 @@
 """Test estimates of memory against real models, optimizers and steps."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,7 @@ def test_training_and_evaluation_alternate() -> None:
     assert (memory.resident, memory.training, memory.evaluating) == (140, 35, 24)
     assert memory.total == 175
     assert memory.to_json()["total"] == 175
+    assert replace(memory, exchanged=10).total == 185
 
 
 def test_a_missing_base_is_refused(tmp_path: Path) -> None:
