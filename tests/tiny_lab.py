@@ -18,7 +18,7 @@ from sft_lab.errors import SIGNALS
 CONFIGS = Path(__file__).parents[1] / "configs"
 
 # 24 rows a source, 4 held out: 5 steps of math, then 7 of general with 5 rows of math. In float32
-# on every machine: in bfloat16 a processor compiles each shape of a product, most of a tiny run.
+# on every machine: in bfloat16 a processor compiles each shape of a product, a tenth of a run.
 TINY = """
 seed_everything: 0
 trainer: {configs}/trainer.yaml
@@ -180,7 +180,7 @@ def make_lab(tiny_world: Path) -> MakeLab:
 
 @pytest.fixture
 def lab(make_lab: MakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    """A lab in a folder of its own. Its runs save no drawings, a third of their time."""
+    """A lab in a folder of its own. Its runs save no drawings, 40 % of their time."""
     for drawing, empty in (("png", b""), ("_svg", "")):
         monkeypatch.setattr(f"sft_lab.runs.run_page.RunPage.{drawing}", lambda page, e=empty: e)
     return make_lab(tmp_path)
