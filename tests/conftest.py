@@ -11,6 +11,8 @@ import pytest
 # Two pools of threads on the same cores would spin against each other.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Output is that of a pipe, whatever the width of the terminal.
+os.environ.pop("COLUMNS", None)
 
 # Fixtures: the command line, a cache of the hub, a judge, a stand-in for vLLM, ways to isolate
 # programs.
@@ -24,6 +26,7 @@ LONG_FILES = (
     "test_kill_and_resume.py",
     "test_fork.py",
     "test_cluster.py",
+    "test_two_ranks.py",
     "test_resume.py",
     "test_training_seams.py",
     "test_extensions.py",

@@ -23,6 +23,9 @@ from sft_lab.evaluation.suite import EvaluationSuite
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 
+TRAINER = SimpleNamespace(global_rank=0)
+
+
 class Dying:
     """Gets a SIGTERM in its destructor, where Python swallows what the handler raises."""
 
@@ -33,7 +36,7 @@ class Dying:
 @pytest.fixture
 def checkpoint() -> Iterator[RunCheckpoint]:
     made: Any = RunCheckpoint()
-    made.on_train_start(None, None)
+    made.on_train_start(TRAINER, None)
     yield made
     made.teardown(None, None, "fit")
 
@@ -54,11 +57,11 @@ def test_a_signal_that_was_swallowed_before_training_ends_the_run_when_it_starts
     def start() -> None:
         with interruptible():
             Dying()
-            made.on_train_start(None, None)
+            made.on_train_start(TRAINER, None)
 
     with pytest.raises(Interrupted, match="SIGTERM"):
         start()
-    made.on_train_start(None, None)
+    made.on_train_start(TRAINER, None)
     made.teardown(None, None, "fit")
 
 

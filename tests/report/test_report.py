@@ -281,7 +281,7 @@ def test_csv_files_hold_the_figures(files: dict[str, str], study: PlantedStudy) 
     run = study.runs["sequential-1"]
     assert run.last is not None
     assert float(one["score"]) == run.last.scores["world_math/format_free"].value
-    [math] = [found for found in abilities_in(run) if found.name == "world_math"]
+    [math] = [found for found in abilities_in(run) if found.name == "math"]
     assert float(one["retention"]) == changes_of(run, math)["retention"]
     [mean] = [
         r

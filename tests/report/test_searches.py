@@ -11,7 +11,7 @@ from sft_lab.report.sections import Searches
 
 def section(*searches: SearchResult) -> Section:
     results = StudyResults("s", {}, {}, [], searches)
-    found = Searches().build(Context(results, [], Measurements(lambda *_: []), None))
+    found = Searches().build(Context(results, [], Measurements(lambda *_: []), None, {}))
     assert found is not None
     return found
 

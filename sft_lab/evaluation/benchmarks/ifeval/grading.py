@@ -57,7 +57,7 @@ def grade(row: Mapping[str, Any], response: str) -> Followed:
     >>> row = {"key": 1, "prompt": "Quote a word; no commas.", "kwargs": [{}, {}],
     ...        "instruction_id_list": ["punctuation:no_comma", "startend:quotation"]}
     >>> grade(row, 'Sure, here it is:\n"Rain"')
-    Followed(strict=(False, False), loose=(True, True))
+    Followed(strict=(False, False), loose=(True, True), too_slow=())
     """
     strict, loose, too_slow = [], [], []
     texts = [text for text in _loose_texts(response) if text.strip()]
