@@ -1,7 +1,7 @@
 """Keep a run's page in MLflow up to date: description, ``abilities.png`` and ``abilities.html``."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lightning import Callback, LightningModule, Trainer
@@ -9,6 +9,7 @@ from typing_extensions import override
 
 from sft_lab.callbacks.ability_history import AbilityHistory
 from sft_lab.evaluation.evaluator import Evaluation
+from sft_lab.runs.evaluations import Point
 from sft_lab.runs.logger import run_logger
 from sft_lab.runs.run_page import RunPage
 from sft_lab.terminal import visible
@@ -23,13 +24,15 @@ class PageWriter(Callback):
 
     Args:
         history: The evaluations; its hooks come first, and those of ``RunRecorder``.
-        conclude: Returns the conclusion of a recorded run, by its id, at a step.
+        conclude: Returns the conclusion of a recorded run from its id and its evaluations so far.
 
     Attributes:
         conclusion: The newest conclusion; empty before the first evaluation.
     """
 
-    def __init__(self, history: AbilityHistory, conclude: Callable[[str, int], str]) -> None:
+    def __init__(
+        self, history: AbilityHistory, conclude: Callable[[str, Sequence[Point]], str]
+    ) -> None:
         self.history = history
         self.conclude = conclude
         self.conclusion = ""
@@ -51,7 +54,7 @@ class PageWriter(Callback):
             return
         logger = run_logger(trainer)
         client, run_id = logger.experiment, logger.run_id
-        self.conclusion = self.conclude(run_id, self.history.history[-1].step)
+        self.conclusion = self.conclude(run_id, self.history.history)
         page = RunPage(
             name=str(logger.run_name),
             conclusion=self.conclusion,

@@ -2,7 +2,6 @@
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import replace
 
 from sft_lab.analysis.abilities import Ability
 from sft_lab.analysis.family import corrected_together
@@ -16,16 +15,16 @@ from sft_lab.runs.store import RunStore
 _WORDS = {"supported": "forgotten", "not supported": "kept"}
 
 
-def conclusion_of(store: RunStore, run_id: str, step: int) -> str:
-    """Return the conclusion of a recorded run, which may still be training, at a step."""
+def conclusion_of(store: RunStore, run_id: str, points: Sequence[Point]) -> str:
+    """Return the conclusion of a recorded run, which may still be training, from its evaluations.
+
+    The answers of two evaluations are read, so that it costs the same however many there are.
+    """
 
     def read(run: RunResult, benchmark: str, step: int) -> list[ItemAnswer]:
         return read_answers(store, run.run_id, benchmark, step)
 
-    run = read_result(store, store.client.get_run(run_id))
-    # A run that is trained again from an older checkpoint has recorded what lies ahead.
-    points = tuple(point for point in run.points if point.step <= step)
-    return conclusion(replace(run, points=points), read)
+    return conclusion(read_result(store, store.client.get_run(run_id), points), read)
 
 
 def conclusion(run: RunResult, reader: MarksReader) -> str:

@@ -24,7 +24,7 @@ from sft_lab.runs.evaluations import Point
 from sft_lab.runs.record import RunRecord
 from sft_lab.runs.results import ItemAnswer, RunResult
 
-SCHEMA = 3
+SCHEMA = 4
 _SETTINGS = re.compile(
     r"model\.(lora.*|quantization)|data\.batch_size|corpus\.template|data\.stages\..+\.(lr|epochs)"
 )
@@ -169,7 +169,7 @@ def _run(
     }
 
 
-_GROUPS = ("scores", "selection", "forms")
+_GROUPS = ("scores", "forms")
 
 
 def _packed(point: Point, tables: _Tables) -> dict[str, Any]:
@@ -183,8 +183,6 @@ def _packed(point: Point, tables: _Tables) -> dict[str, Any]:
         values = [list(score.values()) for score in scores.values()]
         names = {key: list(score) for key, score in scores.items()}
         content[group] = [tables.place(names), values]
-    losses = content["losses"]
-    content["losses"] = [tables.place(list(losses)), list(losses.values())]
     return content
 
 
@@ -197,8 +195,6 @@ def _unpacked(content: Mapping[str, Any], tables: Sequence[Any]) -> dict[str, An
             key: dict(zip(names, score, strict=True))
             for (key, names), score in zip(tables[place].items(), values, strict=True)
         }
-    place, values = content["losses"]
-    found["losses"] = dict(zip(tables[place], values, strict=True))
     return found
 
 

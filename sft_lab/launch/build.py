@@ -1,7 +1,7 @@
 """Build what a config describes: ``build(config) -> Run``, or its data alone."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -33,6 +33,7 @@ from sft_lab.launch.parser import data_parser, run_parser
 from sft_lab.launch.run_config import RunConfig, find_run_logger
 from sft_lab.launch.start import Start
 from sft_lab.runs.checkpoint import AtomicCheckpointIO
+from sft_lab.runs.evaluations import Point
 from sft_lab.runs.fork import FORK_TAG
 from sft_lab.runs.logger import RunLogger
 from sft_lab.runs.store import RunStore
@@ -200,10 +201,10 @@ def _callbacks(
     ]
 
 
-def _conclude(tracking_uri: str, run_id: str, step: int) -> str:
+def _conclude(tracking_uri: str, run_id: str, points: Sequence[Point]) -> str:
     from sft_lab.analysis.conclusion import conclusion_of  # statistics that no start needs
 
-    return conclusion_of(RunStore(tracking_uri), run_id, step)
+    return conclusion_of(RunStore(tracking_uri), run_id, points)
 
 
 def artifact_folder(config: RunConfig) -> Path | None:

@@ -21,6 +21,7 @@ class Outcome:
     Attributes:
         run_id: The run, if the rank has done its part of it.
         fault: What ended the rank instead, as an exception that can be sent.
+        signal: The signal that ended it, if one did.
         is_echo: Whether that only says that another rank is lost.
     """
 

@@ -109,13 +109,19 @@ def check_inputs(
     return said
 
 
-def code_digest() -> str:
-    """Return a digest of the lab's own modules: machines may have two checkouts of one version."""
+def code_digest(without: Collection[str] = ()) -> str:
+    """Return a digest of the lab's own modules: machines may have two checkouts of one version.
+
+    Args:
+        without: Folders of the package to leave out.
+    """
     found = hashlib.sha256()
     package = package_dir()
     # A checkout links to the callbacks, and links are not followed.
-    for path in sorted({*package.rglob("*.py"), *(package / "callbacks").glob("*.py")}):
-        found.update(path.relative_to(package).as_posix().encode() + path.read_bytes())
+    for file in sorted({*package.rglob("*.py"), *(package / "callbacks").rglob("*.py")}):
+        path = file.relative_to(package)
+        if path.parts[0] not in without:
+            found.update(f"{path.as_posix()}\0".encode() + file.read_bytes() + b"\0")
     return found.hexdigest()
 
 

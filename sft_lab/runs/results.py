@@ -1,7 +1,7 @@
 """The results of a run: the scores of every evaluation, and answers item by item."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,12 +106,13 @@ class RunResult:
         return next((point for point in self.points if point.step == total), None)
 
 
-def read_result(store: RunStore, run: Any) -> RunResult:
+def read_result(store: RunStore, run: Any, points: Sequence[Point] | None = None) -> RunResult:
     """Return the results of a run of ``fit``.
 
     Args:
         store: The store that holds it.
         run: Its MLflow run.
+        points: Its evaluations where they are known; by default they are read.
 
     Raises:
         RequestError: If it is a run of another command, was stopped before its record was written,
@@ -136,7 +137,7 @@ def read_result(store: RunStore, run: Any) -> RunResult:
         base=tags.get("base", ""),
         settings=dict(run.data.params),
         record=read_record(store, run_id),
-        points=read_points(store, run_id),
+        points=read_points(store, run_id) if points is None else tuple(points),
         final={key: value for key, value in sorted(metrics.items()) if key.startswith(final)},
     )
 

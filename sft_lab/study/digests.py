@@ -12,7 +12,8 @@ from typing import Any
 
 from sft_lab.hub import commit_of
 from sft_lab.model.base_digest import file_digest
-from sft_lab.paths import is_hub_name, package_dir, resolve, unpinned
+from sft_lab.paths import is_hub_name, resolve, unpinned
+from sft_lab.runs import inputs
 
 _IN_CODE_DIGEST = ("sft_lab", "callbacks")
 
@@ -79,8 +80,8 @@ def _files(path: str) -> list[Path]:
     return sorted(Path(source) for source in sources if Path(source).is_file())
 
 
-_WITHOUT_EFFECT = ("analysis", "callbacks", "commands", "cost", "report", "study")
-"""Folders of the package that change no run; ``callbacks`` is a link, hashed separately."""
+_WITHOUT_EFFECT = ("analysis", "commands", "cost", "report", "study")
+"""Folders of the package that change no run."""
 
 _PACKAGES = ("torch", "lightning", "transformers", "peft", "bitsandbytes")
 
@@ -90,12 +91,5 @@ def code_digest() -> str:
 
     Modules that only plan, compare and draw runs are left out.
     """
-    folders = (package_dir(), package_dir() / "callbacks")
-    found = hashlib.sha256()
-    for folder in folders:
-        for file in sorted(folder.rglob("*.py")):
-            path = file.relative_to(folder)
-            if path.parts[0] not in _WITHOUT_EFFECT:
-                found.update(f"{folder.name}/{path}\0".encode() + file.read_bytes() + b"\0")
-    found.update(json.dumps({name: version(name) for name in _PACKAGES}).encode())
-    return found.hexdigest()
+    versions = {name: version(name) for name in _PACKAGES}
+    return json_digest([inputs.code_digest(_WITHOUT_EFFECT), versions])
