@@ -8,6 +8,7 @@ from sft_lab.commands.arguments import (
     in_color,
     number,
 )
+from sft_lab.commands.imports import quick_imports
 from sft_lab.config.ranges import NonNegativeInt
 from sft_lab.runs.store import RunStore
 from sft_lab.terminal import to_json
@@ -46,9 +47,10 @@ def main(arguments: list[str]) -> int:
     if not options.over_seeds:  # for which a name stands for several runs
         store.check_known(*options.runs, *([options.reference] if options.reference else []))
 
-    from sft_lab.analysis.comparison import compare
-    from sft_lab.commands.compare_json import as_json
-    from sft_lab.commands.compare_text import report
+    with quick_imports():
+        from sft_lab.analysis.comparison import compare
+        from sft_lab.commands.compare_json import as_json
+        from sft_lab.commands.compare_text import report
 
     compared = compare(
         store,

@@ -4,6 +4,7 @@ import json
 from textwrap import TextWrapper
 
 from sft_lab.commands.arguments import add_json, add_tracking_uri, command_parser
+from sft_lab.commands.imports import quick_imports
 from sft_lab.terminal import columns, silence
 
 _INDENT = 17  # of findings; names are shorter
@@ -16,7 +17,8 @@ def main(arguments: list[str]) -> int:
     add_tracking_uri(parser)
     options = parser.parse_args(arguments)
 
-    from sft_lab.commands.machine_findings import findings
+    with quick_imports():
+        from sft_lab.commands.machine_findings import findings
 
     silence()
     found = findings(options.tracking_uri)

@@ -2,6 +2,7 @@
 
 import sys
 
+from sft_lab.commands.imports import quick_imports
 from sft_lab.commands.run_help import asks_for_help, wants_every_key
 from sft_lab.launch.early import check_early
 from sft_lab.terminal import silence, visible
@@ -17,13 +18,15 @@ def main(arguments: list[str]) -> int:
         if sys.stdout.isatty() and "--print_config" not in arguments:
             print(f"{visible(request.strategy)}: loading ...", flush=True)
     if "--plan" in arguments:
-        from sft_lab.commands.plan import plan_fit
+        with quick_imports():
+            from sft_lab.commands.plan import plan_fit
 
         silence()
         print(plan_fit(arguments))
         return 0
-    from sft_lab.launch.parser import parse
-    from sft_lab.launch.run import fit
+    with quick_imports():
+        from sft_lab.launch.parser import parse
+        from sft_lab.launch.run import fit
 
     silence()  # after Lightning's import, which sets its own log level
     fit(parse(arguments))

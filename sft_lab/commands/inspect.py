@@ -3,6 +3,7 @@
 import logging
 
 from sft_lab.commands.arguments import add_json, command_parser, in_color
+from sft_lab.commands.imports import quick_imports
 from sft_lab.errors import RequestError
 from sft_lab.launch.early import check_early
 from sft_lab.terminal import silence, to_json
@@ -23,11 +24,12 @@ def main(arguments: list[str]) -> int:
         raise RequestError(f"-n must be 0 or more, got {options.n}.")
     check_early(rest, "inspect", own=("--stage", "--json"))
 
-    from sft_lab.commands.inspect_text import inspection_text
-    from sft_lab.commands.inspection import inspection
-    from sft_lab.launch.build import plan_data
-    from sft_lab.launch.parser import parse
-    from sft_lab.model.coverage import coverage
+    with quick_imports():
+        from sft_lab.commands.inspect_text import inspection_text
+        from sft_lab.commands.inspection import inspection
+        from sft_lab.launch.build import plan_data
+        from sft_lab.launch.parser import parse
+        from sft_lab.model.coverage import coverage
 
     silence()
     log = logging.getLogger("sft_lab.data")

@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 from sft_lab.commands.arguments import add_margin, add_tracking_uri, command_parser
+from sft_lab.commands.imports import quick_imports
 from sft_lab.paths import find_config
 
 
@@ -31,8 +32,9 @@ def main(arguments: list[str]) -> int:
     if options.study and options.study.endswith((".yaml", ".yml")):
         find_config(options.study, "--study", "configs/studies/rq1.yaml")
 
-    from sft_lab.commands.study_report import make_report, make_report_of_files
-    from sft_lab.runs.store import RunStore
+    with quick_imports():
+        from sft_lab.commands.study_report import make_report, make_report_of_files
+        from sft_lab.runs.store import RunStore
 
     if options.results:
         page = make_report_of_files(options.results, options.out, options.margin)

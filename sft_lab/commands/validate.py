@@ -1,5 +1,6 @@
 """``validate``: score a checkpoint, or the bare base, on selection items, if there is a split."""
 
+from sft_lab.commands.imports import quick_imports
 from sft_lab.commands.run_help import asks_for_help, wants_every_key
 from sft_lab.launch.early import check_early
 from sft_lab.terminal import silence
@@ -12,8 +13,9 @@ def main(arguments: list[str], command: str = "validate") -> int:
     arguments = wants_every_key(arguments)
     if "--help" not in arguments:
         check_early(arguments, command)
-    from sft_lab.launch.parser import parse
-    from sft_lab.launch.run import score
+    with quick_imports():
+        from sft_lab.launch.parser import parse
+        from sft_lab.launch.run import score
 
     silence()
     score(parse(arguments, command))

@@ -1,5 +1,6 @@
 """Test what a command imports before its arguments are known to be right, and its short help."""
 
+import gc
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from tiny_lab import Lab
 
+from sft_lab.commands.imports import quick_imports
 from sft_lab.commands.main import COMMANDS
 from sft_lab.commands.run_help import short_help
 from sft_lab.launch.keys import flags_of
@@ -51,6 +53,18 @@ for arguments in json.loads(sys.argv[1]):
     outcomes.append([arguments, code, loaded])
 print("OUTCOMES" + json.dumps(outcomes))
 """
+
+
+def test_what_is_imported_first_is_never_looked_at_by_the_garbage_collector(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delitem(sys.modules, "torch")
+    frozen: list[bool] = []
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    with quick_imports():
+        assert not gc.isenabled()
+    assert frozen == [False]  # nothing is collected between the imports and this
+    assert gc.isenabled()
 
 
 def test_help_and_refusals_import_nothing_heavy(lab: Lab) -> None:
