@@ -15,16 +15,15 @@ from sft_lab.config.ranges import (
     Seed,
     range_fault,
 )
-from sft_lab.errors import hide_credentials
+from sft_lab.errors import RequestError, hide_credentials
 from sft_lab.runs.store_uri import default_store
-from sft_lab.terminal import visible
 
 TRACKING_URI = default_store()
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        super().error(visible(hide_credentials(message)))
+        raise RequestError(f"{message.removeprefix('argument ')}; see {self.prog} --help.")
 
 
 def command_parser(command: str, **settings: Any) -> argparse.ArgumentParser:

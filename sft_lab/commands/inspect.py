@@ -2,8 +2,9 @@
 
 import logging
 
-from sft_lab.commands.arguments import add_json, command_parser, in_color
+from sft_lab.commands.arguments import add_json, command_parser, in_color, number
 from sft_lab.commands.imports import quick_imports
+from sft_lab.config.ranges import NonNegativeInt
 from sft_lab.errors import RequestError
 from sft_lab.launch.early import check_early
 from sft_lab.terminal import silence, to_json
@@ -16,12 +17,14 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--stage", metavar="S", help="this stage only")
     parser.add_argument(
-        "-n", type=int, default=1, help="samples per source and stage; default: %(default)s"
+        "-n",
+        type=number(NonNegativeInt),
+        default=1,
+        metavar="N",
+        help="samples per source and stage; default: %(default)s",
     )
     add_json(parser)
     options, rest = parser.parse_known_args(arguments)
-    if options.n < 0:
-        raise RequestError(f"-n must be 0 or more, got {options.n}.")
     check_early(rest, "inspect", own=("--stage", "--json"))
 
     with quick_imports():

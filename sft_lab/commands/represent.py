@@ -23,7 +23,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--num_queries",
-        type=int,
+        type=number(PositiveInt),
         default=100,
         metavar="N",
         help="of a source; default: 100",

@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 from sft_lab.commands.arguments import add_tracking_uri, command_parser, number
-from sft_lab.config.ranges import PositiveInt
+from sft_lab.config.ranges import Port
 from sft_lab.errors import RequestError
 from sft_lab.terminal import visible
 
@@ -21,7 +21,7 @@ def main(arguments: list[str]) -> int:
         "run", nargs="?", metavar="RUN", help="id, beginning of one, or name; default: the newest"
     )
     parser.add_argument(
-        "--port", type=number(PositiveInt), default=5000, metavar="N", help="default: %(default)s"
+        "--port", type=number(Port), default=5000, metavar="N", help="default: %(default)s"
     )
     add_tracking_uri(parser)
     options = parser.parse_args(arguments)

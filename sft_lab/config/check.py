@@ -5,16 +5,15 @@ The parser would name the argument of a class, but neither its full key nor the 
 
 import dataclasses
 import difflib
-import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import PurePath
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from jsonargparse.typing import get_registered_type
 
 from sft_lab.config.compose import Composed
-from sft_lab.config.ranges import AnyYaml, range_fault
+from sft_lab.config.kinds import alternatives, kind_fault, takes_class, takes_null
+from sft_lab.config.ranges import range_fault
 from sft_lab.config.signatures import Unimportable, arguments_of, imported, is_dataclass
 from sft_lab.errors import RequestError, has_credentials
 
@@ -23,6 +22,9 @@ MLFLOW_CREDENTIALS = (
     "MLFLOW_TRACKING_URI; export MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or "
     "MLFLOW_TRACKING_TOKEN."
 )
+
+_CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
+"""The keys of an object; the last one is for arguments that a class takes by ``**kwargs``."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,10 +74,12 @@ def check_config(
                 f"{composed.where(key)} takes keys, or the name of a YAML file, got "
                 f"{'null' if value is None else value}."
             )
-        if value is None and not _takes_null(hint):
+        if value is None and not takes_null(hint):
             raise RequestError(f"{composed.where(key)} needs a value, got null.")
         if allowed := range_fault(value, (ranges or {}).get(key, hint)):
             raise RequestError(f"{composed.where(key)} must be {allowed}, got {value}.")
+        if allowed := kind_fault(value, hint):
+            raise RequestError(f"{composed.where(key)} must be {allowed}, got {value!r}.")
         if value is not None and (fault := _read_fault(value, hint)):
             raise RequestError(f"{composed.where(key)}: {fault}")
 
@@ -140,14 +144,18 @@ class _Walk:
         self, key: str, values: Any, owner: Any, *, is_nested: bool = True
     ) -> Iterator[tuple[str, Any, Any]]:
         if not isinstance(values, Mapping):
-            return  # a wrong type, which the parser words well
+            return
         if "class_path" in values:
+            for name in values:
+                if name not in _CLASS_KEYS:
+                    yield f"{key}.{name}", values[name], _Unknown(list(_CLASS_KEYS))
             path, values = values["class_path"], values.get("init_args", {})
             owner = self.class_at(str(path))
             if isinstance(owner, Unimportable):
                 yield key, path, owner
             key = f"{key}.init_args"
-            if not isinstance(owner, type) or not isinstance(values, Mapping):
+            yield key, values, dict[str, Any]
+            if not isinstance(owner, type):
                 return
         arguments = arguments_of(owner)
         if arguments is None:
@@ -163,32 +171,41 @@ class _Walk:
 
     def _type(self, key: str, value: Any, hint: Any) -> Iterator[tuple[str, Any, Any]]:
         yield key, value, hint
-        alternatives = typing.get_args(hint) if _is_union(hint) else (hint,)
-        others = [part for part in alternatives if typing.get_origin(part) is not typing.Literal]
-        if isinstance(value, str) and "." in value and others and all(map(_is_open_class, others)):
+        parts = alternatives(hint)
+        if isinstance(value, str) and "." in value and _is_class_path(parts):
             yield from self._class(key, {"class_path": value}, None)
         if isinstance(value, list):
-            for part in alternatives:
+            for part in parts:
                 if typing.get_origin(part) in (list, tuple):
                     for index, entry in enumerate(value):
                         yield from self._type(f"{key}.{index}", entry, typing.get_args(part)[0])
             return
-        if not isinstance(value, Mapping) or any(map(get_registered_type, alternatives)):
+        if not isinstance(value, Mapping) or any(map(get_registered_type, parts)):
             return  # read from a value as a whole
-        entries = next((part for part in alternatives if typing.get_origin(part) is dict), None)
+        entries = next((part for part in parts if typing.get_origin(part) is dict), None)
         if entries is not None and "class_path" not in value:
             for name, entry in value.items():
                 yield from self._type(f"{key}.{name}", entry, typing.get_args(entries)[1])
             return
-        owner = next((part for part in alternatives if is_dataclass(part)), None)
+        owner = next((part for part in parts if is_dataclass(part)), None)
         if "class_path" in value or owner is not None:
             yield from self._class(key, value, owner)
+        elif any(map(takes_class, parts)):
+            yield key, value, _Missing(["class_path"])
+
+
+def _is_class_path(parts: Sequence[Any]) -> bool:
+    """Return whether text that a dot is in must be a class path: no other text has one."""
+    others = [part for part in parts if typing.get_origin(part) is not typing.Literal]
+    return bool(others) and all(
+        takes_class(part) or part is type(None) or typing.get_origin(part) in (list, tuple)
+        for part in others
+    )
 
 
 def _read_fault(value: Any, hint: Any) -> str | None:
     """Return what is wrong with a value that a registered type, such as a share, reads whole."""
-    alternatives = typing.get_args(hint) if _is_union(hint) else (hint,)
-    kinds = [part for part in alternatives if part is not type(None)]
+    kinds = [part for part in alternatives(hint) if part is not type(None)]
     reader = get_registered_type(kinds[0]) if len(kinds) == 1 else None
     if reader is None:
         return None
@@ -197,24 +214,3 @@ def _read_fault(value: Any, hint: Any) -> str | None:
     except ValueError as fault:
         return str(fault)
     return None
-
-
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (typing.Union, types.UnionType)
-
-
-def _takes_null(hint: Any) -> bool:
-    """Return whether a type allows null; one that is unknown, or an ``AnyYaml``, does."""
-    if hint == AnyYaml:
-        return True
-    alternatives = typing.get_args(hint) if _is_union(hint) else (hint,)
-    return any(part in (None, Any, type(None)) for part in alternatives)
-
-
-def _is_open_class(hint: Any) -> bool:
-    """Return whether values of a type are objects, given by ``class_path``, or null."""
-    if hint is type(None) or typing.get_origin(hint) in (list, tuple):
-        return True
-    is_plain = hint in (str, int, float, bool, dict) or is_dataclass(hint)
-    is_read = isinstance(hint, type) and (issubclass(hint, PurePath) or get_registered_type(hint))
-    return isinstance(hint, type) and not is_plain and not is_read

@@ -9,6 +9,7 @@ from annotated_types import Ge, Gt, Le, Lt
 
 PositiveInt = Annotated[int, Ge(1)]
 NonNegativeInt = Annotated[int, Ge(0)]
+Port = Annotated[int, Ge(1), Le(65535)]
 Seed = Annotated[int, Ge(0), Le(2**32 - 1)]
 """A seed that NumPy takes as well."""
 PositiveFloat = Annotated[float, Gt(0), Lt(math.inf)]

@@ -9,7 +9,7 @@ import inspect
 import sys
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +84,23 @@ def arguments_of(owner: Any) -> Arguments | None:
     parameters = inspect.signature(owner).parameters
     hints = argument_types(owner)
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    own = {n: hints.get(n) for n, p in parameters.items() if p.kind in kinds}
+    bases = owner.__mro__[1:] if isinstance(owner, type) and takes_any else ()
+    base = next((b for b in bases if b.__module__.startswith(_OWN) and "__init__" in vars(b)), None)
     return Arguments(
-        hints={n: hints.get(n) for n, p in parameters.items() if p.kind in kinds},
+        hints=own if base is None else _with_inherited(own, arguments_of(base)),
         required=tuple(
             n for n, p in parameters.items() if p.kind in kinds and p.default is p.empty
         ),
-        takes_any=any(p.kind is p.VAR_KEYWORD for p in parameters.values()),
+        takes_any=takes_any,
     )
+
+
+def _with_inherited(own: Mapping[str, Any], base: Arguments | None) -> dict[str, Any]:
+    """Return a class's own arguments and those of its base, which ``**kwargs`` go to."""
+    inherited = base.hints if base is not None else {}
+    return {**own, **{name: hint for name, hint in inherited.items() if name not in own}}
 
 
 def argument_types(owner: Any) -> dict[str, Any]:
@@ -229,7 +239,10 @@ def _from_source(path: str) -> Arguments | None:
         return None if None in inherited else _fields(node, module, inherited)
     init = next((n for n in node.body if getattr(n, "name", None) == "__init__"), None)
     if isinstance(init, ast.FunctionDef):
-        return _parameters(init.args, module)
+        own = _parameters(init.args, module)
+        if own.takes_any and ours and ours[0].path.startswith(_OWN):
+            return replace(own, hints=_with_inherited(own.hints, _from_source(ours[0].path)))
+        return own
     for base in ours:
         found = _from_source(base.path)
         if found is None or found.hints or found.takes_any:

@@ -68,10 +68,14 @@ def check_checkpoint_file(path: Path, option: str = "--ckpt_path") -> None:
 
 def _check_flags(rest: Sequence[str], command: str, own: Sequence[str]) -> None:
     """Refuse a flag that is unknown, and name the nearest one."""
-    flags = [flag.name for flag in flags_of(command)]
+    flags = {flag.name: flag.text for flag in flags_of(command)}
     known = [*flags, *own, *(f"--{key}" for key in GROUP_CLASSES), "--seed_everything", "--config"]
     for argument in rest:
         name = argument.partition("=")[0]
+        if flags.get(name, "").startswith("with --plan") and "--plan" not in rest:
+            raise RequestError(
+                f"{name} needs --plan, which trains nothing; add it or leave out {name}."
+            )
         if not name.startswith("--") or name in known or name.endswith(".help"):
             continue
         head, dot, key = name.partition(".")

@@ -15,7 +15,8 @@ from sft_lab.paths import check_folder
 
 _SQLITE = "sqlite:///"
 _ENCODED = "sqlite+pysqlite:///"  # as MLflow passes it to processes that this one starts
-URI_KEY = "trainer.logger.init_args.tracking_uri"
+URI_KEY = "tracking_uri"
+"""The name of an option, and the end of a config's key."""
 
 
 def default_store() -> str:

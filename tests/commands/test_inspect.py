@@ -140,7 +140,7 @@ def test_no_model_is_loaded(lab: Lab, tiny_base: Path) -> None:
             ["--config=tiny.yaml", "--stage=third"],
             "--stage: unknown stage 'third'; data.stages has",
         ),
-        (["--config=tiny.yaml", "-n=-1"], "-n must be 0 or more, got -1."),
+        (["--config=tiny.yaml", "-n=-1"], "-n: must be 0 or more, got -1"),
         (["--config=tiny.yaml", "--stages=first"], "unknown flag --stages; did you mean --stage?"),
         (["--config=tiny.yaml", "--data.batch_size=x"], "data.batch_size must be an integer, 1"),
         (["--config=tiny.yaml", "--data.batchsize=4"], "did you mean 'data.batch_size'?"),

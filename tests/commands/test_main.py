@@ -113,7 +113,10 @@ def free_port() -> int:
         ("--model.base=", "--model.base needs a value, got null"),
         ("--data.stages=null", "--data.stages needs a value, got null"),
         ("--data.stages={}", "data.stages cannot be set: {} changes nothing of {first, second}"),
-        ("--data.stages.first.mixture=[math]", "first.mixture: expected dict, got ['math']"),
+        (
+            "--data.stages.first.mixture=[math]",
+            "first.mixture must be keys with values, got ['math']",
+        ),
         (f"--data.stages.{'s' * 61}={{mixture: {{math: 1}}, lr: 1, epochs: 1}}", "at most 60"),
         (
             "--evaluation.benchmarks.world_math.init_args.source=maths",

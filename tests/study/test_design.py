@@ -95,7 +95,7 @@ def test_one_key_can_be_changed_on_the_command_line(write: Any) -> None:
         ("--questions.q.arms.dmt.search={axis: j, retention: {a/b: 0.9}}", "got 'j'"),
         ("--questions.q.arms.dmt.search={axis: k, retention: {a/b: 2}}", "(0, 1], got 2"),
         ("--set={dta.k: 1}", "set: 'dta.k' must begin with one of"),
-        ("--set=3", "set: expected dict"),
+        ("--set=3", "--set must be keys with values, got 3"),
         ("--resources={cpus: 0}", "cpus must be 1 or more"),
         ("--resources={memory_gb: -4}", "memory_gb must be above 0 and finite, or null, got -4"),
         ("--name=..", "got '..'"),
