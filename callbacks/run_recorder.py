@@ -67,7 +67,7 @@ class RunRecorder(Callback):
         logger.log_hyperparams({k: v for k, v in parameters.items() if k not in known})
         client.log_text(run_id, yaml.safe_dump(dict(self.config), sort_keys=False), "config.yaml")
         if stage == "fit" and isinstance(pl_module, SFTModule):
-            found = coverage(pl_module.base, pl_module.quantization, pl_module.lora)
+            found = coverage(pl_module.base, pl_module.quantization, pl_module.adapters)
             _log.info("%s", found)
             client.log_text(run_id, json.dumps(found.to_json(), indent=2), "model.json")
         # A resumed run's plans follow from its checkpoint, which is read after this.

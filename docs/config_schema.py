@@ -25,7 +25,7 @@ from sft_lab.evaluation.generation.decoding import Decoding
 from sft_lab.evaluation.generation.vllm.server import VllmServer
 from sft_lab.launch.keys import TRAINER_RANGES
 from sft_lab.launch.parser import FOLLOWING_KEYS, GROUPS, MANAGED_TRAINER_ARGS
-from sft_lab.model.qlora import Lora
+from sft_lab.model.adapter_config import Lora
 from sft_lab.runs.logger import RunLogger
 from sft_lab.study.design import (
     Arm,

@@ -25,9 +25,11 @@ from tiny_families import tiny_model
 
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.generation import generate
+from sft_lab.model.adapter_config import Lora, add_adapters
 from sft_lab.model.logits import check_logits, check_packing, hidden_states
-from sft_lab.model.qlora import Lora, add_lora, load_base, plain_causal_lm
-from sft_lab.model.unquantized import dequantized, merged_copy
+from sft_lab.model.merged import merged_copy
+from sft_lab.model.qlora import load_base, plain_causal_lm
+from sft_lab.model.unquantized import dequantized
 
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 COMMAND = "python tests/families.py"
@@ -106,7 +108,7 @@ def _adapted(folder: str, quantization: Any) -> Any:
     """Return a base as a run loads it, with adapters that already change its output."""
     base = load_base(folder, quantization, torch.float32)
     check_logits(base)
-    model = add_lora(base, Lora(r=4, lora_alpha=8), seed=0)
+    model = add_adapters(base, Lora(r=4, lora_alpha=8), seed=0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:

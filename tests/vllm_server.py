@@ -79,7 +79,7 @@ class VllmStandIn(ThreadingHTTPServer):
         rank = json.loads(settings.read_text())["r"]
         if rank > self.max_lora_rank:
             message = f"LoRA rank {rank} is greater than max_lora_rank {self.max_lora_rank}."
-            raise RefusedError(500, f"Call to add_lora method failed: {message}")
+            raise RefusedError(500, f"Call to add_adapters method failed: {message}")
         adapted = PeftModel.from_pretrained(copy.deepcopy(self.model), path).eval()
         self.adapters[name] = (Path(path), adapted)
         self.loaded.append(name)

@@ -44,7 +44,8 @@ def main(arguments: list[str]) -> int:
         found = inspection(data, options.stage, options.n)
         settings = config.model_settings
         try:
-            found["model"] = coverage(settings.base, settings.quantization, settings.lora).to_json()
+            adapted = coverage(settings.base, settings.quantization, settings.adapters)
+            found["model"] = adapted.to_json()
         except RequestError as fault:  # the data need a tokenizer only
             found["model"] = {"error": str(fault)}
     finally:

@@ -11,8 +11,9 @@ import torch
 from sft_lab.config.compose import best_precision
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.sandbox.sandbox import isolation_fault, isolation_route
-from sft_lab.model.qlora import Lora, add_lora, load_base
-from sft_lab.model.unquantized import merged_copy
+from sft_lab.model.adapter_config import Lora, add_adapters
+from sft_lab.model.merged import merged_copy
+from sft_lab.model.qlora import load_base
 from sft_lab.paths import find_config
 from sft_lab.runs.store_uri import check_store, local_file
 
@@ -25,7 +26,7 @@ def gradient_cosine(quantization: Any = "nf4") -> float:
     On some CPUs bitsandbytes repacks 4-bit weights during a forward in eval mode, and the next
     backward is wrong. The lab turns repacking off, and this checks that it is off.
     """
-    model = add_lora(load_base("world://base", quantization, torch.float32), Lora(r=8), seed=0)
+    model = add_adapters(load_base("world://base", quantization, torch.float32), Lora(r=8), seed=0)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         for name, parameter in model.named_parameters():

@@ -17,17 +17,11 @@ from sft_lab.data.tokenizer import load_tokenizer
 from sft_lab.errors import RequestError
 from sft_lab.launch.parser import parse_recorded
 from sft_lab.launch.run_config import RunConfig
+from sft_lab.model.adapter_config import add_adapters
 from sft_lab.model.adapters import add_frozen_adapters, kept_weights
 from sft_lab.model.base_digest import base_digest
-from sft_lab.model.qlora import (
-    add_lora,
-    check_base,
-    compute_dtype,
-    load_base,
-    plain_causal_lm,
-    save_trained,
-)
-from sft_lab.model.unquantized import merged_copy
+from sft_lab.model.merged import merged_copy
+from sft_lab.model.qlora import check_base, compute_dtype, load_base, plain_causal_lm, save_trained
 from sft_lab.paths import make_folder, unpinned
 from sft_lab.runs.checkpoint import read_checkpoint, stamp_of
 from sft_lab.runs.inputs import BASE, check_inputs
@@ -61,8 +55,8 @@ def load_trained(checkpoint_path: Path) -> tuple[Any, RunConfig]:
     # In the dtype of training: otherwise rounded weights would quantise to other 4-bit weights.
     dtype = compute_dtype(settings.precision)
     model = load_base(settings.base, settings.quantization, dtype)
-    if settings.lora is not None:
-        model = add_lora(model, settings.lora, seed=0)
+    if settings.adapters is not None:
+        model = add_adapters(model, settings.adapters, config.seed)
     saved = checkpoint.get("state_dict", {})
     weights = {key.removeprefix("model."): value for key, value in saved.items()}
     if not all(bool(value.isfinite().all()) for value in weights.values()):

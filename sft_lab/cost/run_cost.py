@@ -9,6 +9,7 @@ from sft_lab.cost.known_speed import Minutes, Speed, Work, minutes
 from sft_lab.cost.run_memory import memory_by_micro_batch
 from sft_lab.evaluation.budget import guarded_evaluations
 from sft_lab.evaluation.suite import EvaluationSuite
+from sft_lab.model.adapter_config import Lora, Peft
 from sft_lab.model.memory import Memory
 from sft_lab.model.size import ModelSettings, model_size
 from sft_lab.runs.machine import device_name
@@ -122,7 +123,7 @@ def run_cost(
     Raises:
         RequestError: If the model's settings are wrong or the base is unknown.
     """
-    size = model_size(settings.base, settings.quantization, settings.lora, settings.precision)
+    size = model_size(settings.base, settings.quantization, settings.adapters, settings.precision)
     num_tokens = {name: loaded.num_tokens for name, loaded in data.corpus.loaded.items()}
     num_targets = {name: loaded.num_target_tokens for name, loaded in data.corpus.loaded.items()}
     stages = {
@@ -177,11 +178,13 @@ def run_parameters(data: StagedDataModule, settings: ModelSettings) -> dict[str,
         data: The run's data module.
         settings: Its model.
     """
+    adapters = settings.adapters
     return {
         "model.base": settings.base,
         "model.quantization": settings.quantization,
         "model.gradient_checkpointing": settings.gradient_checkpointing,
-        "model.lora.r": None if settings.lora is None else settings.lora.r,
+        "model.lora.r": adapters.r if isinstance(adapters, Lora) else None,
+        "model.peft.class_path": adapters.class_path if isinstance(adapters, Peft) else None,
         "precision": settings.precision,
         "device": device_name(),
         "data.micro_batch_size": data.micro_batch_size,

@@ -82,7 +82,7 @@ def build(config: RunConfig, start: Start | None = None) -> Run:
     values = config.values.clone()
     _name_run(values, config, start)
     made = _instantiated(lambda: run_parser(config.command).instantiate(values))
-    check_needs(made.data.stages, has_adapters=made.model.lora is not None)
+    check_needs(made.data.stages, adapters=made.model.adapters)
     trainer = _trainer(made, config)
     logger = next(found for found in trainer.loggers if isinstance(found, RunLogger))
     return Run(config, start, trainer, made.model, made.data, made.checkpoint, logger)

@@ -30,8 +30,8 @@ from sft_lab.launch.keys import (
     flags_of,
     read_request,
 )
-from sft_lab.launch.run_config import RunConfig
-from sft_lab.model.qlora import Lora
+from sft_lab.launch.run_config import RunConfig, read_adapters
+from sft_lab.model.adapter_config import Peft
 from sft_lab.paths import pinned
 from sft_lab.training.data_modules import StagedDataModule, micro_batches_per_step
 from sft_lab.training.module import SFTModule, check_trainable
@@ -111,6 +111,7 @@ def parse_written(
     if command != "fit":
         whole.pop("from", None)  # a config printed by fit holds it
     _choose_tokenizer(whole)
+    _choose_adapters(whole)
     parser = run_parser(command)
     try:
         if flags:  # --help, --print_config, --key+=value, --ckpt_path, --from
@@ -208,6 +209,13 @@ def _choose_tokenizer(whole: dict[str, Any]) -> None:
         corpus.setdefault("tokenizer", pinned(base, model.get("revision")))
 
 
+def _choose_adapters(whole: dict[str, Any]) -> None:
+    """Drop the default of ``model.lora`` where ``model.peft`` is given."""
+    model = whole.get("model")
+    if isinstance(model, dict) and model.get("peft") is not None:
+        model.setdefault("lora", None)
+
+
 def _check(plain: Mapping[str, Any], values: Namespace, written: Composed) -> None:
     """Check what the types of arguments leave open, as far as any machine can.
 
@@ -219,9 +227,10 @@ def _check(plain: Mapping[str, Any], values: Namespace, written: Composed) -> No
         _check_trainer(values, written)
     _check_sources(plain, written)
     model = plain["model"]
-    check_trainable(model["quantization"], model["lora"])
-    if model["lora"] is not None:
-        Lora(**model["lora"])
+    adapters = read_adapters(model)
+    if isinstance(adapters, Peft):
+        adapters.config()
+    check_trainable(model["quantization"], adapters)
     RunCheckpoint(**plain["checkpoint"])
 
 

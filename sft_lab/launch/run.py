@@ -21,6 +21,8 @@ from sft_lab.launch.limits import check_limits
 from sft_lab.launch.processes import run_ranks
 from sft_lab.launch.run_config import RunConfig
 from sft_lab.launch.start import Start, choose_start
+from sft_lab.model.adapter_config import Lora
+from sft_lab.model.coverage import coverage
 from sft_lab.model.kernels import check_attention
 from sft_lab.model.qlora import check_weights
 from sft_lab.paths import check_folder, make_folder
@@ -88,6 +90,7 @@ def _set_up(config: RunConfig, start: Start | None = None) -> tuple[Run, dict[st
         run.data.setup(config.command)
         check_limits(run.data, run.module.base)
         check_weights(run.module.base)
+        coverage(run.module.base, run.module.quantization, run.module.adapters)
         check_attention(run.module.base, run.module.attn_implementation)
         _check_evaluation(run)
         return run, run_inputs(run.data, run.module.base)
@@ -190,8 +193,9 @@ def _say_minutes(run: Run, store: RunStore) -> None:
         if isinstance(screen, ProgressScreen):
             settings = run.config.model_settings
             speed = KnownSpeeds(store).speed(run_parameters(run.data, settings))
-            duration = run_cost(run.data, settings, speed).minutes
-            screen.minutes = None if duration is None else duration.total
+            with contextlib.suppress(RequestError):  # of a model whose cost cannot be estimated
+                duration = run_cost(run.data, settings, speed).minutes
+                screen.minutes = None if duration is None else duration.total
 
 
 def _check_evaluation(run: Run) -> None:
@@ -200,14 +204,13 @@ def _check_evaluation(run: Run) -> None:
             benchmark.check()
         except RequestError as fault:
             raise RequestError(f"evaluation.benchmarks.{name}: {fault}") from fault
-    suite, lora = run.module.evaluation, run.module.lora
+    suite, adapters = run.module.evaluation, run.module.adapters
+    rank = adapters.r if isinstance(adapters, Lora) else None
     lengths = [
         max(map(len, prompts.token_ids)) + suite.benchmarks[name].max_new_tokens
         for name, prompts in suite.prompts(run.data.corpus.renderer).items()
     ]
-    suite.engine.check(
-        run.module.base, rank=lora.r if lora else None, num_tokens=max(lengths, default=0)
-    )
+    suite.engine.check(run.module.base, rank=rank, num_tokens=max(lengths, default=0))
 
 
 @contextlib.contextmanager

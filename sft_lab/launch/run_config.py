@@ -8,7 +8,7 @@ from jsonargparse import Namespace
 
 from sft_lab.config.compose import Composed
 from sft_lab.errors import RequestError
-from sft_lab.model.qlora import Lora
+from sft_lab.model.adapter_config import Adapters, Lora, adapters_of
 from sft_lab.model.size import ModelSettings
 from sft_lab.paths import pinned
 from sft_lab.runs.logger import NO_LOGGER
@@ -85,11 +85,21 @@ class RunConfig:
         return ModelSettings(
             base=pinned(model["base"], model["revision"]),
             quantization=model["quantization"],
-            lora=None if model["lora"] is None else Lora(**model["lora"]),
+            adapters=read_adapters(model),
             gradient_checkpointing=model["gradient_checkpointing"],
             optimizer=model["optimizer"],
             precision="32-true" if precision is None else str(precision),  # Lightning's default
         )
+
+
+def read_adapters(model: Mapping[str, Any]) -> Adapters | None:
+    """Return the adapters of a resolved config's ``model``.
+
+    Raises:
+        RequestError: If ``lora`` and ``peft`` are both given.
+    """
+    lora = model["lora"]
+    return adapters_of(None if lora is None else Lora(**lora), model["peft"])
 
 
 def _written(share: Any) -> str:

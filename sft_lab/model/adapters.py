@@ -87,7 +87,7 @@ def add_frozen_adapters(model: Any, weights: Iterable[str]) -> None:
     """Add a checkpoint's frozen adapters, so that its weights can be loaded.
 
     Args:
-        model: A PEFT model as ``add_lora`` returns it, or one without adapters.
+        model: A PEFT model as ``add_adapters`` returns it, or one without adapters.
         weights: Names of the checkpoint's weights.
     """
     found = {part for name in weights for part in name.split(".") if part.startswith(_FROZEN)}

@@ -2,11 +2,14 @@
 
 from collections import Counter
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import torch
 
-from sft_lab.model.qlora import Lora, Quantization, add_lora, check_base, read_config
+from sft_lab.model.adapter_config import Adapters, add_adapters
+from sft_lab.model.adapters import TRAINED
+from sft_lab.model.qlora import Quantization, check_base, read_config
 from sft_lab.model.size import quantized_layers
 from sft_lab.terminal import percent
 
@@ -18,31 +21,36 @@ class Coverage:
     Attributes:
         adapted: Number of modules, or of stacked experts, with an adapter, by name.
         plain: Number of matrices in the layers without one, by name.
+        whole: Number of modules of which a copy is trained in full, or tokens of which embeddings
+            are, by name: PEFT's ``modules_to_save`` and ``trainable_token_indices``.
         quantized_share: Share of the layers' weights that are quantised, in [0, 1].
     """
 
     adapted: dict[str, int]
     plain: dict[str, int]
     quantized_share: float
+    whole: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
         """Return it for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
+        whole = f"trained besides: {_counted(self.whole)}; " if self.whole else ""
         return (
-            f"adapters on {_counted(self.adapted)}; without: {_counted(self.plain)}; "
+            f"adapters on {_counted(self.adapted)}; without: {_counted(self.plain)}; {whole}"
             f"{percent(self.quantized_share)} % of layer weights quantised"
         )
 
 
-def coverage(base: str, quantization: Quantization, lora: Lora | None) -> Coverage:
-    """Return what ``fit`` adapts and quantises, from the base's config alone.
+@cache
+def coverage(base: str, quantization: Quantization, adapters: Adapters | None) -> Coverage:
+    """Return what ``fit`` adapts and quantises, from the base's config alone; cached.
 
     Args:
         base: A folder, ``world://base`` or a hub name.
         quantization: As for ``load_base``.
-        lora: The adapters; None trains the whole base.
+        adapters: The adapters; None trains the whole base.
 
     Raises:
         RequestError: If the base is unknown, or the adapters do not fit it.
@@ -60,11 +68,16 @@ def coverage(base: str, quantization: Quantization, lora: Lora | None) -> Covera
         }
         quantized = quantized_layers(model) if quantization in ("nf4", "int8") else []
         share = sum(layer.weight.numel() for layer in quantized) / max(1, sum(matrices.values()))
-        adapted = set() if lora is None else _adapted(add_lora(model, lora, seed=0))
+        adapted: set[str] = set()
+        whole: dict[str, int] = {}
+        if adapters is not None:
+            model = add_adapters(model, adapters, seed=0)
+            adapted, whole = _adapted(model), _whole(model)
     return Coverage(
-        adapted=_by_name(name for name in matrices if name in adapted),
+        adapted=_by_name(adapted),
         plain=_by_name(name for name in matrices if name not in adapted),
         quantized_share=share,
+        whole=whole,
     )
 
 
@@ -78,6 +91,20 @@ def _adapted(model: Any) -> set[str]:
             parameter = getattr(module, "parameter_name", "weight")
             found.add(f"{name.replace('.base_layer', '')}.{parameter}")
     return found
+
+
+def _whole(model: Any) -> dict[str, int]:
+    """Return modules trained as a copy, and numbers of trained tokens, by name."""
+    from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
+
+    copied, tokens = [], {}
+    for name, module in model.get_base_model().named_modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            copied.append(name)
+        elif isinstance(module, TrainableTokensWrapper):
+            trained = module.token_adapter.token_indices[TRAINED]
+            tokens[f"tokens of {name.rpartition('.')[2]}"] = len(trained)
+    return _by_name(copied) | tokens
 
 
 def _by_name(parameters: Any) -> dict[str, int]:

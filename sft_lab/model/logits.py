@@ -134,6 +134,30 @@ def check_logits(causal_lm: Any) -> None:
         )
 
 
+def check_adapters_act(model: Any) -> None:
+    """Check that adapters change what the decoder computes, as those that act on prompts do not.
+
+    Raises:
+        RequestError: If the loss depends on no trained weight.
+    """
+    causal_lm = model.get_base_model()
+    input_ids, position_ids = _probe(causal_lm, 8)
+    places = torch.arange(8, device=input_ids.device)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    why = "its loss depends on none of their weights"
+    try:
+        with evaluating(model):
+            logits = hidden_states(causal_lm, input_ids, position_ids, places).logits()
+            found = torch.autograd.grad(logits.float().square().sum(), trained, allow_unused=True)
+    except Exception as fault:  # whatever adapters raise on layers that they do not suit
+        found, why = (), str(fault).splitlines()[0][:200].rstrip(".")
+    if all(gradient is None for gradient in found):
+        raise RequestError(
+            f"model.peft: {type(causal_lm).__name__} cannot be trained with these adapters: {why}; "
+            "set model.quantization to bf16 or fp32, or name others, such as peft.LoraConfig."
+        )
+
+
 @contextmanager
 def _runs(name: str) -> Iterator[None]:
     """Refuse a model whose forward pass fails, as some do in a quantisation or data type."""
@@ -172,7 +196,7 @@ def _probe(causal_lm: Any, length: int) -> tuple[Tensor, Tensor]:
     """Return token ids and positions of one row, both ``[1, T]``."""
     positions = torch.arange(length, device=next(causal_lm.parameters()).device)[None]
     # No padding token among them: its embedding is zero, where norms have no gradient.
-    ids = positions + causal_lm.get_input_embeddings().num_embeddings // 2
+    ids = positions + causal_lm.config.get_text_config().vocab_size // 2
     return ids, positions
 
 

@@ -1,14 +1,10 @@
-"""Load a base in 4 bits (or more), add LoRA adapters, and save the trained weights."""
+"""Load a base in 4 bits (or more), and save the trained weights."""
 
-import re
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from annotated_types import Ge, Lt
 
-from sft_lab.config.ranges import PositiveInt
 from sft_lab.errors import RequestError
 from sft_lab.hub import commit_of
 from sft_lab.model.adapters import frozen_adapters, has_adapters, save_joined
@@ -16,24 +12,6 @@ from sft_lab.model.late_compile import import_bitsandbytes
 from sft_lab.paths import is_hub_name, resolve, unpinned
 
 Quantization = Literal["nf4", "int8", "bf16", "fp32"]
-
-
-@dataclass(frozen=True)
-class Lora:
-    """Configure LoRA adapters, with PEFT's names.
-
-    Args:
-        r: Rank.
-        lora_alpha: Scale; the update is multiplied by ``lora_alpha / r``.
-        lora_dropout: Dropout on the adapters' input, in [0, 1).
-        target_modules: Module names, or ``all-linear`` for every linear layer but the head, and,
-            where PEFT knows them, the experts; ``inspect`` names what is adapted.
-    """
-
-    r: PositiveInt = 16
-    lora_alpha: PositiveInt = 32
-    lora_dropout: Annotated[float, Ge(0), Lt(1)] = 0.0
-    target_modules: str | list[str] = field(default="all-linear")
 
 
 def check_base(base: str) -> str:
@@ -188,52 +166,6 @@ def load_base(
             module.support_avx512bf16_for_cpu = False
     model.config.use_cache = False
     return model.train()
-
-
-def add_lora(model: Any, lora: Lora, seed: int) -> Any:
-    """Add LoRA adapters to a base, and freeze the base.
-
-    Args:
-        model: The base; its layers are changed in place.
-        lora: The adapters.
-        seed: Seed of their initial values.
-
-    Raises:
-        RequestError: If no module of the base matches ``target_modules``.
-    """
-    import_bitsandbytes()
-    from peft import LoraConfig, get_peft_model
-
-    is_all = lora.target_modules == "all-linear"
-    config = LoraConfig(
-        r=lora.r,
-        lora_alpha=lora.lora_alpha,
-        lora_dropout=lora.lora_dropout,
-        target_modules=lora.target_modules,
-        exclude_modules=_unadaptable(model) or None if is_all else None,
-        task_type="CAUSAL_LM",
-    )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        try:
-            return get_peft_model(model, config)
-        except (ValueError, re.error) as fault:
-            raise RequestError(f"model.lora: {str(fault).splitlines()[0]}") from fault
-
-
-def _unadaptable(model: Any) -> list[str]:
-    """Return the linear layers on which an adapter would fail or do nothing."""
-    found = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear)
-        and type(module).__module__.startswith("transformers.models")
-        and "forward" in vars(type(module))  # routers that return more than a product
-    ]
-    for name, module in model.named_modules():
-        if hasattr(module, "A_log") and hasattr(module, "D"):  # Mamba, whose kernels read weights
-            found += [f"{name}.{part}" for part in ("x_proj", "dt_proj", "out_proj")]
-    return found
 
 
 def plain_causal_lm(model: Any) -> Any:

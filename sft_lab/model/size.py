@@ -1,5 +1,6 @@
 """Measure the sizes of a model under training without its weights, on fake tensors."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -8,23 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from sft_lab.errors import RequestError
+from sft_lab.model.adapter_config import Adapters, add_adapters
 from sft_lab.model.logits import decoder_of
 from sft_lab.model.memory import ModelSize, int8_bytes, nf4_bytes
-from sft_lab.model.qlora import (
-    Lora,
-    Quantization,
-    add_lora,
-    check_base,
-    compute_dtype,
-    read_config,
-)
+from sft_lab.model.qlora import Quantization, check_base, compute_dtype, read_config
 
 _ATTENTION = "sft_lab_sizes"
 _PROBES = (64, 128)  # tokens; saved bytes are linear in them
 
 
 def model_size(
-    base: str, quantization: Quantization, lora: Lora | None, precision: str
+    base: str, quantization: Quantization, adapters: Adapters | None, precision: str
 ) -> ModelSize:
     """Return the sizes of a model as ``fit`` would train it, cached by arguments.
 
@@ -36,20 +31,19 @@ def model_size(
     Args:
         base: A folder, ``world://base`` or a hub name; only its config is read.
         quantization: As for ``load_base``.
-        lora: The adapters; None trains the whole base.
+        adapters: The adapters; None trains the whole base.
         precision: Precision of the Trainer.
 
     Raises:
         RequestError: If the base is unknown, or its architecture cannot run on fake tensors.
     """
-    targets = None if lora is None else lora.target_modules
-    key = targets if targets is None or isinstance(targets, str) else tuple(targets)
-    adapters = None if lora is None else (lora.r, lora.lora_alpha, lora.lora_dropout, key)
     return _model_size(check_base(base), quantization, adapters, precision)
 
 
 @cache
-def _model_size(path: str, quantization: Quantization, adapters: Any, precision: str) -> ModelSize:
+def _model_size(
+    path: str, quantization: Quantization, adapters: Adapters | None, precision: str
+) -> ModelSize:
     from torch._subclasses import FakeTensorMode
     from transformers import AttentionInterface, AutoModelForCausalLM
     from transformers.pytorch_utils import Conv1D
@@ -76,9 +70,7 @@ def _model_size(path: str, quantization: Quantization, adapters: Any, precision:
             four_bits = quantization == "nf4"
             weights += nf4_bytes(numel) if four_bits else int8_bytes(outputs, numel // outputs)
         if adapters is not None:
-            r, lora_alpha, lora_dropout, targets = adapters
-            chosen = list(targets) if isinstance(targets, tuple) else targets
-            model = add_lora(model, Lora(r, lora_alpha, lora_dropout, chosen), seed=0)
+            model = add_adapters(model, adapters, seed=0)
         true_dtype = {
             "bf16-true": torch.bfloat16,
             "16-true": torch.float16,
@@ -87,9 +79,10 @@ def _model_size(path: str, quantization: Quantization, adapters: Any, precision:
         if precision in true_dtype:  # Lightning casts all that is not quantised
             model.to(true_dtype[precision])
     trained = tuple((p.numel(), p.element_size()) for p in model.parameters() if p.requires_grad)
+    _unshare(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model.to_empty(device="cpu")  # fake, so that autocast applies, which meta tensors lack
         try:
+            model.to_empty(device="cpu")  # fake, so that autocast applies, which meta tensors lack
             few, many = (_saved_bytes(decoder, tokens, precision) for tokens in _PROBES)
         except Exception as fault:  # any operation of an architecture that needs values
             raise RequestError(
@@ -121,6 +114,16 @@ def _model_size(path: str, quantization: Quantization, adapters: Any, precision:
         vocab_size=text.vocab_size,
         kv_per_token=2 * text.num_hidden_layers * heads * head_dim * element,
     )
+
+
+def _unshare(model: Any) -> None:
+    """Copy modules with several owners, as tied adapters have: torch cannot make them fake."""
+    seen: set[int] = set()
+    for owner in list(model.modules()):
+        for name, module in owner.named_children():
+            if id(module) in seen:
+                setattr(owner, name, deepcopy(module))
+            seen.add(id(module))
 
 
 def quantized_layers(model: Any) -> list[Any]:
@@ -187,7 +190,7 @@ class ModelSettings:
 
     base: str
     quantization: Any
-    lora: Lora | None
+    adapters: Adapters | None
     gradient_checkpointing: bool
     optimizer: str
     precision: str

@@ -125,7 +125,7 @@ def check_model(path: Path, config: Mapping[str, Any], inputs: Mapping[str, str]
     """
     stamp = stamp_of(read_checkpoint(path))
     trained, asked = stamp.config["model"], identity(config)["model"]
-    for key in ("base", "quantization", "lora"):
+    for key in ("base", "quantization", "lora", "peft"):
         if trained[key] != asked[key]:
             raise RequestError(
                 f"--ckpt_path {path} was trained with model.{key} {trained[key]}, "

@@ -14,17 +14,11 @@ from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.token_loss import TokenLoss
+from sft_lab.model.adapter_config import Adapters, Lora, Peft, adapters_of, add_adapters
 from sft_lab.model.adapters import add_frozen_adapters, kept_weights
 from sft_lab.model.kernels import check_compiler, compile_layers
-from sft_lab.model.logits import check_logits, check_packing
-from sft_lab.model.qlora import (
-    Lora,
-    Quantization,
-    add_lora,
-    compute_dtype,
-    load_base,
-    plain_causal_lm,
-)
+from sft_lab.model.logits import check_adapters_act, check_logits, check_packing
+from sft_lab.model.qlora import Quantization, compute_dtype, load_base, plain_causal_lm
 from sft_lab.paths import pinned
 from sft_lab.training.batches import Batch
 from sft_lab.training.data_modules import StagedDataModule
@@ -32,13 +26,15 @@ from sft_lab.training.loss import read_targets, token_losses
 from sft_lab.training.schedule import Schedule
 
 
-def check_trainable(quantization: Quantization, lora: Any) -> None:
-    """Check that the model is trainable: LoRA adapters, or an unquantized base.
+def check_trainable(quantization: Quantization, adapters: Adapters | None) -> None:
+    """Check that the model is trainable: adapters that suit its base, or an unquantized base.
 
     Raises:
-        RequestError: If there are no adapters and the base is quantized.
+        RequestError: If it is not.
     """
-    if lora is None and quantization in ("nf4", "int8"):
+    if isinstance(adapters, Peft):
+        adapters.check_quantization(quantization)
+    if adapters is None and quantization in ("nf4", "int8"):
         raise RequestError(
             f"model.lora is null, but a {quantization} base cannot be trained in full; "
             "set model.quantization to bf16 or fp32, or give model.lora."
@@ -55,7 +51,10 @@ class SFTModule(LightningModule):
         evaluation: What is measured; its own config group.
         quantization: ``nf4`` with double quantisation, ``int8``, or an unquantised ``bf16`` or
             ``fp32``.
-        lora: The adapters; None trains an unquantised base in full.
+        lora: The adapters, if they are LoRA; null, without ``peft``, trains an unquantised base in
+            full.
+        peft: The adapters in place of ``lora``, by the ``class_path`` of a config class of PEFT and
+            its ``init_args``.
         gradient_checkpointing: Trade a second forward for the memory of activations.
         attn_implementation: ``sdpa``, ``eager``, ``flex_attention``, ``flash_attention_2``,
             ``flash_attention_3`` or a kernel of the hub (``kernels-community/...``); None for
@@ -76,6 +75,7 @@ class SFTModule(LightningModule):
         revision: str | None = None,
         quantization: Quantization = "nf4",
         lora: Lora | None = Lora(),
+        peft: dict[str, Any] | None = None,
         gradient_checkpointing: bool = False,
         attn_implementation: str | None = None,
         torch_compile: bool = False,
@@ -84,11 +84,12 @@ class SFTModule(LightningModule):
         seed: Seed = 0,
     ) -> None:
         super().__init__()
-        check_trainable(quantization, lora)
-        if lora is None and evaluation.engine.needs_adapters:
+        adapters = adapters_of(lora, peft)
+        check_trainable(quantization, adapters)
+        if not isinstance(adapters, Lora) and evaluation.engine.needs_adapters:
             raise RequestError(
-                f"model.lora is null, and evaluation.engine {evaluation.engine.name} hands "
-                "adapters to its server, not whole models; set evaluation.engine to native, or "
+                f"model.lora is null, and evaluation.engine {evaluation.engine.name} hands LoRA "
+                "adapters to its server, and no other weights; set evaluation.engine to native, or "
                 "give model.lora."
             )
         if optimizer == "paged_adamw_8bit" and not torch.cuda.is_available():
@@ -98,7 +99,7 @@ class SFTModule(LightningModule):
         self.base = pinned(base, revision)
         self.evaluation = evaluation
         self.quantization = quantization
-        self.lora = lora
+        self.adapters = adapters
         check_compiler(torch_compile)
         self.gradient_checkpointing = gradient_checkpointing
         self.attn_implementation = attn_implementation
@@ -131,8 +132,10 @@ class SFTModule(LightningModule):
         check_logits(model)
         if packing:
             check_packing(model)
-        if self.lora is not None:
-            model = add_lora(model, self.lora, self.seed)
+        if self.adapters is not None:
+            model = add_adapters(model, self.adapters, self.seed)
+            if isinstance(self.adapters, Peft):
+                check_adapters_act(model)
         if self.gradient_checkpointing:
             plain_causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
         if self.torch_compile:

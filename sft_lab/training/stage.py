@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le
 from sft_lab.config.ranges import PositiveFloat, UnitInterval
 from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError, nearest
+from sft_lab.model.adapter_config import Adapters, Lora
 from sft_lab.terminal import counted
 from sft_lab.training.hand_over import Continue, HandOver
 from sft_lab.training.loss import LossTerm
@@ -128,25 +129,25 @@ def _check_hand_overs(stages: Mapping[str, Stage]) -> None:
             stacked = name
 
 
-def check_needs(stages: Mapping[str, Stage], *, has_adapters: bool) -> None:
+def check_needs(stages: Mapping[str, Stage], adapters: Adapters | None) -> None:
     """Check that the model has the adapters that loss terms and hand-over policies need.
 
     Raises:
         RequestError: Naming the key.
     """
-    if has_adapters:
+    if isinstance(adapters, Lora):
         return
     for name, stage in stages.items():
         key = f"data.stages.{name}"
-        needing: list[tuple[str, object]] = [
-            (f"{key}.loss", term) for term in stage.loss if term.needs_base_logits
-        ]
+        needing: list[tuple[str, object]] = []
+        if adapters is None or adapters.changes_base:
+            needing += [(f"{key}.loss", term) for term in stage.loss if term.needs_base_logits]
         if stage.hand_over is not None and stage.hand_over.stacks_adapters:
             needing.append((f"{key}.hand_over", stage.hand_over))
         for where, found in needing:
             raise RequestError(
-                f"{where}: {type(found).__name__} needs LoRA adapters, and model.lora is null; "
-                "give model.lora, or leave it out."
+                f"{where}: {type(found).__name__} needs the LoRA adapters of model.lora, which is "
+                "null; give model.lora, or leave it out."
             )
 
 

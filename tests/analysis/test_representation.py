@@ -19,7 +19,8 @@ from sft_lab.analysis.representation import (
 )
 from sft_lab.data.tokenized_row import TokenizedRow
 from sft_lab.errors import RequestError
-from sft_lab.model.qlora import Lora, add_lora, load_base
+from sft_lab.model.adapter_config import Lora, add_adapters
+from sft_lab.model.qlora import load_base
 
 QUERIES = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15], [16, 17]]
 
@@ -50,7 +51,7 @@ def test_adapters_that_have_learnt_nothing_change_nothing_and_training_goes_on(
 ) -> None:
     base = load_base(str(tiny_base), "fp32", torch.float32)
     before = hidden_states(base, QUERIES, 2)
-    adapted = add_lora(base, Lora(r=4, lora_dropout=0.5), seed=0)
+    adapted = add_adapters(base, Lora(r=4, lora_dropout=0.5), seed=0)
     np.testing.assert_allclose(hidden_states(adapted, QUERIES, 2), before, atol=1e-6)
     assert adapted.training
     with torch.no_grad():

@@ -7,7 +7,8 @@ from tiny_lab import FinishedRun, Lab
 
 from sft_lab.commands.trained_model import load_trained
 from sft_lab.launch.parser import parse_files
-from sft_lab.model.qlora import Lora, add_lora, load_base
+from sft_lab.model.adapter_config import Lora, add_adapters
+from sft_lab.model.qlora import load_base
 
 IDS = torch.arange(5, 45).reshape(2, 20)
 
@@ -217,7 +218,7 @@ def test_an_exported_model_stops_where_its_template_ends_turns(
     model.save_pretrained(base)
     overrides = {"model.base": str(base), "corpus.template": "chatml"}
     config = parse_files([str(lab.folder / "tiny.yaml")], overrides)
-    trained = add_lora(load_base(str(base), "fp32", torch.float32), Lora(r=4), seed=0)
+    trained = add_adapters(load_base(str(base), "fp32", torch.float32), Lora(r=4), seed=0)
     monkeypatch.setattr(
         "sft_lab.commands.trained_model.load_trained", lambda path: (trained, config)
     )

@@ -8,17 +8,18 @@ import torch
 from tiny_families import tiny_model
 
 from sft_lab.errors import RequestError
+from sft_lab.model.adapter_config import Lora, add_adapters
 from sft_lab.model.adapters import freeze_and_restart
 from sft_lab.model.logits import check_logits
-from sft_lab.model.qlora import Lora, add_lora, load_base, save_trained
-from sft_lab.model.unquantized import merged_copy
+from sft_lab.model.merged import merged_copy
+from sft_lab.model.qlora import load_base, save_trained
 
 IDS = torch.arange(5, 45).reshape(2, 20)
 
 
 def adapted(base: Any) -> Any:
     """Return a base with adapters that already change its output."""
-    model = add_lora(base, Lora(r=4, lora_alpha=8), seed=0)
+    model = add_adapters(base, Lora(r=4, lora_alpha=8), seed=0)
     change(model, 1)
     return model
 

@@ -5,10 +5,11 @@ import torch
 from tiny_families import tiny_model
 
 from sft_lab.errors import RequestError
+from sft_lab.model.adapter_config import Lora
 from sft_lab.model.coverage import coverage
 from sft_lab.model.kernels import check_attention, compile_layers, uncompiled
 from sft_lab.model.logits import hidden_states
-from sft_lab.model.qlora import Lora, load_base
+from sft_lab.model.qlora import load_base
 
 IDS = torch.arange(5, 45).reshape(2, 20)
 PLACES = torch.arange(1, 39)

@@ -10,9 +10,10 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from sft_lab.errors import RequestError
+from sft_lab.model.adapter_config import Lora, add_adapters
 from sft_lab.model.logits import hidden_states
 from sft_lab.model.memory import Memory, int8_bytes, nf4_bytes, optimizer_bytes
-from sft_lab.model.qlora import Lora, add_lora, compute_dtype, load_base, plain_causal_lm
+from sft_lab.model.qlora import compute_dtype, load_base, plain_causal_lm
 from sft_lab.model.size import model_size
 
 LORA = Lora(r=4, lora_alpha=8)
@@ -58,7 +59,7 @@ def test_trained_parameters_and_optimizer_state_equal_the_real_ones(
 ) -> None:
     size = model_size(str(tiny_base), "fp32", lora, "32-true")
     model = load_base(str(tiny_base), "fp32", torch.float32)
-    model = model if lora is None else add_lora(model, lora, seed=0)
+    model = model if lora is None else add_adapters(model, lora, seed=0)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     assert size.trained_parameters == sum(parameter.numel() for parameter in trained)
     assert size.is_adapted == (lora is not None)
@@ -112,7 +113,7 @@ def test_a_step_takes_within_a_quarter_of_the_estimate(
 ) -> None:
     size = model_size("world://base", quantization, lora, "32-true")
     model = load_base("world://base", quantization, torch.float32)
-    model = model if lora is None else add_lora(model, lora, seed=0)
+    model = model if lora is None else add_adapters(model, lora, seed=0)
     if checkpointing:
         plain_causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
     input_ids = torch.arange(4 * 64).reshape(4, 64) + 5

@@ -10,9 +10,11 @@ from torch.nn import functional
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.generation import generate
 from sft_lab.evaluation.suite import EvaluationSuite
+from sft_lab.model.adapter_config import Lora, add_adapters
 from sft_lab.model.logits import hidden_states
-from sft_lab.model.qlora import Lora, add_lora, load_base, plain_causal_lm
-from sft_lab.model.unquantized import dequantized, evaluation_weights, merged_copy
+from sft_lab.model.merged import merged_copy
+from sft_lab.model.qlora import load_base, plain_causal_lm
+from sft_lab.model.unquantized import dequantized, evaluation_weights
 from sft_lab.training.module import SFTModule
 
 QUANTIZATIONS = ["nf4", "int8", "bf16", "fp32"]
@@ -29,7 +31,7 @@ def make_model(tiny_base: Path) -> MakeModel:
 
     def make(quantization: Any) -> Any:
         base = load_base(str(tiny_base), quantization, torch.float32)
-        model = add_lora(base, Lora(r=4, lora_alpha=8), seed=0)
+        model = add_adapters(base, Lora(r=4, lora_alpha=8), seed=0)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -92,7 +94,7 @@ def test_gpt2_is_merged_although_its_weights_are_transposed(
     )
     GPT2LMHeadModel(config).save_pretrained(tmp_path)
     base = load_base(str(tmp_path), quantization, torch.float32)
-    model = add_lora(base, Lora(r=4, lora_alpha=8, target_modules=["c_proj"]), seed=0)
+    model = add_adapters(base, Lora(r=4, lora_alpha=8, target_modules=["c_proj"]), seed=0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -231,7 +233,7 @@ def adapted_llama(attention: str, dtype: torch.dtype) -> Any:
     )
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
-    model = add_lora(base, Lora(r=4, lora_alpha=8), seed=0)
+    model = add_adapters(base, Lora(r=4, lora_alpha=8), seed=0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
@@ -375,7 +377,7 @@ def test_flash_attention_gets_packed_sequences_in_one_row(monkeypatch: pytest.Mo
 
 def test_adapters_depend_on_their_seed_alone(tiny_base: Path) -> None:
     def values(seed: int) -> torch.Tensor:
-        model = add_lora(load_base(str(tiny_base), "fp32", torch.float32), Lora(r=4), seed)
+        model = add_adapters(load_base(str(tiny_base), "fp32", torch.float32), Lora(r=4), seed)
         return torch.cat([p.flatten() for p in model.parameters() if p.requires_grad])
 
     torch.manual_seed(7)
@@ -397,7 +399,7 @@ def test_every_linear_layer_but_the_head_gets_an_adapter(make_model: MakeModel) 
 def test_unknown_target_modules_are_refused(tiny_base: Path) -> None:
     base = load_base(str(tiny_base), "fp32", torch.float32)
     with pytest.raises(RequestError, match="query_key_value"):
-        add_lora(base, Lora(target_modules=["query_key_value"]), seed=0)
+        add_adapters(base, Lora(target_modules=["query_key_value"]), seed=0)
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])

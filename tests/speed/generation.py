@@ -27,7 +27,8 @@ from sft_lab.data.rendering import Renderer
 from sft_lab.data.row_files import file_rows
 from sft_lab.data.sources import Source
 from sft_lab.evaluation.generation import generate
-from sft_lab.model.qlora import Lora, add_lora, compute_dtype, load_base
+from sft_lab.model.adapter_config import Lora, add_adapters
+from sft_lab.model.qlora import compute_dtype, load_base
 from sft_lab.model.unquantized import EvaluationWeights, evaluation_weights
 from sft_lab.paths import resolve
 from sft_lab.terminal import format_table
@@ -195,7 +196,7 @@ def main() -> None:
     dtype = compute_dtype("bf16-true" if cuda else "32-true")
     sources = {n: Source(f"world://data/{n}.jsonl") for n in ("math", "code", "general")}
     corpus = Corpus(sources, BASE, max_length=512, contamination="ignore")
-    model = add_lora(load_base(BASE, "nf4", dtype), Lora(r=32, lora_alpha=64), seed=0)
+    model = add_adapters(load_base(BASE, "nf4", dtype), Lora(r=32, lora_alpha=64), seed=0)
     renderer = corpus.renderer
     prompts = read_prompts(renderer)
     training = Training(model, corpus)

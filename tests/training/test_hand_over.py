@@ -6,9 +6,11 @@ import torch
 from peft import PeftModel
 
 from sft_lab.errors import RequestError
+from sft_lab.model.adapter_config import Lora, add_adapters
 from sft_lab.model.adapters import add_frozen_adapters, kept_weights, trained_weights
-from sft_lab.model.qlora import Lora, add_lora, load_base, save_trained
-from sft_lab.model.unquantized import dequantized, merged_copy
+from sft_lab.model.merged import merged_copy
+from sft_lab.model.qlora import load_base, save_trained
+from sft_lab.model.unquantized import dequantized
 from sft_lab.training.hand_over import AverageStages, Continue, HandOver, HandOvers, NewAdapter
 from sft_lab.training.stage import Stage, check_needs, check_stages
 
@@ -17,7 +19,7 @@ LORA = Lora(r=4, lora_alpha=8, lora_dropout=0.5)
 
 
 def make_model(tiny_base: Path, quantization: Any = "fp32") -> Any:
-    return add_lora(load_base(str(tiny_base), quantization, torch.float32), LORA, seed=0)
+    return add_adapters(load_base(str(tiny_base), quantization, torch.float32), LORA, seed=0)
 
 
 def train_a_step(model: Any, optimizer: torch.optim.Optimizer) -> None:
@@ -141,6 +143,6 @@ def test_a_contradictory_hand_over_is_refused(stages: list[Stage], message: str)
 
 def test_a_new_adapter_needs_adapters() -> None:
     stages = {"s0": stage(), "s1": stage(NewAdapter())}
-    check_needs(stages, has_adapters=True)
-    with pytest.raises(RequestError, match=r"s1.hand_over: NewAdapter needs LoRA"):
-        check_needs(stages, has_adapters=False)
+    check_needs(stages, Lora())
+    with pytest.raises(RequestError, match=r"s1.hand_over: NewAdapter needs the LoRA"):
+        check_needs(stages, None)

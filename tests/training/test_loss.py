@@ -7,8 +7,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sft_lab.errors import RunError
+from sft_lab.model.adapter_config import Lora, add_adapters
 from sft_lab.model.adapters import freeze_and_restart
-from sft_lab.model.qlora import Lora, add_lora, load_base
+from sft_lab.model.qlora import load_base
 from sft_lab.training.batches import Batch
 from sft_lab.training.loss import LossTerm, TargetTokens, read_targets, token_losses
 
@@ -78,7 +79,7 @@ def batch() -> Batch:
 @pytest.mark.parametrize("quantization", ["fp32", "nf4"])
 def test_base_logits_are_those_of_the_base(tiny_base: Path, quantization: Any) -> None:
     lora = Lora(r=4, lora_alpha=8, lora_dropout=0.5)
-    model = add_lora(load_base(str(tiny_base), quantization, torch.float32), lora, seed=0)
+    model = add_adapters(load_base(str(tiny_base), quantization, torch.float32), lora, seed=0)
     base = read_targets(model, batch(), ["a", "b"], [LossTerm()]).logits  # B is zero
     with torch.no_grad():
         for name, parameter in model.named_parameters():

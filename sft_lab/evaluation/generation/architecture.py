@@ -42,7 +42,7 @@ def sees_padding(model: Any) -> bool:
         return False
     causal_lm, name = plain_causal_lm(model), cache_name(model)
     input_ids = torch.arange(5, 13, device=model.device)[None]
-    input_ids = input_ids % causal_lm.get_input_embeddings().num_embeddings
+    input_ids = input_ids % causal_lm.config.get_text_config().vocab_size
     mask = torch.tensor([[0] * 4 + [1] * 4], device=model.device)
     positions = (mask.cumsum(-1) - 1).clamp(min=0)
     with watched_embeddings(causal_lm) as embeddings:

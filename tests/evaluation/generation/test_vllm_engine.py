@@ -17,7 +17,8 @@ from sft_lab.errors import RequestError
 from sft_lab.evaluation.generation import Decoding, NativeEngine, VllmEngine, VllmServer
 from sft_lab.evaluation.generation.vllm import server as client
 from sft_lab.evaluation.generation.vllm.server import VllmError
-from sft_lab.model.qlora import Lora, add_lora, load_base
+from sft_lab.model.adapter_config import Lora, add_adapters
+from sft_lab.model.qlora import load_base
 
 PROMPTS = [[7, 30, 41], [9], [12, 80, 100, 33, 60], [100, 101]]
 MakeEngine = Callable[..., VllmEngine]
@@ -37,7 +38,7 @@ def make_engine(vllm: VllmStandIn, monkeypatch: pytest.MonkeyPatch) -> MakeEngin
 @pytest.fixture
 def adapted(tiny_base: Path) -> Any:
     """The tiny base with adapters that change its answers."""
-    model = add_lora(load_base(str(tiny_base), "fp32", torch.float32), Lora(r=4), seed=1)
+    model = add_adapters(load_base(str(tiny_base), "fp32", torch.float32), Lora(r=4), seed=1)
     generator = torch.Generator().manual_seed(2)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
