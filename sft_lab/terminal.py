@@ -8,7 +8,7 @@ import shutil
 import sys
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from typing_extensions import override
@@ -103,33 +103,46 @@ def columns() -> int | None:
     return None
 
 
-def fitted_table(header: Sequence[str], rows: Sequence[Sequence[str]], keys: int = 1) -> str:
+def fitted_table(
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    keys: int = 1,
+    bold: Collection[int] = (),
+) -> str:
     """Return a table that is not wider than the terminal.
 
     Columns that do not fit follow in further blocks below, each of which begins with the columns
-    that name the rows.
+    that name the rows, and leaves out rows that have nothing in it.
 
     Args:
         header: The columns.
         rows: Cells by row.
         keys: How many of the first columns name the rows.
+        bold: Rows to print in bold, by their index.
     """
     room = columns()
-    lines = [header, *rows]
-    widths = [max(len(_cell(line[n])) for line in lines) for n in range(len(header))]
-    if room is None or sum(widths) + 2 * (len(widths) - 1) <= room:
-        return format_table(header, rows)
-    blocks: list[list[int]] = []
-    named = sum(widths[:keys]) + 2 * (keys - 1)
-    taken = room
+    widths = [max(len(_cell(line[n])) for line in (header, *rows)) for n in range(len(header))]
+    blocks = [list(range(keys))]
     for column in range(keys, len(header)):
-        taken += 2 + widths[column]
-        if not blocks or taken > room:
-            blocks.append([*range(keys)])
-            taken = named + 2 + widths[column]
+        taken = sum(widths[n] + 2 for n in blocks[-1]) + widths[column]
+        if room is not None and taken > room and len(blocks[-1]) > keys:
+            blocks.append(list(range(keys)))
         blocks[-1].append(column)
-    parts = ([[line[n] for n in block] for line in lines] for block in blocks)
-    return "\n\n".join(format_table(part[0], part[1:]) for part in parts)
+    parts = []
+    for block in blocks:
+        values = block[keys:]
+        shown = {
+            index: [row[n] for n in block]
+            for index, row in enumerate(rows)
+            if len(blocks) == 1 or not any(row[:keys]) or any(row[n] for n in values)
+        }
+        head, *lines = format_table([header[n] for n in block], [*shown.values()]).splitlines()
+        styled = zip(shown, lines, strict=True)
+        parts.append([head, *(f"{_BOLD}{s}{_PLAIN}" if n in bold else s for n, s in styled)])
+    return "\n\n".join("\n".join(part) for part in parts)
+
+
+_BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 
 
 def wrapped(text: str, indent: str = "  ") -> str:

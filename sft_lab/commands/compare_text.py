@@ -12,9 +12,8 @@ from sft_lab.analysis.measurements import Comparison, Side, boundary_of
 from sft_lab.analysis.protocols import mismatch_line
 from sft_lab.metrics.paired import Difference
 from sft_lab.metrics.score import Score
-from sft_lab.terminal import counted, fitted_table, format_table, visible, wrapped
+from sft_lab.terminal import columns, counted, fitted_table, format_table, visible, wrapped
 
-_BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 _OTHER_PROTOCOL = " !"
 _ANSWER_WIDTH = 44
 
@@ -27,30 +26,21 @@ def report(compared: RunComparison, num_items: int, color: bool) -> str:
         num_items: Most forgotten, and most gained items to show of a run's benchmark.
         color: Whether lines of a difference that is shown are bold, for a terminal.
     """
-    parts = [_scope(compared), _abilities(compared)]
+    parts = [wrapped(_scope(compared)), _abilities(compared)]
     if compared.differences:
         name = compared.groups[compared.reference].label
         rows = [
-            _test_row(test, test.before, compared.is_flagged(compared.groups[index], test.ability))
+            _test_row(test, compared.is_flagged(compared.groups[index], test.ability))
             for index, test in compared.differences
         ]
         title = f"Against {name!r}, both at their end, on the same items:"
         parts.append(_tests(title, rows, [test for _, test in compared.differences], color))
     # With itself, a run was measured under one protocol.
     drops = [drop for _, drop in compared.forgetting]
-    rows = [_test_row(drop.comparison, drop.best.stage, False) for drop in drops]
+    rows = [_test_row(drop.comparison, False, drop.best.stage) for drop in drops]
     title = "At the end against the best earlier boundary:"
     parts.append(_tests(title, rows, [drop.comparison for drop in drops], color))
-    family = compared.measured.family
-    parts.append(
-        "Differences in parentheses may be chance: p, corrected for the "
-        f"{counted(family.size(), 'test')} of this comparison (Holm), is {100 * LEVEL:g} % or "
-        "more.\n"
-        f"No effect: a difference of {100 * compared.measured.margin:g} % of the scale or more is "
-        "ruled out by two one-sided tests, corrected likewise. Not tested: no run was shown above "
-        "guessing and apart from its base.\n"
-        "The p of a best boundary counts the boundaries that it was chosen from."
-    )
+    parts.append("\n".join(map(wrapped, _reading(compared))))
     parts += _items(compared, num_items)
     names = {run_id: run.name for run_id, run in compared.runs.items()}
     first = next(iter(compared.groups[compared.reference].runs.values()))
@@ -59,7 +49,7 @@ def report(compared: RunComparison, num_items: int, color: bool) -> str:
         mark = f"{_OTHER_PROTOCOL.strip()} other protocol" if mismatch.is_protocol else "note"
         notes.append(f"{mark}: {mismatch_line(mismatch, names, first.name)}")
     if notes:
-        parts.append(visible("\n".join(notes)))
+        parts.append("\n".join(wrapped(visible(note)) for note in notes))
     return "\n\n".join(parts)
 
 
@@ -75,6 +65,19 @@ def _scope(compared: RunComparison) -> str:
     if min(seeds) == 1:
         return "One run: its changes are shown for other items, not for other seeds."
     return f"{min(seeds)} seeds or more on each side: this speaks of other seeds and other items."
+
+
+def _reading(compared: RunComparison) -> list[str]:
+    """Return how to read the tests, a sentence or two on a line."""
+    tests = counted(compared.measured.family.size(), "test")
+    return [
+        f"Differences in parentheses may be chance: p, corrected for the {tests} of this "
+        f"comparison (Holm), is {100 * LEVEL:g} % or more.",
+        f"No effect: a difference of {100 * compared.measured.margin:g} % of the scale or more is "
+        "ruled out by two one-sided tests, corrected likewise. Not tested: no run was shown above "
+        "guessing and apart from its base.",
+        "The p of a best boundary counts the boundaries that it was chosen from.",
+    ]
 
 
 def _abilities(compared: RunComparison) -> str:
@@ -152,28 +155,31 @@ def _change(
 def _tests(
     title: str, rows: Sequence[Sequence[str]], tests: Sequence[Comparison], color: bool
 ) -> str:
-    header = ["run", "ability", "against", "difference", "items", "of", "p", "Holm p", "conclusion"]
-    head, *lines = format_table(header, rows).splitlines()
-    if color:
-        pairs = zip(lines, tests, strict=True)
-        lines = [f"{_BOLD}{line}{_PLAIN}" if test.shown else line for line, test in pairs]
-    return "\n".join([visible(title), head, *lines])
+    against = ["against"] if len(rows[0]) > len(_TEST_HEADER) else []
+    header = [*_TEST_HEADER[:4], *against, *_TEST_HEADER[4:]]
+    bold = [index for index, test in enumerate(tests) if color and test.shown]
+    return f"{wrapped(visible(title))}\n{fitted_table(header, rows, keys=2, bold=bold)}"
 
 
-def _test_row(test: Comparison, against: str, is_flagged: bool) -> list[str]:
-    first = [test.after, test.ability.name, against]
+_TEST_HEADER = ("run", "ability", "difference", "conclusion", "items", "of", "p", "Holm p")
+"""The columns of a table of tests, in the order in which a reader needs them."""
+
+
+def _test_row(test: Comparison, is_flagged: bool, *against: str) -> list[str]:
+    first = [test.after, test.ability.name]
     difference = test.difference
     if difference is None:
-        return [*first, "-", "", "", "", "", f"not tested: {test.why_not}"]
+        return [*first, "-", f"not tested: {test.why_not}", *against, "", "", "", ""]
     value = _interval(difference, test.ability, signed=True)
     return [
         *first,
         (value if test.shown else f"({value})") + (_OTHER_PROTOCOL if is_flagged else ""),
+        str(test.conclusion),
+        *against,
         f"+{len(test.gained)} -{len(test.lost)}" if test.gained or test.lost else "",
         str(difference.n),
         _p(difference.p),
         _p(test.p_holm),
-        str(test.conclusion),
     ]
 
 
@@ -189,21 +195,32 @@ def _items(compared: RunComparison, num_items: int) -> list[str]:
                 continue
             counts = f"{counted(len(forgotten), 'item')} forgotten, {len(gained)} gained"
             title = f"{run.name}, {ability.benchmark}: {counts} since {shown[0].stage}"
-            header = ["item", "", "question", "answer before", "answer at the end"]
-            rows = [_item_row(item) for item in shown]
-            parts.append(f"{visible(title)}\n{format_table(header, rows)}")
+            parts.append(f"{wrapped(visible(title))}\n{_answers(shown)}")
     return parts
 
 
-def _item_row(item: ChangedItem) -> list[str]:
-    return [item.id, item.kind, *(_short(t) for t in (item.prompt, item.before, item.after))]
+def _answers(items: Sequence[ChangedItem]) -> str:
+    """Return items with their answers: a table, or lines below each other if that is too wide."""
+    texts = [[item.prompt, item.before, item.after] for item in items]
+    shorts = [[_short(text, _ANSWER_WIDTH) for text in of_item] for of_item in texts]
+    rows = [[item.id, item.kind, *short] for item, short in zip(items, shorts, strict=True)]
+    table = format_table(["item", "", "question", "answer before", "answer at the end"], rows)
+    room = columns()
+    if room is None or max(map(len, table.splitlines())) <= room:
+        return table
+    names = ("question", "before", "at the end")
+    lines = []
+    for item, of_item in zip(items, texts, strict=True):
+        lines.append(f"{item.id}  {item.kind}")
+        lines += [f"  {n:<10}  {_short(t, room - 14)}" for n, t in zip(names, of_item, strict=True)]
+    return visible("\n".join(lines))
 
 
-def _short(text: str) -> str:
+def _short(text: str, width: int) -> str:
     """Return a text on one line, both ends of it if it is long: answers often end with them."""
     line = " ".join(text.split())
-    half = _ANSWER_WIDTH // 2 - 2
-    return line if len(line) <= _ANSWER_WIDTH else f"{line[:half]} .. {line[-half:]}"
+    half = width // 2 - 2
+    return line if len(line) <= width else f"{line[:half]} .. {line[-half:]}"
 
 
 def _interval(found: Score | Difference, ability: Ability, signed: bool) -> str:

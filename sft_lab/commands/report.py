@@ -6,6 +6,7 @@ from pathlib import Path
 from sft_lab.commands.arguments import add_margin, add_tracking_uri, command_parser
 from sft_lab.commands.imports import quick_imports
 from sft_lab.paths import find_config
+from sft_lab.runs.store import RunStore
 
 
 def main(arguments: list[str]) -> int:
@@ -29,17 +30,22 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     if options.results and options.represent:
         parser.error("--represent needs the store: give --study in place of --results")
-    if options.study and options.study.endswith((".yaml", ".yml")):
-        find_config(options.study, "--study", "configs/studies/rq1.yaml")
-
-    with quick_imports():
-        from sft_lab.commands.study_report import make_report, make_report_of_files
-        from sft_lab.runs.store import RunStore
-
     if options.results:
+        with quick_imports():
+            from sft_lab.commands.study_report import make_report_of_files
+
         page = make_report_of_files(options.results, options.out, options.margin)
     else:
         store = RunStore(options.tracking_uri)
+        if options.study.endswith((".yaml", ".yml")):
+            find_config(options.study, "--study", "configs/studies/rq1.yaml")
+        else:
+            store.check_known(options.study, kind="study")
+        store.check_known(*options.represent)
+
+        with quick_imports():
+            from sft_lab.commands.study_report import make_report
+
         page = make_report(store, options.study, options.out, options.represent, options.margin)
     print(f"report written to {page}", file=sys.stderr)
     return 0

@@ -13,10 +13,10 @@ from sft_lab.paths import find_config, make_folder
 from sft_lab.report.report import build_report
 from sft_lab.report.writing import write_report
 from sft_lab.runs.results import ItemAnswer, RunResult, read_answers
-from sft_lab.runs.store import RunStore
+from sft_lab.runs.store import STUDY_TAG, RunStore
 from sft_lab.study.design import ReportDesign
 from sft_lab.study.read_design import read_report_design
-from sft_lab.study.record import STUDY_TAG, find_parents, read_study
+from sft_lab.study.record import find_parents, read_study
 from sft_lab.study.study import read_study_config
 
 RESULTS = "results.json"
@@ -50,10 +50,8 @@ def find_study(store: RunStore, study: str) -> tuple[str, ReportDesign]:
     if len(by_id) > 1:
         raise RequestError(f"--study {study} fits {len(by_id)} studies; give more of one id.")
     if not by_id and not by_name:
-        known = ", ".join(f"{r.info.run_id[:8]} ({r.data.tags[STUDY_TAG]})" for r in parents[:5])
-        raise RequestError(
-            f"--study {study}: no such study in {store.tracking_uri}; it holds {known or 'none'}."
-        )
+        known = [(run.info.run_id, run.data.tags[STUDY_TAG]) for run in parents]
+        raise store.unknown("study", study, known)
     run_id = str((by_id or by_name)[0])
     return run_id, read_report_design(yaml.safe_load(store.artifact_text(run_id, "study.yaml")))
 

@@ -20,12 +20,14 @@ def claims_answer(claims: Sequence[Claim]) -> str:
     """Return the sentence on a question's first claim that is decided for some ability.
 
     It names for each ability the difference and what is left of it against the control, then seeds
-    and items. Without such a claim it is the first of which anything was compared.
+    and items; what else is decided follows without figures. Without a decided claim it is the first
+    of which anything was compared.
     """
     compared = [claim for claim in claims if any(f.evidence for f in claim.findings)]
     decided = [c for c in compared if any(f.verdict in _DECIDED for f in c.findings)]
     if compared:
-        return _sentence((decided or compared)[0])
+        first, *others = decided or compared
+        return " ".join([_sentence(first), *map(_in_short, others if decided else [])])
     if not claims:
         return "No claim of the paper is about it."
     return f"{claims[0].text}: not tested."
@@ -65,7 +67,7 @@ def strategies_answer(
         worst = min(found[ranked[-1]], key=_part)
         text += f"; {ranked[-1]} ranks last, {worst.ability.name} {change_text(worst)}"
     every = [c for some in found.values() for c in some]
-    return f"{text} ({_basis(every)})."
+    return f"{text} ({_basis(every)}, not controlled)."
 
 
 def search_answer(question: Question, searches: Sequence[SearchResult]) -> str:
@@ -145,6 +147,14 @@ def _sentence(claim: Claim) -> str:
     extent = _extent([n for e in known for n in e.seeds], [e.items for e in known])
     controls = ", ".join(dict.fromkeys(e.control for e in known))
     return f"{claim.text}: {'; '.join(parts)} ({extent}, {controls})."
+
+
+def _in_short(claim: Claim) -> str:
+    parts = []
+    for word in _DECIDED:
+        named = list(dict.fromkeys(f.ability for f in claim.findings if f.verdict == word))
+        parts += [f"{word} for {' and '.join(named)}"] if named else []
+    return f"{claim.text}: {', '.join(parts)}."
 
 
 def _evidence(finding: Finding) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from sft_lab.errors import RequestError
 from sft_lab.paths import make_folder
@@ -17,10 +17,15 @@ if TYPE_CHECKING:
     from sft_lab.runs.client import StoreClient
 
 DIGEST_TAG = "sft_lab.config_digest"
+STUDY_TAG = "sft_lab.study"
 PROCESS_TAG = "sft_lab.process"
 CHANGES_TAG = "sft_lab.changed_on_resume"
 TABLES_TAG = "mlflow.loggedArtifacts"
 """Which artifacts MLflow's page shows as tables."""
+
+Kind = Literal["run", "study"]
+_TAGS: dict[Kind, str] = {"run": DIGEST_TAG, "study": STUDY_TAG}
+"""The tag that every run of a kind carries."""
 
 
 def prepare_store(tracking_uri: str, experiment_name: str) -> None:
@@ -147,21 +152,26 @@ class RunStore:
                 f"run {run_id[:8]} has no {path}: it was stopped before that was written."
             ) from fault
 
-    def check_known(self, *names: str) -> None:
+    def check_known(self, *names: str, kind: Kind = "run") -> None:
         """Refuse names of runs that a local store does not hold, without importing MLflow.
 
+        Args:
+            names: Ids, beginnings of ids, or names.
+            kind: Whether they are training runs or studies.
+
         Raises:
-            RequestError: As ``find``, if there is none.
+            RequestError: If there is none of a name.
         """
-        known = _local_runs(local_file(self.tracking_uri))
+        known = _local_runs(local_file(self.tracking_uri), kind)
         for name in names if known is not None else ():
             if not any(run_id.startswith(name) or name == title for run_id, title in known or ()):
-                raise self._unknown(name, known or ())
+                raise self.unknown(kind, name, known or ())
 
-    def _unknown(self, name: str, known: Sequence[tuple[str, str]]) -> RequestError:
+    def unknown(self, kind: Kind, name: str, known: Sequence[tuple[str, str]]) -> RequestError:
+        """Return the error for a name that is none of the ids and names, newest first, there."""
         newest = ", ".join(f"{run_id[:8]} ({title})" for run_id, title in known[:5])
         return RequestError(
-            f"no run {name!r} in {self.tracking_uri}; most recent: {newest or 'none'}."
+            f"no {kind} {name!r} in {self.tracking_uri}; most recent: {newest or 'none'}."
         )
 
     def find(self, name: str) -> Any:
@@ -180,12 +190,12 @@ class RunStore:
             ids = ", ".join(run.info.run_id[:8] for run in by_id[:5])
             raise RequestError(f"RUN {name!r} fits several runs: {ids}. Give more of the id.")
         if not by_id and not by_name:
-            raise self._unknown(name, [(run.info.run_id, run.info.run_name) for run in runs])
+            raise self.unknown("run", name, [(run.info.run_id, run.info.run_name) for run in runs])
         finished = [run for run in by_name if run.info.status == "FINISHED"]
         return (by_id or finished or by_name)[0]
 
 
-def _local_runs(file: Path | None) -> list[tuple[str, str]] | None:
+def _local_runs(file: Path | None, kind: Kind) -> list[tuple[str, str]] | None:
     """Return ids and names of the lab's runs in a local store, newest first, as SQLite has them.
 
     Returns:
@@ -203,6 +213,6 @@ def _local_runs(file: Path | None) -> list[tuple[str, str]] | None:
     )
     try:
         with closing(sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True)) as store:
-            return list(store.execute(query, [DIGEST_TAG]))
+            return list(store.execute(query, [_TAGS[kind]]))
     except sqlite3.Error:
         return None

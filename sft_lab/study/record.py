@@ -9,7 +9,7 @@ from sft_lab.analysis.study_results import Cell, Question, SearchResult, StudyRe
 from sft_lab.errors import BusyError
 from sft_lab.runs.lock import is_alive, is_elsewhere, this_process
 from sft_lab.runs.results import read_result
-from sft_lab.runs.store import PROCESS_TAG, RunStore
+from sft_lab.runs.store import PROCESS_TAG, STUDY_TAG, RunStore
 from sft_lab.study.design import CellSpec, StudyDesign
 from sft_lab.study.digests import json_digest
 from sft_lab.study.halving import Found
@@ -18,7 +18,6 @@ from sft_lab.study.runner import Progress
 from sft_lab.study.runs import StudyRun
 from sft_lab.study.search import SearchKey, search_results
 
-STUDY_TAG = "sft_lab.study"
 _DIGEST_TAG = "sft_lab.study_digest"
 _CELLS = "cells.json"
 

@@ -19,10 +19,11 @@ def test_what_is_shown_stands_out_from_what_may_be_chance() -> None:
     at = lines.index("Against 'a', both at their end, on the same items:")
     assert lines[at + 2].startswith("\x1b[1mb")
     assert " -100.0 [-100.0, -60.8] " in lines[at + 2]
-    assert lines[at + 2].endswith("lower\x1b[0m")
+    assert lines[at + 2].split()[5] == "lower"
+    assert lines[at + 2].endswith("\x1b[0m")
     assert lines[at + 3].startswith("c")
     assert " (-10.0 [" in lines[at + 3]
-    assert lines[at + 3].endswith("inconclusive")
+    assert " inconclusive " in lines[at + 3]
     assert any("for the 5 tests" in line for line in lines)
     assert "\x1b" not in report(compared(groups), num_items=0, color=False)
 
@@ -36,6 +37,25 @@ def test_forgotten_items_are_shown_up_to_a_number() -> None:
         "i1",
     ]
     assert "items forgotten" not in report(found, num_items=0, color=False)
+
+
+def test_a_narrow_terminal_gets_blocks_and_answers_below_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    found = compared([group("a run of many words", [[1] * 10, [0] * 10]), group("b", [NONE, NONE])])
+    lines = report(found, num_items=1, color=True).splitlines()
+    assert max(len(line.removeprefix("\x1b[1m").removesuffix("\x1b[0m")) for line in lines) <= 80
+    at = lines.index("At the end against the best earlier boundary:")
+    assert lines[at + 1].split() == ["run", "ability", "difference", "conclusion", "against"]
+    assert lines[at + 2].startswith("\x1b[1ma run of many words")
+    [blank] = [n for n in range(at, at + 6) if not lines[n]]
+    assert lines[blank + 1].split() == ["run", "ability", "items", "of", "p", "Holm", "p"]
+    assert lines[blank + 2].split()[-4:] == ["-10", "10", "0.002", "0.006\x1b[0m"]
+    monkeypatch.setenv("COLUMNS", "40")
+    lines = report(found, num_items=1, color=False).splitlines()
+    item = lines.index("i0  forgotten")
+    assert [line.split()[0] for line in lines[item + 1 : item + 4]] == ["question", "before", "at"]
 
 
 def test_other_protocols_are_flagged_in_every_cell() -> None:

@@ -33,7 +33,7 @@ REFUSED = [
     ["validate", "--config=tiny.yaml", "--ckpt_path=gone.ckpt"],
     ["inspect", "--config=tiny.yaml", "--data.batchsize=4"],
     ["export", "--ckpt_path=gone.ckpt", "--out=o"],
-    ["report", "--study=gone.yaml", "--out=o"],
+    *(["report", "--study=gone.yaml", "--out=o"], ["report", "--study=gone", "--out=o"]),
     ["compare", "x", "--items=-1"],
     ["represent", "x", "--out=o", "--layer=0"],
     *(["compare", "gone"], ["ui", "gone"], ["chat", "gone"], ["represent", "gone", "--out=o"]),

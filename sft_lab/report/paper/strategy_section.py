@@ -7,7 +7,7 @@ from sft_lab.analysis.forgetting import Drop, can_forget
 from sft_lab.analysis.groups import RunGroup, distinct, groups_of
 from sft_lab.analysis.measurements import end_of
 from sft_lab.analysis.study_results import Question
-from sft_lab.report.answers import search_answer, strategies_answer
+from sft_lab.report.answers import claims_answer, search_answer, strategies_answer
 from sft_lab.report.context import Context, ability_curves, figure_of, section_of
 from sft_lab.report.curves import Level, Line, drop_ends, drop_panel
 from sft_lab.report.page import Figure, Section
@@ -65,7 +65,7 @@ def strategies_section(question: Question, context: Context) -> Section:
             *_drop_figure(question, context, lost),
         ]
     answer = search_answer(question, context.results.searches)
-    answer = answer or strategies_answer(rows, against, best)
+    answer = answer or f"{strategies_answer(rows, against, best)} {claims_answer(claims)}".strip()
     return section_of(question, claims=claims, tables=tables, figures=figures, answer=answer)
 
 
