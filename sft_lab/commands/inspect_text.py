@@ -81,7 +81,7 @@ def _source_table(sources: Mapping[str, Any]) -> str:
     rows, reasons = [], []
     for name, source in sources.items():
         left_out, trained = sum(source["dropped"].values()), source["trained"]
-        unused = source["rows"] - left_out - source["held_out"] - trained
+        unused = source["rows"] + source["split"] - left_out - source["held_out"] - trained
         counts = (source["rows"], left_out, source["held_out"], unused, trained)
         rows.append([name, *(f"{value:,}" for value in counts)])
         reasons += [f"{name}: {line}" for line in _reasons(source)]
@@ -110,6 +110,8 @@ def _reasons(source: Mapping[str, Any]) -> list[str]:
         for what, counts in changes
         for reason, count in counts.items()
     ]
+    if source["split"]:
+        lines.append(f"{counted(source['split'], 'row')} more than the file has are made so")
     if source["duplicates"]:
         repeats = counted(source["duplicates"], "row repeats", "rows repeat")
         lines.append(f"{repeats} an earlier row, counted above like the others")

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 
 from sft_lab.commands.trained_model import load_stage
 from sft_lab.data.conversation import Message
-from sft_lab.data.rendering import Renderer
-from sft_lab.data.tokenizer import load_tokenizer
 from sft_lab.evaluation.evaluated_model import EvaluatedModel
 from sft_lab.evaluation.generation import Decoding, make_engine
 from sft_lab.evaluation.reasoning import Completion, template_reasons
@@ -40,9 +38,7 @@ class Speaker:
         self.label = stage.label
         self.decoding = decoding
         self.max_new_tokens = max_new_tokens
-        self._renderer = Renderer(
-            load_tokenizer(config.tokenizer), config.plain["corpus"]["template"]
-        )
+        self._renderer = config.renderer()
         self._dtype = compute_dtype(config.model_settings.precision)
         self._engine = make_engine("native", batch_size, drafts=False)
 

@@ -12,8 +12,6 @@ import yaml
 
 from sft_lab.commands.gguf import to_gguf
 from sft_lab.data.rendering import Renderer
-from sft_lab.data.templates import TEMPLATES
-from sft_lab.data.tokenizer import load_tokenizer
 from sft_lab.errors import RequestError
 from sft_lab.launch.parser import parse_recorded
 from sft_lab.launch.run_config import RunConfig
@@ -119,7 +117,7 @@ def export(model: Any, config: RunConfig, out: Path, what: What, card: str) -> N
     if what == "adapter" and not hasattr(model, "peft_config"):
         raise RequestError("--what adapter: the run trained no adapters; use --what merged.")
     make_folder("--out", out.parent)
-    renderer = Renderer(load_tokenizer(config.tokenizer), config.plain["corpus"]["template"])
+    renderer = config.renderer()
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
     part.mkdir()
     try:
@@ -157,8 +155,8 @@ def _chat_tokenizer(renderer: Renderer) -> Any:
     the eos ends turns with it, or would change.
     """
     tokenizer = deepcopy(renderer.tokenizer)
-    if renderer.template is not None:
-        tokenizer.chat_template = TEMPLATES[renderer.template]
+    if renderer.template is not None or renderer.template_args:
+        tokenizer.chat_template = renderer.template_source
     if "eos_token" not in str(tokenizer.chat_template):
         tokenizer.eos_token = tokenizer.convert_ids_to_tokens(renderer.answer_end_id)
     return tokenizer

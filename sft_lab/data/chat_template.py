@@ -16,6 +16,8 @@ TODAY = date(2024, 7, 26)
 """The date that templates print as today's, so that runs of different days compare: the one that
 Llama 3.1's template prints where it knows none."""
 _DATE = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_OURS = ("messages", "tools", "add_generation_prompt", "bos_token", "eos_token")
+"""Variables of a template that its arguments may not set."""
 
 
 class ChatTemplate:
@@ -24,16 +26,19 @@ class ChatTemplate:
     Args:
         tokenizer: A transformers tokenizer.
         name: A key of ``TEMPLATES``, or None for the tokenizer's own.
+        arguments: Values of variables that the template reads, such as ``enable_thinking``.
 
     Attributes:
-        source: The Jinja2 source of a named template; None for the tokenizer's own.
         label: The template's name in messages.
 
     Raises:
-        RequestError: If the name is unknown, or the tokenizer has no template and none is named.
+        RequestError: If the name is unknown, the tokenizer has no template and none is named, or
+            the template does not read an argument.
     """
 
-    def __init__(self, tokenizer: Any, name: str | None) -> None:
+    def __init__(
+        self, tokenizer: Any, name: str | None, arguments: Mapping[str, Any] | None = None
+    ) -> None:
         if name is not None and name not in TEMPLATES:
             raise RequestError(
                 f"corpus.template: unknown template {name!r}; known are {', '.join(TEMPLATES)}."
@@ -44,8 +49,42 @@ class ChatTemplate:
                 f"name one of {', '.join(TEMPLATES)}."
             )
         self._tokenizer = tokenizer
-        self.source = TEMPLATES[name] if name else None
+        self._name = name
+        self._arguments = dict(arguments or {})
         self.label = name or "the tokenizer's template"
+        self._check_arguments()
+
+    def _check_arguments(self) -> None:
+        for argument, value in self._arguments.items():
+            is_read = re.search(rf"\b{re.escape(argument)}\b", self._written(()))
+            if argument in _OURS or not argument.isidentifier() or not is_read:
+                raise RequestError(
+                    f"corpus.template_args.{argument}: {self.label} takes no such argument; see "
+                    "its text for those that it takes, or leave it out."
+                )
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError) as fault:
+                raise RequestError(
+                    f"corpus.template_args.{argument} must be plain JSON, got {value!r}."
+                ) from fault
+
+    def source(self, tools: Sequence[Mapping[str, Any]] = ()) -> str:
+        """Return the template's Jinja2 source, with its arguments and the date set in it.
+
+        Args:
+            tools: The functions on offer, for which some tokenizers have a template of its own.
+        """
+        values = self._arguments.items()
+        # Of the line break after a block, Jinja prints nothing.
+        given = "".join(f"{{% set {name} = {_literal(value)} %}}\n" for name, value in values)
+        return given + _pin_date(self._written(tools))
+
+    def _written(self, tools: Sequence[Mapping[str, Any]]) -> str:
+        if self._name is not None:
+            return TEMPLATES[self._name]
+        own: str = self._tokenizer.get_chat_template(None, list(tools) or None)
+        return own
 
     def texts(
         self, conversations: Iterable[Conversation], *, add_generation_prompt: bool
@@ -77,8 +116,12 @@ class ChatTemplate:
         without: dict[str, Conversation] = {}
         if conversation.tools:
             without["tools"] = Conversation(conversation.messages)
-        for part, key in (("tool calls", "tool_calls"), ("reasoning", "reasoning_content")):
-            if any(message.get(key) for message in conversation.messages):
+        last = conversation.messages[-1:]  # reasoning of earlier turns may be left out
+        for part, key, where in (
+            ("tool calls", "tool_calls", conversation.messages),
+            ("reasoning", "reasoning_content", last),
+        ):
+            if any(message.get(key) for message in where):
                 silent = [{**message, key: None} for message in conversation.messages]
                 without[part] = Conversation(tuple(silent), conversation.tools)
         for part, other in without.items():
@@ -93,14 +136,6 @@ class ChatTemplate:
                     "them, or remove the rows that have them from the source."
                 )
 
-    def _pinned(self, tools: Sequence[Mapping[str, Any]]) -> str | None:
-        """Return the template's source without today's date; None for one that has none."""
-        if self.source is not None:
-            return self.source
-        own: str = self._tokenizer.get_chat_template(None, list(tools) or None)
-        pinned = _pin_date(own)
-        return None if pinned == own else pinned
-
     def _apply(
         self,
         chats: Sequence[Sequence[Message]],
@@ -111,7 +146,7 @@ class ChatTemplate:
             rendered: list[str] = self._tokenizer.apply_chat_template(
                 [list(map(_said, messages)) for messages in chats],
                 tools=list(tools) or None,
-                chat_template=self._pinned(tools),
+                chat_template=self.source(tools),
                 add_generation_prompt=add_generation_prompt,
                 tokenize=False,
             )
@@ -133,6 +168,20 @@ def _pin_date(source: str) -> str:
     'Today Date: {{ "26 Jul 2024" }}'
     """
     return _DATE.sub(lambda found: json.dumps(TODAY.strftime(found[2])), source)
+
+
+def _literal(value: Any) -> str:
+    """Return a plain value as Jinja writes it.
+
+    >>> _literal({"effort": ["low", None], "thinks": True})
+    '{"effort": ["low", none], "thinks": true}'
+    """
+    if isinstance(value, Mapping):
+        inner = (f"{json.dumps(key)}: {_literal(each)}" for key, each in value.items())
+        return "{" + ", ".join(inner) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_literal, value)) + "]"
+    return "none" if value is None else json.dumps(value)
 
 
 def _said(message: Message) -> Message:

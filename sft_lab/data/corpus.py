@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge
 
@@ -20,8 +20,8 @@ from sft_lab.data.formats import SourceFormat, source_code_digest
 from sft_lab.data.hash_rank import hash_rank
 from sft_lab.data.intake import Sample, samples
 from sft_lab.data.intake_report import IntakeReport, check_dropped
-from sft_lab.data.render_pool import Rows, render
-from sft_lab.data.rendering import Renderer
+from sft_lab.data.render_pool import render
+from sft_lab.data.rendering import Rendered, Renderer
 from sft_lab.data.sources import Source, check_source
 from sft_lab.data.token_cache import cache_entry
 from sft_lab.data.token_store import TokenStore, TokenWriter
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 Items = Mapping[str, Mapping[str, Sequence[str]]]
 """Texts of benchmark items, by benchmark and item id."""
 
-_CACHE_VERSION = 5  # raise it if cleaning, rendering or checks change the tokens of the same input
+_CACHE_VERSION = 6  # raise it if cleaning, rendering or checks change the tokens of the same input
 
 
 class Corpus:
@@ -52,6 +52,8 @@ class Corpus:
         tokenizer_revision: Branch, tag or commit of a tokenizer on the hub that is not the base's,
             which has ``model.revision``.
         template: A named chat template, or None for the tokenizer's own.
+        template_args: Values of variables that the template reads, such as
+            ``{enable_thinking: false}``.
         max_length: Longest row in tokens.
         too_long: ``drop`` longer rows, or ``cut`` them after the last answer that fits; both are
             counted.
@@ -71,6 +73,7 @@ class Corpus:
         tokenizer: str,
         tokenizer_revision: str | None = None,
         template: str | None = None,
+        template_args: dict[str, Any] | None = None,
         max_length: Annotated[int, Ge(2)] = 2048,
         too_long: TooLong = "drop",
         contamination: Literal["report", "drop", "ignore"] = "report",
@@ -89,6 +92,7 @@ class Corpus:
         self.sources = sources
         self.tokenizer_name = pinned(tokenizer, tokenizer_revision)
         self.template = template
+        self.template_args = template_args
         self.max_length = max_length
         self.too_long: TooLong = too_long
         self.contamination = contamination
@@ -99,7 +103,7 @@ class Corpus:
     @cached_property
     def renderer(self) -> Renderer:
         """Return the renderer that training and evaluation share."""
-        return Renderer(load_tokenizer(self.tokenizer_name), self.template)
+        return Renderer(load_tokenizer(self.tokenizer_name), self.template, self.template_args)
 
     def load(self, names: Iterable[str], items: Items | None = None) -> None:
         """Read and tokenise the named sources; those loaded before are kept.
@@ -164,7 +168,7 @@ class Corpus:
         with TokenWriter(folder / "tokens.arrow") as writer:
             limits = (self.max_length, self.too_long)
             for chunk, rendered in render(stream, self.renderer, *limits):
-                kept = list(self._kept(name, chunk, rendered, report))
+                kept = list(self._kept(chunk, rendered, report))
                 if kept:
                     ids, rows = zip(*kept, strict=True)
                     writer.add(ids, rows)
@@ -172,27 +176,19 @@ class Corpus:
         (folder / "report.json").write_text(json.dumps(report.to_json()), encoding="utf-8")
 
     def _kept(
-        self, name: str, chunk: Sequence[Sample], rows: Rows | None, report: IntakeReport
+        self, chunk: Sequence[Sample], rendered: Sequence[Rendered], report: IntakeReport
     ) -> Iterable[tuple[str, TokenizedRow]]:
-        if rows is None:
-            rows = [self._row(name, sample) for sample in chunk]  # find the one that fails
-        for sample, row in zip(chunk, rows, strict=True):
-            if isinstance(row, RowError):
-                unusable = not isinstance(row, RowTooLongError)
-                report.drop(str(row), sample.place, unusable=unusable)
+        for sample, rows in zip(chunk, rendered, strict=True):
+            if isinstance(rows, RowError):
+                unusable = not isinstance(rows, RowTooLongError)
+                report.drop(str(rows), sample.place, unusable=unusable)
                 continue
-            cut = (f"cut to max_length {self.max_length}",) if row.cut else ()
-            for repair in (*sample.repairs, *cut):
+            report.split += len(rows) - 1
+            split = ("made a row of every answer",) if len(rows) > 1 else ()
+            cut = (f"cut to max_length {self.max_length}",) if rows[0].cut else ()
+            for repair in (*sample.repairs, *split, *cut):
                 report.repair(repair, sample.place)
-            yield sample.id, row
-
-    def _row(self, name: str, sample: Sample) -> TokenizedRow | RowError:
-        try:
-            [row] = self.renderer.rows([sample.conversation], self.max_length, self.too_long)
-        except RequestError as fault:
-            where = f"{self.sources[name].path}, {sample.place}"
-            raise RequestError(f"corpus.sources.{name}: {where}: {fault}") from fault
-        return row
+            yield from ((sample.id, row) for row in rows)
 
     def _open(self, name: str, entry: Path) -> TokenizedSource:
         rows = TokenStore(entry / "tokens.arrow")

@@ -25,6 +25,8 @@ class IntakeReport:
         repaired: Rows used after a repair, by repair; a row may have had several.
         examples: The place of the first row of each reason and repair.
         unusable: Dropped rows that cannot be used, by reason; the others were left out on request.
+        split: Rows that were made besides: a template that rewrites earlier turns makes a row of
+            every answer.
         duplicates: Rows with the same content as an earlier row, used or not.
         unused_keys: Rows that have something under a key that their format does not read, by key;
             keys of turns are written ``messages[].key``.
@@ -37,6 +39,7 @@ class IntakeReport:
     repaired: Counter[str] = field(default_factory=Counter)
     examples: dict[str, str] = field(default_factory=dict)
     unusable: Counter[str] = field(default_factory=Counter)
+    split: int = 0
     duplicates: int = 0
     unused_keys: Counter[str] = field(default_factory=Counter)
     contaminated: Counter[str] = field(default_factory=Counter)

@@ -7,23 +7,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import chain, islice
 
-from sft_lab.data.conversation import Conversation, RowError
+from sft_lab.data.conversation import Conversation
 from sft_lab.data.intake import Sample
-from sft_lab.data.rendering import Renderer
-from sft_lab.data.tokenized_row import TokenizedRow, TooLong
-from sft_lab.errors import RequestError
+from sft_lab.data.rendering import Rendered, Renderer
+from sft_lab.data.tokenized_row import TooLong
 
 _CHUNK_ROWS = 1000
 _LOCAL_CHUNKS = 10  # rendered in less time than processes take to start
 _MAX_PROCESSES = 8  # as many as this process, which reads and cleans, can keep busy
 
-Rows = list[TokenizedRow | RowError]
-Rendered = tuple[list[Sample], Rows | None]
+Chunk = tuple[list[Sample], list[Rendered]]
 
 
 def render(
     samples: Iterable[Sample], renderer: Renderer, max_length: int, too_long: TooLong
-) -> Iterator[Rendered]:
+) -> Iterator[Chunk]:
     """Render samples in chunks, in order, as ``Renderer.rows`` does.
 
     Beyond 10,000 samples this uses as many processes as there are cores, 8 at most. They import
@@ -36,7 +34,7 @@ def render(
         too_long: See ``Renderer.rows``.
 
     Yields:
-        A chunk of samples and its rows, or None instead of the rows if the template fails.
+        A chunk of samples, and what each of them makes.
     """
     chunks = _chunks(samples)
     job = _Render(renderer, max_length, too_long)
@@ -53,11 +51,11 @@ def render(
 
 def _in_processes(
     chunks: Iterable[list[Sample]], job: "_Render", processes: int
-) -> Iterator[Rendered]:
+) -> Iterator[Chunk]:
     # Not forked: threads of torch and tokenizers may hold locks that a copy never releases.
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(processes, context, _start, (job,))
-    waiting: deque[tuple[list[Sample], Future[Rows | None]]] = deque()
+    waiting: deque[tuple[list[Sample], Future[list[Rendered]]]] = deque()
     try:
         for chunk in chunks:
             waiting.append((chunk, pool.submit(_render, _conversations(chunk))))
@@ -79,11 +77,8 @@ class _Render:
         self.max_length = max_length
         self.too_long: TooLong = too_long
 
-    def __call__(self, conversations: Sequence[Conversation]) -> Rows | None:
-        try:
-            return self.renderer.rows(conversations, self.max_length, self.too_long)
-        except RequestError:
-            return None
+    def __call__(self, conversations: Sequence[Conversation]) -> list[Rendered]:
+        return self.renderer.rows(conversations, self.max_length, self.too_long)
 
 
 _job: _Render | None = None  # set in the processes of the pool
@@ -95,7 +90,7 @@ def _start(job: _Render) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core a process
 
 
-def _render(conversations: Sequence[Conversation]) -> Rows | None:
+def _render(conversations: Sequence[Conversation]) -> list[Rendered]:
     assert _job is not None
     return _job(conversations)
 

@@ -25,6 +25,9 @@ _BATCH_ROWS = 512  # enough to keep all cores busy; tokenising takes some 100 by
 _PROBE = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "answer"})
 
 
+Rendered = list[TokenizedRow] | RowError
+"""The rows that a conversation makes, or why it makes none."""
+
 _WHERE_FOUND = {"is_local", "local_files_only", "name_or_path"}
 
 
@@ -34,14 +37,21 @@ class Renderer:
     Args:
         tokenizer: A transformers tokenizer.
         template: A key of ``TEMPLATES``, or None for the tokenizer's own.
+        template_args: Values of variables that the template reads, such as ``enable_thinking``.
 
     Raises:
-        RequestError: If the template is unknown, the tokenizer has none and none is named, or
-            answers would not end with a token at which generation can stop.
+        RequestError: If the template is unknown or does not read an argument, the tokenizer has
+            none and none is named, or answers would not end with a token at which generation can
+            stop.
     """
 
-    def __init__(self, tokenizer: Any, template: str | None) -> None:
-        self._template = ChatTemplate(tokenizer, template)
+    def __init__(
+        self,
+        tokenizer: Any,
+        template: str | None,
+        template_args: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._template = ChatTemplate(tokenizer, template, template_args)
         if tokenizer.eos_token_id is None:
             raise RequestError(
                 f"corpus.tokenizer: {tokenizer.name_or_path} has no eos token, so answers have "
@@ -49,6 +59,7 @@ class Renderer:
             )
         self.tokenizer = tokenizer
         self.template = template
+        self.template_args = dict(template_args or {})
         probe = self.text(_PROBE, add_generation_prompt=False)
         self._encoder = PrefixEncoder(tokenizer, probe)
         self._special = _special_tokens(tokenizer)
@@ -77,6 +88,11 @@ class Renderer:
         pad = self.tokenizer.pad_token_id
         return int(self.tokenizer.eos_token_id if pad is None else pad)
 
+    @property
+    def template_source(self) -> str:
+        """Return the template's Jinja2 source, with its arguments and today's date set in it."""
+        return self._template.source()
+
     @cached_property
     def fingerprint(self) -> str:
         """Return a SHA-256 of what decides a row's tokens: the tokenizer and the template."""
@@ -87,7 +103,8 @@ class Renderer:
     @cached_property
     def tokenizer_digest(self) -> str:
         """Return a SHA-256 of the saved tokenizer and the template."""
-        digest = hashlib.sha256((self._template.source or "").encode())
+        given = self.template or self.template_args  # else it is the saved tokenizer's
+        digest = hashlib.sha256((self.template_source if given else "").encode())
         with TemporaryDirectory() as folder:
             self.tokenizer.save_pretrained(folder)
             for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
@@ -133,18 +150,18 @@ class Renderer:
         max_length: int | None = None,
         too_long: TooLong = "drop",
     ) -> TokenizedRow:
-        """Tokenise one training row, as ``rows`` does.
+        """Tokenise a conversation that makes one training row, as ``rows`` does.
 
         Raises:
-            RequestError: If the template rewrites earlier turns, so that no prompt is a prefix.
             RowTooLongError: If the row is longer than ``max_length``.
-            RowError: If tokens merge across the border of a prompt and its answer, an answer has no
-                tokens, a text holds a special token, the last turn is not the assistant's, or
-                every answer has weight 0.
+            RowError: If the template cannot render it or leaves a part of it out, tokens merge
+                across the border of a prompt and its answer, an answer has no tokens, a text holds
+                a special token, the last turn is not the assistant's, or every answer has weight 0.
         """
-        [row] = self.rows([conversation], max_length, too_long)
-        if isinstance(row, RowError):
-            raise row
+        [found] = self.rows([conversation], max_length, too_long)
+        if isinstance(found, RowError):
+            raise found
+        [row] = found
         return row
 
     def rows(
@@ -152,13 +169,15 @@ class Renderer:
         conversations: Sequence[Conversation],
         max_length: int | None = None,
         too_long: TooLong = "drop",
-    ) -> list[TokenizedRow | RowError]:
+    ) -> list[Rendered]:
         """Tokenise training rows; the loss falls on assistant turns and their end tokens only.
 
         A turn of weight 0 carries no loss.
 
         Targets come from prefix difference: an evaluation prompt is, token for token, the beginning
-        of a training row.
+        of a training row. Where the template rewrites earlier turns, as those do that keep the
+        reasoning of the last answer only, a conversation makes one row per trained answer, each
+        rendered as if the conversation ended there.
 
         Args:
             conversations: Each ends with an assistant turn.
@@ -166,27 +185,24 @@ class Renderer:
             too_long: Drop a longer row, or cut it after the last assistant turn that fits.
 
         Returns:
-            For each conversation its row, or the error that ``row`` raises.
-
-        Raises:
-            RequestError: If the template rewrites earlier turns, so that no prompt is a prefix.
+            For each conversation its rows, or the error that ``row`` raises.
         """
-        found: list[TokenizedRow | RowError] = []
+        found: list[Rendered] = []
         for start in range(0, len(conversations), _BATCH_ROWS):
             batch = conversations[start : start + _BATCH_ROWS]
             limited = [self._limited(conversation, max_length, too_long) for conversation in batch]
             usable = [part for part in limited if isinstance(part, Conversation)]
             rows = iter(self._row_batch(usable, max_length, too_long))
             for conversation, part in zip(batch, limited, strict=True):
-                row = part if isinstance(part, RowError) else next(rows)
-                if part is not conversation and isinstance(row, TokenizedRow):
-                    row = replace(row, cut=True)
-                found.append(row)
+                made = part if isinstance(part, RowError) else next(rows)
+                if part is not conversation and not isinstance(made, RowError):
+                    made = [replace(row, cut=True) for row in made]
+                found.append(made)
         return found
 
     def _limited(
         self, conversation: Conversation, max_length: int | None, too_long: TooLong
-    ) -> Conversation | RowTooLongError:
+    ) -> Conversation | RowError:
         """Return what fits of a conversation of very many turns, others as they are.
 
         Every turn is rendered with all turns before it, which for thousands of turns takes minutes
@@ -203,11 +219,14 @@ class Renderer:
             [text] = self._template.texts([part], add_generation_prompt=False)
             return len(self._encoder.encode([text], pieces)[text]) <= max_length
 
-        if fits(len(answers)):
-            return conversation
-        fitting = 0
-        if too_long == "cut":
-            fitting = bisect_left(range(1, len(answers)), True, key=lambda n: not fits(n))
+        try:
+            if fits(len(answers)):
+                return conversation
+            fitting = 0
+            if too_long == "cut":
+                fitting = bisect_left(range(1, len(answers)), True, key=lambda n: not fits(n))
+        except RequestError as fault:
+            return _refused(fault)
         while fitting and messages[answers[fitting - 1] - 1].get("weight") == 0:
             fitting -= 1
         if not fitting:
@@ -219,8 +238,14 @@ class Renderer:
         conversations: Sequence[Conversation],
         max_length: int | None,
         too_long: TooLong,
-    ) -> list[TokenizedRow | RowError]:
-        rendered = self._turns(conversations)
+    ) -> list[Rendered]:
+        try:
+            rendered = self._turns(conversations)
+        except RequestError as fault:
+            if len(conversations) == 1:
+                return [_refused(fault)]
+            each = (self._row_batch([one], max_length, too_long) for one in conversations)
+            return list(chain.from_iterable(each))
         pieces: dict[str, list[int]] = {}
         ids = self._encoder.encode([turns[-1].answered for turns in rendered if turns], pieces)
         prefixes: list[str] = []
@@ -229,11 +254,11 @@ class Renderer:
             if fits or too_long == "cut":
                 prefixes += chain.from_iterable((turn.prompt, turn.answered) for turn in turns)
         ids |= self._encoder.encode(prefixes, pieces)
-        found: list[TokenizedRow | RowError] = []
+        found: list[Rendered] = []
         for conversation, turns in zip(conversations, rendered, strict=True):
             try:
                 self._check_texts(conversation)
-                found.append(self._row(turns, ids, max_length, too_long))
+                found.append(self._rows(turns, ids, max_length, too_long))
             except RowError as fault:
                 found.append(fault)
         return found
@@ -273,19 +298,23 @@ class Renderer:
         flat = map(_Turn, chain.from_iterable(indices), prompts, answered, trained)
         rendered = [list(islice(flat, len(turns))) for turns in indices]
         for conversation, turns in zip(conversations, rendered, strict=True):
-            if turns:
-                self._template.check_complete(
-                    conversation, turns[-1].answered, add_generation_prompt=False
-                )
+            for turn in turns:
+                messages = conversation.messages[: turn.index + 1]
+                if turn is turns[-1] or messages[-1].get("reasoning_content"):
+                    self._template.check_complete(
+                        Conversation(messages, conversation.tools),
+                        turn.answered,
+                        add_generation_prompt=False,
+                    )
         return rendered
 
-    def _row(
+    def _rows(
         self,
         turns: Sequence["_Turn"],
         ids: Mapping[str, list[int]],
         max_length: int | None,
         too_long: TooLong,
-    ) -> TokenizedRow:
+    ) -> list[TokenizedRow]:
         if not turns:
             raise RowError("the last turn is not the assistant's")
         if not any(turn.is_trained for turn in turns):
@@ -300,17 +329,26 @@ class Renderer:
             if not fitting:
                 raise RowTooLongError(f"longer than max_length {max_length}")
             kept = turns[:fitting]
-        whole = kept[-1].answered
+        whole, is_cut = kept[-1].answered, len(kept) < len(turns)
+        trained = [turn for turn in kept if turn.is_trained]
+        if all(whole.startswith(turn.answered) for turn in trained):
+            return [TokenizedRow(ids[whole], self._spans(whole, trained, ids), is_cut)]
+        return [
+            TokenizedRow(ids[turn.answered], self._spans(turn.answered, [turn], ids), is_cut)
+            for turn in trained
+        ]
+
+    def _spans(
+        self, whole: str, turns: Sequence["_Turn"], ids: Mapping[str, list[int]]
+    ) -> tuple[tuple[int, int], ...]:
+        """Return the ranges of a row's tokens that are answers."""
         input_ids = ids[whole]
         spans = []
-        for turn in kept:
-            if not turn.is_trained:
-                continue
-            if not (whole.startswith(turn.answered) and turn.answered.startswith(turn.prompt)):
-                raise RequestError(
-                    f"corpus.template: {self._template.label} does not render turn "
-                    f"{turn.index + 1} as an extension of the turns before it, so training and "
-                    f"evaluation would see different prompts; try one of {', '.join(TEMPLATES)}."
+        for turn in turns:
+            if not turn.answered.startswith(turn.prompt):
+                raise RowError(
+                    "a prompt that is not the beginning of its row (another corpus.template may "
+                    "help)"
                 )
             start, end = (_prefix_length(ids[t], input_ids) for t in (turn.prompt, turn.answered))
             if end <= max(start, 1):
@@ -319,7 +357,7 @@ class Renderer:
                 # Some tokenizers know their end token only after a space, else they spell it out.
                 raise RowError("an answer without an end token, which would never be learned")
             spans.append((start, end))
-        return TokenizedRow(input_ids, tuple(spans), cut=len(kept) < len(turns))
+        return tuple(spans)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return an answer's text without special tokens, otherwise unchanged."""
@@ -337,6 +375,11 @@ class _Turn:
     prompt: str
     answered: str
     is_trained: bool
+
+
+def _refused(fault: RequestError) -> RowError:
+    """Return the error of a row that a template refuses, with the template's reason."""
+    return RowError(str(fault).rstrip("."))
 
 
 def _special_tokens(tokenizer: Any) -> re.Pattern[str] | None:

@@ -2,10 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from sft_lab.data.rendering import Renderer
-from sft_lab.data.templates import TEMPLATES
 from sft_lab.errors import RequestError
 
 OPEN, CLOSE = "<think>", "</think>"
@@ -52,8 +50,7 @@ def split_reasoning(text: str, *, is_open: bool = False) -> Completion:
 
 def template_reasons(renderer: Renderer) -> bool:
     """Return whether a chat template has a block for reasoning."""
-    own: Any = renderer.tokenizer.chat_template
-    return CLOSE in (TEMPLATES[renderer.template] if renderer.template else str(own))
+    return CLOSE in renderer.template_source
 
 
 def check_reasoning(renderer: Renderer) -> None:

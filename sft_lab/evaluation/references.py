@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from sft_lab import distributed
 from sft_lab.data.conversation import Conversation, RowError
 from sft_lab.data.rendering import Renderer
-from sft_lab.errors import RequestError
 from sft_lab.evaluation.benchmark import Benchmark
 from sft_lab.evaluation.evaluated_model import EvaluatedModel
 from sft_lab.evaluation.generation import TokenPair
@@ -60,15 +59,12 @@ def _answered(renderer: Renderer, asked: Sequence[tuple[Item, str]]) -> list[Tok
         Conversation((*item.messages, {"role": "assistant", "content": text}))
         for item, text in asked
     ]
-    try:
-        rendered = renderer.rows(rows)
-    except RequestError:  # a template that rewrites earlier turns has no training rows
-        return [None] * len(rows)
     pairs: list[TokenPair | None] = []
-    for row in rendered:
-        if isinstance(row, RowError):
+    for made in renderer.rows(rows):
+        if isinstance(made, RowError):
             pairs.append(None)
         else:
+            row = made[-1]
             start, end = row.spans[-1]
             pairs.append((list(row.input_ids[:start]), list(row.input_ids[start:end])))
     return pairs

@@ -7,6 +7,8 @@ from typing import Any
 from jsonargparse import Namespace
 
 from sft_lab.config.compose import Composed
+from sft_lab.data.rendering import Renderer
+from sft_lab.data.tokenizer import load_tokenizer
 from sft_lab.errors import RequestError
 from sft_lab.model.adapter_config import Adapters, Lora, adapters_of
 from sft_lab.model.size import ModelSettings
@@ -76,6 +78,12 @@ class RunConfig:
         """The tokenizer of the run, ``pinned`` to its revision."""
         corpus = self.plain["corpus"]
         return pinned(corpus["tokenizer"], corpus["tokenizer_revision"])
+
+    def renderer(self) -> Renderer:
+        """Load the run's tokenizer, and return the renderer of its rows and prompts."""
+        corpus = self.plain["corpus"]
+        tokenizer = load_tokenizer(self.tokenizer)
+        return Renderer(tokenizer, corpus["template"], corpus["template_args"])
 
     @property
     def model_settings(self) -> ModelSettings:

@@ -11,6 +11,7 @@ from conftest import byte_tokenizer, write_jsonl
 from hub_cache import HubCache
 
 from sft_lab.data.contamination import ItemIndex
+from sft_lab.data.conversation import RowError
 from sft_lab.data.intake import Sample, samples
 from sft_lab.data.intake_report import IntakeReport, unused_line
 from sft_lab.data.rendering import Renderer
@@ -190,7 +191,7 @@ def test_a_cut_row_ends_with_an_answer_that_is_learnt(renderer: Renderer, tmp_pa
 def test_reasoning_that_the_template_leaves_out_is_refused(tmp_path: Path) -> None:
     rows = [{"messages": [USER, {**ANSWER, "reasoning_content": "why"}]}]
     [sample], _ = intake(write_jsonl(tmp_path / "rows.jsonl", rows))
-    with pytest.raises(RequestError, match=r"corpus\.template: alpaca leaves the reasoning of a c"):
+    with pytest.raises(RowError, match=r"corpus\.template: alpaca leaves the reasoning of a c"):
         Renderer(byte_tokenizer(), "alpaca").row(sample.conversation)
 
 

@@ -38,7 +38,7 @@ def test_several_processes_give_the_rows_of_one_in_order(renderer: Renderer) -> 
     chunks = list(render(samples, renderer, 12, "drop"))
     assert [s for chunk, _ in chunks for s in chunk] == samples
     alone = renderer.rows([s.conversation for s in samples], 12, "drop")
-    rows = [row for _, some in chunks for row in some or ()]
+    rows = [row for _, some in chunks for row in some]
     assert list(map(repr, rows)) == list(map(repr, alone))  # errors are equal by text
     assert any("the special token <end>" in repr(row) for row in rows)
     assert any("longer than max_length 12" in repr(row) for row in rows)

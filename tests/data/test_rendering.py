@@ -182,19 +182,6 @@ def with_template(make_tokenizer: Callable[..., Any], template: str) -> Renderer
     return Renderer(tokenizer, None)
 
 
-def test_a_template_that_rewrites_earlier_turns_is_refused(
-    make_tokenizer: Callable[..., Any],
-) -> None:
-    # Like templates that remove the reasoning from all answers but the last.
-    renderer = with_template(
-        make_tokenizer,
-        "{% for m in messages %}{{ m['role'] + ':' }}{{ m['content'] if loop.last else 'cut' }}"
-        "<end>{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
-    )
-    with pytest.raises(RequestError, match="does not render turn 2 as an extension of the turns"):
-        renderer.row(CHAT)
-
-
 def test_a_template_that_refuses_a_role_is_named(make_tokenizer: Callable[..., Any]) -> None:
     renderer = with_template(
         make_tokenizer,
@@ -250,11 +237,11 @@ def test_a_template_that_leaves_tools_out_is_refused(make_tokenizer: Callable[..
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_end|>", "<|eot_id|>"]})
     for template in TEMPLATES:
         renderer = Renderer(tokenizer, template)
-        with pytest.raises(RequestError, match=rf"{template} leaves the tools of a conversation"):
-            renderer.rows([ONE, Conversation(ONE.messages, (TOOL,))])
+        [_, refused] = renderer.rows([ONE, Conversation(ONE.messages, (TOOL,))])
+        assert f"{template} leaves the tools of a conversation" in str(refused)
         calling = Conversation((HELLO, CALLING, RESULT, FINE))
-        with pytest.raises(RequestError, match=rf"corpus.template: {template} leaves the tool cal"):
-            renderer.rows([ONE, calling])
+        [_, refused] = renderer.rows([ONE, calling])
+        assert f"corpus.template: {template} leaves the tool calls" in str(refused)
         with pytest.raises(RequestError, match="leaves the tool calls"):
             renderer.text(calling, add_generation_prompt=False)
 
@@ -427,7 +414,7 @@ def test_real_chats_keep_the_loss_on_answers(shared_data: Callable[[str], Path])
             chats.append(clean(FORMATS["sharegpt"][1](json.loads(next(lines)))).conversation)
     short = [chat for chat in chats if sum(len(turn["content"]) for turn in chat.messages) < 6000]
     assert len(short) >= 20
-    for chat, row in zip(short, renderer.rows(short), strict=True):
+    for chat, [row] in zip(short, renderer.rows(short), strict=True):
         answers = [turn["content"] for turn in chat.messages if turn["role"] == "assistant"]
         assert learnt(renderer, row) == [answer + "</s>" for answer in answers]
 
@@ -452,7 +439,7 @@ def test_a_long_row_can_be_cut_after_the_last_answer_that_fits(chat_tokenizer: A
         renderer.row(CHAT, 12, "cut")
     found = renderer.rows([CHAT, ONE], 13)
     assert isinstance(found[0], RowTooLongError)
-    assert found[1] == renderer.row(ONE)
+    assert found[1] == [renderer.row(ONE)]
 
 
 @pytest.mark.parametrize("too_long", ["drop", "cut"])
