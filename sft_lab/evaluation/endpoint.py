@@ -92,11 +92,34 @@ def import_openai() -> Any:
     return openai
 
 
+_OF_THE_WIRE = ("content-encoding", "content-length", "transfer-encoding")
+MAX_REPLY_BYTES = 16 * 2**20
+"""Longest reply that is read, in bytes, decompressed."""
+
+
+async def read_reply(response: httpx2.Response) -> bytes:
+    """Read a reply that was opened as a stream, decompressed.
+
+    Raises:
+        httpx2.RemoteProtocolError: If it is longer than any answer: it would fill the memory.
+    """
+    body = bytearray()
+    async for part in response.aiter_bytes():
+        body += part
+        if len(body) > MAX_REPLY_BYTES:
+            await response.aclose()
+            raise httpx2.RemoteProtocolError(
+                f"the reply is longer than {MAX_REPLY_BYTES / 2**20:.0f} MiB"
+            )
+    return bytes(body)
+
+
 class HttpClient(httpx2.AsyncClient):
-    """Fail slow and malformed replies, so that the SDK retries them.
+    """Fail slow, endless and malformed replies, so that the SDK retries them.
 
     The SDK's time-out restarts with every byte that arrives, so a slow reply never times out; and
-    it returns any reply with status 200, which gateways also send with an error page.
+    it returns any reply with status 200, which gateways also send with an error page. Redirects are
+    not followed: questions and keys go to the address of the config alone.
 
     Args:
         timeout_s: Longest wait for a whole reply, in seconds.
@@ -105,23 +128,29 @@ class HttpClient(httpx2.AsyncClient):
 
     def __init__(self, timeout_s: float, concurrency: int) -> None:
         limits = httpx2.Limits(max_connections=concurrency)
-        super().__init__(timeout=timeout_s, limits=limits, follow_redirects=True)
+        super().__init__(timeout=timeout_s, limits=limits)
         self._timeout_s = timeout_s
 
     @override
     async def send(self, request: httpx2.Request, **kwargs: Any) -> httpx2.Response:
         try:
             with anyio.fail_after(self._timeout_s):
-                response = await super().send(request, **kwargs)
-                await response.aread()
+                response = await super().send(request, **{**kwargs, "stream": True})
+                try:
+                    content = await read_reply(response)
+                finally:
+                    await response.aclose()
         except TimeoutError as fault:
             raise httpx2.ReadTimeout("the reply took too long", request=request) from fault
         if request.method == "POST" and response.is_success:
             try:
-                answer_of(response.content)
+                answer_of(content)
             except ValueError as fault:
                 raise httpx2.RemoteProtocolError(str(fault), request=request) from fault
-        return response
+        headers = [h for h in response.headers.multi_items() if h[0] not in _OF_THE_WIRE]
+        return httpx2.Response(
+            response.status_code, headers=headers, content=content, request=request
+        )
 
 
 def answer_of(body: bytes) -> str:
@@ -143,7 +172,7 @@ def answer_of(body: bytes) -> str:
         raise ValueError(f"the reply has no choices[0].message, got {shown!r}") from fault
     for text in texts:
         if isinstance(text, str) and text.strip():
-            return text
+            return text.encode("utf-8", "replace").decode()  # half a surrogate pair fits no file
     if reason in ("length", "content_filter"):
         return ""  # another try would end the same way, and cost as much
     raise ValueError(f"the reply is empty, with finish_reason {reason!r}")
@@ -163,6 +192,8 @@ def reason_and_fix(fault: Exception, timeout_s: float, api_key_env: str | None) 
     if isinstance(fault, openai.APIConnectionError):
         return str(fault.__cause__ or fault), "Check that it runs, and base_url."
     match getattr(fault, "status_code", 0):
+        case status if 300 <= status < 400:
+            fix = "Redirects are not followed; set base_url to the address that answers."
         case 401 | 403 if api_key_env:
             fix = f"Correct the key in the environment variable {api_key_env}."
         case 401 | 403:

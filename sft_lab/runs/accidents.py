@@ -53,6 +53,10 @@ _STORE_BY_TEXT = {
     r"Max retries exceeded|Connection aborted|Connection refused|Read timed out|too many 5\d\d": (
         "the MLflow server has not answered for two minutes. Start it again."
     ),
+    r"API request to |INTERNAL_ERROR: Response|Failed to parse \w+ field": (
+        "what answers at the MLflow server's address is not MLflow, or not MLflow alone. Check "
+        "the address, and what is between (a proxy, a login)."
+    ),
     r"is in the deleted state|must be in the 'active' state|No Experiment with id": (
         "the experiment or the run has been deleted in MLflow. Restore it (mlflow experiments "
         "restore, mlflow runs restore)."
@@ -92,7 +96,8 @@ def is_of_store(fault: BaseException) -> bool:
 
 
 def _is_of_store(fault: BaseException) -> bool:
-    return type(fault).__module__.startswith(("mlflow.", "sqlalchemy.", "sqlite3"))
+    modules = ("mlflow.", "sqlalchemy.", "sqlite3", "google.protobuf.")
+    return type(fault).__module__.startswith(modules)
 
 
 def _chain(fault: BaseException | None) -> Iterator[BaseException]:

@@ -2,9 +2,11 @@
 
 import os
 import shlex
+from concurrent.futures import Future
 from http.client import HTTPException
 from pathlib import Path
 from ssl import SSLError
+from threading import Thread
 from urllib.error import HTTPError
 from urllib.parse import quote, unquote, urlparse
 from urllib.request import urlopen
@@ -13,6 +15,7 @@ from sft_lab.config.check import MLFLOW_CREDENTIALS
 from sft_lab.errors import RequestError, has_credentials
 from sft_lab.paths import check_folder
 
+_HEALTH_S = 5.0
 _SQLITE = "sqlite:///"
 _ENCODED = "sqlite+pysqlite:///"  # as MLflow passes it to processes that this one starts
 URI_KEY = "tracking_uri"
@@ -82,18 +85,18 @@ def check_store(tracking_uri: str) -> None:
             f"{URI_KEY}: expected sqlite:///FILE or http(s)://SERVER, got {tracking_uri!r}."
         )
     try:
-        with urlopen(f"{tracking_uri.rstrip('/')}/health", timeout=5) as answer:
-            if answer.read(100).strip() != b"OK":
-                raise RequestError(
-                    f"{URI_KEY}: what answers at {tracking_uri} is not an MLflow server. Correct "
-                    "the address, or use sqlite:///mlruns/mlflow.db."
-                )
+        if _health(f"{tracking_uri.rstrip('/')}/health").strip() != b"OK":
+            raise RequestError(
+                f"{URI_KEY}: what answers at {tracking_uri} is not an MLflow server. Correct "
+                "the address, or use sqlite:///mlruns/mlflow.db."
+            )
     except HTTPError as fault:
         # A server that asks for credentials is left to MLflow, which has them.
         if fault.code not in (401, 403):
             raise RequestError(
                 f"{URI_KEY}: {tracking_uri} is not a healthy MLflow server "
-                f"(/health: {fault.code} {fault.reason}). Correct the address, or check the server."
+                f"(/health: {fault.code} {' '.join(str(fault.reason).split())}). Correct the "
+                "address, or check the server."
             ) from fault
     except (OSError, HTTPException) as fault:
         # So are certificates: MLflow has its own settings for them.
@@ -102,6 +105,32 @@ def check_store(tracking_uri: str) -> None:
                 f"{URI_KEY}: no MLflow server answers at {tracking_uri} ({fault}). "
                 "Start it, or use sqlite:///mlruns/mlflow.db."
             ) from fault
+
+
+def _health(address: str) -> bytes:
+    """Return the beginning of what a server answers, whole within ``_HEALTH_S``.
+
+    The time limit of a socket begins again with every byte, so a thread waits for the answer.
+
+    Raises:
+        OSError: If there is no such answer.
+    """
+    answer: Future[bytes] = Future()
+
+    def ask() -> None:
+        try:
+            with urlopen(address, timeout=_HEALTH_S) as opened:
+                answer.set_result(opened.read(100))
+        except ValueError as fault:  # an address that it redirects to
+            answer.set_exception(OSError(str(fault)))
+        except Exception as fault:
+            answer.set_exception(fault)
+
+    Thread(target=ask, daemon=True).start()
+    try:
+        return answer.result(_HEALTH_S)
+    except TimeoutError:
+        raise TimeoutError(f"no answer within {_HEALTH_S:g} s") from None
 
 
 def _check_sqlite(file: Path) -> None:

@@ -4,6 +4,7 @@ import errno
 from pathlib import Path
 
 import pytest
+from google.protobuf.json_format import ParseError
 from mlflow.exceptions import MlflowException
 
 from sft_lab.runs.accidents import explain
@@ -24,6 +25,9 @@ class OutOfMemoryError(RuntimeError):
         (MlflowException("(sqlite3.DatabaseError) image is malformed"), "damaged SQLite"),
         (MlflowException("attempt to write a readonly database"), "cannot be written"),
         (MlflowException("API request failed: Max retries exceeded with url"), "two minutes"),
+        (MlflowException("API request to endpoint was successful but the"), "is not MLflow"),
+        (MlflowException("INTERNAL_ERROR: Response: {'error': 7}"), "is not MLflow"),
+        (ParseError("Failed to parse runs field: 5."), "is not MLflow"),
         (MlflowException("The run 1f must be in the 'active' state."), "deleted in MLflow"),
         (OutOfMemoryError("CUDA out of memory. Tried to"), "out of GPU memory. Lower data.mic"),
         (MemoryError(), "out of memory, or of address space"),

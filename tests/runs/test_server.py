@@ -1,5 +1,6 @@
 """An MLflow server that is away for a while."""
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -123,3 +124,21 @@ def test_a_server_of_something_else_is_refused(server: Server) -> None:
     server.health = b"<html>welcome</html>"
     with pytest.raises(RequestError, match="is not an MLflow server"):
         check_store(server.uri)
+
+
+def test_a_server_that_answers_byte_by_byte_is_not_waited_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sft_lab.runs.store_uri._HEALTH_S", 0.2)
+
+    def drip(handler: Handler, content: bytes) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                handler.wfile.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+                time.sleep(0.01)
+
+    monkeypatch.setattr(Handler, "answer", drip)
+    began = time.monotonic()
+    with pytest.raises(RequestError, match=r"no MLflow server answers at .* \(no answer within"):
+        check_store(server.uri)
+    assert time.monotonic() - began < 2

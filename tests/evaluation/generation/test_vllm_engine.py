@@ -1,5 +1,6 @@
 """The engine vllm against a stand-in on loopback; whole runs with it are in test_vllm_run."""
 
+import json
 import os
 import signal
 import threading
@@ -53,6 +54,11 @@ def letters(token_ids: Any) -> str:
 def complete(engine: Any, model: Any, **changes: Any) -> list[str]:
     settings = {"max_new_tokens": 8, "eos_token_ids": {4}, "pad_token_id": 0, "decode": letters}
     return engine.complete(model, PROMPTS, **settings | changes)
+
+
+def answered(token_ids: list[int], **others: Any) -> Reply:
+    choice = {"finish_reason": "length", "token_ids": token_ids, **others}
+    return Reply(json.dumps({"choices": [choice]}).encode())
 
 
 def test_answers_are_those_of_the_native_engine(make_engine: MakeEngine, adapted: Any) -> None:
@@ -214,6 +220,13 @@ def test_a_failure_that_passes_changes_no_answer(
         (Reply(b"nonsense"), "the reply is not a completion, got 'nonsense'"),
         (Reply(b"{}", wait_s=60), "no answer within 0.3 s"),
         (Reply(b'{"message": "too long"}', 400), "HTTP 400, too long"),
+        (Reply(b"", 307, {"Location": "http://127.0.0.1:1/"}), "HTTP 307"),
+        (Reply(b"{}", headers={"Content-Encoding": "gzip"}), "decompressing"),
+        (Reply(b" " * (16 * 2**20 + 1)), "longer than 16 MiB"),
+        (answered([5] * 9), "the answer has 9 tokens, and 8 were asked for"),
+        (answered([-1]), "has no token_ids"),
+        (answered([2**40]), "has no token_ids"),
+        (answered([5], prompt_token_ids=[5]), "answers another prompt"),
     ],
 )
 def test_a_failure_that_stays_ends_the_evaluation(

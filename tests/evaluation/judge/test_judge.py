@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import gzip
 import json
 import os
 import signal
@@ -224,6 +225,32 @@ def test_failures_name_reason_and_fix(
     server.planned["a"] = [reply]
     with pytest.raises(JudgeError, match=message):
         make_judge(max_tries=1).ask(prompts("a"))
+
+
+def test_redirects_are_not_followed(server: Server, make_judge: MakeJudge) -> None:
+    elsewhere = {"Location": f"{server.url}/chat/completions"}
+    server.planned["a"] = [Reply(b"", 307, elsewhere)]
+    with pytest.raises(JudgeError, match=r"307\. Redirects are not followed; set base_url"):
+        make_judge().ask(prompts("a"))
+    assert server.asked == ["a"]
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Encoding": "gzip"}])
+def test_a_reply_longer_than_any_answer_is_not_read_to_its_end(
+    server: Server, make_judge: MakeJudge, monkeypatch: pytest.MonkeyPatch, headers: dict[str, str]
+) -> None:
+    monkeypatch.setattr("sft_lab.evaluation.endpoint.MAX_REPLY_BYTES", 2**20)
+    body = completion("[[7]]" + " " * 2**21)
+    server.planned["a"] = [Reply(gzip.compress(body) if headers else body, headers=headers)]
+    with pytest.raises(JudgeError, match="the reply is longer than 1 MiB"):
+        make_judge(max_tries=1).ask(prompts("a"))
+
+
+def test_half_a_surrogate_pair_in_an_answer_is_replaced(
+    server: Server, make_judge: MakeJudge
+) -> None:
+    server.planned["a"] = [Reply(completion("\ud800 [[7]]"))]
+    assert make_judge().ask(prompts("a")) == ["? [[7]]"]
 
 
 def test_a_time_out_names_its_length(server: Server, make_judge: MakeJudge) -> None:

@@ -1,6 +1,7 @@
 """Check, before anything is trained, that a vLLM server can answer in a run."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def check_server(server: VllmServer, base: str, *, rank: int, num_tokens: int) -
         card = _base_card(server, ask_server(server, MODELS, None, model_cards, max_tries=1), base)
         _check_runtime_lora(server, fix)
         trial = completion_request(str(card["id"]), [0], max_new_tokens=1, eos_token_ids=())
-        ask_server(server, COMPLETIONS, trial, completed_token_ids, max_tries=1)
+        parse = partial(completed_token_ids, request=trial)
+        ask_server(server, COMPLETIONS, trial, parse, max_tries=1)
     except VllmError as fault:
         if isinstance(fault, VllmRefusalError) and fault.status in (401, 403):
             fix = "evaluation.vllm.api_key_env must name the variable that holds its key."
@@ -87,7 +89,8 @@ def _base_card(
         names = [str(card["id"]), str(card.get("root") or card["id"])]
         if server.model in names if server.model else _is_among(base, names):
             return card
-    shown = ", ".join(str(card.get("root") or card["id"]) for card in bases) or "no base"
+    shown = ", ".join(str(card.get("root") or card["id"]) for card in bases[:20]) or "no base"
+    shown += ", ..." if bases[20:] else ""
     key = "evaluation.vllm.model" if server.model else "model.base"
     raise RequestError(
         f"{server} serves {shown}, and {key} is {server.model or base}. Serve that, or, if it is "

@@ -6,6 +6,7 @@ import stat
 import tempfile
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -168,7 +169,8 @@ class VllmEngine(Engine):
         async def answer(place: int, body: dict[str, Any]) -> None:
             async with limiter:
                 try:
-                    answers[place] = await client.ask(COMPLETIONS, body, completed_token_ids)
+                    parse = partial(completed_token_ids, request=body)
+                    answers[place] = await client.ask(COMPLETIONS, body, parse)
                 except VllmError as fault:
                     faults.append(fault)
                     group.cancel_scope.cancel()

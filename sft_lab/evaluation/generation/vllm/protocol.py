@@ -69,11 +69,11 @@ def model_cards(body: bytes) -> list[Mapping[str, Any]]:
         raise ValueError(f"the reply lists no models, got {_shown(body)}") from fault
 
 
-def completed_token_ids(body: bytes) -> list[int]:
-    """Return the token ids of an answer, the one that ended it included.
+def completed_token_ids(body: bytes, request: Mapping[str, Any]) -> list[int]:
+    """Return the token ids of the answer to a request, the one that ended it included.
 
     Raises:
-        ValueError: If the reply is not a complete answer.
+        ValueError: If the reply is not a complete answer, or not to this request.
     """
     try:
         choice = json.loads(body)["choices"][0]
@@ -82,9 +82,19 @@ def completed_token_ids(body: bytes) -> list[int]:
         raise ValueError(f"the reply is not a completion, got {_shown(body)}") from fault
     if reason not in ("stop", "length"):
         raise ValueError(f"the answer was not finished, finish_reason {reason!r}")
-    if not isinstance(token_ids, list) or not all(isinstance(each, int) for each in token_ids):
+    if not isinstance(token_ids, list) or not all(map(_is_token_id, token_ids)):
         raise ValueError("the reply has no token_ids, which vLLM returns from 0.10.2 on")
+    if len(token_ids) > request["max_tokens"]:
+        raise ValueError(
+            f"the answer has {len(token_ids)} tokens, and {request['max_tokens']} were asked for"
+        )
+    if choice.get("prompt_token_ids") not in (None, request["prompt"]):
+        raise ValueError("the reply answers another prompt")
     return token_ids
+
+
+def _is_token_id(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 2**31
 
 
 def _shown(body: bytes) -> str:

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from sft_lab.config.ranges import PositiveFloat, PositiveInt
 from sft_lab.errors import RequestError
-from sft_lab.evaluation.endpoint import check_api_key_env, check_base_url, read_api_key
+from sft_lab.evaluation.endpoint import check_api_key_env, check_base_url, read_api_key, read_reply
 
 log = logging.getLogger(__name__)
 
@@ -148,31 +148,33 @@ class VllmClient:
             pause_s = min(0.5 * 2 ** (number - 1), _LONGEST_PAUSE_S) * random.uniform(0.75, 1)
             try:
                 with anyio.fail_after(timeout_s):
-                    reply = await self._http.request("POST" if body else "GET", path, json=body)
+                    verb = "POST" if body else "GET"
+                    async with self._http.stream(verb, path, json=body) as reply:
+                        content = await read_reply(reply)
                 if reply.is_success:
-                    return parse(reply.content)
-                status, message = reply.status_code, self._message(reply)
+                    return parse(content)
+                status, message = reply.status_code, self._message(reply, content)
                 if status in refusals or (status != 429 and status < 500):
                     raise VllmRefusalError(status, message)
                 reason = f"HTTP {status}, {message}"
                 pause_s = _asked_pause(reply) or pause_s
             except TimeoutError:
                 reason = f"no answer within {timeout_s:g} s"
-            except (httpx2.TransportError, ValueError) as fault:
+            except (httpx2.RequestError, ValueError) as fault:
                 reason = str(fault) or type(fault).__name__
             if number < tries:
                 log.warning("vLLM at %s, %s: %s; asked again", self.server.root, path, reason)
                 await anyio.sleep(pause_s)
         raise VllmError(reason)
 
-    def _message(self, reply: httpx2.Response) -> str:
+    def _message(self, reply: httpx2.Response, content: bytes) -> str:
         """Return the message of a refusal, without the key, which a server may echo."""
         try:
-            body = json.loads(reply.content)
+            body = json.loads(content)
             error = body.get("error", body)
             message = str(error.get("message") or error.get("detail") or body)
-        except (ValueError, AttributeError):
-            message = reply.text
+        except (ValueError, AttributeError, RecursionError):
+            message = content[:10_000].decode(errors="replace")
         message = " ".join(message.split()).replace(self._key or "\0", "[the key]")
         return message[:300].rstrip(".") or reply.reason_phrase
 
