@@ -19,7 +19,8 @@ from sft_lab.errors import RequestError, has_credentials, hide_credentials
 from sft_lab.evaluation.endpoint import check_base_url
 from sft_lab.runs.store import RunStore
 from sft_lab.study import study
-from sft_lab.study.job import CELL_TAG, Ended, Job, fit_arguments
+from sft_lab.study.job import CELL_TAG, Ended, Job
+from sft_lab.study.run_job import fit_arguments
 
 PASSWORD = "MARKED-PASSWORD"
 ADDRESS = f"http://ada:{PASSWORD}@127.0.0.1:9"

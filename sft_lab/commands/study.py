@@ -1,10 +1,19 @@
 """``study``: run, plan or print the grid of runs that answers a question."""
 
+import argparse
 import json
+import os
 import sys
+from contextlib import nullcontext
+
+from omegaconf import OmegaConf
 
 from sft_lab.commands.arguments import add_json, command_parser
+from sft_lab.commands.imports import quick_imports
+from sft_lab.config.compose import compose
 from sft_lab.errors import RequestError
+from sft_lab.study.cluster_address import check_listening
+from sft_lab.study.fork_server import ForkServer, can_fork, import_for_runs, thread_settings
 
 
 def main(arguments: list[str]) -> int:
@@ -30,21 +39,50 @@ def main(arguments: list[str]) -> int:
     if options.print and options.json:
         raise RequestError("--print prints shell commands, not JSON; leave out --print or --json.")
 
-    from sft_lab.study.outcome import outcome_json, outcome_table
-    from sft_lab.study.plan import plan_table, study_plan
-    from sft_lab.study.study import lay_out, print_commands, run_study, searches_left_out
+    if options.print or options.plan:
+        return _show(options, rest)
+    return _run(options, rest)
+
+
+def _show(options: argparse.Namespace, rest: list[str]) -> int:
+    with quick_imports():
+        from sft_lab.study.plan import plan_table, study_plan
+        from sft_lab.study.study import lay_out, print_commands, searches_left_out
 
     study = lay_out(rest, with_cost=options.plan, questions=options.questions)
-    if options.print:
-        if commands := print_commands(study):
-            print(commands)
-        if left_out := searches_left_out(study):
-            print(left_out, file=sys.stderr)
-        return 0
     if options.plan:
         plan = study_plan(study)
         print(json.dumps(plan, indent=2) if options.json else plan_table(plan))
         return 0
-    outcome = run_study(study, options.address)
+    if commands := print_commands(study):
+        print(commands)
+    if left_out := searches_left_out(study):
+        print(left_out, file=sys.stderr)
+    return 0
+
+
+def _run(options: argparse.Namespace, rest: list[str]) -> int:
+    from sft_lab.commands.main import main as run_command
+
+    if options.address is not None:
+        check_listening(options.address)
+    forks = options.address is None and can_fork()
+    if forks:
+        os.environ |= thread_settings(_cpus(rest))
+    with quick_imports():
+        from sft_lab.study.outcome import outcome_json, outcome_table
+        from sft_lab.study.study import lay_out, run_study
+
+        forks = forks and import_for_runs()
+    with ForkServer(run_command) if forks else nullcontext() as server:
+        study = lay_out(rest, questions=options.questions)
+        outcome = run_study(study, options.address, server)
     print(json.dumps(outcome_json(outcome), indent=2) if options.json else outcome_table(outcome))
     return 0 if outcome.is_complete else 1
+
+
+def _cpus(arguments: list[str]) -> int:
+    """Return ``resources.cpus`` of a study, 1 if it is left out or is refused later."""
+    composed, *_ = compose(arguments, ["resources"])
+    cpus = OmegaConf.select(composed.config, "resources.cpus")
+    return cpus if isinstance(cpus, int) and cpus > 0 else 1

@@ -4,15 +4,17 @@ import contextlib
 import logging
 import os
 import signal
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from sft_lab.errors import Interrupted, RequestError
+from sft_lab.study.cluster_address import no_cluster
 from sft_lab.study.design import Resources
-from sft_lab.study.job import Ended, Job, run_job
+from sft_lab.study.fork_server import run_in_fork
+from sft_lab.study.job import Ended, Job
+from sft_lab.study.run_job import run_job
 
 
 class Executor(Protocol):
@@ -72,17 +74,6 @@ def signals_held_back() -> Iterator[None]:
         raise Interrupted(caught[0])
 
 
-def _check_listening(address: str | None) -> None:
-    """Check up front that something listens at ``HOST:PORT``: Ray would retry for minutes.
-
-    Raises:
-        OSError: If nothing does.
-    """
-    host, colon, port = (address or "").removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-
-
 class RayExecutor:
     """Runs jobs as Ray tasks; the first job connects to Ray or starts it.
 
@@ -91,11 +82,16 @@ class RayExecutor:
         address: A running cluster, or ``auto`` for this machine's; by default, one is started for
             this process with all cores and GPUs of the machine. It listens on loopback only, and
             its folder is private and is removed with it.
+        server: Address of a ``ForkServer`` that runs the jobs; by default each starts an
+            interpreter.
     """
 
-    def __init__(self, resources: Resources, address: str | None = None) -> None:
+    def __init__(
+        self, resources: Resources, address: str | None = None, server: str | None = None
+    ) -> None:
         self.resources = resources
         self.address = address
+        self.server = server
         self._ray: Any = None
         self._task: Any = None
         self._jobs: dict[Any, Job] = {}
@@ -128,7 +124,6 @@ class RayExecutor:
                 "_temp_dir": f"{self._folder.name}/r",
             }
         try:
-            _check_listening(self.address)
             ray.init(address=self.address or "local", **quiet)
         except (OSError, RuntimeError, ValueError) as fault:
             if self.address is None:
@@ -136,11 +131,7 @@ class RayExecutor:
                     f"Ray does not start on this machine ({str(fault).splitlines()[0]}). If its "
                     "folder below TMPDIR has too long a path, set RAY_TMPDIR to a shorter one."
                 ) from fault
-            raise RequestError(
-                f"--address {self.address}: no Ray cluster answers ({str(fault).splitlines()[0]}). "
-                "Start one (ray start --head), or leave --address out. With ~/.ray/auth_token, "
-                "the cluster asks for a token: set RAY_AUTH_MODE=token here and on every machine."
-            ) from fault
+            raise no_cluster(self.address, fault) from fault
         self._ray = ray
         if self.address is None:
             self._check_loopback()
@@ -151,7 +142,7 @@ class RayExecutor:
             wanted["num_gpus"] = resources.gpus
         if resources.memory_gb:
             wanted["memory"] = int(resources.memory_gb * 10**9)
-        self._task = ray.remote(**wanted)(run_job)
+        self._task = ray.remote(**wanted)(run_in_fork if self.server else run_job)
 
     def _check_loopback(self) -> None:
         found = {node["NodeManagerAddress"] for node in self._ray.nodes()}
@@ -194,8 +185,9 @@ class RayExecutor:
         """
         if self._task is None:
             self._start()
+        arguments = [self.server, job] if self.server else [job]
         with signals_held_back():
-            self._jobs[self._task.options(name=job.name).remote(job)] = job
+            self._jobs[self._task.options(name=job.name).remote(*arguments)] = job
 
     def wait(self, timeout_s: float) -> Sequence[Ended]:
         """Return the jobs that have ended since the last call."""

@@ -22,6 +22,7 @@ from sft_lab.study.cell_warnings import warnings_by_cell
 from sft_lab.study.controls import control_cells
 from sft_lab.study.design import STUDY_KEYS, CellSpec, StudyDesign, cells
 from sft_lab.study.executors import Executor, RayExecutor
+from sft_lab.study.fork_server import thread_settings
 from sft_lab.study.halving import Found
 from sft_lab.study.job import CELL_TAG, PARENT_TAG, Job
 from sft_lab.study.outcome import StudyOutcome
@@ -232,8 +233,13 @@ def searches_left_out(study: Study) -> str:
     )
 
 
-def run_study(study: Study, address: str | None) -> StudyOutcome:
+def run_study(study: Study, address: str | None, server: str | None = None) -> StudyOutcome:
     """Run the missing runs of a study and record the outcome in its MLflow run.
+
+    Args:
+        study: The study.
+        address: A running Ray cluster; by default one is started.
+        server: Address of a ``ForkServer`` that runs the jobs.
 
     Raises:
         BusyError: If the study is already running in another process.
@@ -241,20 +247,20 @@ def run_study(study: Study, address: str | None) -> StudyOutcome:
     folder = _folder(study) / study_digest(study.config)
     # `open_parent` reads and then writes the process tag; the lock excludes a second command.
     with run_lock(folder, f"study {study.design.name}"):
-        return _run(study, address)
+        return _run(study, address, server)
 
 
 def _folder(study: Study) -> Path:
     return Path("mlruns/studies") / study.design.name
 
 
-def _run(study: Study, address: str | None) -> StudyOutcome:
+def _run(study: Study, address: str | None, server: str | None) -> StudyOutcome:
     uri, experiment = str(study.logger["tracking_uri"]), str(study.logger["experiment_name"])
     prepare_store(uri, experiment)
     location = study.logger.get("artifact_location")
     parent = open_parent(study.store, experiment, location, study.design.name, study.config)
     try:
-        executor = RayExecutor(study.design.resources, address)
+        executor = RayExecutor(study.design.resources, address, server)
         try:
             outcome = _fill(study, parent, executor)
         finally:
@@ -312,7 +318,6 @@ def make_job(study: Study, parent: ParentRun, run: StudyRun, fork: str | None) -
     dirpath = Path(run.config.plain["checkpoint"]["dirpath"])
     if fork is not None and not stage_checkpoint(dirpath, *fork.split("@")).is_file():
         fork = None
-    threads = str(study.design.resources.cpus)
     return Job(
         digest=run.digest,
         code=planned_code(),
@@ -325,8 +330,7 @@ def make_job(study: Study, parent: ParentRun, run: StudyRun, fork: str | None) -
         folder=folder,
         environment={
             **_forwarded(os.environ),
-            "OMP_NUM_THREADS": threads,
-            "MKL_NUM_THREADS": threads,
+            **thread_settings(study.design.resources.cpus),
             "COLUMNS": os.environ.get("COLUMNS", "100"),
         },
     )

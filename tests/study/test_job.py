@@ -20,8 +20,9 @@ from sft_lab.launch.parser import parse
 from sft_lab.runs.lock import this_process
 from sft_lab.runs.store import DIGEST_TAG, PROCESS_TAG, RunStore
 from sft_lab.study.digests import code_digest
-from sft_lab.study.job import CELL_TAG, Job, find_runs, run_job
+from sft_lab.study.job import CELL_TAG, Job
 from sft_lab.study.record import ParentRun
+from sft_lab.study.run_job import find_runs, run_job
 from sft_lab.study.study import lay_out, make_job
 
 
@@ -89,7 +90,7 @@ def test_a_run_recorded_in_another_store_is_not_retried(
 
 WORKER = """
 import pickle, sys
-from sft_lab.study.job import run_job
+from sft_lab.study.run_job import run_job
 
 run_job(pickle.load(open(sys.argv[1], "rb")))
 """
