@@ -1,5 +1,6 @@
 """The command ``ui``: MLflow's page of a store, and the address of a run on it."""
 
+import json
 import os
 import socket
 import subprocess
@@ -8,10 +9,14 @@ import sys
 from sft_lab.commands.arguments import add_tracking_uri, command_parser, number
 from sft_lab.config.ranges import Port
 from sft_lab.errors import RequestError
+from sft_lab.runs.store import RunStore
 from sft_lab.terminal import visible
 
 _VIEW = "?workflowType=machine_learning"
 """Without it MLflow shows what it has for traces of chats, around the same run."""
+
+_SHARED = "sft_lab"
+"""Key of the view that ``_share_columns`` adds to an experiment."""
 
 
 def main(arguments: list[str]) -> int:
@@ -26,7 +31,6 @@ def main(arguments: list[str]) -> int:
     add_tracking_uri(parser)
     options = parser.parse_args(arguments)
 
-    from sft_lab.runs.store import RunStore
     from sft_lab.runs.store_uri import absolute, local_file
 
     store = RunStore(options.tracking_uri)
@@ -37,12 +41,13 @@ def main(arguments: list[str]) -> int:
             "sft-lab fit --config configs/world/dmt.yaml."
         )
     info = runs[0].info
+    _share_columns(store, info.experiment_id)
     file = local_file(options.tracking_uri)
     here = f"http://127.0.0.1:{options.port}"
     server = options.tracking_uri.rstrip("/") if file is None else here
     listed = f"{server}/#/experiments/{info.experiment_id}/runs"
     print(f"{visible(info.run_name)}: {listed}/{info.run_id}{_VIEW}")
-    print(f"all runs: {listed}{_VIEW}", flush=True)
+    print(f"all runs: {listed}{_VIEW}&viewStateShareKey={_SHARED}", flush=True)
     if file is None:
         return 0
     _check_free(options.port)
@@ -53,6 +58,23 @@ def main(arguments: list[str]) -> int:
     # Locations of artifacts are relative to the folder that holds the store's.
     home = file.absolute().parent.parent
     return subprocess.call([*command, "--backend-store-uri", uri], cwd=home)
+
+
+def _share_columns(store: RunStore, experiment: str) -> None:
+    """Add a view to an experiment whose list of runs shows what they score and have forgotten.
+
+    MLflow's own list has no scores. A view is a tag of the experiment that its page reads.
+    """
+    runs = [run for run in store.runs() if run.info.experiment_id == experiment]
+    metrics = sorted({key for run in runs for key in run.data.metrics})
+    columns = [
+        f"metrics.`{key}`"
+        for kind in ("ability/", "forgetting/")
+        for key in metrics
+        if key.startswith(kind)
+    ]
+    view = json.dumps({"selectedColumns": columns})
+    store.client.set_experiment_tag(experiment, f"mlflow.sharedViewState.{_SHARED}", view)
 
 
 def _check_free(port: int) -> None:

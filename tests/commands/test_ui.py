@@ -1,5 +1,6 @@
 """Test ``ui``: which address it prints, and what it serves."""
 
+import json
 import socket
 import subprocess
 from typing import Any
@@ -26,6 +27,11 @@ def test_the_run_has_an_address_of_its_own(
     assert outcome.code == 0, outcome.err
     address = f"http://127.0.0.1:{port}/#/experiments/{info.experiment_id}/runs/{info.run_id}"
     assert f"{info.run_name}: {address}?workflowType=machine_learning" in outcome.out
+    runs = "runs?workflowType=machine_learning&viewStateShareKey=sft_lab"
+    assert f"/#/experiments/{info.experiment_id}/{runs}" in outcome.out
+    tags = finished.lab.store.client.get_experiment(info.experiment_id).tags
+    columns = json.loads(tags["mlflow.sharedViewState.sft_lab"])["selectedColumns"]
+    assert columns == ["metrics.`ability/math`"]  # trained to the end, so nothing to forget yet
     ((command, cwd),) = served
     assert command[-1].endswith("mlruns/mlflow.db")
     assert cwd == finished.lab.folder  # artifacts are relative to it
