@@ -1,5 +1,6 @@
 """Build what a config describes: ``build(config) -> Run``, or its data alone."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -144,6 +145,11 @@ def _instantiated(make: Callable[[], Namespace]) -> Namespace:
             if isinstance(chain, RequestError):
                 raise chain from None
             chain = chain.__cause__ or chain.__context__
+        if missing := re.search(r"Requirement '([^']+)' not met", str(fault)):
+            raise RequestError(
+                f"trainer: a logger or callback needs {missing[1]}, which is not installed; "
+                "install it by pip, or leave that out."
+            ) from None
         raise
 
 
