@@ -9,7 +9,7 @@ import torch
 
 from sft_lab.model.adapter_config import Adapters, add_adapters
 from sft_lab.model.adapters import TRAINED
-from sft_lab.model.qlora import Quantization, check_base, read_config
+from sft_lab.model.qlora import Quantization, check_base, check_quantization, read_config
 from sft_lab.model.size import quantized_layers
 from sft_lab.terminal import percent
 
@@ -57,8 +57,10 @@ def coverage(base: str, quantization: Quantization, adapters: Adapters | None) -
     """
     from transformers import AutoModelForCausalLM
 
+    config = read_config(check_base(base))
+    check_quantization(config, quantization)
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(read_config(check_base(base)))
+        model: Any = AutoModelForCausalLM.from_config(config)
         ends = [model.get_input_embeddings(), model.get_output_embeddings()]
         outside = {id(p) for end in ends if end is not None for p in end.parameters()}
         matrices = {

@@ -42,6 +42,19 @@ def check_base(base: str) -> str:
     return path
 
 
+def check_quantization(config: Any, quantization: Quantization) -> None:
+    """Refuse 4 bits for a model that divides its weights whenever it evaluates, and rounds them.
+
+    Raises:
+        RequestError: If it does, as RWKV.
+    """
+    if quantization == "nf4" and getattr(config, "rescale_every", None):
+        raise RequestError(
+            f"model.quantization: {config.model_type} rescales its weights for every evaluation, "
+            "which rounds 4-bit ones each time, got nf4; set it to bf16 or fp32."
+        )
+
+
 def read_config(path: str) -> Any:
     """Return the config of a base without running code that comes with it.
 
@@ -136,7 +149,9 @@ def load_base(
     if torch.cuda.is_available():
         # Quantised weights are created on their final device; the Trainer leaves them there.
         options["device_map"] = {"": torch.cuda.current_device()}
-    name, revision = unpinned(check_base(base))
+    path = check_base(base)
+    check_quantization(read_config(path), quantization)
+    name, revision = unpinned(path)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
