@@ -81,7 +81,8 @@ class Composed:
         file = find_config(path)
         values, origins = _read(file)
         for key, value in values.items():
-            self._set(key, value, file.parent, origins[key])
+            # A key that YAML merges in (<<) is written elsewhere in the file.
+            self._set(key, value, file.parent, origins.get(key, str(file)))
         self.origins |= origins
 
     def override(self, key: str, value: str) -> None:

@@ -1,6 +1,7 @@
 """Read a study's config and refuse invalid values before any run is planned."""
 
 import itertools
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fractions import Fraction
@@ -15,7 +16,9 @@ from sft_lab.errors import RequestError
 from sft_lab.launch.parser import GROUPS, explain
 from sft_lab.study.design import Arm, ReportDesign, Scalar, StudyDesign
 
-_NAME = r"[A-Za-z0-9_.-]+"
+MAX_CELLS = 10_000
+MAX_ENTRIES = 1_000
+_NAME = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,59}"
 
 
 def read_design(composed: Composed) -> StudyDesign:
@@ -32,6 +35,12 @@ def read_design(composed: Composed) -> StudyDesign:
         if not whole.get(key):
             raise RequestError(
                 f"{composed.where(key)}: required in a study; see configs/studies/rq4.yaml."
+            )
+    for key, entries in _lists(whole, ""):
+        if len(entries) > MAX_ENTRIES:  # the parser takes time with the square of it
+            raise RequestError(
+                f"{composed.where(key)} has {len(entries):,} entries, and a list of a study at "
+                f"most {MAX_ENTRIES:,}."
             )
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--study", type=StudyDesign)
@@ -78,13 +87,16 @@ def _with_sets_as_text(value: Any) -> Any:
 
 def _faults(design: StudyDesign) -> Iterator[tuple[str, str]]:
     """Yield wrong keys, each with the rest of its message."""
-    if not re.fullmatch(rf"(?!\.){_NAME}", design.name):
+    if not re.fullmatch(_NAME, design.name):
         yield (
             "name",
-            f" names a folder; use letters, digits, _, - and . (not first), got {design.name!r}.",
+            f" names a folder; use at most 60 letters, digits, _, - and . (neither first), "
+            f"got {design.name!r}.",
         )
     yield from _faults_of_seeds("seeds", design.seeds)
     yield from _faults_of_set("set", design.set)
+    if (count := _num_cells(design)) > MAX_CELLS:
+        yield "questions", f" lay out {count:,} cells, and a study has at most {MAX_CELLS:,}."
     for name, question in design.questions.items():
         yield from _faults_of_name(f"questions.{name}", name)
         if not question.arms:
@@ -93,6 +105,24 @@ def _faults(design: StudyDesign) -> Iterator[tuple[str, str]]:
         for arm_name, arm in question.arms.items():
             yield from _faults_of_name(f"questions.{name}.arms.{arm_name}", arm_name)
             yield from _faults_of_arm(f"questions.{name}.arms.{arm_name}", arm)
+
+
+def _lists(value: Any, key: str) -> Iterator[tuple[str, list[Any]]]:
+    """Yield every list of a config by its key."""
+    if isinstance(value, list):
+        yield key, value
+    for name, inner in value.items() if isinstance(value, Mapping) else ():
+        yield from _lists(inner, f"{key}.{name}" if key else str(name))
+
+
+def _num_cells(design: StudyDesign) -> int:
+    """Return the cells of all grids, without laying them out."""
+    return sum(
+        math.prod(len(axis.values) for axis in arm.grid.values())
+        * len(arm.seeds or question.seeds or design.seeds)
+        for question in design.questions.values()
+        for arm in question.arms.values()
+    )
 
 
 def _faults_of_seeds(key: str, seeds: Sequence[int] | None) -> Iterator[tuple[str, str]]:
@@ -104,7 +134,13 @@ def _faults_of_seeds(key: str, seeds: Sequence[int] | None) -> Iterator[tuple[st
 
 def _faults_of_name(key: str, name: str) -> Iterator[tuple[str, str]]:
     if not re.fullmatch(_NAME, name):
-        yield key, f" names files and anchors; use letters, digits, _, . and -, got {name!r}."
+        yield (
+            key,
+            (
+                " names files and anchors; use at most 60 letters, digits, _, - and . (neither "
+                f"first), got {name!r}."
+            ),
+        )
 
 
 def _faults_of_set(key: str, values: Iterable[str]) -> Iterator[tuple[str, str]]:
@@ -126,7 +162,7 @@ def _faults_of_arm(key: str, arm: Arm) -> Iterator[tuple[str, str]]:
     yield from _faults_of_set(f"{key}.set", arm.set)
     for name, axis in arm.grid.items():
         if not re.fullmatch(_NAME, name):
-            yield f"{key}.grid", f": names an axis; use letters, digits, _, . and -, got {name!r}."
+            yield from _faults_of_name(f"{key}.grid.{name}", name)
         if not axis.values or not axis.keys:
             counts = f"{len(axis.values)} values and {len(axis.keys)} keys"
             yield f"{key}.grid.{name}", f" needs values and keys, got {counts}."

@@ -153,6 +153,7 @@ def test_files_of_other_editors_are_read(compose: Compose) -> None:
     assert compose("\ufeffa: 1\r\nb: 2\r\n").resolved() == {"a": 1, "b": 2}
     assert compose("", "# nothing yet\n").resolved() == {}
     assert compose("a: &x {b: 1}\nc:\n  <<: *x\n  d: 2\n").resolved()["c"] == {"b": 1, "d": 2}
+    assert compose("x: &x {a: 1}\n<<: *x\n").resolved() == {"x": {"a": 1}, "a": 1}
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,10 @@ from tiny_lab import CONFIGS, Lab
 
 from sft_lab.config.compose import dump
 
-SCHEMA = json.loads((CONFIGS / "schema/run.json").read_text(encoding="utf-8"))
+RUN, STUDY = (
+    json.loads((CONFIGS / f"schema/{name}.json").read_text(encoding="utf-8"))
+    for name in ("run", "study")
+)
 WRONG: list[Any] = [-1, "zzz", ["zzz"], 0, True, {"zzz": 1}, 2**70, "", 0.5, None]
 """Values of every kind. The schema, made from the signatures, says where they are wrong."""
 ENTRIES = {
@@ -23,6 +26,10 @@ ENTRIES = {
     "mixture": "math",
     "decoding": "world_math",
     "min_retention": "world_math/accuracy",
+    "questions": "q",
+    "arms": "both",
+    "grid": "k",
+    "retention": "world_math/accuracy",
 }
 """A name to use where a key takes entries of any name."""
 JUDGE = {
@@ -50,29 +57,32 @@ FINE = {("trainer.logger", "None"), ("data.stages.first.total", "None"), ("data.
 Path_ = tuple[str, ...]
 
 
-def keys(node: Any, path: Path_, beside: dict[Path_, Any]) -> Iterator[tuple[Path_, Any, Any]]:
-    """Yield every key below a key of the schema, with its part of it, and what it needs beside."""
+def keys(
+    node: Any, definitions: Any, path: Path_, beside: dict[Path_, Any]
+) -> Iterator[tuple[Path_, Any, Any]]:
+    """Yield every key below a key of a schema, with its part of it, and what it needs beside."""
     if "$ref" in node:
         name = node["$ref"].rpartition("/")[2]
         if name == "interpolation":
             return
-        node = SCHEMA["$defs"][name]
+        node = definitions[name]
     for name, part in node.get("properties", {}).items():
         if name == "init_args" and (owner := node["properties"]["class_path"].get("const")):
             given = {**beside, (*path, "class_path"): owner}
             given |= {(*path, "init_args", key): value for key, value in required(owner).items()}
-            yield from keys(part, (*path, name), given)
+            yield from keys(part, definitions, (*path, name), given)
         elif name not in ("class_path", "init_args", "dict_kwargs"):
             inner = (*path, name)
             yield inner, part, beside
-            yield from keys(part, inner, beside | {k: v for k, v in BESIDE.items() if k == inner})
+            given = beside | {k: v for k, v in BESIDE.items() if k == inner}
+            yield from keys(part, definitions, inner, given)
     for part in node.get("anyOf", []):
-        yield from keys(part, path, beside)
+        yield from keys(part, definitions, path, beside)
     entry = node.get("additionalProperties")
     if isinstance(entry, dict):
         inner = (*path, ENTRIES.get(path[-1], "entry"))
         yield inner, entry, beside
-        yield from keys(entry, inner, beside)
+        yield from keys(entry, definitions, inner, beside)
 
 
 def required(owner: str) -> dict[str, Any]:
@@ -85,24 +95,23 @@ def required(owner: str) -> dict[str, Any]:
     }
 
 
-def wrong_values() -> Iterator[tuple[str, list[tuple[Any, dict[str, Any]]]]]:
+def wrong_values(schema: Any) -> Iterator[tuple[str, list[tuple[Any, dict[str, Any]]]]]:
     """Yield every key with its wrong values, and with the config that sets each of them."""
     seen = set()
-    for group in ("trainer", "model", "corpus", "evaluation", "data", "checkpoint"):
-        for path, part, beside in keys({"$ref": f"#/$defs/{group}"}, (group,), {}):
-            mark = (path[-1], json.dumps(part, sort_keys=True))
-            if mark in seen:  # classes share most of their arguments
-                continue
-            seen.add(mark)
-            schema = Draft202012Validator({**part, "$defs": SCHEMA["$defs"]})
-            key = ".".join(path)
-            found = [
-                (value, nested({**beside, path: value}))
-                for value in WRONG
-                if not schema.is_valid(value) and (key, str(value)) not in FINE
-            ]
-            if found:
-                yield key, found
+    for path, part, beside in keys(schema, schema["$defs"], (), {}):
+        mark = (path[-1], json.dumps(part, sort_keys=True))
+        if mark in seen or path == ("seed_everything",):  # classes share most of their arguments
+            continue
+        seen.add(mark)
+        judge = Draft202012Validator({**part, "$defs": schema["$defs"]})
+        key = ".".join(path)
+        found = [
+            (value, nested({**beside, path: value}))
+            for value in WRONG
+            if not judge.is_valid(value) and (key, str(value)) not in FINE
+        ]
+        if found:
+            yield key, found
 
 
 def nested(values: dict[Path_, Any]) -> dict[str, Any]:
@@ -145,27 +154,29 @@ def parts(value: Any) -> list[str]:
     return [str(value), *(value if isinstance(value, dict | list) else ())]
 
 
-def sweep(lab: Lab, every: bool) -> list[str]:
+def sweep(lab: Lab, schema: Any, *command: str, every: bool) -> list[str]:
+    lab.write("wrong.yaml", "")
     faults = []
-    for place, (key, wrong) in enumerate(wrong_values()):
+    for place, (key, wrong) in enumerate(wrong_values(schema)):
         for value, config in wrong if every else [wrong[place % len(wrong)]]:
             lab.write("wrong.yaml", dump(config))
-            fault = check_refused(
-                lab, key, value, "fit", "--config=tiny.yaml", "--config=wrong.yaml"
-            )
+            fault = check_refused(lab, key, value, *command, "--config=wrong.yaml")
             faults += [fault] if fault else []
     return faults
 
 
 def test_every_key_refuses_a_wrong_value(lab: Lab) -> None:
-    lab.write("wrong.yaml", "")
-    assert sweep(lab, every=False) == []
+    assert sweep(lab, RUN, "fit", "--config=tiny.yaml", every=False) == []
+
+
+def test_every_key_of_a_study_refuses_a_wrong_value(study_lab: Lab) -> None:
+    assert sweep(study_lab, STUDY, "study", "--config=study.yaml", "--print", every=False) == []
 
 
 @pytest.mark.extended
-def test_every_key_refuses_every_wrong_value(lab: Lab) -> None:
-    lab.write("wrong.yaml", "")
-    assert sweep(lab, every=True) == []
+def test_every_key_refuses_every_wrong_value(study_lab: Lab) -> None:
+    assert sweep(study_lab, RUN, "fit", "--config=tiny.yaml", every=True) == []
+    assert sweep(study_lab, STUDY, "study", "--config=study.yaml", "--print", every=True) == []
 
 
 COMMANDS = """

@@ -88,7 +88,7 @@ def test_one_key_can_be_changed_on_the_command_line(write: Any) -> None:
         ("--questions.q.arms.dmt.grid.k.keys=[dta.k]", "'dta.k' must begin with one of"),
         (
             "--questions.q.arms.dmt.grid={'k #2': {values: [1], keys: [data.k]}}",
-            "names an axis; use letters, digits, _, . and -, got 'k #2'",
+            "grid.k #2 names files and anchors; use at most 60",
         ),
         ("--questions.q.arms.dmt.serch={}", "unknown key"),
         ("--questions.q.design=ratios", "ratios"),
@@ -99,6 +99,15 @@ def test_one_key_can_be_changed_on_the_command_line(write: Any) -> None:
         ("--resources={cpus: 0}", "cpus must be 1 or more"),
         ("--resources={memory_gb: -4}", "memory_gb must be above 0 and finite, or null, got -4"),
         ("--name=..", "got '..'"),
+        ("--name=-x", "got '-x'"),
+        (f"--name={'n' * 61}", "use at most 60 letters"),
+        (f"--questions.q.arms.dmt.grid.k.values={[*range(1001)]}", "k.values has 1,001 entries"),
+        (
+            "--questions.q.arms.dmt.grid={a: {values: &v [0, 1, 2, 3, 4, 5, 6, 7, 8, 9], "
+            "keys: [data.k]}, b: {values: *v, keys: [data.b]}, c: {values: *v, keys: [data.c]}, "
+            "d: {values: *v, keys: [data.d]}}",
+            "questions lay out 40,001 cells, and a study has at most 10,000.",
+        ),
         ("--seeds=[-1]", "seeds.0 must be in [0, 4294967295], got -1"),
         ("--questions.q.seeds=[0, 0]", "questions.q.seeds must be distinct"),
         (
@@ -142,8 +151,8 @@ def test_a_name_unfit_for_a_file_is_refused_with_its_line(write: Any, tmp_path: 
         read_study_config([config])
     line = (tmp_path / "study.yaml").read_text().splitlines().index("  a/b:") + 1
     assert str(refused.value) == (
-        f"{tmp_path}/study.yaml, line {line}: questions.a/b names files and anchors; use "
-        "letters, digits, _, . and -, got 'a/b'."
+        f"{tmp_path}/study.yaml, line {line}: questions.a/b names files and anchors; use at most "
+        "60 letters, digits, _, - and . (neither first), got 'a/b'."
     )
 
 
