@@ -78,6 +78,8 @@ def check_config(
             raise RequestError(f"{composed.where(key)} needs a value, got null.")
         if allowed := range_fault(value, (ranges or {}).get(key, hint)):
             raise RequestError(f"{composed.where(key)} must be {allowed}, got {value}.")
+        if value == "" and _is_class_path(alternatives(hint)):
+            raise RequestError(f"{composed.where(key)} needs the path of a class, got ''.")
         if allowed := kind_fault(value, hint):
             raise RequestError(f"{composed.where(key)} must be {allowed}, got {value!r}.")
         if value is not None and (fault := _read_fault(value, hint)):
