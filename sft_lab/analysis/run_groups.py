@@ -4,8 +4,6 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from sft_lab.analysis.groups import RunGroup
 from sft_lab.config.identity import contradiction, identity
 from sft_lab.errors import RequestError
@@ -82,7 +80,7 @@ def _check_alike(store: RunStore, first: RunResult, others: Sequence[RunResult])
 
 def _training(store: RunStore, run: RunResult) -> dict[str, Any]:
     # How runs were measured is compared in ``protocols``.
-    config = identity(yaml.safe_load(store.artifact_text(run.run_id, "config.yaml")))
+    config = identity(store.config(run.run_id))
     return _without_seeds({key: config[key] for key in config if key != "evaluation"})
 
 

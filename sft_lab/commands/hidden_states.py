@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sft_lab.analysis.representation import (
     Representation,
     check_sizes,
@@ -58,7 +56,7 @@ def represent(
     """
     run = store.find(name)
     run_id: str = run.info.run_id
-    config = yaml.safe_load(store.artifact_text(run_id, "config.yaml"))
+    config = store.config(run_id)
     stages = list(config["data"]["stages"])
     if run.data.tags.get("command") != "fit":
         raise RequestError(

@@ -6,7 +6,9 @@ from typing import Any
 
 from sft_lab.errors import RequestError
 
-_BATCH_ROWS = 1024  # decoded at once; rows may be long
+_BATCH_ROWS = 1024  # decoded at once
+_BATCH_BYTES = 64 * 2**20  # and no more than these, if rows are as long as the first ones
+_FIRST_ROWS = 4
 
 Content = Callable[[Mapping[str, Any]], Mapping[str, Any]]
 
@@ -22,12 +24,20 @@ def parquet_rows(key: str, file: Path) -> Iterator[tuple[Mapping[str, Any], Mapp
     try:
         with pyarrow.parquet.ParquetFile(file) as parquet:
             content = without_struct_nulls(parquet.schema_arrow)
-            for batch in parquet.iter_batches(_BATCH_ROWS):
+            for batch in parquet.iter_batches(_batch_rows(parquet)):
                 for row in batch.to_pylist(maps_as_pydicts="strict"):
                     yield row, content(row)
     except (OSError, UnicodeDecodeError, KeyError, pyarrow.ArrowException) as fault:
         reason = (str(fault).splitlines() or [type(fault).__name__])[0]
         raise RequestError(f"{key}: {file} cannot be read as Parquet: {reason}") from fault
+
+
+def _batch_rows(parquet: Any) -> int:
+    """Return how many rows of a file to decode at once."""
+    first = next(parquet.iter_batches(_FIRST_ROWS), None)
+    if first is None or not first.nbytes:
+        return _BATCH_ROWS
+    return max(1, min(_BATCH_ROWS, _BATCH_BYTES * first.num_rows // first.nbytes))
 
 
 def without_struct_nulls(schema: Any) -> Content:

@@ -121,8 +121,17 @@ class StoreClient(MlflowClient):
     def download_artifacts(self, run_id: str, path: str, dst_path: str | None = None) -> str:
         if (artifacts := self._local(run_id)) is None:
             return super().download_artifacts(run_id, path, dst_path)
-        Checksums(Path(artifacts.artifact_dir)).check(path)
+        self.check_artifacts(run_id, path)
         return artifacts.download_artifacts(path, dst_path)
+
+    def check_artifacts(self, run_id: str, path: str) -> None:
+        """Check a file or folder of a local run against its checksums.
+
+        Raises:
+            RequestError: As ``Checksums.check``.
+        """
+        if (artifacts := self._local(run_id)) is not None:
+            Checksums(Path(artifacts.artifact_dir)).check(path)
 
 
 def relative_location(file: Path, folder: Path) -> str | None:

@@ -122,8 +122,10 @@ def read_points(store: RunStore, run_id: str) -> tuple[Point, ...]:
         RequestError: If another version of the lab wrote them.
     """
     return tuple(
-        Point.from_dict(
-            json.loads(store.artifact_text(run_id, evaluation_path(step))), f"run {run_id[:8]}"
+        store.artifact(
+            run_id,
+            evaluation_path(step),
+            lambda text: Point.from_dict(json.loads(text), f"run {run_id[:8]}"),
         )
         for step in evaluated_steps(store, run_id)
     )

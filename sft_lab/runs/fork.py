@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sft_lab.config.identity import contradiction, identity
 from sft_lab.errors import RequestError
 from sft_lab.runs.checkpoint import read_checkpoint, stage_checkpoint, stamp_of
@@ -60,7 +58,7 @@ def find_fork(store: RunStore, dirpath: Path, text: str, config: Mapping[str, An
     named = f"--from {text}: run {run_id[:8]} ({run.info.run_name})"
     if (command := run.data.tags.get("command")) != "fit":
         raise RequestError(f"{named} is one of `{command}`, which trains no stage; name a fit.")
-    trained = yaml.safe_load(store.artifact_text(run_id, "config.yaml"))
+    trained = store.config(run_id)
     stages = list(trained["data"]["stages"])
     if stage not in stages:
         raise RequestError(f"{named} has no stage '{stage}'; it has {', '.join(stages)}.")

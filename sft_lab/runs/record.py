@@ -183,4 +183,6 @@ def read_record(store: RunStore, run_id: str) -> RunRecord:
     Raises:
         RequestError: If the run has none, since it was stopped before, or an unknown version.
     """
-    return RunRecord.from_json(store.artifact_text(run_id, RECORD), f"run {run_id[:8]}")
+    return store.artifact(
+        run_id, RECORD, lambda text: RunRecord.from_json(text, f"run {run_id[:8]}")
+    )

@@ -7,7 +7,7 @@ from typing import Any
 
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.item import Part
-from sft_lab.runs.evaluations import Point, Tracked, read_points, strict_key
+from sft_lab.runs.evaluations import EVALUATIONS, Point, Tracked, read_points, strict_key
 from sft_lab.runs.record import BenchmarkRecord, RunRecord, read_record
 from sft_lab.runs.store import RunStore
 
@@ -128,6 +128,8 @@ def read_result(store: RunStore, run: Any, points: Sequence[Point] | None = None
         *("form/", "answer_loss/", "form_forgetting/"),
         *("retention/", "forgetting/", "backward_transfer/", "average/"),
     )
+    if points is None and run.info.status == "FINISHED":  # one that was stopped may lack the last
+        store.check_artifacts(run_id, EVALUATIONS)
     return RunResult(
         run_id=run_id,
         name=run.info.run_name,
@@ -168,7 +170,11 @@ def read_answers(
     Raises:
         RequestError: If the run has no such evaluation.
     """
-    table = json.loads(store.artifact_text(run_id, f"answers/step_{step:06d}/{benchmark}.json"))
+    path = f"answers/step_{step:06d}/{benchmark}.json"
+    return store.artifact(run_id, path, lambda text: _item_answers(json.loads(text), parts))
+
+
+def _item_answers(table: Mapping[str, Any], parts: Collection[Part]) -> list[ItemAnswer]:
     columns = table["columns"]
     ids = ("id", "item", "cluster", "split")
     others = {*ids, "reason", "completion", "expected", "reasoning", "prompt"}

@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sft_lab.config.identity import changed_keys, check_resumable, digest, identity
 from sft_lab.errors import BusyError, RequestError
 from sft_lab.runs.checkpoint import last_checkpoint, read_checkpoint, stamp_of
@@ -60,7 +58,7 @@ def resume_last(tracking_uri: str, dirpath: Path, config: Mapping[str, Any]) -> 
     message = f"--ckpt_path last: {tracking_uri} holds no unfinished run of this config."
     if runs:
         newest = runs[0]
-        trained = yaml.safe_load(store.artifact_text(newest.info.run_id, "config.yaml"))
+        trained = store.config(newest.info.run_id)
         changes = changed_keys(identity(trained), identity(config))
         if changes:
             key, before, now = changes[0]

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sft_lab.errors import RequestError
 from sft_lab.runs.store import RunStore
 
@@ -52,7 +50,7 @@ def find_stage(store: RunStore, text: str) -> EndedStage:
     named = f"{text}: run {run_id[:8]} ({run_name})"
     if (command := run.data.tags.get("command")) != "fit":
         raise RequestError(f"{named} is one of `{command}`, which trains no stage; name a fit.")
-    config = yaml.safe_load(store.artifact_text(run_id, "config.yaml"))
+    config = store.config(run_id)
     ended = {Path(file.path).name for file in store.client.list_artifacts(run_id, "stages")}
     known = [stage for stage in config["data"]["stages"] if stage in ended]
     if not stage and not known:

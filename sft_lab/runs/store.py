@@ -2,11 +2,13 @@
 
 import sqlite3
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+import yaml
 
 from sft_lab.errors import RequestError
 from sft_lab.paths import make_folder
@@ -16,6 +18,9 @@ from sft_lab.runs.store_uri import URI_KEY, check_store, local_file
 if TYPE_CHECKING:
     from sft_lab.runs.client import StoreClient
 
+T = TypeVar("T")
+
+_DAMAGED = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 DIGEST_TAG = "sft_lab.config_digest"
 STUDY_TAG = "sft_lab.study"
 PROCESS_TAG = "sft_lab.process"
@@ -152,6 +157,43 @@ class RunStore:
                 f"run {run_id[:8]} has no {path}: it was stopped before that was written."
             ) from fault
 
+    def artifact(self, run_id: str, path: str, read: Callable[[str], T]) -> T:
+        """Return what a text artifact of a run holds.
+
+        Args:
+            run_id: The run.
+            path: The artifact.
+            read: Reads the text; raises an error if it is not what a run writes.
+
+        Raises:
+            RequestError: If the run has none of that name, or it is damaged.
+        """
+        try:
+            return read(self.artifact_text(run_id, path))
+        except RequestError:
+            raise
+        except (*_DAMAGED, yaml.YAMLError) as fault:
+            raise RequestError(
+                f"run {run_id[:8]}: {path} is damaged: {type(fault).__name__}, "
+                f"{' '.join(str(fault).split())[:100]}. Restore a copy of the store's artifacts."
+            ) from fault
+
+    def check_artifacts(self, run_id: str, path: str) -> None:
+        """Refuse a folder of a run's artifacts that lacks a file; a server's are not checked.
+
+        Raises:
+            RequestError: Naming the file.
+        """
+        self.client.check_artifacts(run_id, path)
+
+    def config(self, run_id: str) -> dict[str, Any]:
+        """Return the resolved config of a run.
+
+        Raises:
+            RequestError: As ``artifact``.
+        """
+        return self.artifact(run_id, "config.yaml", _read_config)
+
     def check_known(self, *names: str, kind: Kind = "run") -> None:
         """Refuse names of runs that a local store does not hold, without importing MLflow.
 
@@ -193,6 +235,13 @@ class RunStore:
             raise self.unknown("run", name, [(run.info.run_id, run.info.run_name) for run in runs])
         finished = [run for run in by_name if run.info.status == "FINISHED"]
         return (by_id or finished or by_name)[0]
+
+
+def _read_config(text: str) -> dict[str, Any]:
+    config = yaml.safe_load(text)
+    if not isinstance(config["data"]["stages"], dict):
+        raise TypeError("it holds no stages")
+    return dict(config)
 
 
 def _local_runs(file: Path | None, kind: Kind) -> list[tuple[str, str]] | None:

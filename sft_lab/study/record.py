@@ -174,7 +174,7 @@ def read_study(store: RunStore, run_id: str) -> StudyResults:
     Raises:
         RequestError: If the run is not a study's.
     """
-    content = json.loads(store.artifact_text(run_id, _CELLS))
+    content = store.artifact(run_id, _CELLS, json.loads)
     by_id = {run.info.run_id: run for run in store.runs()}
     ids = {row["run_id"] for row in content["cells"] if row["run_id"] in by_id}
     results = {run_id: read_result(store, by_id[run_id]) for run_id in sorted(ids)}

@@ -60,6 +60,20 @@ def test_json_files_are_read_in_file_order(tmp_path: Path, name: str, content: b
     assert prompts(tmp_path / name) == ["q0", "q1", "q2"]
 
 
+def test_long_rows_of_a_small_parquet_file_are_not_all_decoded_at_once(tmp_path: Path) -> None:
+    size = 2**18
+    repeated = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 1024), ["x" * size])
+    pyarrow.parquet.write_table(
+        pyarrow.table({"prompt": repeated}), tmp_path / "rows.parquet", store_schema=False
+    )
+    assert (tmp_path / "rows.parquet").stat().st_size < 2**20
+    before = pyarrow.total_allocated_bytes()
+    found = iter(rows("math", Source(str(tmp_path / "rows.parquet"))))
+    assert len(next(found)[1]["prompt"]) == size
+    assert pyarrow.total_allocated_bytes() - before < 150 * 2**20  # all of them are 256 MiB
+    assert sum(1 for _ in found) == 1023
+
+
 def test_parquet_files_are_read(tmp_path: Path) -> None:
     turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     table = pyarrow.Table.from_pylist([{"messages": turns}, {"messages": turns[:1]}])

@@ -1,6 +1,9 @@
 import json
 import random
+import shutil
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_lab import CONFIGS, EVALUATED_STEPS, TINY, FinishedRun, Lab
@@ -8,7 +11,9 @@ from tiny_lab import CONFIGS, EVALUATED_STEPS, TINY, FinishedRun, Lab
 from sft_lab.errors import RequestError
 from sft_lab.metrics.score import Score, accuracy
 from sft_lab.runs.evaluations import Point, Tracked, ability_metrics, evaluated_steps, read_points
-from sft_lab.runs.results import RunResult, read_result
+from sft_lab.runs.results import RunResult, read_answers, read_result
+from sft_lab.runs.stages import find_stage
+from sft_lab.runs.store import RunStore
 
 
 def point(step: int, after: str | None = None, *, math: float, code: float | None) -> Point:
@@ -206,3 +211,53 @@ def test_what_was_never_above_chance_has_logged_no_forgetting(lab: Lab) -> None:
     }
     assert not changes & LOSS_OF_THE_LEARNED
     assert {"ability", "form", "change_from_base"} <= changes
+
+
+@pytest.fixture
+def copied(finished: FinishedRun, tmp_path: Path) -> tuple[RunStore, Any, Path]:
+    """A copy of the store of the finished run, the run, and the folder of its artifacts."""
+    shutil.copytree(finished.lab.folder / "mlruns", tmp_path / "mlruns")
+    store = RunStore(f"sqlite:///{tmp_path}/mlruns/mlflow.db")
+    (run,) = store.runs()
+    return store, run, tmp_path / f"mlruns/artifacts/{run.info.run_id}/artifacts"
+
+
+def test_a_missing_evaluation_of_a_finished_run_is_noticed(
+    copied: tuple[RunStore, Any, Path],
+) -> None:
+    store, run, folder = copied
+    assert [p.step for p in read_result(store, run).points] == EVALUATED_STEPS
+    (folder / "evaluations/step_000004.json").unlink()
+    with pytest.raises(RequestError, match=r"step_000004\.json is gone, or the run was stopped"):
+        read_result(store, run)
+
+
+@pytest.mark.parametrize(
+    ("path", "content"),
+    [
+        ("record.json", b"{"),
+        ("record.json", b"null"),
+        ("record.json", b"\xff"),
+        ("evaluations/step_000004.json", b"[]"),
+        ("evaluations/step_000004.json", b'{"schema": 1'),
+        ("evaluations/step_000004.json", b""),
+        ("answers/step_000004/scripted.json", b'{"columns": []}'),
+        ("answers/step_000004/scripted.json", b"[" * 100_000),
+        ("config.yaml", b"a: ["),
+        ("config.yaml", b"data: {stages: [1]}"),
+    ],
+)
+def test_a_damaged_artifact_without_a_checksum_is_named(
+    copied: tuple[RunStore, Any, Path], path: str, content: bytes
+) -> None:
+    store, run, folder = copied
+    (folder.parent / "sha256.txt").unlink()  # as on a server, which has none
+    (folder / path).write_bytes(content)
+    with pytest.raises(RequestError, match=rf"run {run.info.run_id[:8]}: {path} is damaged: "):
+        _read_all(store, run)
+
+
+def _read_all(store: RunStore, run: Any) -> None:
+    read_result(store, run)
+    read_answers(store, run.info.run_id, "scripted", 4)
+    find_stage(store, f"{run.info.run_name}@first")
