@@ -9,9 +9,10 @@ from tiny_lab import Lab
 from sft_lab.commands.trained_model import load_stage, load_trained
 from sft_lab.runs.stages import find_stage
 
-# DoRA on the layers, a copy of the last norm, and two tokens of their own in tied embeddings.
+# DoRA on the layers, a copy of the last norm, and two tokens that were added to tied embeddings.
 PEFT = """
 model:
+  base: enlarged
   lora: null
   peft:
     class_path: peft.LoraConfig
@@ -20,13 +21,14 @@ model:
       use_dora: true
       target_modules: all-linear
       modules_to_save: [norm]
-      trainable_token_indices: [40, 41]
+      trainable_token_indices: [261, 262]
+corpus: {template: chatml}
 evaluation: {every_n_steps: null}
 trainer: {log_every_n_steps: 1}
 data:
   stages: {first: {epochs: null, max_steps: 3}, second: {epochs: null, max_steps: 3}}
 """
-IDS = torch.arange(30, 54).reshape(2, 12)
+IDS = torch.tensor([[*range(30, 40), 261, 262], [262, *range(50, 60), 261]])
 
 
 @torch.no_grad()
@@ -39,23 +41,36 @@ def world(tiny_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFT_LAB_WORLD", str(tiny_world))
 
 
-def test_a_run_of_dora_with_a_trained_norm_and_tokens_resumes_forks_and_exports(
-    stopped_lab: Lab,
+def enlarge(base: Path, out: Path) -> None:
+    """Add ChatML's two tokens to a base, as docs/configuration.md says."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(base),
+        AutoTokenizer.from_pretrained(base),
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    torch.manual_seed(0)
+    model.resize_token_embeddings(len(tokenizer))
+    for part in (model, tokenizer):
+        part.save_pretrained(out)
+
+
+def test_a_run_of_dora_with_added_tokens_forks_and_exports(
+    lab: Lab, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lab = stopped_lab
+    monkeypatch.chdir(lab.folder)
     lab.write("peft.yaml", PEFT)
+    enlarge(tiny_base, lab.folder / "enlarged")
     config = "--config=peft.yaml"
-    stop = ("--trainer.callbacks+=stopper.Stop", "--trainer.callbacks.step=4")
-    with pytest.raises(RuntimeError, match="stopped by the test"):
-        lab.fit(config, *stop)
-    resumed = lab.fit(config, "--ckpt_path=last")
-    assert resumed.code == 0, resumed.err
+    whole = lab.fit(config)
+    assert whole.code == 0, whole.err
     run_id = lab.run.info.run_id
     losses = lab.points("train_loss/all", run_id)
     forked = lab.fit(config, f"--from={run_id}@first")
     assert forked.code == 0, forked.err
     [fork] = [run for run in lab.runs if run.info.run_id != run_id]
-    # Both trained the second stage from the same weights: the fork in one go.
+    # From the checkpoint of the first stage the fork trains what the run did.
     assert lab.points("train_loss/all", fork.info.run_id) == losses
     checkpoint = lab.folder / "mlruns/checkpoints" / run_id / "last.ckpt"
     live = logits(load_trained(checkpoint)[0])
@@ -67,6 +82,10 @@ def test_a_run_of_dora_with_a_trained_norm_and_tokens_resumes_forks_and_exports(
 
     merged = AutoModelForCausalLM.from_pretrained(lab.folder / "merged", dtype=torch.float32)
     torch.testing.assert_close(logits(merged), live, rtol=1e-4, atol=1e-4)
+    trained = merged.get_input_embeddings().weight
+    added = AutoModelForCausalLM.from_pretrained(lab.folder / "enlarged").get_input_embeddings()
+    is_changed = (trained != added.weight).any(dim=1)
+    assert is_changed.nonzero().flatten().tolist() == [261, 262]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +124,9 @@ def test_a_run_of_dora_with_a_trained_norm_and_tokens_resumes_forks_and_exports(
 def test_adapters_that_do_not_fit_are_refused_before_anything_is_written(
     lab: Lab, arguments: list[str], message: str
 ) -> None:
-    lab.write("peft.yaml", PEFT)
+    lab.write(
+        "peft.yaml", PEFT.replace("base: enlarged", "").replace("corpus: {template: chatml}", "")
+    )
     refused = lab.fit(*arguments)
     assert refused.code == 2
     assert message in refused.err
