@@ -59,7 +59,8 @@ class SFTModule(LightningModule):
         attn_implementation: ``sdpa``, ``eager``, ``flex_attention``, ``flash_attention_2``,
             ``flash_attention_3`` or a kernel of the hub (``kernels-community/...``); None for
             transformers' choice.
-        torch_compile: Compile the decoder's layers for training; sums are rounded differently.
+        torch_compile: Compile the decoder's layers for training; sums are rounded differently, and
+            dropout draws other values.
         optimizer: ``paged_adamw_8bit`` needs CUDA.
         weight_decay: AdamW's decoupled weight decay.
         seed: Seed of the adapters' first values.

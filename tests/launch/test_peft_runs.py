@@ -45,10 +45,8 @@ def enlarge(base: Path, out: Path) -> None:
     """Add ChatML's two tokens to a base, as docs/configuration.md says."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    model, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(base),
-        AutoTokenizer.from_pretrained(base),
-    )
+    model = AutoModelForCausalLM.from_pretrained(base)
+    tokenizer = AutoTokenizer.from_pretrained(base)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
     torch.manual_seed(0)
     model.resize_token_embeddings(len(tokenizer))
@@ -124,9 +122,8 @@ def test_a_run_of_dora_with_added_tokens_forks_and_exports(
 def test_adapters_that_do_not_fit_are_refused_before_anything_is_written(
     lab: Lab, arguments: list[str], message: str
 ) -> None:
-    lab.write(
-        "peft.yaml", PEFT.replace("base: enlarged", "").replace("corpus: {template: chatml}", "")
-    )
+    text = PEFT.replace("base: enlarged", "").replace("corpus: {template: chatml}", "")
+    lab.write("peft.yaml", text)
     refused = lab.fit(*arguments)
     assert refused.code == 2
     assert message in refused.err

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_families import tiny_model
+from tiny_lab import Lab
 
 from sft_lab.errors import RequestError
 from sft_lab.model.adapter_config import Lora
@@ -52,6 +53,20 @@ def test_compiled_layers_run_in_training_only(monkeypatch: pytest.MonkeyPatch) -
     with uncompiled(model):
         model(input_ids=IDS)
     assert len(calls) == 2
+
+
+@pytest.mark.extended
+def test_a_run_with_compiled_layers_has_the_losses_of_one_without(lab: Lab) -> None:
+    found = []
+    for arguments in ((), ("--model.torch_compile=true",)):  # dropout draws other values compiled
+        short = [f"--data.stages.{name}.max_steps=2" for name in ("first", "second")]
+        done = lab.fit(
+            *short, "--trainer.log_every_n_steps=1", *arguments, "--model.lora.lora_dropout=0"
+        )
+        assert done.code == 0, done.err
+        found.append(lab.points("train_loss/all", lab.runs[0].info.run_id))
+    plain, compiled = found
+    assert compiled == pytest.approx(plain, rel=1e-4)
 
 
 def test_what_is_adapted_and_quantised_is_counted(tmp_path: Path) -> None:
