@@ -54,6 +54,7 @@ class RunRecorder(Callback):
         environment |= {
             "machine": platform.machine(),
             "device": device_name(),
+            "devices": str(trainer.world_size),
             "precision": str(trainer.precision),
         }
         groups = {

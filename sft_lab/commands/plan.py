@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 from typing import Any
 
 from sft_lab.cost.known_speed import KnownSpeeds
@@ -16,8 +17,6 @@ from sft_lab.launch.run_config import RunConfig
 from sft_lab.runs.machine import Machine, this_machine
 from sft_lab.runs.store import RunStore
 from sft_lab.terminal import counted, fitted_table, format_table, size_of, size_text, wrapped
-
-_UNKNOWN = "no earlier run of this base on this machine; --measure loads the model and times it"
 
 
 def plan_fit(arguments: list[str]) -> str:
@@ -42,13 +41,17 @@ def plan_fit(arguments: list[str]) -> str:
     for option, value in (("ckpt_path", config.ckpt_path), ("from", config.fork_from)):
         if value is not None:
             raise RequestError(f"--plan describes a whole run; leave out --{option}.")
-    if options.measure and (asked or memory):
-        raise RequestError("--measure times this machine; leave out --devices and --memory.")
     num_devices = asked or num_ranks(config.values.trainer.as_dict())
+    if options.measure and (asked or memory or num_devices > 1):
+        raise RequestError(
+            "--measure times one device of this machine; leave out --devices and --memory, and set "
+            "trainer.devices to 1."
+        )
     check_share(config.values.data.batch_size, config.values.data.micro_batch_size, num_devices)
     cost = planned_cost(config, measure=options.measure, num_devices=num_devices)
     machine = this_machine()
-    if memory is not None:
+    if memory is not None:  # other devices, whose speed no run of this machine shows
+        cost = replace(cost, minutes=None)
         machine = Machine(f"a device of {size_text(memory)}", memory, memory)
     if options.json:
         return json.dumps({**plan_json(cost, machine), "devices": num_devices}, indent=2)
@@ -79,10 +82,9 @@ def planned_cost(config: RunConfig, *, measure: bool = False, num_devices: int =
         return run_cost(run.data, settings, speed, num_devices)
     data = plan_data(config)
     check_limits(data, settings.base)
-    if num_devices > 1:
-        return run_cost(data, settings, None, num_devices)  # runs do not compare with one device's
     known = KnownSpeeds(RunStore(config.tracking_uri))
-    return run_cost(data, settings, known.speed(run_parameters(data, settings)))
+    earlier = known.speed(run_parameters(data, settings, num_devices))
+    return run_cost(data, settings, earlier, num_devices)
 
 
 def plan_json(cost: RunCost, machine: Machine) -> dict[str, Any]:
@@ -159,10 +161,11 @@ def _memory_text(cost: RunCost, machine: Machine, num_devices: int) -> str:
     )
     fits = m.total <= machine.free
     largest = cost.largest_micro_batch_size(machine.free)
+    whole = "; each device holds the whole model (nothing is sharded)" if num_devices > 1 else ""
     advice = (
         f"the largest data.micro_batch_size that fits is {largest}"
         if largest is not None
-        else "no data.micro_batch_size fits"
+        else f"no data.micro_batch_size fits{whole}"
     )
     free = (
         f"{machine.name}: {size_text(machine.free)} of {size_text(machine.memory)} are free; the "
@@ -173,10 +176,13 @@ def _memory_text(cost: RunCost, machine: Machine, num_devices: int) -> str:
 
 def _time_text(cost: RunCost, num_devices: int) -> str:
     duration = cost.minutes
-    if num_devices > 1:
-        return "time: unknown for several devices"
+    if duration is None and num_devices > 1:
+        return f"time: unknown, no earlier run of this base on {num_devices} devices like these"
     if duration is None:
-        return f"time: unknown, {_UNKNOWN}"
+        return (
+            "time: unknown, no earlier run of this base on this machine; --measure loads the model "
+            "and times it"
+        )
     evaluation = (
         "evaluation unknown"
         if duration.evaluation is None

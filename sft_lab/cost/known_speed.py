@@ -9,9 +9,9 @@ from typing import Any
 
 from sft_lab.evaluation.budget import Pace, items_between
 from sft_lab.runs.results import Point, read_result
-from sft_lab.runs.store import RunStore
+from sft_lab.runs.store import CHANGES_TAG, RunStore
 
-_REQUIRED = ("model.base", "model.quantization", "precision", "device")
+_REQUIRED = ("model.base", "model.quantization", "precision", "device", "devices")
 """Parameters that must be equal for one run's speed to predict another's."""
 
 
@@ -130,13 +130,15 @@ class KnownSpeeds:
             if run.info.status == "FINISHED"
             and run.data.tags.get("command") == "fit"
             and "speed/tokens_per_s" in run.data.metrics
+            # A resumed run may have been trained on two numbers of devices.
+            and "number of devices" not in run.data.tags.get(CHANGES_TAG, "")
         ]
 
     def speed(self, parameters: Mapping[str, Any]) -> Speed | None:
         """Return how fast a run will be, or None if no earlier run is comparable.
 
-        Of the runs with the same base, quantisation, precision and device, it is the newest of
-        those that share most of the other parameters.
+        Of the runs with the same base, quantisation, precision, device and number of devices, it
+        is the newest of those that share most of the other parameters.
 
         Args:
             parameters: As ``run_parameters`` returns them.

@@ -171,12 +171,15 @@ def run_cost(
     )
 
 
-def run_parameters(data: StagedDataModule, settings: ModelSettings) -> dict[str, Any]:
+def run_parameters(
+    data: StagedDataModule, settings: ModelSettings, num_devices: int = 1
+) -> dict[str, Any]:
     """Return the parameters that decide a run's speed, by their names in MLflow.
 
     Args:
         data: The run's data module.
         settings: Its model.
+        num_devices: Number of devices that share a batch.
     """
     adapters = settings.adapters
     return {
@@ -187,6 +190,7 @@ def run_parameters(data: StagedDataModule, settings: ModelSettings) -> dict[str,
         "model.peft.class_path": adapters.class_path if isinstance(adapters, Peft) else None,
         "precision": settings.precision,
         "device": device_name(),
+        "devices": num_devices,
         "data.micro_batch_size": data.micro_batch_size,
         "data.packing": data.packing,
         "evaluation.weights": data.evaluation.weights,

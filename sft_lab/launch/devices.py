@@ -1,6 +1,7 @@
 """Resolve ``trainer.devices`` to a number of processes, and check that the batch divides by it."""
 
 import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from sft_lab.errors import RequestError
 from sft_lab.launch.run_config import RunConfig
 
 STRATEGIES = ("auto", "ddp")
+_SHARDING = re.compile("fsdp|deepspeed|model_?parallel", re.IGNORECASE)
 _STARTERS = (
     "start the same command on every machine by torchrun (torchrun --nnodes {nodes} "
     "--nproc-per-node {devices} --rdzv-endpoint HOST:PORT -m sft_lab fit ...) or by srun"
@@ -87,6 +89,14 @@ def check_devices(trainer: Mapping[str, Any], batch_size: int, micro_batch_size:
     """
     devices, nodes = devices_per_node(trainer), int(trainer["num_nodes"])
     total = devices * nodes
+    strategy = str(trainer["strategy"])
+    if (sharding := _SHARDING.search(strategy)) is not None:
+        raise RequestError(
+            f"trainer.strategy {sharding[0]}: a model is not sharded here: NF4 "
+            "layers lose the scales of their weights by it, and evaluations answer different "
+            "prompts on each device. Set trainer.strategy to ddp, which keeps the whole model on "
+            "each device, and model.quantization to nf4 if it must be smaller."
+        )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if distributed.is_rank() and started != total:
         raise RequestError(
@@ -100,10 +110,10 @@ def check_devices(trainer: Mapping[str, Any], batch_size: int, micro_batch_size:
         raise RequestError(
             f"trainer.num_nodes: a run on {nodes} machines is not started here; {how}."
         )
-    if str(trainer["strategy"]) not in STRATEGIES:
+    if strategy not in STRATEGIES:
         raise RequestError(
             f"trainer.strategy: a run on {total} devices takes {' or '.join(STRATEGIES)} (both are "
-            f"DDP: the whole model on each device), got {trainer['strategy']}."
+            f"DDP: the whole model on each device), got {strategy}."
         )
     check_share(batch_size, micro_batch_size, total)
 

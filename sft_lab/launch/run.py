@@ -192,9 +192,11 @@ def _say_minutes(run: Run, store: RunStore) -> None:
     for screen in run.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(screen, ProgressScreen):
             settings = run.config.model_settings
-            speed = KnownSpeeds(store).speed(run_parameters(run.data, settings))
+            num_devices = distributed.world_size()
+            parameters = run_parameters(run.data, settings, num_devices)
+            speed = KnownSpeeds(store).speed(parameters)
             with contextlib.suppress(RequestError):  # of a model whose cost cannot be estimated
-                duration = run_cost(run.data, settings, speed).minutes
+                duration = run_cost(run.data, settings, speed, num_devices).minutes
                 screen.minutes = None if duration is None else duration.total
 
 

@@ -13,6 +13,7 @@ from sft_lab.config.compose import compose, dump
 from sft_lab.cost.known_speed import KnownSpeeds
 from sft_lab.cost.run_cost import RunCost, run_cost, run_parameters
 from sft_lab.errors import Interrupted, RequestError, nearest
+from sft_lab.launch.devices import num_ranks
 from sft_lab.launch.run_config import RunConfig, find_run_logger
 from sft_lab.paths import make_folder
 from sft_lab.runs.checkpoint import stage_checkpoint
@@ -179,7 +180,9 @@ def _cost_of() -> CostOf:
         if uri not in speeds:
             speeds[uri] = KnownSpeeds(RunStore(uri))
         settings = config.model_settings
-        return run_cost(data, settings, speeds[uri].speed(run_parameters(data, settings)))
+        num_devices = num_ranks(config.values.trainer.as_dict())
+        speed = speeds[uri].speed(run_parameters(data, settings, num_devices))
+        return run_cost(data, settings, speed, num_devices)
 
     return cost
 

@@ -103,6 +103,14 @@ def free_port() -> int:
         ("--trainer.accumulate_grad_batches=4", "trainer.accumulate_grad_batches"),
         ("--trainer.reload_dataloaders_every_n_epochs=2", "trainer.reload_dataloaders"),
         ("--trainer.accelerator=abacus", "trainer: You selected an invalid accelerator"),
+        (
+            "--trainer.strategy=fsdp",
+            "trainer.strategy fsdp: a model is not sharded here: NF4 layers lose the scales",
+        ),
+        (
+            "--trainer.strategy={class_path: lightning.pytorch.strategies.ModelParallelStrategy}",
+            "trainer.strategy ModelParallel: a model is not sharded here",
+        ),
         ("--trainer.strategy=fast", "trainer: You selected an invalid strategy"),
         ("--trainer.barebones=true", "trainer: `Trainer(barebones=True"),
         ("--trainer=fast", "--trainer takes keys, or the name of a YAML file, got fast"),

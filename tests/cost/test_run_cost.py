@@ -1,6 +1,8 @@
 """Test ``fit --plan`` against the runs that it predicts."""
 
 import json
+import runpy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -48,10 +50,15 @@ def test_a_plan_for_other_devices_counts_the_memory_of_each(finished: FinishedRu
     assert list(two["micro_batch_bytes"]) == ["1", "2"]
     assert two["machine"] == {"name": "a device of 24.0 GiB", "memory": 24 << 30, "free": 24 << 30}
     assert (two["largest_micro_batch_size"], two["minutes"]) == (2, None)
+    # The finished run had one device, so it says nothing of two, nor of other devices.
+    assert plan(finished.lab, "--devices=2")["minutes"] is None
+    assert plan(finished.lab, "--memory=24GiB")["minutes"] is None
+    assert plan(finished.lab)["minutes"] is not None
     text = finished.lab.fit("--plan", "--devices=2", "--memory=0.01MiB").out
     assert "memory of each of 2 devices (DDP)" in text
     assert "gradients under way to other devices" in text
-    assert "no data.micro_batch_size fits" in text
+    assert "no data.micro_batch_size fits; each device holds the whole model" in text
+    assert "no earlier run of this base on 2 devices like these" in text
 
 
 @pytest.mark.parametrize(
@@ -68,6 +75,13 @@ def test_a_plan_for_devices_that_cannot_be_is_refused(lab: Lab, flag: str, error
     outcome = lab.fit("--plan", flag)
     assert outcome.code == 2
     assert error in outcome.err
+
+
+def test_the_table_of_sizes_is_what_its_script_prints() -> None:
+    docs = Path(__file__).parents[2] / "docs"
+    script = runpy.run_path(str(docs / "memory_table.py"))
+    lines = script["table"]({"7B": script["BASES"]["7B"]})
+    assert lines in (docs / "devices.md").read_text()
 
 
 def test_the_plan_equals_a_finished_run(finished: FinishedRun) -> None:

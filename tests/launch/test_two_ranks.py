@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_lab import CONFIGS, CommandOutput, Lab, MakeLab
+from tiny_lab import CONFIGS, Lab, MakeLab
 from torch import Tensor
 
 # 21 rows of math: the last window of a pass has one for two devices.
 CONFIG = """
 seed_everything: 0
 trainer: {configs}/trainer.yaml
-model: {{base: world://base, quantization: fp32, lora: {{r: 4, lora_alpha: 8}}}}
+model: {{base: world://base, quantization: nf4, lora: {{r: 4, lora_alpha: 8}}}}
 corpus:
   sources: {{math: {{path: world://data/math.jsonl}}, general: {{path: world://data/general.jsonl}}}}
   val_rows: 3
@@ -46,28 +46,35 @@ LOSSES = (
 )
 MEASURED = {"speed/tokens_per_s", "time/eval_share"}
 
+CHECKPOINTING = "--model.gradient_checkpointing=true"
+
 
 @dataclass(frozen=True)
 class Pair:
-    """The same run on one device and on two, and on one device with other micro-batches."""
+    """The same run on one device and on several, and on one device with other micro-batches."""
 
     one: Lab
     two: Lab
     regrouped: Lab
-    outcome: CommandOutput
+
+
+def train_pair(make_lab: MakeLab, folder: Path, *flags: str, num_devices: int = 2) -> Pair:
+    def run(name: str, *more: str) -> Lab:
+        (folder / name).mkdir()
+        lab = make_lab(folder / name)
+        write_config(lab)
+        outcome = lab("fit", *FLAGS, *flags, *more)
+        assert outcome.code == 0, outcome.err
+        return lab
+
+    regrouped = run("regrouped", "--data.micro_batch_size=4")
+    return Pair(run("one"), run("several", f"--trainer.devices={num_devices}"), regrouped)
 
 
 @pytest.fixture(scope="module")
 def pair(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> Pair:
-    def run(name: str, *flags: str) -> tuple[Lab, CommandOutput]:
-        lab = make_lab(tmp_path_factory.mktemp(name))
-        write_config(lab)
-        return lab, lab("fit", *FLAGS, *flags)
-
-    one, _ = run("one")
-    regrouped, _ = run("regrouped", "--data.micro_batch_size=4")
-    two, outcome = run("two", "--trainer.devices=2")
-    return Pair(one, two, regrouped, outcome)
+    """QLoRA: the base in NF4 on each device; two micro-batches of each to a step."""
+    return train_pair(make_lab, tmp_path_factory.mktemp("pair"))
 
 
 def write_config(lab: Lab) -> None:
@@ -87,12 +94,12 @@ def largest_difference(these: dict[int, float], those: dict[int, float]) -> floa
     return max(abs(these[step] - those[step]) for step in these)
 
 
-def test_two_devices_give_losses_and_weights_of_one_within_rounding(pair: Pair) -> None:
-    """The bound is measured: what other micro-batches on one device change by rounding alone.
+def assert_equal_within_rounding(pair: Pair) -> None:
+    """Compare losses and weights with those of one device.
 
-    Both regroup the same sum of gradients. Ten times that leaves room for another grouping.
+    The bound is measured: what other micro-batches on one device change by rounding alone. Both
+    regroup the same sum of gradients. Ten times that leaves room for another grouping.
     """
-    assert pair.outcome.code == 0, pair.outcome.err
     for key in LOSSES:
         points = pair.one.points(key)
         bound = 10 * largest_difference(points, pair.regrouped.points(key)) + 1e-6
@@ -102,6 +109,29 @@ def test_two_devices_give_losses_and_weights_of_one_within_rounding(pair: Pair) 
     bound = 10 * (one - regrouped).abs().max().item()
     assert 0 < bound < 1e-3
     assert (one - two).abs().max().item() <= bound
+
+
+def test_two_devices_give_losses_and_weights_of_one_within_rounding(pair: Pair) -> None:
+    assert_equal_within_rounding(pair)
+
+
+@pytest.mark.extended
+@pytest.mark.parametrize(
+    ("flags", "num_devices"),
+    [
+        (("--model.quantization=fp32",), 4),
+        (("--model.quantization=fp32", "--model.lora=null"), 2),
+        (("--data.packing=true", "--corpus.max_length=80", CHECKPOINTING), 2),
+    ],
+    ids=["four devices", "full", "packed"],
+)
+def test_other_runs_equal_those_of_one_device_too(
+    make_lab: MakeLab, tmp_path: Path, flags: tuple[str, ...], num_devices: int
+) -> None:
+    pair = train_pair(make_lab, tmp_path, *flags, num_devices=num_devices)
+    assert_equal_within_rounding(pair)
+    for name in ("samples/first.tsv", "samples/second.tsv", "windows/second.tsv"):
+        assert pair.two.artifact(name).read_text() == pair.one.artifact(name).read_text()
 
 
 def test_one_record_is_written_with_the_plan_and_the_points_of_one_device(pair: Pair) -> None:
@@ -176,13 +206,19 @@ def test_a_run_resumes_on_another_number_of_devices_which_is_recorded(
 
 
 @pytest.mark.extended
-def test_scores_of_a_checkpoint_on_two_devices_are_those_of_one(pair: Pair) -> None:
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_scores_of_a_checkpoint_on_two_devices_are_those_of_one(
+    pair: Pair, lab: Lab, command: str
+) -> None:
+    write_config(lab)
     points = {}
     for devices in (1, 2):
         flags = (*FLAGS, f"--trainer.devices={devices}", f"--ckpt_path={pair.one.checkpoint}")
-        outcome = pair.one("test", *flags)
+        outcome = lab(command, *flags)
         assert outcome.code == 0, outcome.err
-        run_id = pair.one.runs[0].info.run_id
-        keys = ("world_math/accuracy", "form/math", "answer_loss/math", "val_loss/general")
-        points[devices] = [pair.one.points(key, run_id)[12] for key in keys]
-    assert points[1] == pytest.approx(points[2], abs=1e-5)
+        run = lab.runs[0]
+        points[devices] = {key: lab.points(key, run.info.run_id) for key in run.data.metrics}
+    assert len(lab.runs) == 2
+    assert points[1].keys() == points[2].keys() >= {"val_loss/math", "val_loss/general"}
+    for key in points[1].keys() - MEASURED:
+        assert points[2][key] == pytest.approx(points[1][key], abs=1e-5), key
