@@ -4,7 +4,9 @@ What passes here is checked again, against the classes themselves, by ``parse`` 
 """
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from sft_lab.config.compose import without_machine
 from sft_lab.config.signatures import Unimported, unimported
 from sft_lab.data.row_files import RowFiles
 from sft_lab.data.sources import Source
-from sft_lab.errors import RequestError
+from sft_lab.errors import RequestError, nearest
 from sft_lab.launch.keys import (
     GROUP_CLASSES,
     TOP_KEYS,
@@ -45,6 +47,7 @@ def check_early(arguments: Sequence[str], command: str, own: Sequence[str] = ())
         check_config(request.written, group_types(), TOP_KEYS, TRAINER_RANGES, unimported)
         whole = request.written.resolved()
     _check_files(whole)
+    _check_peft(whole)
     if "--plan" in request.rest:  # which takes neither a checkpoint nor a parent
         return request
     checkpoint = whole.get("ckpt_path") or _value_of("--ckpt_path", request.rest)
@@ -107,6 +110,22 @@ def _check_files(whole: Mapping[str, Any]) -> None:
         is_ours = str(values.get("class_path")).startswith("sft_lab.")
         if is_ours and isinstance(path, str):
             RowFiles(f"evaluation.benchmarks.{name}.init_args.path", path).files()
+
+
+def _check_peft(whole: Mapping[str, Any]) -> None:
+    """Refuse a config class that PEFT does not have, by its source: its import takes seconds."""
+    peft = (whole.get("model") or {}).get("peft")
+    path = peft.get("class_path") if isinstance(peft, Mapping) else None
+    spec = find_spec("peft")
+    if not str(path).startswith("peft.") or spec is None or spec.origin is None:
+        return
+    name = str(path).removeprefix("peft.")
+    known = sorted(set(re.findall(r"\b\w+Config\b", Path(spec.origin).read_text("utf-8"))))
+    if "." not in name and name not in known:
+        raise RequestError(
+            f"model.peft.class_path: PEFT has no config class {path}{nearest(name, known)}; name "
+            "one that it has, such as peft.LoraConfig."
+        )
 
 
 def _check_parent(parent: str, whole: Mapping[str, Any]) -> None:

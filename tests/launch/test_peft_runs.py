@@ -106,6 +106,10 @@ def test_a_run_of_dora_with_added_tokens_forks_and_exports(
             "peft.PromptTuningConfig: it adds to the input of the model, and the lab trains what",
         ),
         (
+            ["--config=peft.yaml", "--model.peft.class_path=peft.LoraConfi"],
+            "PEFT has no config class peft.LoraConfi (did you mean 'LoraConfig'?); name one",
+        ),
+        (
             ["--config=peft.yaml", "--data.stages.second.hand_over=NewAdapter"],
             "NewAdapter needs the LoRA adapters of model.lora, which is null",
         ),
