@@ -2,7 +2,8 @@
 
 import time
 from collections.abc import Sequence
-from typing import Any, TextIO
+from functools import cached_property
+from typing import Any
 
 from lightning import LightningModule, Trainer
 from rich.console import Console
@@ -12,12 +13,8 @@ from rich.table import Table
 from rich.text import Text
 from typing_extensions import override
 
-from sft_lab.callbacks.ability_history import AbilityHistory
-from sft_lab.callbacks.page_writer import PageWriter
 from sft_lab.callbacks.progress_line import Progress, ProgressLine, duration, headings, known
-from sft_lab.callbacks.training_log import TrainingLog
 from sft_lab.evaluation.evaluator import Evaluation
-from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.score import Score
 from sft_lab.runs.logger import run_logger
 from sft_lab.terminal import visible
@@ -30,35 +27,20 @@ _CELL = 15  # "89.5▼9 [84-93]"
 
 
 class ProgressScreen(ProgressLine):
-    """Show what ``ProgressLine`` does, in the width that a terminal has.
-
-    Args:
-        training: As in ``ProgressLine``.
-        history: As in ``ProgressLine``.
-        suite: As in ``ProgressLine``.
-        page: As in ``ProgressLine``.
-        store_option: As in ``ProgressLine``.
-        stream: As in ``ProgressLine``.
+    """Show what ``ProgressLine`` does, in the width that a terminal has; made from the same.
 
     Attributes:
         minutes: How long the run is likely to take; None if unknown.
     """
 
-    def __init__(
-        self,
-        training: TrainingLog,
-        history: AbilityHistory,
-        suite: EvaluationSuite,
-        page: PageWriter,
-        store_option: str = "",
-        stream: TextIO | None = None,
-    ) -> None:
-        super().__init__(training, history, suite, page, store_option, stream)
-        self.minutes: float | None = None
-        self._console = Console(file=self.stream, highlight=False, markup=False, emoji=False)
-        self._live: Live | None = None
-        self._refreshed = 0.0
-        self._has_header = False
+    minutes: float | None = None
+    _live: Live | None = None
+    _refreshed = 0.0
+    _has_header = False
+
+    @cached_property
+    def _console(self) -> Console:
+        return Console(file=self.stream, highlight=False, markup=False, emoji=False)
 
     @override
     def _write_line(self, line: str) -> None:
