@@ -1,13 +1,16 @@
 """Kill runs with SIGKILL, resume each, and compare the result with an unbroken run.
 
     python tests/kill_and_resume.py --kills 20
+    python tests/kill_and_resume.py --kills 20 --devices 2    # a random one of two processes
 
 Every kill is at a random moment, or at a named point such as half-way through writing a
 checkpoint. A killed run is resumed by ``--ckpt_path last``; in the end its MLflow run holds every
-point of the unbroken one exactly once, equal to the last bit, and the same adapters.
+point of the unbroken one exactly once, equal to the last bit, and the same adapters. Of a run on
+several devices one process is killed, at random moments only, and the command must end by itself.
 """
 
 import argparse
+import contextlib
 import os
 import random
 import signal
@@ -46,6 +49,7 @@ COMMAND = [
 STORE = "sqlite:///mlruns/mlflow.db"
 # Measured times differ between any two runs.
 CLOCKS = ("speed/", "time/")
+HANGS_S = 600
 
 
 def _die() -> None:
@@ -125,7 +129,10 @@ def points_of_no_return() -> dict[str, Callable[[], None]]:
 
 
 def run(
-    extra: list[str], arm: Callable[[], None] | None = None, kill_after_s: float | None = None
+    extra: list[str],
+    arm: Callable[[], None] | None = None,
+    kill_after_s: float | None = None,
+    rank: int | None = None,
 ) -> tuple[int, float]:
     """Run the command in a forked process, so that libraries are imported once for all runs.
 
@@ -157,8 +164,27 @@ def run(
         if done:
             return os.waitstatus_to_exitcode(status), seconds
         if kill_after_s is not None and seconds > kill_after_s:
+            if rank is None:
+                os.kill(child, signal.SIGKILL)
+            elif (found := rank_process(child, rank)) is not None:
+                os.kill(found, signal.SIGKILL)
+                kill_after_s = None
+        if seconds > HANGS_S:
             os.kill(child, signal.SIGKILL)
+            raise AssertionError(f"the command has not ended after {HANGS_S} s")
         time.sleep(0.005)
+
+
+def rank_process(command: int, rank: int) -> int | None:
+    """Return the process id of a rank that a command has started, or None if it has not."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        for process in psutil.Process(command).children():
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.ZombieProcess):
+                if process.environ().get("RANK") == str(rank):
+                    return int(process.pid)
+    return None
 
 
 def record() -> dict[str, list[tuple[int, float]]]:
@@ -195,13 +221,16 @@ def differences(expected: dict[str, Any], got: dict[str, Any]) -> list[str]:
     ]
 
 
-def kill_and_resume(kills: int, seed: int, points: list[str] | None = None) -> list[str]:
+def kill_and_resume(
+    kills: int, seed: int, points: list[str] | None = None, devices: int = 1
+) -> list[str]:
     """Kill and resume runs, each in a folder of its own, and print the outcomes.
 
     Args:
         kills: Number of random moments.
         seed: Seed of the moments.
         points: Names of further moments; None for all.
+        devices: Processes of a run; of several, one is killed, and only at random moments.
 
     Returns:
         The faults; none if every resume was exact.
@@ -210,12 +239,15 @@ def kill_and_resume(kills: int, seed: int, points: list[str] | None = None) -> l
     torch.set_num_threads(1)  # a forked process must not inherit a pool of threads
     moments = points_of_no_return()
     named = list(moments) if points is None else points
+    several = [f"--trainer.devices={devices}", "--trainer.accelerator=cpu"] if devices > 1 else []
+    if several:
+        named = []
     home = Path.cwd()
     faults: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "unbroken").mkdir()
         os.chdir(Path(folder) / "unbroken")
-        code, seconds = run([])
+        code, seconds = run(several)
         if code:
             raise AssertionError(
                 f"the unbroken run ended with {code}:\n{Path('log.txt').read_text()}"
@@ -232,12 +264,14 @@ def kill_and_resume(kills: int, seed: int, points: list[str] | None = None) -> l
             path = Path(folder) / str(index)
             path.mkdir()
             os.chdir(path)
-            code, _ = run([], arm, kill_after_s)
+            rank = chance.randrange(devices) if several else None
+            code, _ = run(several, arm, kill_after_s, rank)
+            name += f" rank {rank}" if several else ""
             outcome = "finished before the kill"
-            if code == -signal.SIGKILL:
+            if code == -signal.SIGKILL or (several and code == 1):
                 has_run = _has_run()
                 outcome = "resumed" if has_run else "restarted"
-                code, _ = run(["--ckpt_path=last"] if has_run else [])
+                code, _ = run([*several, "--ckpt_path=last"] if has_run else several)
             problems = (
                 [] if code == 0 else [f"ended with {code}: {Path('log.txt').read_text()[-2000:]}"]
             )
@@ -259,7 +293,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=20, help="random moments")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--devices", type=int, default=1, help="processes of a run")
     options = parser.parse_args()
-    found = kill_and_resume(options.kills, options.seed)
+    found = kill_and_resume(options.kills, options.seed, devices=options.devices)
     print(f"{len(found)} faults")
     sys.exit(bool(found))

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from tempfile import mkstemp
 
 from mlflow.exceptions import MlflowException
 
@@ -61,6 +62,7 @@ def fit(config: RunConfig) -> str:
         if run.start.fork is not None:
             distributed.by_all(partial(_check_fork, run, run.start.fork))
         distributed.by_first(partial(_prepare, config))
+        _check_shared(Path(config.plain["checkpoint"]["dirpath"]))
         with recorded(run.logger, _how_to_resume(run)):
             checkpoint = distributed.by_first(partial(_opened, run, inputs, changes, held))
             run.trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint)
@@ -156,6 +158,30 @@ def _prepare(config: RunConfig) -> None:
         make_folder("trainer.logger.init_args.artifact_location", artifacts)
     if config.command == "fit":
         make_folder("checkpoint.dirpath", Path(config.plain["checkpoint"]["dirpath"]))
+
+
+def _check_shared(folder: Path) -> None:
+    """Check that all ranks see one folder of checkpoints, from which each of them resumes.
+
+    Raises:
+        RequestError: On all ranks, if one does not see the first rank's.
+    """
+    if distributed.world_size() == 1:
+        return
+    name = distributed.by_first(lambda: Path(mkstemp(prefix=".shared-", dir=folder)[1]).name)
+
+    def check() -> None:
+        if not (folder / name).exists():
+            raise RequestError(
+                f"checkpoint.dirpath: {folder} on rank {distributed.rank()} is not the folder of "
+                "rank 0; name one that all machines share."
+            )
+
+    try:
+        distributed.by_all(check)
+    finally:
+        if distributed.is_first():
+            (folder / name).unlink(missing_ok=True)
 
 
 def _check_inputs(start: Start, inputs: Mapping[str, str]) -> list[str]:

@@ -167,6 +167,19 @@ def unbroken(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> tup
     return lab, outcome.out
 
 
+@pytest.mark.extended
+def test_a_guard_decides_on_two_devices_as_on_one(unbroken: tuple[Lab, str], lab: Lab) -> None:
+    guarded(lab)
+    outcome = fit(lab, "--trainer.devices=2")
+    assert outcome.code == 0, outcome.err
+    one, _ = unbroken
+    assert decisions(lab) == DECIDED
+    for name in ("samples/second.tsv", "windows/second.tsv"):
+        assert lab.artifact(name).read_text() == one.artifact(name).read_text()
+    for key in ("progress/samples", "progress/tokens", "lr", "guard_share/math"):
+        assert lab.points(key) == one.points(key)
+
+
 def test_replay_follows_what_is_measured(unbroken: tuple[Lab, str]) -> None:
     lab, out = unbroken
     assert decisions(lab) == DECIDED

@@ -1,11 +1,15 @@
 """A run on two devices, which are CPU processes here, against the same run on one."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
+from ray_cluster import free_port
 from tiny_lab import CONFIGS, Lab, MakeLab
 from torch import Tensor
 
@@ -158,6 +162,42 @@ def test_items_are_answered_and_graded_once(pair: Pair) -> None:
         assert pair.two.points(key) == pair.one.points(key)
 
 
+@pytest.mark.extended
+def test_two_machines_without_a_shared_folder_are_refused_by_one_error(
+    make_lab: MakeLab, tmp_path: Path
+) -> None:
+    """Start both processes as ``torchrun`` does on two machines, in folders of their own."""
+    processes, port = [], free_port()
+    for rank in range(2):
+        (tmp_path / str(rank)).mkdir()
+        lab = make_lab(tmp_path / str(rank))
+        write_config(lab)
+        environment = {
+            **os.environ,
+            "SFT_LAB_WORLD": str(lab.world),
+            "SFT_LAB_CACHE": str(lab.folder / "cache"),
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "RANK": str(rank),
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        command = [sys.executable, "-m", "sft_lab", "fit", *FLAGS, "--trainer.num_nodes=2"]
+        processes.append(
+            subprocess.Popen(
+                command, cwd=lab.folder, env=environment, stderr=subprocess.PIPE, text=True
+            )
+        )
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], errors
+    assert errors[0].count("error: ") == 1
+    assert (
+        "checkpoint.dirpath: mlruns/checkpoints on rank 1 is not the folder of rank 0" in errors[0]
+    )
+    assert "error: " not in errors[1]
+
+
 @pytest.mark.slow
 def test_a_killed_rank_ends_the_run_which_resumes_to_the_bit(pair: Pair, stopped_lab: Lab) -> None:
     write_config(stopped_lab)
@@ -203,6 +243,26 @@ def test_a_run_resumes_on_another_number_of_devices_which_is_recorded(
     assert (weights(stopped_lab) - weights(pair.one)).abs().max().item() < 1e-3
     assert list(stopped_lab.points("train_loss/all")) == list(pair.one.points("train_loss/all"))
     assert "number of devices: 1, now 2" in str(stopped_lab.run.data.tags)
+
+
+@pytest.mark.extended
+def test_a_fork_on_two_devices_equals_the_run_that_it_starts_from(lab: Lab) -> None:
+    write_config(lab)
+    assert lab("fit", *FLAGS).code == 0
+    parent = lab.run.info.run_id
+    folder = lab.checkpoint.parent.parent
+    forked = lab("fit", *FLAGS, "--trainer.devices=2", f"--from={parent}@first")
+    assert forked.code == 0, forked.err
+    fork = next(run.info.run_id for run in lab.runs if run.info.run_id != parent)
+    for key in LOSSES:
+        assert largest_difference(lab.points(key, parent), lab.points(key, fork)) < 1e-3, key
+    ends = [
+        torch.load(folder / run / "last.ckpt", weights_only=True)["state_dict"]
+        for run in (parent, fork)
+    ]
+    assert ends[0].keys() == ends[1].keys()
+    for name, weight in ends[0].items():
+        assert (weight - ends[1][name]).abs().max().item() < 1e-3, name
 
 
 @pytest.mark.extended
