@@ -1,14 +1,16 @@
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_lab import FinishedRun, Lab
+from tiny_lab import CommandOutput, FinishedRun, Lab
 
 from sft_lab.commands.trained_model import load_trained
 from sft_lab.launch.parser import parse_files
 from sft_lab.model.adapter_config import Lora, add_adapters
 from sft_lab.model.qlora import load_base
+from sft_lab.runs.checkpoint import read_checkpoint
 
 IDS = torch.arange(5, 45).reshape(2, 20)
 
@@ -23,12 +25,19 @@ def world(tiny_world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SFT_LAB_WORLD", str(tiny_world))
 
 
+def shown(outcome: CommandOutput) -> list[str]:
+    """Return the lines of a command, without the bars that it switches off before an import."""
+    lines = re.split(r"[\r\n]+", outcome.err)
+    return [line for line in lines if line and not line.startswith("Loading weights")]
+
+
 def test_an_adapter_is_loaded_by_peft(finished: FinishedRun, lab: Lab, tiny_base: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     outcome = lab("export", f"--ckpt_path={finished.lab.checkpoint}", "--out=made/adapter")
     assert outcome.code == 0, outcome.err
+    assert shown(outcome) == ["adapter written to made/adapter"]  # no advice of libraries
     assert [entry.name for entry in (lab.folder / "made").iterdir()] == ["adapter"]
     base = AutoModelForCausalLM.from_pretrained(tiny_base, dtype=torch.float32)
     model = PeftModel.from_pretrained(base, lab.folder / "made/adapter")
@@ -166,6 +175,48 @@ def test_an_existing_folder_stays_untouched(finished: FinishedRun, lab: Lab) -> 
     assert outcome.code == 2
     assert outcome.err == "error: --out out already exists; choose a new folder.\n"
     assert list((lab.folder / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda weight: weight * torch.nan, "its weights hold NaN or infinity"),
+        (lambda weight: weight[:, :1], "its weights do not match the base"),
+        (None, "its weights do not match the base"),
+    ],
+)
+def test_weights_that_are_not_those_of_a_run_are_refused(
+    finished: FinishedRun, lab: Lab, monkeypatch: pytest.MonkeyPatch, change: Any, said: str
+) -> None:
+    checkpoint = read_checkpoint(finished.lab.checkpoint)
+    weights = checkpoint.pop("state_dict")
+    if change is not None:
+        first, *others = weights
+        changed = {first: change(weights[first]), **{name: weights[name] for name in others}}
+        checkpoint["state_dict"] = changed
+    monkeypatch.setattr("sft_lab.commands.trained_model.read_checkpoint", lambda path: checkpoint)
+    outcome = lab("export", f"--ckpt_path={finished.lab.checkpoint}", "--out=out")
+    assert outcome.code == 2
+    [line] = shown(outcome)
+    assert said in line
+    assert not (lab.folder / "out").exists()
+
+
+def test_a_folder_or_run_that_is_not_there_is_refused_before_a_model_loads(
+    finished: FinishedRun, lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for load in ("load_trained", "load_stage"):
+        monkeypatch.setattr(f"sft_lab.commands.trained_model.{load}", None)
+    (lab.folder / "link").symlink_to("nowhere")
+    outcome = lab("export", f"--ckpt_path={finished.lab.checkpoint}", "--out=link")
+    assert (outcome.code, outcome.err) == (
+        2,
+        "error: --out link already exists; choose a new folder.\n",
+    )
+    for run in ("", "@first"):  # as from a variable that is not set
+        outcome = lab("export", run, "--out=out", store_of(finished))
+        assert outcome.code == 2
+        assert outcome.err.startswith("error: no run ''")
 
 
 def test_an_unusable_folder_is_refused(finished: FinishedRun, lab: Lab) -> None:

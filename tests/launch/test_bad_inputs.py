@@ -151,7 +151,8 @@ def check_refused(lab: Lab, key: str, value: Any, *arguments: str) -> str | None
 
 def parts(value: Any) -> list[str]:
     """Return what a message may show of a value: all of it, or its wrong part."""
-    return [str(value), *(value if isinstance(value, dict | list) else ())]
+    shown = ["null", "None"] if value is None else [str(value)]
+    return [*shown, *(value if isinstance(value, dict | list) else ())]
 
 
 def sweep(lab: Lab, schema: Any, *command: str, every: bool) -> list[str]:
