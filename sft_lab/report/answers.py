@@ -7,27 +7,29 @@ from sft_lab.analysis.abilities import Ability, taught
 from sft_lab.analysis.groups import RunGroup
 from sft_lab.analysis.measurements import Comparison, Measurements, end_of
 from sft_lab.analysis.study_results import Question, SearchResult
-from sft_lab.analysis.verdicts import VERDICTS
+from sft_lab.analysis.verdicts import VERDICTS, Verdict
 from sft_lab.report.judging import change_text
 from sft_lab.report.page import VERDICT_SIGNS, Claim, Finding, Judged, Verdicts
 from sft_lab.terminal import counted
 
-_DECIDED = ("supported", "not supported")
-_OTHERS = ("inconclusive", "one seed only", "not controlled", "not tested")
+_DECIDED: Sequence[Verdict] = ("supported", "not supported")
+_OTHERS: Sequence[Verdict] = ("inconclusive", "one seed only", "not controlled", "not tested")
 
 
 def claims_answer(claims: Sequence[Claim]) -> str:
     """Return the sentence on a question's first claim that is decided for some ability.
 
     It names for each ability the difference and what is left of it against the control, then seeds
-    and items; what else is decided follows without figures. Without a decided claim it is the first
-    of which anything was compared.
+    and items. What else is decided follows likewise, for the abilities that decide it. Without a
+    decided claim it is the first of which anything was compared.
     """
     compared = [claim for claim in claims if any(f.evidence for f in claim.findings)]
     decided = [c for c in compared if any(f.verdict in _DECIDED for f in c.findings)]
     if compared:
         first, *others = decided or compared
-        return " ".join([_sentence(first), *map(_in_short, others if decided else [])])
+        words = (*_DECIDED, *_OTHERS)
+        more = [_sentence(claim, _DECIDED) for claim in others] if decided else []
+        return " ".join([_sentence(first, words), *more])
     if not claims:
         return "No claim of the paper is about it."
     return f"{claims[0].text}: not tested."
@@ -53,21 +55,28 @@ def strategies_answer(
     if not found:
         return ""
     ranked = sorted(found, key=lambda label: min(map(_part, found[label])), reverse=True)
-    losing = [label for label in ranked if any(_is_loss(c) for c in found[label])]
-    closest = ", ".join(f"{c.ability.name} {change_text(c)}" for c in found[ranked[0]])
-    kept = [label for label in ranked if label not in losing]
+    losses = {label: [c.ability.name for c in found[label] if _is_loss(c)] for label in ranked}
+    losing = [f"{label} ({', '.join(names)})" for label, names in losses.items() if names]
+    several = counted(len(ranked), "strategy", "strategies")
     if not losing:
-        lead = f"None of {counted(len(ranked), 'strategy', 'strategies')} is shown to lose"
-    elif not kept:
-        lead = f"Every strategy of {len(ranked)} is shown to lose"
+        lead = f"None of {several} is shown to lose an ability against its specialist"
     else:
-        lead = f"{len(losing)} of {len(ranked)} strategies are shown to lose"
-    text = f"{lead} an ability against its specialist. {ranked[0]} comes closest: {closest}"
+        lead = (
+            f"{len(losing)} of {several} {'is' if len(losing) == 1 else 'are'} shown to lose an "
+            f"ability against its specialist: {', '.join(losing)}"
+        )
+    text = f"{lead}. In its worst ability {_with_worst(ranked[0], found)} is closest"
     if len(ranked) > 1:
-        worst = min(found[ranked[-1]], key=_part)
-        text += f"; {ranked[-1]} ranks last, {worst.ability.name} {change_text(worst)}"
+        text += f", {_with_worst(ranked[-1], found)} furthest"
     every = [c for some in found.values() for c in some]
-    return f"{text} ({_basis(every)}, not controlled)."
+    return f"{text} ({_basis(every)}, each for its own number of steps)."
+
+
+def _with_worst(label: str, found: Mapping[str, Sequence[Comparison]]) -> str:
+    """Return a strategy with the ability in which it is furthest below the specialist."""
+    worst = min(found[label], key=_part)
+    shown = "" if worst.shown else ", not shown"
+    return f"{label} ({worst.ability.name} {change_text(worst)}{shown})"
 
 
 def search_answer(question: Question, searches: Sequence[SearchResult]) -> str:
@@ -134,9 +143,10 @@ def counts(claims: Sequence[Claim]) -> str:
     return f"{counted(found.total(), 'finding')} on the paper's claims: {listed}." if found else ""
 
 
-def _sentence(claim: Claim) -> str:
+def _sentence(claim: Claim, verdicts: Sequence[Verdict]) -> str:
+    """Return a claim with the evidence on the abilities of some verdicts."""
     parts, stated = [], []
-    for word in (*_DECIDED, *_OTHERS):
+    for word in verdicts:
         # Of several arms the first; the others are under the question.
         found = {f.ability: f for f in reversed(claim.findings) if f.verdict == word and f.evidence}
         named = list(reversed(found.values()))
@@ -147,14 +157,6 @@ def _sentence(claim: Claim) -> str:
     extent = _extent([n for e in known for n in e.seeds], [e.items for e in known])
     controls = ", ".join(dict.fromkeys(e.control for e in known))
     return f"{claim.text}: {'; '.join(parts)} ({extent}, {controls})."
-
-
-def _in_short(claim: Claim) -> str:
-    parts = []
-    for word in _DECIDED:
-        named = list(dict.fromkeys(f.ability for f in claim.findings if f.verdict == word))
-        parts += [f"{word} for {' and '.join(named)}"] if named else []
-    return f"{claim.text}: {', '.join(parts)}."
 
 
 def _evidence(finding: Finding) -> str:

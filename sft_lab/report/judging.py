@@ -132,7 +132,11 @@ def _could_show(comparisons: Sequence[Comparison]) -> str:
     if not isfinite(smallest):
         return ""
     ability = comparisons[0].ability
-    return f"; a difference of {_size(ability, smallest)} would be shown in 80 % of cases"
+    low, high = ability.scale
+    least = f"a difference of {_size(ability, smallest)}"
+    if smallest > high - low:
+        least = "no difference that the scale allows"
+    return f"; {least} would be shown in 80 % of cases"
 
 
 def p_text(p: float) -> str:

@@ -183,8 +183,8 @@ def test_the_first_screen_answers_each_question_with_control_seeds_and_items(
     assert answers["rq2"].endswith("(3 seeds, 200 items, control at equal steps).")
     assert "no control needed" in answers["rq1"]
     # Planted: k = 1/16 loses 10 points of math, 5 of code and 2 of general; the ends lose more.
-    assert "dmt (k = 1/16) comes closest: math" in answers["rq4"]
-    assert "sequential ranks last, math \N{MINUS SIGN}7" in answers["rq4"]
+    assert "In its worst ability dmt (k = 1/16) (math \N{MINUS SIGN}8" in answers["rq4"]
+    assert ", sequential (math \N{MINUS SIGN}7" in answers["rq4"]
     first = files["report.html"].partition("<main>")[0]
     assert report.headline is not None
     assert report.headline.title == "Replay share k"
@@ -547,6 +547,17 @@ def test_a_second_benchmark_of_a_source_is_judged_by_that_source() -> None:
     alone = found["Mixing loses where data are many"]["mt_bench"]
     assert "at 1 of each source: lower (" in alone.sentence
     assert "mt_bench (mt_bench/mean, source general)" in report.facts["Abilities"]
+
+
+def test_equal_steps_do_not_control_the_amount_of_other_sources(report: Report) -> None:
+    # With fewer other rows in as many steps, the ability's own rows come more often.
+    found = finding(report, OTHER_DATA, "math")
+    assert "Control" not in found.sentence
+    assert found.evidence is not None
+    assert (found.evidence.control, found.evidence.controlled) == ("no control needed", "")
+    own = finding(report, OWN_DATA, "math")
+    assert own.sentence.count("Control equal_steps: From vary_special, equal_steps") == 1
+    assert "alone, equal_steps" not in own.sentence
 
 
 def test_without_a_general_benchmark_nothing_is_said_of_the_general_ability() -> None:

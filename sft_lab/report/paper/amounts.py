@@ -57,7 +57,7 @@ def single_claims(
         return {
             c.control: [compare(ability, c, after)]
             for c in controls_of(results, before)
-            if c.control in OF_MIXING
+            if c.control in OF_MIXING and not c.alone
         }
 
     def findings(claim: PaperClaim) -> list[Finding]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from sft_lab.analysis.abilities import Ability
 from sft_lab.analysis.controls import OF_MIXING, OF_REPLAY, PHRASES, Control
-from sft_lab.analysis.forgetting import Drop, drop_of
+from sft_lab.analysis.forgetting import Drop, can_forget, drop_of
 from sft_lab.analysis.groups import RunGroup, amount, controls_of, groups_of
 from sft_lab.analysis.measurements import Comparison, Measurements, Side, end_of
 from sft_lab.analysis.study_results import Question, StudyResults
@@ -103,6 +103,8 @@ class StrategyClaims:
                 continue
             drop = drop_of(f"{self.question.name} forgetting", control, ability, self.measured)
             if drop is None or drop.comparison.difference is None:
+                continue
+            if not can_forget(control, ability):
                 continue
             self.comparisons.append(drop.comparison)
             lead = f"Control {control.control} ({PHRASES[control.control]})"
