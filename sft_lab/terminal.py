@@ -108,6 +108,7 @@ def fitted_table(
     rows: Sequence[Sequence[str]],
     keys: int = 1,
     bold: Collection[int] = (),
+    joined: Collection[int] = (),
 ) -> str:
     """Return a table that is not wider than the terminal.
 
@@ -119,15 +120,19 @@ def fitted_table(
         rows: Cells by row.
         keys: How many of the first columns name the rows.
         bold: Rows to print in bold, by their index.
+        joined: Columns that stay in a block with the one before, by their index.
     """
     room = columns()
     widths = [max(len(_cell(line[n])) for line in (header, *rows)) for n in range(len(header))]
     blocks = [list(range(keys))]
-    for column in range(keys, len(header)):
-        taken = sum(widths[n] + 2 for n in blocks[-1]) + widths[column]
+    for first in (n for n in range(keys, len(header)) if n not in joined):
+        unit = [first]
+        while unit[-1] + 1 in joined:
+            unit.append(unit[-1] + 1)
+        taken = sum(widths[n] + 2 for n in (*blocks[-1], *unit)) - 2
         if room is not None and taken > room and len(blocks[-1]) > keys:
             blocks.append(list(range(keys)))
-        blocks[-1].append(column)
+        blocks[-1] += unit
     parts = []
     for block in blocks:
         values = block[keys:]

@@ -36,6 +36,15 @@ def test_columns_that_do_not_fit_follow_below(monkeypatch: pytest.MonkeyPatch) -
     assert fitted_table(*table) == format_table(*table)
 
 
+def test_a_joined_column_stays_with_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    table = (["run", "math", "form", "code", "form"], [["dmt", "8.5", "1", "10", "2"]])
+    monkeypatch.setenv("COLUMNS", "16")
+    assert fitted_table(*table, joined=[2, 4]).split("\n") == [
+        *("run  math  form", "dmt   8.5     1"),
+        *("", "run  code  form", "dmt    10     2"),
+    ]
+
+
 def test_text_is_broken_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "12")
     assert wrapped("math: 1,234 rows, 5 %") == "math: 1,234\n  rows, 5 %"

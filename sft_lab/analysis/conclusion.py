@@ -51,7 +51,9 @@ def conclusion(run: RunResult, reader: MarksReader) -> str:
     for name, tracked in run.abilities.items():
         if name not in tested:
             waiting[_why_undefined(tracked, points, end)].append(name)
-    parts = [_finding(name, found, first=not n) for n, (name, found) in enumerate(tested.items())]
+    parts = [
+        forgetting_text(name, found, first=not n) for n, (name, found) in enumerate(tested.items())
+    ]
     parts += [f"{', '.join(names)} {why}" for why, names in waiting.items()]
     when = "in this run" if now == end else f"by step {now:,} of {end:,} of this run"
     return f"Forgetting {when} (1 seed): {'; '.join(parts)}."
@@ -81,8 +83,8 @@ def _tested(
     return found
 
 
-def _finding(name: str, found: Comparison, first: bool) -> str:
-    """Return a comparison as text: ``math forgotten, -58.0 points [-69.1, -44.2]``.
+def forgetting_text(name: str, found: Comparison, first: bool) -> str:
+    """Return a comparison with the best boundary: ``math forgotten, -58.0 points [-69.1, -44.2]``.
 
     The interval is that of one test alone. Where it does not show why a test of several is
     inconclusive, the corrected p does.

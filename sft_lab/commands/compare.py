@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--items",
         type=number(NonNegativeInt),
-        default=5,
+        default=2,
         metavar="N",
         help="forgotten, and gained, items to show of each benchmark; default: %(default)s",
     )

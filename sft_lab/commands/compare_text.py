@@ -5,8 +5,15 @@ from math import isfinite
 
 from sft_lab.analysis.abilities import Ability, abilities_in
 from sft_lab.analysis.comparison import RunComparison
+from sft_lab.analysis.conclusion import forgetting_text
 from sft_lab.analysis.family import LEVEL
-from sft_lab.analysis.forgetting import ChangedItem, change_of, changed_items, form_of
+from sft_lab.analysis.forgetting import (
+    ChangedItem,
+    can_forget,
+    change_of,
+    changed_items,
+    form_of,
+)
 from sft_lab.analysis.groups import RunGroup
 from sft_lab.analysis.measurements import Comparison, Side, boundary_of
 from sft_lab.analysis.protocols import mismatch_line
@@ -50,6 +57,8 @@ def report(compared: RunComparison, num_items: int, color: bool) -> str:
         notes.append(f"{mark}: {mismatch_line(mismatch, names, first.name)}")
     if notes:
         parts.append("\n".join(wrapped(visible(note)) for note in notes))
+    if conclusions := _conclusions(compared):  # last, where a terminal shows them
+        parts.append("\n".join(map(wrapped, conclusions)))
     return "\n\n".join(parts)
 
 
@@ -65,6 +74,17 @@ def _scope(compared: RunComparison) -> str:
     if min(seeds) == 1:
         return "One run: its changes are shown for other items, not for other seeds."
     return f"{min(seeds)} seeds or more on each side: this speaks of other seeds and other items."
+
+
+def _conclusions(compared: RunComparison) -> list[str]:
+    """Return what each run or method has forgotten, a line each."""
+    found: dict[int, list[str]] = {}
+    for index, drop in compared.forgetting:
+        ability = drop.comparison.ability
+        if can_forget(compared.groups[index], ability):
+            parts = found.setdefault(index, [])
+            parts.append(forgetting_text(ability.name, drop.comparison, first=not parts))
+    return [visible(f"{_title(compared.groups[n])}: {'; '.join(p)}.") for n, p in found.items()]
 
 
 def _reading(compared: RunComparison) -> list[str]:
@@ -109,7 +129,9 @@ def _abilities(compared: RunComparison) -> str:
         rows.append([""] * (3 + len(keys) + len(formed)))
     names = {a.key: a.name for group in compared.groups for a in group.abilities}
     header = [n for key in keys for n in (names[key], *(["form"] if key in formed else []))]
-    table = fitted_table(["run", "after", "step", *header], rows[:-1], keys=3)
+    header = ["run", "after", "step", *header]
+    forms = [n for n, name in enumerate(header) if name == "form"]
+    table = fitted_table(header, rows[:-1], keys=3, joined=forms)
     scores = ", ".join(f"{names[key]} is {key}" for key in keys)
     form = "; form: share of answers in the asked form, %" if formed else ""
     return f"{table}\n{wrapped(f'Scores in % or as rated [95 % interval]: {scores}{form}.')}"

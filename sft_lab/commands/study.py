@@ -39,6 +39,7 @@ def main(arguments: list[str]) -> int:
     if options.print and options.json:
         raise RequestError("--print prints shell commands, not JSON; leave out --print or --json.")
 
+    print("loading ...", file=sys.stderr, flush=True)
     if options.print or options.plan:
         return _show(options, rest)
     return _run(options, rest)

@@ -1,7 +1,9 @@
 """The command ``ui``: MLflow's page of a store, and the address of a run on it."""
 
+import contextlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +25,10 @@ def main(arguments: list[str]) -> int:
     """Print the run's address, and serve the page until it is stopped."""
     parser = command_parser("ui")
     parser.add_argument(
-        "run", nargs="?", metavar="RUN", help="id, beginning of one, or name; default: the newest"
+        "run",
+        nargs="?",
+        metavar="RUN",
+        help="id, beginning of one, or name; default: the newest that has finished",
     )
     parser.add_argument(
         "--port", type=number(Port), default=5000, metavar="N", help="default: %(default)s"
@@ -40,7 +45,8 @@ def main(arguments: list[str]) -> int:
             f"{options.tracking_uri} holds no run yet; train one, for instance "
             "sft-lab fit --config configs/world/dmt.yaml."
         )
-    info = runs[0].info
+    finished = (run for run in runs if run.info.status == "FINISHED")
+    info = next(finished, runs[0]).info
     _share_columns(store, info.experiment_id)
     file = local_file(options.tracking_uri)
     here = f"http://127.0.0.1:{options.port}"
@@ -55,13 +61,21 @@ def main(arguments: list[str]) -> int:
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     uri = absolute(options.tracking_uri)
     command = [sys.executable, "-m", "mlflow", "ui", "--workers", "1", "--port", str(options.port)]
+    command += ["--uvicorn-opts", "--log-level warning", "--backend-store-uri", uri]
     # Locations of artifacts are relative to the folder that holds the store's.
     home = file.absolute().parent.parent
-    return subprocess.call([*command, "--backend-store-uri", uri], cwd=home)
+    # In a session of its own, so that it and its workers end together, however this is stopped.
+    quiet = {**os.environ, "PYTHONWARNINGS": "ignore", "MLFLOW_LOGGING_LEVEL": "WARNING"}
+    with subprocess.Popen(command, cwd=home, env=quiet, start_new_session=True) as served:
+        try:
+            return served.wait()
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(served.pid, signal.SIGTERM)
 
 
 def _share_columns(store: RunStore, experiment: str) -> None:
-    """Add a view to an experiment whose list of runs shows what they score and have forgotten.
+    """Add a view to an experiment whose list of runs shows what they have forgotten and score.
 
     MLflow's own list has no scores. A view is a tag of the experiment that its page reads.
     """
@@ -69,7 +83,7 @@ def _share_columns(store: RunStore, experiment: str) -> None:
     metrics = sorted({key for run in runs for key in run.data.metrics})
     columns = [
         f"metrics.`{key}`"
-        for kind in ("ability/", "forgetting/")
+        for kind in ("forgetting/", "ability/")
         for key in metrics
         if key.startswith(kind)
     ]

@@ -39,6 +39,10 @@ NO_LOGGER = (
 
 RunStatus = Literal["FINISHED", "FAILED", "KILLED"]
 
+_COLOUR_TAG = "mlflow.runColor"
+"""The colour of a run in MLflow's charts; by default that of its id, which others may have too."""
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#8c6d00", "#56b4e9", "#5b3a8e", "#6b6b6b")
+
 
 class RunLogger(Logger):
     """MLflow as a run's record: never the same point twice, and a status that is true.
@@ -94,9 +98,8 @@ class RunLogger(Logger):
         mlflow.set_tracking_uri(absolute(self.tracking_uri))  # for artifacts that a server keeps
         if self._run_id is None:
             experiment_id = client.open_experiment(self.experiment_name, self.artifact_location)
-            run = client.create_run(
-                experiment_id, tags=resolve_tags(self._start_tags), run_name=self.run_name
-            )
+            tags = {**resolve_tags(self._start_tags), _COLOUR_TAG: _colour(client, experiment_id)}
+            run = client.create_run(experiment_id, tags=tags, run_name=self.run_name)
             self._run_id = run.info.run_id
         return client
 
@@ -242,3 +245,10 @@ def run_logger(trainer: Trainer) -> RunLogger:
     if len(found) != 1:
         raise RequestError(f"{NO_LOGGER} Got {len(found)}.")
     return found[0]
+
+
+def _colour(client: StoreClient, experiment_id: str) -> str:
+    """Return a colour that the newest runs of an experiment do not have."""
+    newest = client.search_runs([experiment_id], max_results=len(_COLOURS) - 1)
+    taken = {run.data.tags.get(_COLOUR_TAG) for run in newest}
+    return next(colour for colour in _COLOURS if colour not in taken)

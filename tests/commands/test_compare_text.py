@@ -9,6 +9,7 @@ from sft_lab.analysis.protocols import mismatches
 from sft_lab.commands.compare_json import as_json
 from sft_lab.commands.compare_text import report
 from sft_lab.metrics.score import accuracy
+from sft_lab.runs.record import StageRecord
 
 NONE, ALL = [0] * 10, [1] * 10
 
@@ -56,6 +57,16 @@ def test_a_narrow_terminal_gets_blocks_and_answers_below_each_other(
     lines = report(found, num_items=1, color=False).splitlines()
     item = lines.index("i0  forgotten")
     assert [line.split()[0] for line in lines[item + 1 : item + 4]] == ["question", "before", "at"]
+
+
+def test_it_ends_with_what_each_run_has_forgotten() -> None:
+    [run] = group("a", [NONE, ALL, NONE]).runs.values()
+    stages = {**run.record.stages, "s2": StageRecord(10, 1, {"code": "1"}, {}, "")}
+    groups = [RunGroup("a", {0: replace(run, record=replace(run.record, stages=stages))})]
+    lines = report(compared(groups), 1, color=False).splitlines()
+    assert lines[-1] == "a: math forgotten, -100.0 points [-100.0, -60.8]."
+    # A run that trains math to its end has had nothing to forget.
+    assert "forgotten, -" not in report(compared([group("a", [ALL, NONE])]), 0, color=False)
 
 
 def test_other_protocols_are_flagged_in_every_cell() -> None:

@@ -3,6 +3,7 @@
 import json
 import socket
 import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -13,12 +14,13 @@ def test_the_run_has_an_address_of_its_own(
     finished: FinishedRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     served: list[Any] = []
+    popen = subprocess.Popen
 
-    def call(command: list[str], cwd: Any) -> int:
+    def serve(command: list[str], cwd: Any, **options: Any) -> Any:
         served.append((command, cwd))
-        return 0
+        return popen([sys.executable, "-c", ""], **options)
 
-    monkeypatch.setattr(subprocess, "call", call)
+    monkeypatch.setattr(subprocess, "Popen", serve)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
