@@ -128,7 +128,8 @@ def _measured(run: RunResult, abilities: Sequence[Ability]) -> Iterator[Departur
         if name != ability.benchmark or not is_equal[name]:
             judged = protocol.get("num_judgements")
             several = f", judgements of an answer: {judged}" if judged else ""
-            here = f"{ability.key}, {counted(measured.items, 'item')}{several}"
+            split = f", {measured.reported} of them reported" if measured.split else ""
+            here = f"{ability.key}, {counted(measured.items, 'item')}{split}{several}"
             yield Departure(f"{ability.name} benchmark", paper, here)
 
 

@@ -106,7 +106,8 @@ class Method(ReportSection):
     def build(self, context: Context) -> Section:
         family = context.measured.family
         text = [
-            "Scores are means over seeds and items. Their intervals take both as drawn at random; "
+            "Scores are means over seeds and report items: the other part of a benchmark that was "
+            "split only chooses. Their intervals take both as drawn at random; "
             "of one seed they cover items only, by Wilson's method or a bootstrap.",
             "Differences are tested on the same items: over several seeds by Student's t with "
             "crossed random effects of seeds and items, seed by seed if both sides are the same "

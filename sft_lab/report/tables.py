@@ -147,9 +147,10 @@ def forgetting_table(drops: Sequence[Drop], abilities: Sequence[Ability]) -> Tab
         "which makes the change look a little worse than it is; its p is therefore multiplied by "
         "the number of stage ends it was chosen from, the base among them, before Holm's "
         "correction. Retention is each run's score at the end over its own best at an earlier "
-        "stage end: the mean over seeds with Student's interval. Forgetting with form is the same "
-        "of the strict score, which also asks for the form of the answer: what it exceeds "
-        "forgetting by was lost of the form and not of the ability.",
+        "stage end: the mean over seeds with Student's interval. Forgetting with form is the mean "
+        "over seeds of what the strict score lost, which also asks for the form of the answer, 0 "
+        "for a seed that gained. What it exceeds the same in any form by, below it, was lost of "
+        "the form and not of the ability.",
         header,
         rows,
     )
@@ -162,7 +163,9 @@ def _drop_cell(drop: Drop) -> TableCell:
 
 def _form_forgetting(group: RunGroup, ability: Ability) -> TableCell:
     found = change_of(group, ability, "form_forgetting")
-    return TableCell(f"{100 * found.value:.1f}" if found else "\N{EN DASH}")
+    alone = change_of(group, ability, "forgetting")
+    note = f"{100 * alone.value:.1f} in any form" if found and alone else ""
+    return TableCell(f"{100 * found.value:.1f}" if found else "\N{EN DASH}", note)
 
 
 def _retention(group: RunGroup, ability: Ability) -> TableCell:
@@ -187,7 +190,7 @@ def protocol_table(results: StudyResults, abilities: list[Ability]) -> Table:
                     protocol_id(run, ability.benchmark),
                     measured.digest[:8],
                     measured.prompts[:8],
-                    str(measured.items),
+                    f"{measured.reported} of {measured.items}",
                     _decoding(measured.decoding),
                     _agreement(ability, measured.agrees_with),
                 )
@@ -202,7 +205,7 @@ def protocol_table(results: StudyResults, abilities: list[Ability]) -> Table:
             "protocol",
             "items and extractor",
             "prompts",
-            "items",
+            "report items",
             "decoding",
             "agrees with",
             "runs",

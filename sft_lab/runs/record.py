@@ -116,6 +116,11 @@ class BenchmarkRecord:
         """Whether scores lie in [0, 1]."""
         return self.scale == (0, 1)
 
+    @property
+    def reported(self) -> int:
+        """How many of the items are report items, from which scores come."""
+        return int(self.split["report"]) if self.split else self.items
+
 
 @dataclass(frozen=True)
 class RunRecord:

@@ -57,6 +57,7 @@ def rates(effect: float, deviation: float, num_seeds: int, draws: int) -> dict[s
     return {name: counts[name] / draws for name in ("higher", "lower", "same", "covered")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_seeds", [3, 5])
 @pytest.mark.parametrize("deviation", DEVIATIONS)
 def test_verdicts_are_seldom_wrong(deviation: float, num_seeds: int) -> None:
@@ -68,6 +69,7 @@ def test_verdicts_are_seldom_wrong(deviation: float, num_seeds: int) -> None:
     assert rates(MARGIN, deviation, num_seeds, draws)["same"] <= limit
 
 
+@pytest.mark.slow
 def test_a_great_effect_is_found() -> None:
     assert rates(0.20, 0.03, 5, draws=50)["higher"] >= 0.9
 
