@@ -12,8 +12,10 @@ import torch
 from tiny_lab import FinishedRun, Lab
 
 from sft_lab import paths
+from sft_lab.errors import Interrupted
 from sft_lab.evaluation.generation import engines, generate
 from sft_lab.runs import checkpoint
+from sft_lab.runs.logger import RunLogger
 
 STOP = "--trainer.callbacks+=stopper.Stop"
 
@@ -32,6 +34,19 @@ def stop(lab: Lab, step: int, *arguments: str, number: int = 0) -> None:
     else:
         with pytest.raises(RuntimeError, match="stopped by the test"):
             lab.fit(*command, *arguments)
+
+
+def test_ctrl_c_before_the_run_exists_promises_nothing(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: RunLogger) -> str:
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(RunLogger, "start", interrupted)
+    outcome = lab.fit()
+    assert outcome.code == 130
+    assert outcome.err.splitlines()[-1] == "Stopped by SIGINT."
+    assert not lab.store.runs()
 
 
 EVERY_STEP = "--trainer.log_every_n_steps=1"
