@@ -27,6 +27,7 @@ CALLS = ("compile", "search", "match", "fullmatch", "split", "findall", "findite
 # By module, the values of a function's arguments and loops, where a pattern is built from them.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "sft_lab.api": {"names": ["config", "from"]},
+    "sft_lab.data.chat_template": {"argument": "enable_thinking"},
     "sft_lab.data.prefix_encoder": {"borders": [re.escape("<|im_end|>"), "<s>"]},
     "sft_lab.data.rendering": {"longest_first": ["<|im_end|>", "<s>"]},
     "sft_lab.evaluation.benchmarks.code_answers": {"inside": " " * 4, "mark": "```", "width": 4},

@@ -1,12 +1,18 @@
 """The command ``represent``: where a run's sources lie inside its model."""
 
 from pathlib import Path
+from typing import Annotated
+
+from annotated_types import Ge
 
 from sft_lab.commands.arguments import add_tracking_uri, command_parser, number
 from sft_lab.config.ranges import PositiveFloat, PositiveInt, Seed
 from sft_lab.paths import make_folder
 from sft_lab.runs.store import RunStore
 from sft_lab.terminal import silence, visible
+
+_NumQueries = Annotated[int, Ge(5)]
+"""A probe has five folds of them."""
 
 
 def main(arguments: list[str]) -> int:
@@ -23,7 +29,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument(
         "--num_queries",
-        type=number(PositiveInt),
+        type=number(_NumQueries),
         default=100,
         metavar="N",
         help="of a source; default: 100",

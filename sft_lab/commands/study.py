@@ -5,6 +5,7 @@ import json
 import os
 import sys
 from contextlib import nullcontext
+from typing import Any
 
 from omegaconf import OmegaConf
 
@@ -14,6 +15,7 @@ from sft_lab.config.compose import compose
 from sft_lab.errors import RequestError
 from sft_lab.study.cluster_address import check_listening
 from sft_lab.study.fork_server import ForkServer, can_fork, import_for_runs, thread_settings
+from sft_lab.terminal import visible
 
 
 def main(arguments: list[str]) -> int:
@@ -39,10 +41,12 @@ def main(arguments: list[str]) -> int:
     if options.print and options.json:
         raise RequestError("--print prints shell commands, not JSON; leave out --print or --json.")
 
-    print("loading ...", file=sys.stderr, flush=True)
+    composed, *_ = compose(rest, ["name", "resources"])
+    if name := OmegaConf.select(composed.config, "name"):
+        print(f"{visible(str(name))}: loading ...", file=sys.stderr, flush=True)
     if options.print or options.plan:
         return _show(options, rest)
-    return _run(options, rest)
+    return _run(options, rest, OmegaConf.select(composed.config, "resources.cpus"))
 
 
 def _show(options: argparse.Namespace, rest: list[str]) -> int:
@@ -62,14 +66,15 @@ def _show(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _run(options: argparse.Namespace, rest: list[str]) -> int:
+def _run(options: argparse.Namespace, rest: list[str], cpus: Any) -> int:
     from sft_lab.commands.main import main as run_command
 
     if options.address is not None:
         check_listening(options.address)
     forks = options.address is None and can_fork()
     if forks:
-        os.environ |= thread_settings(_cpus(rest))
+        # None if it is left out; another value is refused later.
+        os.environ |= thread_settings(cpus if isinstance(cpus, int) and cpus > 0 else 1)
     with quick_imports():
         from sft_lab.study.outcome import outcome_json, outcome_table
         from sft_lab.study.study import lay_out, run_study
@@ -80,10 +85,3 @@ def _run(options: argparse.Namespace, rest: list[str]) -> int:
         outcome = run_study(study, options.address, server)
     print(json.dumps(outcome_json(outcome), indent=2) if options.json else outcome_table(outcome))
     return 0 if outcome.is_complete else 1
-
-
-def _cpus(arguments: list[str]) -> int:
-    """Return ``resources.cpus`` of a study, 1 if it is left out or is refused later."""
-    composed, *_ = compose(arguments, ["resources"])
-    cpus = OmegaConf.select(composed.config, "resources.cpus")
-    return cpus if isinstance(cpus, int) and cpus > 0 else 1

@@ -47,9 +47,8 @@ def _plain_types(text: str) -> str:
 
 def _written_key(keys: list[str], text: str, written: Composed) -> str:
     """Return the key of a wrong value; for an entry of a dict the parser leaves out its name."""
-    value = re.sub(r".*(?:Got value|import path string): ", "", text).partition(" Subclass types")[
-        0
-    ]
+    value = re.split(r"(?:Got value|import path string): ", text)[-1]
+    value = value.partition(" Subclass types")[0]
     if len(keys) == 1:
         below = [key for key in written.origins if key.startswith(f"{keys[0]}.")]
         found = [key for key in below if str(OmegaConf.select(written.config, key)) == value]

@@ -94,7 +94,10 @@ def test_an_adapter_rank_above_the_servers_limit_fails_before_the_first_step(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model.lora=null"], "model.lora is null, and evaluation.engine vllm hands adapters"),
+        (
+            ["--model.lora=null"],
+            "evaluation.engine vllm hands LoRA adapters",
+        ),
         (["--evaluation.weights=merged"], "evaluation.weights merged applies to engines in this"),
         (["--evaluation.vllm.base_uri=x"], "did you mean 'evaluation.vllm.base_url'?"),
         (["--evaluation.vllm.max_tries=0"], "evaluation.vllm.max_tries must be 1 or more, got 0"),

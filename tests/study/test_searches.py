@@ -1,4 +1,5 @@
 import json
+from collections.abc import Callable
 from statistics import fmean
 from types import SimpleNamespace
 from typing import Any, cast
@@ -45,6 +46,10 @@ def test_only_selection_items_that_every_evaluation_graded_are_compared(
 
     monkeypatch.setattr(search, "read_result", read_result)
     client = SimpleNamespace(get_run=lambda run_id: run_id)
-    store = cast(Any, SimpleNamespace(client=client, artifact_text=artifact_text))
+
+    def artifact(run_id: str, path: str, read: Callable[[str], Any]) -> Any:
+        return read(artifact_text(run_id, path))
+
+    store = cast(Any, SimpleNamespace(client=client, artifact=artifact))
     found = search.retained_marks(store, ["one", "two"], {"mt_bench/mean": 0.9})
     assert found == {"mt_bench/mean": ([[9, 6], [4, 1]], [[8, 5], [3, 9]], ["0", "3"])}
