@@ -125,7 +125,7 @@ def add_ranges(schema: Schema, owner: Any) -> None:
 
 
 def adapted(schema: Any) -> Any:
-    """Return a schema without required keys, with ``${...}`` allowed wherever a value stands."""
+    """Return a schema without required keys, with ``${...}`` allowed in place of any value."""
     if isinstance(schema, list):
         return [adapted(part) for part in schema]
     if not isinstance(schema, dict):
@@ -147,7 +147,7 @@ def with_shares(schema: Schema, container: str) -> Schema:
     """Return the schema of a key with shares in place of text, in a container or alone."""
     inner = schema.get(container, schema) if container else schema
     if "string" not in json.dumps(inner.get("anyOf", inner.get("type"))) or "number" in str(inner):
-        return schema  # another key of that name, which is no share
+        return schema  # another key of that name, not a share
     texts = {key: schema[key] for key in ("description", "default") if key in schema}
     if not container:
         return {**_SHARE, **texts}
