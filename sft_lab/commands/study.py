@@ -42,7 +42,8 @@ def main(arguments: list[str]) -> int:
         raise RequestError("--print prints shell commands, not JSON; leave out --print or --json.")
 
     composed, *_ = compose(rest, ["name", "resources"])
-    if name := OmegaConf.select(composed.config, "name"):
+    name = OmegaConf.select(composed.config, "name")
+    if name and sys.stderr.isatty():
         print(f"{visible(str(name))}: loading ...", file=sys.stderr, flush=True)
     if options.print or options.plan:
         return _show(options, rest)
