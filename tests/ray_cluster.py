@@ -20,10 +20,10 @@ def free_port() -> int:
 
 
 class Cluster:
-    """A head and a worker with one core each; the worker can be killed."""
+    """A head and a worker with as many cores each; the worker can be killed."""
 
-    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, environment: dict[str, str], num_cores: int = 1) -> None:
+        self.folder, self.num_cores = folder, num_cores
         self.environment = {**environment, "RAY_AUTH_MODE": "disabled"}
         self.address = f"127.0.0.1:{free_port()}"
         port = self.address.partition(":")[2]
@@ -39,7 +39,7 @@ class Cluster:
                     *RAY,
                     "start",
                     *arguments,
-                    "--num-cpus=1",
+                    f"--num-cpus={self.num_cores}",
                     "--object-store-memory=100000000",
                     "--disable-usage-stats",
                     "--block",

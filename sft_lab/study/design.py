@@ -97,8 +97,8 @@ class Resources:
     """Resources that one run needs.
 
     Args:
-        cpus: CPU cores, and the number of threads it computes with.
-        gpus: GPUs; 0.5 lets two runs share one.
+        cpus: CPU cores, and the number of threads it computes with; its processes share them.
+        gpus: GPUs, as many as its ``trainer.devices``; 0.5 lets two runs share one.
         memory_gb: Main memory in GB; null reserves none.
     """
 

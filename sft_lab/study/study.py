@@ -27,6 +27,7 @@ from sft_lab.study.fork_server import thread_settings
 from sft_lab.study.halving import Found
 from sft_lab.study.job import CELL_TAG, PARENT_TAG, Job
 from sft_lab.study.outcome import StudyOutcome
+from sft_lab.study.processes import num_processes
 from sft_lab.study.progress_table import ProgressTable
 from sft_lab.study.read_design import read_design
 from sft_lab.study.record import ParentRun, open_parent, study_digest
@@ -127,6 +128,8 @@ def lay_out(
             f"all runs of a study must use one store, got {', '.join(sorted(stores))}; "
             "set trainer.logger.init_args.tracking_uri under set."
         )
+    for run in known:
+        _num_processes(design, run)
     for arm_search in searches(design):
         check_search(arm_search, known[-1].scores)
     searched = _searched(design, runs, cost) if cost is not None else {}
@@ -147,6 +150,13 @@ def _only(
     kept = {name: question for name, question in design.questions.items() if name in names}
     written = {name: config["questions"][name] for name in kept}
     return replace(design, questions=kept), {**config, "questions": written}
+
+
+def _num_processes(design: StudyDesign, run: StudyRun) -> int:
+    try:
+        return num_processes(design.resources, run.config.values.trainer.as_dict())
+    except RequestError as fault:
+        raise RequestError(f"cell '{run.name}': {fault}") from fault
 
 
 def _searched(
@@ -321,6 +331,7 @@ def make_job(study: Study, parent: ParentRun, run: StudyRun, fork: str | None) -
     dirpath = Path(run.config.plain["checkpoint"]["dirpath"])
     if fork is not None and not stage_checkpoint(dirpath, *fork.split("@")).is_file():
         fork = None
+    processes = _num_processes(study.design, run)
     return Job(
         digest=run.digest,
         code=planned_code(),
@@ -333,7 +344,7 @@ def make_job(study: Study, parent: ParentRun, run: StudyRun, fork: str | None) -
         folder=folder,
         environment={
             **_forwarded(os.environ),
-            **thread_settings(study.design.resources.cpus),
+            **thread_settings(max(1, study.design.resources.cpus // processes)),
             "COLUMNS": os.environ.get("COLUMNS", "100"),
         },
     )

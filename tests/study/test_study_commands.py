@@ -16,10 +16,12 @@ from lock_holder import held
 from study_runs import STUDY
 from tiny_lab import SCRIPTED, SCRIPTED_CONFIG, Lab
 
+from sft_lab.errors import RequestError
 from sft_lab.runs.store import DIGEST_TAG
-from sft_lab.study.design import CellSpec
+from sft_lab.study.design import CellSpec, Resources
 from sft_lab.study.digests import base_files_digest
 from sft_lab.study.job import CELL_TAG
+from sft_lab.study.processes import num_processes
 from sft_lab.study.record import open_parent, study_digest
 from sft_lab.study.runs import plan_run
 from sft_lab.study.study import read_study_config
@@ -241,6 +243,7 @@ def test_a_study_that_another_process_runs_is_refused(study_lab: Lab) -> None:
             "trainer.gradient_clip_val must be a number, 0 or more and finite, or null, got abc",
         ),
         ("trainer.devices", 3, "data.batch_size counts the sequences of all devices"),
+        ("trainer.devices", 2, "resources.cpus reserves 1 for a run, whose trainer.devices is 2"),
         ("trainer.max_epochs", 3, "trainer.max_epochs follows from data.stages"),
         ("checkpoint.every_n_steps", 0, "checkpoint.every_n_steps must be 1 or more, got 0"),
     ],
@@ -251,6 +254,30 @@ def test_a_value_that_fit_would_refuse_is_refused_and_the_cell_named(
     error = refused(study_lab, config="./tiny.yaml", set={"model.quantization": "nf4", key: value})
     assert error.startswith("error: cell 'q one seed 0': ")
     assert message in error
+
+
+@pytest.mark.parametrize(
+    ("devices", "resources", "expected"),
+    [
+        (1, Resources(gpus=2), "resources.gpus reserves 2 for a run, whose trainer.devices is 1"),
+        (2, Resources(gpus=0.5), "resources.gpus reserves 0.5 for a run, whose trainer.devices"),
+        (2, Resources(cpus=1), "resources.cpus reserves 1 for a run, whose trainer.devices is 2"),
+        (2, Resources(cpus=2), 2),
+        (2, Resources(gpus=2), 2),
+        ("auto", Resources(gpus=2), 2),
+        (1, Resources(gpus=0.5), 1),
+        (1, Resources(cpus=8), 1),
+    ],
+)
+def test_a_run_gets_as_many_cores_or_gpus_as_it_has_devices(
+    devices: int | str, resources: Resources, expected: int | str
+) -> None:
+    trainer = {"devices": devices, "num_nodes": 1, "accelerator": "cpu"}
+    if isinstance(expected, int):
+        assert num_processes(resources, trainer) == expected
+    else:
+        with pytest.raises(RequestError, match=expected):
+            num_processes(resources, trainer)
 
 
 def test_writing_out_a_default_changes_no_digest(study_lab: Lab) -> None:
