@@ -9,6 +9,8 @@ best settings for a processor: float32 adapters, no gradient checkpointing, noth
 trains as ``fit`` does, with record and callbacks; its evaluation is outside of what is timed. Each
 side runs in a process of its own, in turn; a pair's ratio compares tokens per second, without
 padding, of the steps after the fifth. ``--trl_python`` is an interpreter that has TRL and the lab.
+``--set KEY=VALUE`` changes the config, and TRL's settings where it has the same. On a machine with
+CUDA both train there.
 """
 
 import argparse
@@ -18,24 +20,62 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 WARM_UP = 5
 LR = 1e-3
 
 
+class Case(NamedTuple):
+    """What both sides train; ``overrides`` are further values of the config, as ``KEY=VALUE``."""
+
+    steps: int
+    packing: bool
+    precision: str
+    overrides: Sequence[str] = ()
+
+    def arguments(self, folder: str) -> list[str]:
+        """Return the arguments of ``fit``."""
+        size = 4 if self.packing else 8
+        few = "--evaluation.benchmarks.world_{}.init_args.num_examples=2"
+        stage = {"lr": LR, "warmup_ratio": 0, "lr_schedule": "constant", "max_steps": self.steps}
+        return [
+            f"--config={ROOT}/configs/world/multi_task.yaml",
+            *map(few.format, ("math", "code", "general")),
+            "--evaluation.every_n_steps=100000",
+            "--evaluation.split=null",
+            "--model.lora.lora_dropout=0",
+            *(f"--data.stages.all.{key}={value}" for key, value in stage.items()),
+            f"--data.batch_size={size}",
+            f"--data.micro_batch_size={size}",
+            f"--data.packing={str(self.packing).lower()}",
+            "--corpus.max_length=512",
+            f"--trainer.logger.init_args.tracking_uri=sqlite:///{folder}/mlflow.db",
+            f"--trainer.logger.init_args.artifact_location={folder}/artifacts",
+            f"--checkpoint.dirpath={folder}/checkpoints",
+            f"--trainer.precision={self.precision}",
+            *(f"--{override}" for override in self.overrides),
+        ]
+
+
 class Clock:
-    """Wall and CPU seconds between the end of the warm-up and the last step."""
+    """Wall and CPU seconds between the end of the warm-up and the last step, and peak memory."""
 
     def __init__(self, steps: int) -> None:
+        import torch
+
+        self.cuda = torch.cuda if torch.cuda.is_available() else None
         self.steps, self.losses = steps, list[float]()
         self.begin = self.spent = (0.0, 0.0)
 
     def end_step(self, step: int) -> None:
+        if self.cuda is not None and step in (WARM_UP, self.steps):
+            self.cuda.synchronize()
         now = (time.perf_counter(), time.process_time())
         if step == WARM_UP:
             self.begin = now
@@ -43,49 +83,17 @@ class Clock:
             self.spent = (now[0] - self.begin[0], now[1] - self.begin[1])
 
     def result(self, tokens: int) -> dict[str, Any]:
-        return {
-            "tokens": tokens,
-            "wall": self.spent[0],
-            "cpu": self.spent[1],
-            "losses": self.losses,
-        }
-
-
-def batch_size(packing: bool) -> int:
-    """Return the number of training sequences of a step."""
-    return 4 if packing else 8
-
-
-def settings(steps: int, packing: bool, precision: str, folder: str) -> list[str]:
-    """Return the arguments of ``fit``."""
-    few = [
-        f"--evaluation.benchmarks.world_{name}.init_args.num_examples=2"
-        for name in ("math", "code", "general")
-    ]
-    stage = {"lr": LR, "warmup_ratio": 0, "lr_schedule": "constant", "max_steps": steps}
-    return [
-        f"--config={ROOT}/configs/world/multi_task.yaml",
-        *few,
-        "--evaluation.every_n_steps=100000",
-        "--evaluation.split=null",
-        "--model.lora.lora_dropout=0",
-        *(f"--data.stages.all.{key}={value}" for key, value in stage.items()),
-        f"--data.batch_size={batch_size(packing)}",
-        f"--data.micro_batch_size={batch_size(packing)}",
-        f"--data.packing={str(packing).lower()}",
-        "--corpus.max_length=512",
-        f"--trainer.logger.init_args.tracking_uri=sqlite:///{folder}/mlflow.db",
-        f"--trainer.logger.init_args.artifact_location={folder}/artifacts",
-        f"--checkpoint.dirpath={folder}/checkpoints",
-        f"--trainer.precision={precision}",
-    ]
+        memory = None if self.cuda is None else self.cuda.max_memory_allocated()
+        wall, cpu = self.spent
+        times = {"tokens": tokens, "wall": wall, "cpu": cpu}
+        return {**times, "losses": self.losses, "memory": memory}
 
 
 def steps_of(run: Any, steps: int) -> list[list[tuple[list[int], list[int]]]]:
     """Return the ids and labels of the rows of each step, read from the lab's batches."""
     found: list[list[tuple[list[int], list[int]]]] = []
-    for batch in run.data.train_dataloader():
-        rows = []
+    rows: list[tuple[list[int], list[int]]] = []
+    for place, batch in enumerate(run.data.train_dataloader(), start=1):
         for ids, labels, positions in zip(
             batch["input_ids"], batch["labels"], batch["position_ids"], strict=True
         ):
@@ -94,7 +102,9 @@ def steps_of(run: Any, steps: int) -> list[list[tuple[list[int], list[int]]]]:
                 targets = (labels[start:end] != -100).nonzero().flatten()
                 stop = start + int(targets[-1]) + 1  # a row ends with a target
                 rows.append((ids[start:stop].tolist(), labels[start:stop].tolist()))
-        found.append(rows)
+        if place % (run.data.batch_size // run.data.micro_batch_size) == 0:
+            found.append(rows)
+            rows = []
         if len(found) == steps:
             break
     return found
@@ -105,21 +115,17 @@ def count(rows_by_step: list[Any]) -> int:
     return sum(len(ids) for rows in rows_by_step[WARM_UP:] for ids, _ in rows)
 
 
-def write_rows(
-    steps: int, packing: bool, precision: str, folder: str, rows_file: str
-) -> dict[str, Any]:
+def write_rows(case: Case, folder: str, rows_file: str) -> dict[str, Any]:
     from sft_lab.launch.build import build
     from sft_lab.launch.parser import parse
 
-    run = build(parse(settings(steps, packing, precision, folder)))
+    run = build(parse(case.arguments(folder)))
     run.data.setup("fit")
-    Path(rows_file).write_text(json.dumps(steps_of(run, steps)))
+    Path(rows_file).write_text(json.dumps(steps_of(run, case.steps)))
     return {}
 
 
-def time_lab(
-    steps: int, packing: bool, precision: str, folder: str, rows_file: str
-) -> dict[str, Any]:
+def time_lab(case: Case, folder: str, rows_file: str) -> dict[str, Any]:
     from lightning import Callback
 
     from sft_lab.launch import run as running
@@ -127,12 +133,19 @@ def time_lab(
     from sft_lab.terminal import silence
 
     silence()
-    clock = Clock(steps)
+    clock = Clock(case.steps)
 
     class Watch(Callback):
+        def __init__(self) -> None:
+            self.step, self.nll, self.tokens = 0, 0, 0
+
         def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, *_: Any) -> None:
-            clock.losses.append(float(outputs["loss"]))
-            clock.end_step(trainer.global_step)
+            self.nll += outputs["nll"].sum()
+            self.tokens += outputs["target_tokens"].sum()
+            if trainer.global_step > self.step:
+                clock.losses.append(float(self.nll / self.tokens))
+                clock.end_step(trainer.global_step)
+                self.step, self.nll, self.tokens = trainer.global_step, 0, 0
 
     build = running.build
 
@@ -142,13 +155,14 @@ def time_lab(
         return run
 
     running.build = watched
-    running.fit(parse(settings(steps, packing, precision, folder)))
+    try:
+        running.fit(parse(case.arguments(folder)))
+    finally:
+        running.build = build
     return clock.result(count(json.loads(Path(rows_file).read_text())))
 
 
-def time_trl(
-    steps: int, packing: bool, precision: str, folder: str, rows_file: str
-) -> dict[str, Any]:
+def time_trl(case: Case, folder: str, rows_file: str) -> dict[str, Any]:
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback
@@ -160,9 +174,11 @@ def time_trl(
     from sft_lab.terminal import silence
 
     silence()
-    run = build(parse(settings(steps, packing, precision, folder)))
-    run.module.load(precision, packing=packing)
+    run = build(parse(case.arguments(folder)))
+    run.module.load(case.precision, packing=case.packing)
     model = run.module.model
+    micro_batch = run.data.micro_batch_size
+    accumulation = run.data.batch_size // micro_batch
     rows_by_step = json.loads(Path(rows_file).read_text())
     data = Dataset.from_list(
         [
@@ -171,7 +187,7 @@ def time_trl(
             for ids, labels in rows
         ]
     )
-    clock = Clock(steps)
+    clock = Clock(case.steps)
 
     class Watch(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -179,18 +195,20 @@ def time_trl(
 
     arguments = SFTConfig(
         output_dir=folder,
-        use_cpu=True,
-        bf16=precision == "bf16-mixed",
-        gradient_checkpointing=False,
-        per_device_train_batch_size=batch_size(packing),
-        max_steps=steps,
+        use_cpu=not torch.cuda.is_available(),
+        bf16=case.precision == "bf16-mixed",
+        gradient_checkpointing=run.module.gradient_checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False},
+        per_device_train_batch_size=micro_batch,
+        gradient_accumulation_steps=accumulation,
+        max_steps=case.steps,
         learning_rate=LR,
         lr_scheduler_type="constant",
         weight_decay=0.0,
         max_grad_norm=1.0,
         optim="adamw_torch",
-        packing=packing,
-        max_length=512,
+        packing=case.packing,
+        max_length=run.config.plain["corpus"]["max_length"],
         completion_only_loss=True,
         train_sampling_strategy="sequential",
         logging_steps=1,
@@ -198,7 +216,7 @@ def time_trl(
         report_to="none",
         disable_tqdm=True,
     )
-    tokenizer = AutoTokenizer.from_pretrained(str(resolve("world://base")))
+    tokenizer = AutoTokenizer.from_pretrained(str(resolve(run.config.tokenizer)))
     trainer = SFTTrainer(
         model, args=arguments, train_dataset=data, processing_class=tokenizer, callbacks=[Watch()]
     )
@@ -206,8 +224,8 @@ def time_trl(
         if parameter.requires_grad:  # TRL has cast adapters of a 4-bit base to bfloat16
             parameter.data = parameter.data.to(torch.float32)
     lengths = [len(row["input_ids"]) for row in trainer.train_dataset]
-    size = arguments.per_device_train_batch_size
-    tokens = sum(lengths[WARM_UP * size : steps * size])
+    size = micro_batch * accumulation
+    tokens = sum(lengths[WARM_UP * size : case.steps * size])
     trainer.train()
     clock.losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     return clock.result(tokens)
@@ -216,17 +234,21 @@ def time_trl(
 SIDES = {"rows": write_rows, "lab": time_lab, "trl": time_trl}
 
 
-def in_process(side: str, python: str, options: argparse.Namespace, rows: str) -> dict[str, Any]:
-    """Run one side in a process of its own; return what it measured."""
+def in_process(side: str, python: str, case: Case, rows: str) -> dict[str, Any]:
+    """Run one side in a process of its own; return what it measured.
+
+    Raises:
+        RuntimeError: If it fails, with the last line that it wrote.
+    """
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer.json"
         command = [python, __file__, "--side", side, "--folder", folder, "--rows", rows]
-        command += ["--steps", str(options.steps), "--answer", str(answer)]
-        command += ["--precision", options.precision, *(["--packing"] if options.packing else [])]
+        command += ["--case", json.dumps(case), "--answer", str(answer)]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
-            sys.exit(done.stderr)
+            sys.stderr.write(done.stderr)
+            raise RuntimeError(f"{side}: {(done.stderr.splitlines() or ['no output'])[-1]}")
         result: dict[str, Any] = json.loads(answer.read_text())
         return result
 
@@ -237,24 +259,24 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--packing", action="store_true")
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--trl_python", default=sys.executable)
-    for hidden in ("side", "folder", "rows", "answer"):
+    for hidden in ("side", "case", "folder", "rows", "answer"):
         parser.add_argument(f"--{hidden}", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.side:
-        measure = SIDES[options.side]
-        result = measure(
-            options.steps, options.packing, options.precision, options.folder, options.rows
-        )
+        case = Case(*json.loads(options.case))
+        result = SIDES[options.side](case, options.folder, options.rows)
         Path(options.answer).write_text(json.dumps(result))
         return
+    case = Case(options.steps, options.packing, options.precision, options.set)
     with tempfile.TemporaryDirectory() as folder:
         rows = f"{folder}/rows.json"
-        in_process("rows", sys.executable, options, rows)
+        in_process("rows", sys.executable, case, rows)
         ratios: dict[str, list[float]] = {"wall": [], "cpu": []}
         for pair in range(options.pairs):
-            lab = in_process("lab", sys.executable, options, rows)
-            trl = in_process("trl", options.trl_python, options, rows)
+            lab = in_process("lab", sys.executable, case, rows)
+            trl = in_process("trl", options.trl_python, case, rows)
             speeds = {
                 clock: (lab["tokens"] / lab[clock], trl["tokens"] / trl[clock]) for clock in ratios
             }
