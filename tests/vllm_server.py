@@ -19,6 +19,7 @@ from judge_server import Reply
 COMPLETIONS, LOAD, UNLOAD = (
     f"/v1/{name}" for name in ("completions", "load_lora_adapter", "unload_lora_adapter")
 )
+SLEEP, WAKE = "/sleep?level=1&mode=wait", "/wake_up"
 
 
 class RefusedError(Exception):
@@ -43,6 +44,7 @@ class VllmStandIn(ThreadingHTTPServer):
         self.tokenizer = AutoTokenizer.from_pretrained(base)
         self.served_name = str(base)
         self.runtime_lora, self.returns_token_ids = True, True
+        self.dev_mode, self.sleeping = False, False
         self.max_lora_rank, self.max_model_len = 16, 256
         self.key: str | None = None
         self.adapters: dict[str, tuple[Path, Any]] = {}
@@ -86,6 +88,10 @@ class VllmStandIn(ThreadingHTTPServer):
         self.ranks.append(rank)
         return f"Success: LoRA adapter '{name}' added successfully."
 
+    def sleep(self, asleep: bool) -> dict[str, Any]:
+        self.sleeping = asleep
+        return {"status": "sleeping" if asleep else "awake"}
+
     def unload(self, body: Mapping[str, Any]) -> str:
         name = body["lora_name"]
         if name not in self.adapters:
@@ -95,6 +101,8 @@ class VllmStandIn(ThreadingHTTPServer):
 
     def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
         name, prompt = body["model"], body["prompt"]
+        if self.sleeping:  # the real one does not answer at all
+            raise RefusedError(400, "The engine sleeps.")
         if name != self.served_name and name not in self.adapters:
             raise RefusedError(404, f"The model `{name}` does not exist.")
         if len(prompt) + body["max_tokens"] > self.max_model_len:
@@ -171,6 +179,8 @@ class Handler(BaseHTTPRequestHandler):
         routes = {"/v1/models": lambda _: server.models(), COMPLETIONS: server.complete}
         if server.runtime_lora:
             routes |= {LOAD: server.load, UNLOAD: server.unload}
+        if server.dev_mode:
+            routes |= {SLEEP: lambda _: server.sleep(True), WAKE: lambda _: server.sleep(False)}
         if self.path not in routes:
             return Reply(b'{"detail": "Not Found"}', 404)
         try:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from judge_server import AT_ONCE, DROP, ERROR_500, Reply
-from vllm_server import COMPLETIONS, LOAD, UNLOAD, VllmStandIn
+from vllm_server import COMPLETIONS, LOAD, SLEEP, UNLOAD, WAKE, VllmStandIn
 
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.generation import Decoding, NativeEngine, VllmEngine, VllmServer
@@ -232,7 +232,7 @@ def test_a_failure_that_passes_changes_no_answer(
 def test_a_failure_that_stays_ends_the_evaluation(
     vllm: VllmStandIn, make_engine: MakeEngine, adapted: Any, failure: Reply, said: str
 ) -> None:
-    engine = make_engine(timeout_s=0.3)
+    engine = make_engine(timeout_s=0.3 if failure.wait_s else 20.0)
     with engine.holding(adapted, "a") as name:
         vllm.planned[COMPLETIONS] = [failure] * 20
         with pytest.raises(VllmError, match=said):
@@ -357,6 +357,52 @@ def test_a_server_that_cannot_serve_this_run_is_refused(
     monkeypatch.delenv("VLLM_KEY")
     with pytest.raises(RequestError, match=r"evaluation.vllm.api_key_env: .* VLLM_KEY is not set"):
         check(make_engine(api_key_env="VLLM_KEY"), tiny_base)
+
+
+def test_a_server_sleeps_between_evaluations(
+    vllm: VllmStandIn, tiny_base: Path, make_engine: MakeEngine, adapted: Any
+) -> None:
+    vllm.dev_mode = vllm.sleeping = True  # as the last run left it
+    engine = make_engine(sleep=True)
+    check(engine, tiny_base)
+    assert vllm.sleeping
+    with engine.holding(adapted, "a") as name:
+        assert not vllm.sleeping
+        assert complete(engine, name) == complete(NativeEngine(batch_size=2), adapted)
+    assert vllm.sleeping
+    with pytest.raises(ZeroDivisionError), engine.holding(adapted, "b"):
+        raise ZeroDivisionError
+    assert vllm.sleeping
+    assert vllm.adapters == {}
+    assert len(vllm.bodies[WAKE]) == len(vllm.bodies[SLEEP]) == 3
+
+
+def test_a_server_is_left_awake_unless_asked_to_sleep(
+    vllm: VllmStandIn, tiny_base: Path, make_engine: MakeEngine, adapted: Any
+) -> None:
+    vllm.dev_mode = True
+    engine = make_engine()
+    check(engine, tiny_base)
+    with engine.holding(adapted, "a") as name:
+        complete(engine, name)
+    assert not {WAKE, SLEEP} & vllm.bodies.keys()
+
+
+def test_a_server_without_sleep_is_refused_with_the_fix(
+    tiny_base: Path, make_engine: MakeEngine
+) -> None:
+    with pytest.raises(RequestError, match=r"VLLM_SERVER_DEV_MODE=1 .* --enable-sleep-mode, or"):
+        check(make_engine(sleep=True), tiny_base)
+
+
+def test_a_server_that_does_not_fall_asleep_is_reported_and_nothing_else(
+    vllm: VllmStandIn, make_engine: MakeEngine, adapted: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    vllm.dev_mode = True
+    vllm.planned[SLEEP] = [ERROR_500]
+    with make_engine(sleep=True).holding(adapted, "a"):
+        pass
+    assert "does not sleep, and keeps its device's memory: HTTP 500" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ from sft_lab.evaluation.generation.vllm.server import (
     VllmServer,
     ask_server,
 )
+from sft_lab.evaluation.generation.vllm.sleep import awake
 from sft_lab.paths import resolve, unpinned
 
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # values that --max-lora-rank accepts
@@ -54,7 +55,8 @@ def check_server(server: VllmServer, base: str, *, rank: int, num_tokens: int) -
         _check_runtime_lora(server, fix)
         trial = completion_request(str(card["id"]), [0], max_new_tokens=1, eos_token_ids=())
         parse = partial(completed_token_ids, request=trial)
-        ask_server(server, COMPLETIONS, trial, parse, max_tries=1)
+        with awake(server, max_tries=1):
+            ask_server(server, COMPLETIONS, trial, parse, max_tries=1)
     except VllmError as fault:
         if isinstance(fault, VllmRefusalError) and fault.status in (401, 403):
             fix = "evaluation.vllm.api_key_env must name the variable that holds its key."

@@ -36,6 +36,7 @@ from sft_lab.evaluation.generation.vllm.server import (
     VllmServer,
     ask_server,
 )
+from sft_lab.evaluation.generation.vllm.sleep import awake
 from sft_lab.model.qlora import save_trained
 from sft_lab.paths import make_folder
 
@@ -98,7 +99,10 @@ class VllmEngine(Engine):
             RequestError: If the server does not load them.
             VllmError: If it does not answer.
         """
-        with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=self.server.adapter_dir) as made:
+        with (
+            awake(self.server),
+            tempfile.TemporaryDirectory(prefix=f"{name}-", dir=self.server.adapter_dir) as made,
+        ):
             folder = Path(made).resolve()
             save_trained(model, folder)
             if self.server.adapter_dir is not None:

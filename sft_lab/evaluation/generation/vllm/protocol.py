@@ -8,6 +8,8 @@ from sft_lab.evaluation.generation.decoding import GREEDY, Decoding
 
 MODELS, COMPLETIONS = "/v1/models", "/v1/completions"
 LOAD, UNLOAD = "/v1/load_lora_adapter", "/v1/unload_lora_adapter"
+# Level 1 keeps the weights in the machine's memory, and frees the device's.
+SLEEP, WAKE = "/sleep?level=1&mode=wait", "/wake_up"
 
 # A server fills missing fields from the model's generation_config.json, which may contain a
 # repetition penalty for an instruction-tuned model.

@@ -55,6 +55,9 @@ class VllmServer:
         api_key_env: Environment variable with the key, if it was started with one.
         timeout_s: Longest wait for an answer per try, in seconds.
         max_tries: Maximum number of tries per answer.
+        sleep: Whether it frees its device's memory between evaluations, so that it can share the
+            device of the training; needs a server started with ``VLLM_SERVER_DEV_MODE=1`` and
+            ``--enable-sleep-mode``.
 
     Raises:
         RequestError: If a value is out of range.
@@ -66,6 +69,7 @@ class VllmServer:
     api_key_env: str | None = None
     timeout_s: PositiveFloat = 600.0
     max_tries: PositiveInt = 5
+    sleep: bool = False
 
     def __post_init__(self) -> None:
         try:
@@ -148,7 +152,7 @@ class VllmClient:
             pause_s = min(0.5 * 2 ** (number - 1), _LONGEST_PAUSE_S) * random.uniform(0.75, 1)
             try:
                 with anyio.fail_after(timeout_s):
-                    verb = "POST" if body else "GET"
+                    verb = "GET" if body is None else "POST"
                     async with self._http.stream(verb, path, json=body) as reply:
                         content = await read_reply(reply)
                 if reply.is_success:
