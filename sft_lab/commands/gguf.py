@@ -44,8 +44,8 @@ def to_gguf(folder: Path) -> None:
         if ended.returncode or not made.is_file():
             said = (ended.stderr.strip().splitlines() or ["no message"])[-1]
             raise RequestError(
-                f"--what gguf: {SCRIPT} failed: {said}. Its llama.cpp may not know this "
-                "architecture or tokenizer; use --what merged."
+                f"--what gguf: {SCRIPT} failed: {said}. Install its requirements; if they are, its "
+                "llama.cpp may not know this architecture or tokenizer: use --what merged."
             )
         for file in folder.iterdir():
             file.unlink()
