@@ -31,7 +31,7 @@ def measured_speed(
         precision: Precision of the Trainer.
         generated_tokens: Most tokens that a full evaluation generates.
     """
-    module.load(precision, packing=data.packing)
+    module.load(precision, packed_by=data.packed_by)
     if torch.cuda.is_available():
         module.to("cuda")
     module.schedule = data.schedule
@@ -70,7 +70,9 @@ def _train(
     start = _now()
     sources = list(data.corpus.sources)
     for terms, window in windows:
-        batches = MicroBatches(data.corpus, [window], data.micro_batch_size)
+        batches = MicroBatches(
+            data.corpus, [window], data.micro_batch_size, padding_free=data.padding_free
+        )
         for index in range(len(batches)):
             moved = {key: value.to(module.device) for key, value in batches[index].items()}  # type: ignore[attr-defined]
             batch = cast(Batch, moved)

@@ -193,6 +193,7 @@ def run_parameters(
         "devices": num_devices,
         "data.micro_batch_size": data.micro_batch_size,
         "data.packing": data.packing,
+        "data.padding_free": data.padding_free,
         "evaluation.weights": data.evaluation.weights,
         "evaluation.batch_size": data.evaluation.batch_size,
         "evaluation.drafts": data.evaluation.drafts,

@@ -9,6 +9,7 @@ from sft_lab.model.memory import Memory, ModelSize, optimizer_bytes
 from sft_lab.model.size import ModelSettings
 from sft_lab.training.batches import HeldOutBatches, bin_length, target_tokens
 from sft_lab.training.data_modules import HELD_OUT_FACTOR, StagedDataModule
+from sft_lab.training.packing import pack_evenly
 
 
 def memory_by_micro_batch(
@@ -55,8 +56,15 @@ def _memory(
         for step in steps
         for start in range(0, len(step), micro_batch_size)
     )
+
+    def padded(lengths: Sequence[int]) -> int:
+        if data.padding_free:
+            packed = pack_evenly(lengths, data.corpus.max_length)
+            lengths = [sum(lengths[place] for place in places) for places in packed]
+        return len(lengths) * max(lengths)
+
     # Different micro-batches: tokens, padded to the longest sequence, and target tokens.
-    shapes = {(len(batch) * batch[0][0], sum(n for _, n in batch)) for batch in micro_batches}
+    shapes = {(padded([n for n, _ in batch]), sum(n for _, n in batch)) for batch in micro_batches}
     checkpointing = settings.gradient_checkpointing
     in_chunks = not any(stage.loss for stage in data.stages.values())
     activations, backward = max(

@@ -30,7 +30,7 @@ def evaluate_checkpoint(run: Run, checkpoint: dict[str, Any] | None) -> None:
         for callback in callbacks:
             callback.setup(trainer, module, stage)
         with trainer.init_module():
-            module.load(str(trainer.precision), packing=run.data.packing)
+            module.load(str(trainer.precision), packed_by=run.data.packed_by)
         if checkpoint is not None:
             module.on_load_checkpoint(checkpoint)
             module.load_state_dict(checkpoint["state_dict"], strict=False)

@@ -174,8 +174,12 @@ def _runs(name: str) -> Iterator[None]:
 _ROUNDING = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 1e-2, torch.float64: 1e-4}
 
 
-def check_packing(causal_lm: Any) -> None:
+def check_packing(causal_lm: Any, key: str = "data.packing") -> None:
     """Check that the rows of a packed sequence cannot see each other.
+
+    Args:
+        causal_lm: A transformers causal language model.
+        key: The config's key that asks for packed sequences.
 
     Raises:
         RequestError: If a row's logits depend on the row before it.
@@ -187,8 +191,8 @@ def check_packing(causal_lm: Any) -> None:
         leaks = influence(logits, embeddings)[:8].any()
     if leaks:
         raise RequestError(
-            f"data.packing: in {type(causal_lm).__name__} the rows of a packed sequence see each "
-            "other; set data.packing to false."
+            f"{key}: in {type(causal_lm).__name__} the rows of a packed sequence see each other; "
+            f"set {key} to false."
         )
 
 

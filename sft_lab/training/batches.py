@@ -20,6 +20,7 @@ from sft_lab.distributed import share_out
 from sft_lab.errors import SIGNALS, RequestError
 from sft_lab.evaluation.generation import batches_longest_first
 from sft_lab.training.order import RowRef
+from sft_lab.training.packing import pack_evenly
 from sft_lab.training.plan import Bin, Window
 
 _SHARED_BYTES = 4 * 1024**2  # semaphores take a page each, batches some kilobytes
@@ -87,6 +88,12 @@ def bin_length(corpus: Corpus, refs: Bin) -> int:
     return sum(int(corpus.loaded[ref.source].num_tokens[ref.index]) for ref in refs)
 
 
+def merged(corpus: Corpus, bins: Sequence[Bin]) -> list[Bin]:
+    """Lay the sequences of a micro-batch end to end, where that saves padding."""
+    packed = pack_evenly([bin_length(corpus, refs) for refs in bins], corpus.max_length)
+    return [[ref for place in places for ref in bins[place]] for places in packed]
+
+
 def target_tokens(corpus: Corpus, bins: Sequence[Bin]) -> int:
     """Return the target tokens of several bins."""
     return sum(
@@ -108,6 +115,7 @@ class MicroBatches(Dataset[Batch]):
         micro_batch_size: Training sequences per forward pass.
         rank: Which of the ranks this is.
         num_ranks: Number of ranks.
+        padding_free: Lay the rows of a micro-batch end to end, where that saves padding.
     """
 
     def __init__(
@@ -117,6 +125,8 @@ class MicroBatches(Dataset[Batch]):
         micro_batch_size: int,
         rank: int = 0,
         num_ranks: int = 1,
+        *,
+        padding_free: bool = False,
     ) -> None:
         self.corpus = corpus
         self.micro_batches: list[tuple[list[Bin], float]] = []
@@ -128,7 +138,9 @@ class MicroBatches(Dataset[Batch]):
                 bins[start : start + micro_batch_size]
                 for start in range(0, len(bins), micro_batch_size)
             ]
-            costs = [len(part) * bin_length(corpus, part[0]) for part in parts]
+            if padding_free:
+                parts = [merged(corpus, part) for part in parts]
+            costs = [len(part) * max(bin_length(corpus, refs) for refs in part) for part in parts]
             dealt = share_out(costs, num_ranks)
             mine = [(parts[place], window_target_tokens) for place in dealt[rank]]
             missing = max(map(len, dealt)) - len(mine)

@@ -44,6 +44,7 @@ class StageDataModule(LightningDataModule):
         num_workers: Loader processes.
         cuts: Optimizer steps of the stage after which a pass is cut, so that a changed plan can
             take effect there: Lightning asks for batches at the start of a pass only.
+        padding_free: Whether the rows of a micro-batch lie end to end.
     """
 
     def __init__(
@@ -53,6 +54,8 @@ class StageDataModule(LightningDataModule):
         micro_batch_size: int,
         num_workers: int,
         cuts: range = range(0),
+        *,
+        padding_free: bool = False,
     ) -> None:
         super().__init__()
         self.corpus = corpus
@@ -60,6 +63,7 @@ class StageDataModule(LightningDataModule):
         self.micro_batch_size = micro_batch_size
         self.num_workers = num_workers
         self.cuts = cuts
+        self.padding_free = padding_free
         self.pass_index = 0
 
     @property
@@ -70,10 +74,15 @@ class StageDataModule(LightningDataModule):
     @override
     def train_dataloader(self) -> ResumableLoader:
         windows = self.passes[self.pass_index]
-        ranks = distributed.rank(), distributed.world_size()
-        return ResumableLoader(
-            MicroBatches(self.corpus, windows, self.micro_batch_size, *ranks), self.num_workers
+        dataset = MicroBatches(
+            self.corpus,
+            windows,
+            self.micro_batch_size,
+            distributed.rank(),
+            distributed.world_size(),
+            padding_free=self.padding_free,
         )
+        return ResumableLoader(dataset, self.num_workers)
 
 
 class StagedDataModule(LightningDataModule):
@@ -91,6 +100,9 @@ class StagedDataModule(LightningDataModule):
             ``DataOrder`` by ``class_path``.
         packing: Pack rows into training sequences of up to ``corpus.max_length`` tokens, instead of
             one sequence a row. Rows of a sequence do not see each other.
+        padding_free: Lay the rows of a micro-batch end to end in sequences of similar length, which
+            leaves little padding. A step has the same rows, and the same loss up to rounding; rows
+            of a sequence do not see each other.
         k: The replay share of DMT, for stages to refer to as ``${data.k}``.
         seed: Seed of the order within stages.
         num_workers: Loader processes.
@@ -109,6 +121,7 @@ class StagedDataModule(LightningDataModule):
         micro_batch_size: PositiveInt = 8,
         order: OrderName | DataOrder = "even",
         packing: bool = False,
+        padding_free: bool = False,
         k: Share | None = None,
         seed: Seed = 0,
         num_workers: Annotated[int, Ge(0), Le(512)] = 0,
@@ -125,6 +138,7 @@ class StagedDataModule(LightningDataModule):
         self.micro_batch_size = micro_batch_size
         self.order = order
         self.packing = packing
+        self.padding_free = padding_free
         self.k = k
         self.seed = seed
         self.num_workers = num_workers
@@ -170,6 +184,7 @@ class StagedDataModule(LightningDataModule):
                     ),
                     self.micro_batch_size,
                     self.num_workers,
+                    padding_free=self.padding_free,
                 )
                 for name, settings in self.stages.items()
             ]
@@ -181,6 +196,13 @@ class StagedDataModule(LightningDataModule):
                     )
             if self.guard is not None:
                 self.guard.prepare(self)
+
+    @property
+    def packed_by(self) -> str | None:
+        """The key by which rows share a sequence; None where each has its own."""
+        if self.packing:
+            return "data.packing"
+        return "data.padding_free" if self.padding_free else None
 
     def first_step(self, stage: str) -> int:
         """Return the optimizer steps of the run before a stage, as planned now."""

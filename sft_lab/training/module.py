@@ -116,14 +116,15 @@ class SFTModule(LightningModule):
     def configure_model(self) -> None:
         if hasattr(self, "model"):
             return
-        self.load(str(self.trainer.precision), packing=self._data.packing)
+        self.load(str(self.trainer.precision), packed_by=self._data.packed_by)
 
-    def load(self, precision: str, *, packing: bool) -> None:
+    def load(self, precision: str, *, packed_by: str | None) -> None:
         """Load the base and add the adapters.
 
         Args:
             precision: The Trainer's.
-            packing: Whether rows are packed, for which the architecture is checked.
+            packed_by: The key by which rows share a sequence, for which the architecture must be
+                suited; None where each has its own.
 
         Raises:
             RequestError: If the base cannot be trained here.
@@ -131,8 +132,8 @@ class SFTModule(LightningModule):
         dtype = compute_dtype(precision)
         model = load_base(self.base, self.quantization, dtype, self.attn_implementation)
         check_logits(model)
-        if packing:
-            check_packing(model)
+        if packed_by is not None:
+            check_packing(model, packed_by)
         if self.adapters is not None:
             model = add_adapters(model, self.adapters, self.seed)
             if isinstance(self.adapters, Peft):

@@ -67,6 +67,8 @@ def test_packed_rows_that_see_each_other_a_little_are_refused(kind: str) -> None
     check_logits(model)
     with pytest.raises(RequestError, match=rf"data\.packing: in {type(model).__name__} the rows"):
         check_packing(model.train())
+    with pytest.raises(RequestError, match=r"data\.padding_free: in .* set data\.padding_free to"):
+        check_packing(model, "data.padding_free")
     assert model.training
 
 

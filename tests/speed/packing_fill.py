@@ -5,7 +5,8 @@
 GSM8K, both files of Code Alpaca and the sample of ShareGPT from FOLDER: one pass of all rows that
 fit, and one of ShareGPT with a 16th of the others, which is short and has long rows. Fill is the
 share of packed sequences without padding; padding is its share in micro-batches of 8 rows without
-packing. A source's share is its share of rows, in any span of a 20th of the pass.
+packing, and padding-free ones, whose attention is given as a part of that over padded rows. A
+source's share is its share of rows, in any span of a 20th of the pass.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from sft_lab.data.sources import Source
 from sft_lab.evaluation.generation import batches_longest_first
 from sft_lab.terminal import format_table, percent
 from sft_lab.training.order import RowRef
-from sft_lab.training.packing import look_ahead_for
+from sft_lab.training.packing import look_ahead_for, pack_evenly
 from sft_lab.training.plan import StagePlan, plan_stage
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,21 @@ def padding(batches: Sequence[Sequence[int]]) -> float:
     """Return the share of padding in batches of rows of so many tokens."""
     room = sum(len(batch) * max(batch) for batch in batches)
     return 1 - sum(sum(batch) for batch in batches) / room
+
+
+def padding_free(batches: Sequence[Sequence[int]], max_length: int) -> str:
+    """Describe batches of rows of so many tokens, laid end to end."""
+    packed = [
+        [sum(batch[place] for place in places) for places in pack_evenly(batch, max_length)]
+        for batch in batches
+    ]
+    attention = [
+        sum(len(batch) * max(batch) ** 2 for batch in laid_out) for laid_out in (packed, batches)
+    ]
+    return (
+        f"padding_free: {percent(padding(packed))} % in the order of the plan, attention "
+        f"{attention[0] / attention[1]:.2f} of that over padded rows"
+    )
 
 
 def cut(lengths: Sequence[int], size: int) -> list[list[int]]:
@@ -97,6 +113,7 @@ def report(title: str, num_tokens: Mapping[str, Sequence[int]], max_length: int)
         f"order of the plan, {percent(padding(sorted_steps))} % with steps of {STEP_SIZE} rows "
         f"sorted, {percent(padding(longest_first))} % with the whole pass sorted"
     )
+    print(padding_free(cut(lengths, MICRO_BATCH_SIZE), max_length))
     counts = Counter(ref.source for ref in order)
     table = []
     for source, count in counts.items():
@@ -131,7 +148,7 @@ def main() -> None:
         }
         for name, max_length in product(tokenizers, (2048, 1024)):
             tokenizer, template = tokenizers[name]
-            corpus = Corpus(sources, str(tokenizer), template, max_length)
+            corpus = Corpus(sources, str(tokenizer), template=template, max_length=max_length)
             corpus.load(sources)
             num_tokens = {s: loaded.num_tokens.tolist() for s, loaded in corpus.loaded.items()}
             report(f"{name}, everything", num_tokens, max_length)

@@ -1,6 +1,7 @@
 """Time training against TRL's ``SFTTrainer``, on the world's model and rows.
 
-    python tests/speed/sft_trainer.py [--pairs N] [--steps N] [--packing] [--trl_python PYTHON]
+    python tests/speed/sft_trainer.py [--pairs N] [--steps N] [--packing] [--llama TOKENS]
+        [--set KEY=VALUE] [--trl_padding_free] [--trl_python PYTHON]
 
 Both train the same NF4 base with the same first values of LoRA adapters (r 32), AdamW, rate,
 clipping and rows, in the same batches: 8 rows, padded to the longest, or, with ``--packing``, 4
@@ -9,8 +10,10 @@ best settings for a processor: float32 adapters, no gradient checkpointing, noth
 trains as ``fit`` does, with record and callbacks; its evaluation is outside of what is timed. Each
 side runs in a process of its own, in turn; a pair's ratio compares tokens per second, without
 padding, of the steps after the fifth. ``--trl_python`` is an interpreter that has TRL and the lab.
-``--set KEY=VALUE`` changes the config, and TRL's settings where it has the same. On a machine with
-CUDA both train there.
+``--set KEY=VALUE`` changes the config, and TRL's settings where it has the same; ``--set
+data.padding_free=true`` is for the lab, ``--trl_padding_free`` for TRL. ``--llama`` trains a random
+Llama of 60 million parameters on 4 rows of so many tokens a step in place of the world's. On a
+machine with CUDA both train there.
 """
 
 import argparse
@@ -38,6 +41,7 @@ class Case(NamedTuple):
     packing: bool
     precision: str
     overrides: Sequence[str] = ()
+    trl_padding_free: bool = False
 
     def arguments(self, folder: str) -> list[str]:
         """Return the arguments of ``fit``."""
@@ -61,6 +65,40 @@ class Case(NamedTuple):
             f"--trainer.precision={self.precision}",
             *(f"--{override}" for override in self.overrides),
         ]
+
+
+def llama(folder: Path, num_rows: int, num_tokens: int) -> list[str]:
+    """Write a random Llama of 60 million parameters and rows of so many tokens.
+
+    Returns:
+        What to override to train them.
+    """
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
+
+    set_seed(0)
+    config = LlamaConfig(
+        vocab_size=10_000,
+        hidden_size=512,
+        intermediate_size=2048,
+        num_hidden_layers=12,
+        num_attention_heads=8,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder / "llama")
+    AutoTokenizer.from_pretrained(ROOT / "sft_lab/world/base").save_pretrained(folder / "llama")
+    with (folder / "rows.jsonl").open("w") as file:
+        for number in range(num_rows):
+            output = f"{number} is next. " * num_tokens  # more tokens than that, which are cut
+            file.write(json.dumps({"instruction": "Count.", "output": output}) + "\n")
+    return [
+        f"model.base={folder}/llama",
+        f'corpus.sources={{"math": {{"path": "{folder}/rows.jsonl"}}}}',
+        'data.stages.all.mixture={"math": 1}',
+        "data.batch_size=4",
+        "data.micro_batch_size=4",
+        f"corpus.max_length={num_tokens}",
+        "corpus.too_long=cut",
+        "corpus.val_rows=0",
+    ]
 
 
 class Clock:
@@ -175,7 +213,7 @@ def time_trl(case: Case, folder: str, rows_file: str) -> dict[str, Any]:
 
     silence()
     run = build(parse(case.arguments(folder)))
-    run.module.load(case.precision, packing=case.packing)
+    run.module.load(case.precision, packed_by=run.data.packed_by)
     model = run.module.model
     micro_batch = run.data.micro_batch_size
     accumulation = run.data.batch_size // micro_batch
@@ -208,7 +246,8 @@ def time_trl(case: Case, folder: str, rows_file: str) -> dict[str, Any]:
         max_grad_norm=1.0,
         optim="adamw_torch",
         packing=case.packing,
-        max_length=run.config.plain["corpus"]["max_length"],
+        padding_free=case.trl_padding_free,
+        max_length=None if case.trl_padding_free else run.config.plain["corpus"]["max_length"],
         completion_only_loss=True,
         train_sampling_strategy="sequential",
         logging_steps=1,
@@ -260,6 +299,8 @@ def main() -> None:
     parser.add_argument("--packing", action="store_true")
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--llama", type=int, metavar="TOKENS")
+    parser.add_argument("--trl_padding_free", action="store_true")
     parser.add_argument("--trl_python", default=sys.executable)
     for hidden in ("side", "case", "folder", "rows", "answer"):
         parser.add_argument(f"--{hidden}", help=argparse.SUPPRESS)
@@ -269,9 +310,18 @@ def main() -> None:
         result = SIDES[options.side](case, options.folder, options.rows)
         Path(options.answer).write_text(json.dumps(result))
         return
-    case = Case(options.steps, options.packing, options.precision, options.set)
     with tempfile.TemporaryDirectory() as folder:
         rows = f"{folder}/rows.json"
+        base = (
+            [] if options.llama is None else llama(Path(folder), 4 * options.steps, options.llama)
+        )
+        case = Case(
+            options.steps,
+            options.packing,
+            options.precision,
+            [*base, *options.set],
+            options.trl_padding_free,
+        )
         in_process("rows", sys.executable, case, rows)
         ratios: dict[str, list[float]] = {"wall": [], "cpu": []}
         for pair in range(options.pairs):

@@ -94,27 +94,53 @@ def test_packed_rows_lie_end_to_end(corpus: Corpus) -> None:
     assert int(batch["window_target_tokens"]) == 12  # four rows, three each
 
 
-def test_the_first_token_of_a_row_is_no_target() -> None:
-    ids = np.array([7, 8, 9], dtype=np.int32)
-    ids.flags.writeable = False  # as in a memory-mapped file
-    whole = TokenizedRow(ids, ((0, 3),))
+def whole_rows(*lengths: int) -> Any:
+    """Return a corpus of one source, rows of these lengths that are targets but for the first."""
+    rows = []
+    for length in lengths:
+        ids = np.arange(7, 7 + length, dtype=np.int32)
+        ids.flags.writeable = False  # as in a memory-mapped file
+        rows.append(TokenizedRow(ids, ((0, length),)))
     loaded = SimpleNamespace(
-        rows=[whole, whole], num_tokens=np.array([3, 3]), num_target_tokens=np.array([2, 2])
+        rows=rows, num_tokens=np.array(lengths), num_target_tokens=np.array(lengths) - 1
     )
-    corpus: Any = SimpleNamespace(
-        sources={"s": None}, loaded={"s": loaded}, renderer=SimpleNamespace(pad_token_id=0)
+    renderer = SimpleNamespace(pad_token_id=0)
+    return SimpleNamespace(
+        sources={"s": None}, loaded={"s": loaded}, renderer=renderer, max_length=2048
     )
+
+
+def test_padding_free_micro_batches_are_packed_into_sequences_of_similar_length() -> None:
+    corpus = whole_rows(4, 9, 2, 5, 3, 6)
+    window = [[RowRef("s", index)] for index in range(6)]
+    (batch,) = MicroBatches(corpus, [window], micro_batch_size=6, padding_free=True)
+    # Three sequences of 11, where padding to the longest row takes six of 9; two would be of 15.
+    assert batch["position_ids"].tolist() == [
+        [*range(9), *range(2)],
+        [*range(6), *range(5)],  # of 6 and 3 tokens; padding continues the count
+        [*range(5), *range(6)],
+    ]
+    assert batch["labels"][1].tolist() == [IGNORED, *range(8, 13), IGNORED, 8, 9, *[IGNORED] * 2]
+    assert len(batch["target_places"]) == batch["window_target_tokens"] == 29 - 6
+    corpus.max_length = 10
+    (batch,) = MicroBatches(corpus, [window], micro_batch_size=6, padding_free=True)
+    assert batch["input_ids"].shape == (4, 9)
+
+
+def test_the_first_token_of_a_row_is_no_target() -> None:
+    corpus = whole_rows(3, 3)
     batch = collate(corpus, [[RowRef("s", 0), RowRef("s", 1)]], window_target_tokens=4)
     # Else the 9 before it would learn to go on with the 7 of another row.
     assert batch["labels"].tolist() == [[IGNORED, 8, 9, IGNORED, 8, 9]]
     assert int((batch["labels"][:, 1:] != IGNORED).sum()) == 4
 
 
+@pytest.mark.parametrize("padding_free", [False, True])
 @pytest.mark.parametrize("windows", [WINDOWS, PACKED], ids=["row_by_row", "packed"])
 def test_the_loader_continues_exactly_after_its_saved_position(
-    corpus: Corpus, windows: list[Window]
+    corpus: Corpus, windows: list[Window], padding_free: bool
 ) -> None:
-    dataset = MicroBatches(corpus, windows, micro_batch_size=1)
+    dataset = MicroBatches(corpus, windows, micro_batch_size=1, padding_free=padding_free)
     sequences = sum(len(window) for window in windows)
     whole = [batch["input_ids"].tolist() for batch in ResumableLoader(dataset, 0)]
     interrupted = ResumableLoader(dataset, 0)

@@ -69,7 +69,7 @@ TrainWindow = Callable[..., Capture]
 def train_window(tiny_base: Path, corpus: Corpus) -> TrainWindow:
     """Trains the base in full on one window of 8 rows, cut into micro-batches."""
 
-    def train(micro_batch_size: int, packing: bool = False, attention: str = "sdpa") -> Capture:
+    def train(micro_batch_size: int, packed_by: str | None, attention: str) -> Capture:
         suite, capture = EvaluationSuite({}), Capture(attention)
         data = StagedDataModule(
             corpus,
@@ -77,7 +77,7 @@ def train_window(tiny_base: Path, corpus: Corpus) -> TrainWindow:
             {"only": Stage({"even": 1, "odd": 1}, lr=1e-3, epochs=1)},
             batch_size=8,
             micro_batch_size=micro_batch_size,
-            packing=packing,
+            **({packed_by: True} if packed_by else {}),
         )
         data.setup("fit")
         trainer = Trainer(
@@ -131,28 +131,31 @@ def reference(corpus: Corpus, tiny_base: Path) -> Reference:
 
 
 WAYS = [
-    pytest.param(1, False, "sdpa", 8),
-    pytest.param(2, False, "sdpa", 4),
-    pytest.param(8, False, "eager", 1),
+    pytest.param(1, None, "sdpa", 8),
+    pytest.param(2, None, "sdpa", 4),
+    pytest.param(8, None, "eager", 1),
     # 331 tokens are three sequences of up to 140: the window is not full, and ends the pass.
-    pytest.param(1, True, "sdpa", 3),
-    pytest.param(2, True, "sdpa", 2),
-    pytest.param(8, True, "sdpa", 1),
-    pytest.param(2, True, "eager", 2),
+    pytest.param(1, "packing", "sdpa", 3),
+    pytest.param(2, "packing", "sdpa", 2),
+    pytest.param(8, "packing", "sdpa", 1),
+    pytest.param(2, "packing", "eager", 2),
+    pytest.param(4, "padding_free", "sdpa", 2),
+    pytest.param(8, "padding_free", "sdpa", 1),
+    pytest.param(8, "padding_free", "eager", 1),
 ]
 
 
-@pytest.mark.parametrize(("micro_batch_size", "packing", "attention", "num_micro_batches"), WAYS)
+@pytest.mark.parametrize(("micro_batch_size", "packed_by", "attention", "num_micro_batches"), WAYS)
 def test_neither_accumulation_nor_packing_changes_gradient_or_losses(
     train_window: TrainWindow,
     reference: Reference,
     micro_batch_size: int,
-    packing: bool,
+    packed_by: str | None,
     attention: str,
     num_micro_batches: int,
 ) -> None:
     assert reference.num_targets == {"even": 2 + 5 + 17 + 65, "odd": 3 + 9 + 33 + 129}
-    trained = train_window(micro_batch_size, packing, attention)
+    trained = train_window(micro_batch_size, packed_by, attention)
     assert trained.num_micro_batches == num_micro_batches
     assert trained.gradients.keys() == reference.gradients.keys()
     for name, gradient in trained.gradients.items():
