@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -123,6 +123,8 @@ class Clock:
     def result(self, tokens: int) -> dict[str, Any]:
         memory = None if self.cuda is None else self.cuda.max_memory_allocated()
         wall, cpu = self.spent
+        if not wall:
+            raise RuntimeError(f"fewer than {self.steps} steps were trained: too few rows")
         times = {"tokens": tokens, "wall": wall, "cpu": cpu}
         return {**times, "losses": self.losses, "memory": memory}
 
@@ -273,7 +275,9 @@ def time_trl(case: Case, folder: str, rows_file: str) -> dict[str, Any]:
 SIDES = {"rows": write_rows, "lab": time_lab, "trl": time_trl}
 
 
-def in_process(side: str, python: str, case: Case, rows: str) -> dict[str, Any]:
+def in_process(
+    side: str, python: str, case: Case, rows: str, variables: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Run one side in a process of its own; return what it measured.
 
     Raises:
@@ -283,7 +287,7 @@ def in_process(side: str, python: str, case: Case, rows: str) -> dict[str, Any]:
         answer = Path(folder) / "answer.json"
         command = [python, __file__, "--side", side, "--folder", folder, "--rows", rows]
         command += ["--case", json.dumps(case), "--answer", str(answer)]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), **(variables or {})}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             sys.stderr.write(done.stderr)
