@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from ray_cluster import free_port
+from rounding import assert_equal_within_rounding, numbers
 from tiny_lab import CONFIGS, Lab, MakeLab
-from torch import Tensor
 
 # 21 rows of math: the last window of a pass has one for two devices.
 CONFIG = """
@@ -44,25 +45,21 @@ FLAGS = (
 )
 
 
-LOSSES = (
-    *("train_loss/all", "train_loss/math", "train_loss/general"),
-    *("val_loss/math", "val_loss/general", "answer_loss/math"),
-)
 MEASURED = {"speed/tokens_per_s", "time/eval_share"}
 
 CHECKPOINTING = "--model.gradient_checkpointing=true"
 
 
 @dataclass(frozen=True)
-class Pair:
+class Runs:
     """The same run on one device and on several, and on one device with other micro-batches."""
 
     one: Lab
-    two: Lab
+    several: dict[int, Lab]
     regrouped: Lab
 
 
-def train_pair(make_lab: MakeLab, folder: Path, *flags: str, num_devices: int = 2) -> Pair:
+def train(make_lab: MakeLab, folder: Path, *flags: str, devices: tuple[int, ...]) -> Runs:
     def run(name: str, *more: str) -> Lab:
         (folder / name).mkdir()
         lab = make_lab(folder / name)
@@ -71,14 +68,19 @@ def train_pair(make_lab: MakeLab, folder: Path, *flags: str, num_devices: int = 
         assert outcome.code == 0, outcome.err
         return lab
 
-    regrouped = run("regrouped", "--data.micro_batch_size=4")
-    return Pair(run("one"), run("several", f"--trainer.devices={num_devices}"), regrouped)
+    several = {number: run(str(number), f"--trainer.devices={number}") for number in devices}
+    return Runs(run("one"), several, run("regrouped", "--data.micro_batch_size=4"))
 
 
 @pytest.fixture(scope="module")
-def pair(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> Pair:
+def runs(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     """QLoRA: the base in NF4 on each device; two micro-batches of each to a step."""
-    return train_pair(make_lab, tmp_path_factory.mktemp("pair"))
+    return train(make_lab, tmp_path_factory.mktemp("runs"), devices=(2,))
+
+
+@pytest.fixture
+def two(runs: Runs) -> Lab:
+    return runs.several[2]
 
 
 def write_config(lab: Lab) -> None:
@@ -88,78 +90,61 @@ def write_config(lab: Lab) -> None:
     lab.write("items.jsonl", "\n".join(items))
 
 
-def weights(lab: Lab) -> Tensor:
-    checkpoint = torch.load(lab.checkpoint, map_location="cpu", weights_only=True)
-    return torch.cat([w.flatten() for _, w in sorted(checkpoint["state_dict"].items())])
+def assert_equal_to_one_device(runs: Runs) -> None:
+    one, regrouped = numbers(runs.one), numbers(runs.regrouped)
+    for lab in runs.several.values():
+        assert_equal_within_rounding(numbers(lab), one, regrouped)
+        for name in ("samples/first.tsv", "samples/second.tsv", "windows/second.tsv"):
+            assert lab.artifact(name).read_text() == runs.one.artifact(name).read_text()
 
 
-def largest_difference(these: dict[int, float], those: dict[int, float]) -> float:
-    assert list(these) == list(those)
-    return max(abs(these[step] - those[step]) for step in these)
+def test_two_devices_give_losses_and_weights_of_one_within_rounding(runs: Runs) -> None:
+    assert_equal_to_one_device(runs)
 
 
-def assert_equal_within_rounding(pair: Pair) -> None:
-    """Compare losses and weights with those of one device.
-
-    The bound is measured: what other micro-batches on one device change by rounding alone. Both
-    regroup the same sum of gradients. Ten times that leaves room for another grouping.
-    """
-    for key in LOSSES:
-        points = pair.one.points(key)
-        bound = 10 * largest_difference(points, pair.regrouped.points(key)) + 1e-6
-        assert bound < 1e-3, key
-        assert largest_difference(points, pair.two.points(key)) <= bound, key
-    one, two, regrouped = (weights(lab) for lab in (pair.one, pair.two, pair.regrouped))
-    bound = 10 * (one - regrouped).abs().max().item()
-    assert 0 < bound < 1e-3
-    assert (one - two).abs().max().item() <= bound
-
-
-def test_two_devices_give_losses_and_weights_of_one_within_rounding(pair: Pair) -> None:
-    assert_equal_within_rounding(pair)
+FULL = ("--model.quantization=fp32", "--model.lora=null")
+PACKED = ("--data.packing=true", "--corpus.max_length=80", CHECKPOINTING)
 
 
 @pytest.mark.extended
 @pytest.mark.parametrize(
-    ("flags", "num_devices"),
+    ("flags", "devices"),
     [
-        (("--model.quantization=fp32",), 4),
-        (("--model.quantization=fp32", "--model.lora=null"), 2),
-        (("--data.packing=true", "--corpus.max_length=80", CHECKPOINTING), 2),
+        (("--data.stages.second.max_steps=45",), (2, 4)),
+        (("--data.batch_size=8",), (4,)),
+        (FULL, (2, 4)),
+        (PACKED, (2, 4)),
     ],
-    ids=["four devices", "full", "packed"],
+    ids=["50 steps", "accumulated", "full", "packed"],
 )
 def test_other_runs_equal_those_of_one_device_too(
-    make_lab: MakeLab, tmp_path: Path, flags: tuple[str, ...], num_devices: int
+    make_lab: MakeLab, tmp_path: Path, flags: tuple[str, ...], devices: tuple[int, ...]
 ) -> None:
-    pair = train_pair(make_lab, tmp_path, *flags, num_devices=num_devices)
-    assert_equal_within_rounding(pair)
-    for name in ("samples/first.tsv", "samples/second.tsv", "windows/second.tsv"):
-        assert pair.two.artifact(name).read_text() == pair.one.artifact(name).read_text()
+    assert_equal_to_one_device(train(make_lab, tmp_path, *flags, devices=devices))
 
 
-def test_one_record_is_written_with_the_plan_and_the_points_of_one_device(pair: Pair) -> None:
-    assert pair.two.run.info.status == "FINISHED"
-    for name in ("samples/first.tsv", "samples/second.tsv", "windows/second.tsv"):
-        assert pair.two.artifact(name).read_text() == pair.one.artifact(name).read_text()
-    keys = pair.one.run.data.metrics.keys()
-    assert pair.two.run.data.metrics.keys() == keys
+def test_one_record_is_written_with_the_plan_and_the_points_of_one_device(
+    runs: Runs, two: Lab
+) -> None:
+    assert two.run.info.status == "FINISHED"
+    keys = runs.one.run.data.metrics.keys()
+    assert two.run.data.metrics.keys() == keys
     assert {"form/math", "answer_loss/math", "selection/world_math_accuracy"} <= keys
     for key in keys - MEASURED:
-        assert list(pair.two.points(key)) == list(pair.one.points(key)), key  # none twice
+        assert list(two.points(key)) == list(runs.one.points(key)), key  # none twice
     for key in ("progress/samples", "progress/tokens", "lr"):
-        assert pair.two.points(key) == pair.one.points(key)
-    checkpoints = sorted(path.name for path in pair.two.checkpoint.parent.rglob("*.ckpt"))
+        assert two.points(key) == runs.one.points(key)
+    checkpoints = sorted(path.name for path in two.checkpoint.parent.rglob("*.ckpt"))
     assert checkpoints == ["first.ckpt", "last.ckpt", "second.ckpt"]
 
 
-def test_items_are_answered_and_graded_once(pair: Pair) -> None:
-    for step in pair.one.points("world_math/accuracy"):
+def test_items_are_answered_and_graded_once(runs: Runs, two: Lab) -> None:
+    for step in runs.one.points("world_math/accuracy"):
         answers = f"answers/step_{step:06}/world_math.json"
-        assert pair.two.json(answers)["data"] == pair.one.json(answers)["data"]
-    assert pair.two.counts("world_math/accuracy") == pair.one.counts("world_math/accuracy")
+        assert two.json(answers)["data"] == runs.one.json(answers)["data"]
+    assert two.counts("world_math/accuracy") == runs.one.counts("world_math/accuracy")
     for key in ("world_math/accuracy", "form/math", "selection/world_math_accuracy"):
-        assert pair.two.points(key) == pair.one.points(key)
+        assert two.points(key) == runs.one.points(key)
 
 
 @pytest.mark.extended
@@ -199,7 +184,7 @@ def test_two_machines_without_a_shared_folder_are_refused_by_one_error(
 
 
 @pytest.mark.slow
-def test_a_killed_rank_ends_the_run_which_resumes_to_the_bit(pair: Pair, stopped_lab: Lab) -> None:
+def test_a_killed_rank_ends_the_run_which_resumes_to_the_bit(two: Lab, stopped_lab: Lab) -> None:
     write_config(stopped_lab)
     flags = (*FLAGS, "--trainer.devices=2")
     stop = "--trainer.callbacks+={class_path: stopper.Stop, init_args: {step: 7, "
@@ -209,9 +194,9 @@ def test_a_killed_rank_ends_the_run_which_resumes_to_the_bit(pair: Pair, stopped
     assert stopped_lab.run.info.status == "FAILED"
     resumed = stopped_lab("fit", *flags, "--ckpt_path=last")
     assert resumed.code == 0, resumed.err
-    assert torch.equal(weights(stopped_lab), weights(pair.two))
-    for key in pair.two.run.data.metrics.keys() - MEASURED:
-        assert stopped_lab.points(key) == pair.two.points(key), key
+    assert torch.equal(numbers(stopped_lab).weights, numbers(two).weights)
+    for key in two.run.data.metrics.keys() - MEASURED:
+        assert stopped_lab.points(key) == two.points(key), key
 
 
 @pytest.mark.extended
@@ -228,52 +213,47 @@ def test_dropout_resumes_to_the_bit(stopped_lab: Lab, make_lab: MakeLab, tmp_pat
     assert "stopped by the test" in stopped.err
     resumed = stopped_lab("fit", *flags, "--ckpt_path=last")
     assert resumed.code == 0, resumed.err
-    assert torch.equal(weights(stopped_lab), weights(unbroken))
+    assert torch.equal(numbers(stopped_lab).weights, numbers(unbroken).weights)
 
 
 @pytest.mark.extended
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 4), (4, 1)])
 def test_a_run_resumes_on_another_number_of_devices_which_is_recorded(
-    pair: Pair, stopped_lab: Lab
+    runs: Runs, stopped_lab: Lab, before: int, after: int
 ) -> None:
     write_config(stopped_lab)
-    stop = "--trainer.callbacks+={class_path: stopper.Stop, init_args: {step: 8, signal: 15}}"
-    assert stopped_lab("fit", *FLAGS, stop).code == 143
-    resumed = stopped_lab("fit", *FLAGS, "--trainer.devices=2", "--ckpt_path=last")
+    stop = "--trainer.callbacks+={class_path: stopper.Stop, init_args: {step: 9, signal: 15}}"
+    assert stopped_lab("fit", *FLAGS, f"--trainer.devices={before}", stop).code == 143
+    resumed = stopped_lab("fit", *FLAGS, f"--trainer.devices={after}", "--ckpt_path=last")
     assert resumed.code == 0, resumed.err
-    assert (weights(stopped_lab) - weights(pair.one)).abs().max().item() < 1e-3
-    assert list(stopped_lab.points("train_loss/all")) == list(pair.one.points("train_loss/all"))
-    assert "number of devices: 1, now 2" in str(stopped_lab.run.data.tags)
+    found = numbers(stopped_lab)
+    assert_equal_within_rounding(found, numbers(runs.one), numbers(runs.regrouped))
+    assert f"number of devices: {before}, now {after}" in str(stopped_lab.run.data.tags)
 
 
 @pytest.mark.extended
-def test_a_fork_on_two_devices_equals_the_run_that_it_starts_from(lab: Lab) -> None:
-    write_config(lab)
-    assert lab("fit", *FLAGS).code == 0
+@pytest.mark.parametrize("devices", [2, 4])
+def test_a_fork_on_several_devices_equals_the_run_that_it_starts_from(
+    runs: Runs, lab: Lab, devices: int
+) -> None:
+    shutil.copytree(runs.one.folder, lab.folder, dirs_exist_ok=True)
     parent = lab.run.info.run_id
-    folder = lab.checkpoint.parent.parent
-    forked = lab("fit", *FLAGS, "--trainer.devices=2", f"--from={parent}@first")
+    forked = lab("fit", *FLAGS, f"--trainer.devices={devices}", f"--from={parent}@first")
     assert forked.code == 0, forked.err
     fork = next(run.info.run_id for run in lab.runs if run.info.run_id != parent)
-    for key in LOSSES:
-        assert largest_difference(lab.points(key, parent), lab.points(key, fork)) < 1e-3, key
-    ends = [
-        torch.load(folder / run / "last.ckpt", weights_only=True)["state_dict"]
-        for run in (parent, fork)
-    ]
-    assert ends[0].keys() == ends[1].keys()
-    for name, weight in ends[0].items():
-        assert (weight - ends[1][name]).abs().max().item() < 1e-3, name
+    found = numbers(lab, fork)
+    assert_equal_within_rounding(found, numbers(runs.one), numbers(runs.regrouped))
 
 
 @pytest.mark.extended
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_scores_of_a_checkpoint_on_two_devices_are_those_of_one(
-    pair: Pair, lab: Lab, command: str
+    runs: Runs, lab: Lab, command: str
 ) -> None:
     write_config(lab)
     points = {}
     for devices in (1, 2):
-        flags = (*FLAGS, f"--trainer.devices={devices}", f"--ckpt_path={pair.one.checkpoint}")
+        flags = (*FLAGS, f"--trainer.devices={devices}", f"--ckpt_path={runs.one.checkpoint}")
         outcome = lab(command, *flags)
         assert outcome.code == 0, outcome.err
         run = lab.runs[0]
