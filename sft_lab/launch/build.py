@@ -170,7 +170,7 @@ def _trainer(made: Namespace, config: RunConfig) -> Trainer:
         plugins.append(TorchElasticEnvironment())  # whoever started the ranks, it names them so
     try:
         return Trainer(**arguments, callbacks=callbacks, plugins=plugins)
-    except (MisconfigurationException, ValueError, TypeError) as fault:
+    except (MisconfigurationException, ImportError, ValueError, TypeError) as fault:
         raise RequestError(f"trainer: {' '.join(str(fault).split())}") from fault
 
 

@@ -62,7 +62,8 @@ def devices_per_node(trainer: Mapping[str, Any]) -> int:
         found = kind.parse_devices(devices)
         return len(found) if isinstance(found, list) else int(found)
     except (MisconfigurationException, TypeError, ValueError) as fault:
-        raise RequestError(f"trainer.devices: {' '.join(str(fault).split())}") from fault
+        words = " ".join(str(fault).split()).rstrip(".")
+        raise RequestError(f"trainer.devices: {words}; set it to auto, or to fewer.") from fault
 
 
 def ranks_to_start(config: RunConfig) -> int:

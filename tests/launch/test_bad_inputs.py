@@ -299,3 +299,31 @@ def test_every_command_refuses_wrong_arguments(lab: Lab) -> None:
             faults.append(f"{command}: exit {outcome.code}: {shown}")
     assert faults == []
     assert files(lab) == before
+
+
+@pytest.mark.parametrize(
+    ("present", "accelerator", "devices", "words"),
+    [
+        (1, "auto", 8, ["trainer.devices", "6, 7]", "only has: [0]", "auto"]),
+        (2, "gpu", [0, 2], ["trainer.devices", "[0, 2]", "only has: [0, 1]"]),
+        (0, "gpu", 1, ["trainer", "gpu"]),
+        (0, "tpu", 1, ["trainer", "torch_xla"]),
+    ],
+)
+def test_devices_that_are_not_there_are_refused(
+    lab: Lab,
+    monkeypatch: pytest.MonkeyPatch,
+    present: int,
+    accelerator: str,
+    devices: int | list[int],
+    words: list[str],
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: present > 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: present)
+    before = files(lab)
+    outcome = lab.fit(f"--trainer.accelerator={accelerator}", f"--trainer.devices={devices}")
+    assert outcome.code == 2
+    assert len(outcome.err.strip().splitlines()) == 1
+    assert all(word in outcome.err for word in words), outcome.err
+    assert outcome.out == ""
+    assert files(lab) == before
