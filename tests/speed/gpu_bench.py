@@ -17,10 +17,10 @@ from sft_lab.paths import resolve
 
 CUDA = torch.cuda.is_available()
 SHAPES: dict[str, dict[str, Any]] = {  # hidden size, of the MLP, layers, heads, key-value heads
-    "check": {"shape": (256, 512, 4, 8, 4), "vocab_size": 4096, "initializer_range": 0.2},
+    "check": {"shape": (256, 512, 4, 8, 4), "vocab_size": 4096, "initializer_range": 0.05},
     "0.5B": {"shape": (896, 4864, 24, 14, 2), "vocab_size": 151_936, "tie_word_embeddings": True},
     "7B": {"shape": (4096, 11_008, 32, 32, 32), "vocab_size": 32_000},
-    "tiny": {"shape": (64, 128, 2, 4, 2), "vocab_size": 4096, "initializer_range": 0.2},
+    "tiny": {"shape": (64, 128, 2, 4, 2), "vocab_size": 4096, "initializer_range": 0.05},
 }
 NAMES = ("hidden_size", "intermediate_size", "num_hidden_layers")
 NAMES += ("num_attention_heads", "num_key_value_heads")

@@ -55,6 +55,7 @@ def time_training(bench: Bench, what: str, case: Case, *, trl: bool) -> Iterator
     with tempfile.TemporaryDirectory() as folder:
         rows = f"{folder}/rows.json"
         sft_trainer.write_rows(case, folder, rows)
+        free()
         if CUDA:
             torch.cuda.reset_peak_memory_stats()
         ours = sft_trainer.time_lab(case, folder, rows)

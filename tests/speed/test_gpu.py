@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import gpu
+import gpu_checks
 import pytest
 import torch
 from gpu_bench import Row
@@ -40,6 +41,16 @@ def test_an_entry_that_fails_is_a_row_and_loses_no_other(
         "| broken |  |  | ERROR: MemoryError: no room / for it |",
         "| fine | 1 s |  |  |",
     ]
+
+
+@pytest.mark.extended
+def test_with_cuda_the_cpu_computes_in_processes_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu_checks, "CUDA", True)  # what is compared is the CPU still
+    out = tmp_path / "table.md"
+    assert gpu.main([str(out), "--tiny", "--only", "numbers", "fit"]) == 0
+    assert [outcome for *_, outcome in table(out).values()] == ["equal"] * 4
 
 
 @pytest.mark.extended
