@@ -20,7 +20,6 @@ from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.model.coverage import coverage
 from sft_lab.model.qlora import save_trained
 from sft_lab.runs.contents import answers_table, manifest, run_record, window_table
-from sft_lab.runs.datasets import dataset_inputs
 from sft_lab.runs.evaluations import evaluation_path
 from sft_lab.runs.inputs import PACKAGES
 from sft_lab.runs.logger import RunLogger, run_logger
@@ -93,6 +92,8 @@ class RunRecorder(Callback):
             filed = {name: stage for name, stage in old.items() if name in ended}
         stages = {name: filed.get(name, stage) for name, stage in record.stages.items()}
         client.log_text(run_id, replace(record, stages=stages).to_json(), RECORD)
+        from sft_lab.runs.datasets import dataset_inputs  # MLflow, which a plan does not need
+
         client.log_inputs(run_id, dataset_inputs(record))
         for name in data.stages.keys() - filed.keys():
             client.log_text(run_id, manifest(data, name), f"samples/{name}.tsv")

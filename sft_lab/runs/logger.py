@@ -7,23 +7,23 @@ from concurrent.futures import Future, wait
 from functools import cached_property
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import mlflow
 from lightning import Trainer
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
-from mlflow.entities import Metric, Param
-from mlflow.exceptions import MlflowException
-from mlflow.tracking.context.registry import resolve_tags
 from typing_extensions import override
 
 from sft_lab.errors import RequestError, RunError
 from sft_lab.runs.accidents import explain
-from sft_lab.runs.client import StoreClient
 from sft_lab.runs.lock import this_process
 from sft_lab.runs.store import CHANGES_TAG, PROCESS_TAG
 from sft_lab.runs.store_uri import absolute, local_file
+
+if TYPE_CHECKING:  # MLflow takes a second to import, and a config is read without it
+    from mlflow.entities import Metric
+
+    from sft_lab.runs.client import StoreClient
 
 _log = logging.getLogger(__name__)
 _BATCH = 1000  # metrics that MLflow takes in one request
@@ -92,8 +92,13 @@ class RunLogger(Logger):
         return self._run_id
 
     @cached_property
-    def experiment(self) -> StoreClient:
+    def experiment(self) -> "StoreClient":
         """The store's client; the first use makes the run."""
+        import mlflow
+        from mlflow.tracking.context.registry import resolve_tags
+
+        from sft_lab.runs.client import StoreClient
+
         client = StoreClient(self.tracking_uri)
         mlflow.set_tracking_uri(absolute(self.tracking_uri))  # for artifacts that a server keeps
         if self._run_id is None:
@@ -126,6 +131,8 @@ class RunLogger(Logger):
     @override
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        from mlflow.entities import Metric
+
         now = int(time.time() * 1000)
         self.log_points(
             [
@@ -139,11 +146,13 @@ class RunLogger(Logger):
     @rank_zero_only
     def log_hyperparams(self, params: Mapping[str, Any]) -> None:  # type: ignore[override]
         """Log parameters by dotted key; MLflow cuts long values, ``config.yaml`` has them whole."""
+        from mlflow.entities import Param
+
         entries = [Param(key, str(value)[:_LONGEST_PARAM]) for key, value in params.items()]
         for start in range(0, len(entries), _PARAM_BATCH):
             self.experiment.log_batch(self.run_id, params=entries[start : start + _PARAM_BATCH])
 
-    def log_points(self, points: Sequence[Metric]) -> None:
+    def log_points(self, points: Sequence["Metric"]) -> None:
         """Log points with times of their own; repeating it changes nothing."""
         self._collect()
         for start in range(0, len(points), _BATCH):
@@ -182,6 +191,8 @@ class RunLogger(Logger):
 
     def _collect(self) -> None:
         """Forget what has been sent, and raise what has failed."""
+        from mlflow.exceptions import MlflowException
+
         while self._sending and self._sending[0].done():
             try:
                 self._sending[0].result()
@@ -247,7 +258,7 @@ def run_logger(trainer: Trainer) -> RunLogger:
     return found[0]
 
 
-def _colour(client: StoreClient, experiment_id: str) -> str:
+def _colour(client: "StoreClient", experiment_id: str) -> str:
     """Return a colour that the newest runs of an experiment do not have."""
     newest = client.search_runs([experiment_id], max_results=len(_COLOURS) - 1)
     taken = {run.data.tags.get(_COLOUR_TAG) for run in newest}

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_lab import Lab
@@ -69,24 +70,33 @@ def test_what_is_imported_first_is_never_looked_at_by_the_garbage_collector(
 
 def test_help_and_refusals_import_nothing_heavy(lab: Lab) -> None:
     helps = [["--help"], *([command, "--help"] for command in COMMANDS)]
+    outcomes, errors = outcomes_of([*helps, *REFUSED], list(HEAVY), lab)
+    assert outcomes == [[a, 0, []] for a in helps] + [[a, 2, []] for a in REFUSED]
+    assert "needs the environment variable SFT_LAB_NOT_SET, which is not set" in errors
+
+
+@pytest.mark.extended
+def test_what_records_nothing_imports_no_mlflow(lab: Lab) -> None:
+    asked = [["inspect", "--config=tiny.yaml"], ["fit", "--plan", "--config=tiny.yaml"]]
+    assert outcomes_of(asked, ["mlflow"], lab)[0] == [[arguments, 0, []] for arguments in asked]
+
+
+def outcomes_of(commands: list[list[str]], modules: list[str], lab: Lab) -> tuple[list[Any], str]:
+    """Return each command's exit code, which modules were loaded after it, and all errors."""
     environment = {
         **os.environ,
         "PYTHONPATH": str(Path(__file__).parents[2]),
         "SFT_LAB_WORLD": str(lab.world),
     }
-    arguments = [json.dumps([*helps, *REFUSED]), json.dumps(HEAVY)]
     shown = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *arguments],
+        [sys.executable, "-c", SCRIPT, json.dumps(commands), json.dumps(modules)],
         cwd=lab.folder,
         env=environment,
         capture_output=True,
         text=True,
         check=True,
     )
-    outcomes = json.loads(shown.stdout.rpartition("OUTCOMES")[2])
-    expected = [[a, 0, []] for a in helps] + [[a, 2, []] for a in REFUSED]
-    assert outcomes == expected
-    assert "needs the environment variable SFT_LAB_NOT_SET, which is not set" in shown.stderr
+    return json.loads(shown.stdout.rpartition("OUTCOMES")[2]), shown.stderr
 
 
 @pytest.mark.parametrize("command", ["fit", "validate", "test"])
