@@ -102,7 +102,6 @@ def points_of_no_return() -> dict[str, Callable[[], None]]:
     from sft_lab.callbacks.in_loop_evaluation import InLoopEvaluation
     from sft_lab.callbacks.run_checkpoint import RunCheckpoint
     from sft_lab.callbacks.stage_scheduler import StageScheduler
-    from sft_lab.evaluation.evaluator import Evaluator
     from sft_lab.evaluation.generation import NativeEngine
     from sft_lab.runs.logger import RunLogger
     from sft_lab.training.module import SFTModule
@@ -123,7 +122,7 @@ def points_of_no_return() -> dict[str, Callable[[], None]]:
         "before the next stage's first batch": _kill_at_call(
             StageScheduler, "on_train_epoch_start", 3
         ),
-        "during the last evaluation": _kill_at_call(Evaluator, "_evaluation", 7),
+        "during the last evaluation": _kill_at_call(NativeEngine, "complete", 23),
         "after the last step": _kill_at_call(StageScheduler, "on_train_epoch_end", 3),
     }
 
@@ -147,9 +146,9 @@ def run(
         with open("log.txt", "a") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-            if arm:
-                arm()
             try:
+                if arm:
+                    arm()
                 code = main([*COMMAND, *extra])
             except BaseException:
                 import traceback
@@ -276,6 +275,8 @@ def kill_and_resume(
                 [] if code == 0 else [f"ended with {code}: {Path('log.txt').read_text()[-2000:]}"]
             )
             problems = problems or differences(expected, record())
+            if arm and outcome == "finished before the kill":
+                problems.append("the run did not come to this point")
             faults += [f"killed {name}: {problem}" for problem in problems]
             print(f"killed {name}, {outcome}: {problems or 'exact'}", flush=True)
         os.chdir(home)
