@@ -1,14 +1,12 @@
-"""Files in the MLflow run what is needed later: config, plan, samples, answers, adapters."""
+"""Files in the MLflow run what is needed later: config, plan, samples, answers."""
 
 import json
 import logging
 import operator
 import platform
-import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,24 +16,24 @@ from typing_extensions import override
 from sft_lab.callbacks.ability_history import point_of
 from sft_lab.evaluation.evaluator import Evaluation
 from sft_lab.model.coverage import coverage
-from sft_lab.model.qlora import save_trained
 from sft_lab.runs.contents import answers_table, manifest, run_record, window_table
 from sft_lab.runs.evaluations import evaluation_path
 from sft_lab.runs.inputs import PACKAGES
 from sft_lab.runs.logger import RunLogger, run_logger
-from sft_lab.runs.machine import device_name
+from sft_lab.runs.machine import device_name, devices_text
 from sft_lab.runs.record import RECORD, read_record
 from sft_lab.runs.store import TABLES_TAG, RunStore
 from sft_lab.runs.tags import flatten
 from sft_lab.training.data_modules import StagedDataModule
 from sft_lab.training.module import SFTModule
 from sft_lab.training.plan import StagePlan
+from sft_lab.training.sharded import Sharded
 
 _log = logging.getLogger(__name__)
 
 
 class RunRecorder(Callback):
-    """Records a run at its start, after every evaluation, and at every stage boundary.
+    """Records a run at its start, after every evaluation, and where its plan changes.
 
     Args:
         config: The resolved config.
@@ -50,10 +48,11 @@ class RunRecorder(Callback):
         logger = run_logger(trainer)
         client, run_id = logger.experiment, logger.run_id
         environment = {f"version.{package}": version(package) for package in PACKAGES}
+        sharded = isinstance(trainer.strategy, Sharded)
         environment |= {
             "machine": platform.machine(),
             "device": device_name(),
-            "devices": str(trainer.world_size),
+            "devices": devices_text(trainer.world_size, sharded=sharded),
             "precision": str(trainer.precision),
         }
         groups = {
@@ -130,19 +129,6 @@ class RunRecorder(Callback):
         point = point_of(evaluation, pl_module.schedule)
         path = evaluation_path(evaluation.step)
         client.log_text(run_id, json.dumps(point.to_dict(), indent=2), path)
-
-    @override
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not isinstance(pl_module, SFTModule) or pl_module.schedule is None:
-            return
-        logger = run_logger(trainer)
-        for scheduled in pl_module.schedule.stages:
-            if scheduled.end_step == trainer.global_step:
-                with tempfile.TemporaryDirectory() as folder:
-                    save_trained(pl_module.model, Path(folder))
-                    logger.experiment.log_artifacts(
-                        logger.run_id, folder, f"stages/{scheduled.name}"
-                    )
 
 
 def _has_record(logger: RunLogger) -> bool:

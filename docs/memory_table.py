@@ -8,6 +8,7 @@ No weights are loaded: sizes come from configs of Llama's shapes. Source: Touvro
 
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import LlamaConfig
@@ -25,6 +26,7 @@ BASES = {
     "70B": (8192, 28672, 80, 64, 8),
 }
 CARDS_GIB = (24, 48, 80)
+SHARDED_OVER = (2, 4, 8)
 TOKENS, TARGET_TOKENS = 2048, 512
 LORA = Lora(r=64, lora_alpha=16)
 METHODS: dict[str, tuple[Quantization, Lora | None, str]] = {
@@ -34,8 +36,31 @@ METHODS: dict[str, tuple[Quantization, Lora | None, str]] = {
 }
 
 
-def step_gib(base: str, method: str) -> tuple[float, float]:
-    """Return the peak of a step with checkpointed activations, in GiB: alone, and under DDP."""
+@dataclass(frozen=True)
+class Step:
+    """The peak of a training step with checkpointed activations on each device, in GiB.
+
+    Attributes:
+        alone: On one device.
+        ddp: On each of several that hold the whole model.
+        fsdp: On each of so many that the model is sharded over; none in 4 bits.
+    """
+
+    alone: float
+    ddp: float
+    fsdp: dict[int, float]
+
+    def fits(self, card: int) -> str:
+        """Return on how many cards of a size the step fits."""
+        if self.ddp <= card:
+            return "yes"
+        sharded = next((f"FSDP on {n}" for n, size in self.fsdp.items() if size <= card), None)
+        alone = "one card only" if self.alone <= card else None
+        return ", or ".join(filter(None, (alone, sharded))) or "no"
+
+
+def step_of(base: str, method: str) -> Step:
+    """Return the memory of a step of a base, whose folder holds its config."""
     quantization, lora, precision = METHODS[method]
     size = model_size(base, quantization, lora, precision)
     adapters = size.trained_bytes if size.is_adapted else 0
@@ -43,8 +68,12 @@ def step_gib(base: str, method: str) -> tuple[float, float]:
     resident += optimizer_bytes(size.trained, "adamw")
     step = size.kept(TOKENS, checkpointing=True)
     step += size.backward(TOKENS, TARGET_TOKENS, in_chunks=True)
-    # DDP holds gradients twice.
-    return (resident + step) / 2**30, (resident + size.trained_bytes + step) / 2**30
+    devices = () if quantization == "nf4" else SHARDED_OVER
+    return Step(
+        alone=(resident + step) / 2**30,
+        ddp=(resident + size.trained_bytes + step) / 2**30,  # which holds gradients twice
+        fsdp={n: (resident / n + size.gathered + step) / 2**30 for n in devices},
+    )
 
 
 def save_config(folder: Path, shape: tuple[int, int, int, int, int]) -> None:
@@ -62,27 +91,22 @@ def save_config(folder: Path, shape: tuple[int, int, int, int, int]) -> None:
     ).save_pretrained(folder)
 
 
-def fits(alone: float, shared: float, card: int) -> str:
-    """Return on how many cards of a size a step fits."""
-    if shared <= card:
-        return "yes"
-    return "one card only" if alone <= card else "no"
-
-
 def table(bases: dict[str, tuple[int, int, int, int, int]] = BASES) -> str:
     """Return the table as Markdown."""
     cards = " | ".join(f"{card} GiB" for card in CARDS_GIB)
     lines = [
-        f"| base | method | one device | each of several (DDP) | {cards} |",
-        "|---" * (4 + len(CARDS_GIB)) + "|",
+        f"| base | method | one device | of each, DDP | of each of 4, of 8, FSDP | {cards} |",
+        "|---" * (5 + len(CARDS_GIB)) + "|",
     ]
     for name, shape in bases.items():
         with tempfile.TemporaryDirectory() as folder:
             save_config(Path(folder), shape)
             for method in METHODS:
-                alone, shared = step_gib(folder, method)
-                found = " | ".join(fits(alone, shared, card) for card in CARDS_GIB)
-                sizes = f"{alone:.1f} GiB | {shared:.1f} GiB"
+                step = step_of(folder, method)
+                found = " | ".join(step.fits(card) for card in CARDS_GIB)
+                sharded = ", ".join(f"{step.fsdp[n]:.1f}" for n in (4, 8) if step.fsdp)
+                fsdp = f"{sharded} GiB" if sharded else "-"
+                sizes = f"{step.alone:.1f} GiB | {step.ddp:.1f} GiB | {fsdp}"
                 lines.append(f"| {name} | {method} | {sizes} | {found} |")
     return "\n".join(lines)
 

@@ -5,7 +5,7 @@ import os
 import pickle
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -149,16 +149,23 @@ def first_then_others(make: Callable[[], T]) -> T:
     return by_all(lambda: value if is_first() else make())  # type: ignore[return-value]
 
 
-def shared(costs: Sequence[float], make: Callable[[list[int]], Sequence[T]]) -> list[T]:
+def shared(
+    costs: Sequence[float],
+    make: Callable[[list[int]], Sequence[T]],
+    within: AbstractContextManager[Any] | None = None,
+) -> list[T]:
     """Return what is made of each part, in order, on all ranks; each part is made on one of them.
 
     Args:
         costs: The expected cost of each part.
         make: Returns a value for each of some places; not called for none.
+        within: A context to make them in, which all ranks enter.
     """
     dealt = share_out(costs, world_size())
     mine = dealt[rank()]
-    found = gather(list(make(mine)) if mine else [])
+    with within or nullcontext():
+        made = list(make(mine)) if mine else []
+    found = gather(made)
     by_place = {
         place: value
         for places, values in zip(dealt, found, strict=True)

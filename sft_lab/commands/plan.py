@@ -10,10 +10,11 @@ from sft_lab.cost.measured_speed import measured_speed
 from sft_lab.cost.run_cost import RunCost, run_cost, run_parameters
 from sft_lab.errors import RequestError
 from sft_lab.launch.build import build, plan_data
-from sft_lab.launch.devices import check_share, num_ranks
+from sft_lab.launch.devices import check_share, check_sharing, num_ranks
 from sft_lab.launch.limits import check_limits
 from sft_lab.launch.parser import parse
 from sft_lab.launch.run_config import RunConfig
+from sft_lab.model.sharding import FSDP
 from sft_lab.runs.machine import Machine, this_machine
 from sft_lab.runs.store import RunStore
 from sft_lab.terminal import counted, fitted_table, format_table, size_of, size_text, wrapped
@@ -47,6 +48,7 @@ def plan_fit(arguments: list[str]) -> str:
             "--measure times one device of this machine; leave out --devices and --memory, and set "
             "trainer.devices to 1."
         )
+    check_sharing(str(config.values.trainer.strategy), num_devices)
     check_share(config.values.data.batch_size, config.values.data.micro_batch_size, num_devices)
     cost = planned_cost(config, measure=options.measure, num_devices=num_devices)
     machine = this_machine()
@@ -55,7 +57,7 @@ def plan_fit(arguments: list[str]) -> str:
         machine = Machine(f"a device of {size_text(memory)}", memory, memory)
     if options.json:
         return json.dumps({**plan_json(cost, machine), "devices": num_devices}, indent=2)
-    return plan_text(cost, machine, num_devices)
+    return plan_text(cost, machine, num_devices, sharded=config.model_settings.sharded)
 
 
 def _count(text: str) -> int:
@@ -104,6 +106,7 @@ def plan_json(cost: RunCost, machine: Machine) -> dict[str, Any]:
         "trained_parameters": cost.trained_parameters,
         "memory": cost.memory.to_json(),
         "micro_batch_bytes": {str(m): total for m, total in cost.micro_batch_bytes.items()},
+        "by_strategy": dict(cost.by_strategy),
         "machine": vars(machine),
         "largest_micro_batch_size": cost.largest_micro_batch_size(machine.free),
         "minutes": None
@@ -117,8 +120,17 @@ def plan_json(cost: RunCost, machine: Machine) -> dict[str, Any]:
     }
 
 
-def plan_text(cost: RunCost, machine: Machine, num_devices: int = 1) -> str:
-    """Return a run's cost as text."""
+def plan_text(
+    cost: RunCost, machine: Machine, num_devices: int = 1, *, sharded: bool = False
+) -> str:
+    """Return a run's cost as text.
+
+    Args:
+        cost: The cost.
+        machine: A device.
+        num_devices: Number of such devices that share a batch.
+        sharded: Whether the model is sharded over them.
+    """
     header = ["stage", "steps", "passes", "samples", "tokens", "trained tokens"]
     rows = [
         [name, *(f"{n:,}" for n in (s.steps, s.passes, s.samples, s.tokens, s.target_tokens))]
@@ -133,21 +145,24 @@ def plan_text(cost: RunCost, machine: Machine, num_devices: int = 1) -> str:
         f"{done.between} between stage boundaries; at most "
         f"{counted(done.generated_tokens, 'token is', 'tokens are')} generated in each"
     )
-    table, memory = fitted_table(header, rows), _memory_text(cost, machine, num_devices)
+    table = fitted_table(header, rows)
+    memory = _memory_text(cost, machine, num_devices, sharded=sharded)
     return "\n\n".join(
         [table, wrapped(evaluations), memory, wrapped(_time_text(cost, num_devices))]
     )
 
 
-def _memory_text(cost: RunCost, machine: Machine, num_devices: int) -> str:
+def _memory_text(cost: RunCost, machine: Machine, num_devices: int, *, sharded: bool) -> str:
     m = cost.memory
-    each = f"of each of {num_devices} devices (DDP)" if num_devices > 1 else ""
+    strategy = "FSDP" if sharded else "DDP"
+    each = f"of each of {num_devices} devices ({strategy})" if num_devices > 1 else ""
     parts = {
         f"base weights ({cost.parameters:,} parameters)": m.weights,
         f"adapters ({cost.trained_parameters:,} parameters)": m.adapters,
         "gradients": m.gradients,
         "optimizer state": m.optimizer,
         "gradients under way to other devices": m.exchanged,
+        "whole weights and gradients of a layer at a time": m.gathered,
         "training: activations": m.activations,
         "training: backward pass": m.backward,
         "evaluation: weights": m.evaluation_weights,
@@ -161,17 +176,29 @@ def _memory_text(cost: RunCost, machine: Machine, num_devices: int) -> str:
     )
     fits = m.total <= machine.free
     largest = cost.largest_micro_batch_size(machine.free)
-    whole = "; each device holds the whole model (nothing is sharded)" if num_devices > 1 else ""
     advice = (
         f"the largest data.micro_batch_size that fits is {largest}"
         if largest is not None
-        else f"no data.micro_batch_size fits{whole}"
+        else "no data.micro_batch_size fits"
     )
     free = (
         f"{machine.name}: {size_text(machine.free)} of {size_text(machine.memory)} are free; the "
         f"run {'fits' if fits else 'does not fit'}, and {advice}"
     )
-    return f"{table}\n{wrapped(free)}"
+    return "\n".join([table, wrapped(free), *_strategies(cost, machine)])
+
+
+def _strategies(cost: RunCost, machine: Machine) -> list[str]:
+    """Return a line on what each strategy of several devices takes, if there are several."""
+    parts = [
+        f"{name} takes {size_text(total)} and {'fits' if total <= machine.free else 'does not fit'}"
+        for name, total in cost.by_strategy.items()
+    ]
+    if not parts:
+        return []
+    if FSDP not in cost.by_strategy:
+        parts.append(f"{FSDP} does not shard such a model")
+    return [wrapped(f"by trainer.strategy: {'; '.join(parts)}")]
 
 
 def _time_text(cost: RunCost, num_devices: int) -> str:

@@ -11,8 +11,9 @@ from sft_lab.evaluation.budget import guarded_evaluations
 from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.model.adapter_config import Lora, Peft
 from sft_lab.model.memory import Memory
+from sft_lab.model.sharding import FSDP
 from sft_lab.model.size import ModelSettings, model_size
-from sft_lab.runs.machine import device_name
+from sft_lab.runs.machine import device_name, devices_text
 from sft_lab.training.data_modules import StagedDataModule
 from sft_lab.training.order import RowCounts
 from sft_lab.training.plan import StagePlan
@@ -66,6 +67,8 @@ class RunCost:
         memory: Peak bytes of each device, by part.
         micro_batch_bytes: The total of ``memory`` for every micro-batch size that divides the
             batch size, smallest first.
+        by_strategy: The total of ``memory`` on several devices, by ``trainer.strategy``, of those
+            that the model's settings allow; none on one device.
         minutes: Its duration; None if unknown.
         trained_parameters: Number of trained parameters.
         parameters: Number of the base's parameters.
@@ -75,6 +78,7 @@ class RunCost:
     evaluations: EvaluationCost
     memory: Memory
     micro_batch_bytes: Mapping[int, int]
+    by_strategy: Mapping[str, int]
     minutes: Minutes | None
     trained_parameters: int
     parameters: int
@@ -148,7 +152,16 @@ def run_cost(
         for step in due
         if end - stage.steps <= step < end and step
     )
-    memories = memory_by_micro_batch(data, settings, size, num_devices)
+    alone = memory_by_micro_batch(data, settings, size, num_devices)
+    memories = {
+        m: memory.on_each_of(num_devices, size, sharded=settings.sharded)
+        for m, memory in alone.items()
+    }
+    by_strategy = {
+        name: alone[data.micro_batch_size].on_each_of(num_devices, size, sharded=sharded).total
+        for name, sharded in (("ddp", False), (FSDP, True))
+        if num_devices > 1 and (settings.is_shardable or not sharded)
+    }
     work = Work(
         steps=boundaries[-1],
         tokens=sum(stage.tokens for stage in stages.values()),
@@ -165,6 +178,7 @@ def run_cost(
         evaluations=evaluations,
         memory=memories[data.micro_batch_size],
         micro_batch_bytes={m: memory.total for m, memory in memories.items()},
+        by_strategy=by_strategy,
         minutes=None if speed is None else minutes(work, speed),
         trained_parameters=size.trained_parameters,
         parameters=size.parameters,
@@ -190,7 +204,7 @@ def run_parameters(
         "model.peft.class_path": adapters.class_path if isinstance(adapters, Peft) else None,
         "precision": settings.precision,
         "device": device_name(),
-        "devices": num_devices,
+        "devices": devices_text(num_devices, sharded=settings.sharded),
         "data.micro_batch_size": data.micro_batch_size,
         "data.packing": data.packing,
         "data.padding_free": data.padding_free,

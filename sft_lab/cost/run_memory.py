@@ -1,7 +1,6 @@
 """Estimate the memory of a run from the sizes of its model, its rows and its prompts."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from sft_lab.evaluation.generation.engine import Footprint
 from sft_lab.evaluation.generation.likelihoods import HEAD_TOKENS
@@ -15,7 +14,7 @@ from sft_lab.training.packing import pack_evenly
 def memory_by_micro_batch(
     data: StagedDataModule, settings: ModelSettings, size: ModelSize, num_devices: int = 1
 ) -> dict[int, Memory]:
-    """Return the memory of each device for every micro-batch size that divides its batch, in order.
+    """Return the memory on one device for every micro-batch size that divides its batch, in order.
 
     Args:
         data: The run's data module, with every stage planned.
@@ -36,11 +35,7 @@ def memory_by_micro_batch(
     share = data.batch_size // num_devices
     sizes = [m for m in range(1, share + 1) if data.batch_size % (m * num_devices) == 0]
     answered = _footprint(data)
-    exchanged = size.trained_bytes if num_devices > 1 else 0
-    return {
-        m: replace(_memory(data, settings, size, steps, answered, m), exchanged=exchanged)
-        for m in sizes
-    }
+    return {m: _memory(data, settings, size, steps, answered, m) for m in sizes}
 
 
 def _memory(

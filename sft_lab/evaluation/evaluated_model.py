@@ -1,6 +1,7 @@
 """The model under evaluation, as benchmarks see it."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any
 
@@ -8,6 +9,7 @@ from sft_lab.data.rendering import Renderer
 from sft_lab.evaluation.generation import Decoding, Engine, TokenPair
 from sft_lab.evaluation.generation.stop_strings import before_stop
 from sft_lab.evaluation.reasoning import Completion, ends_in_reasoning, split_reasoning
+from sft_lab.model.sharding import in_step
 
 
 class EvaluatedModel:
@@ -45,6 +47,10 @@ class EvaluatedModel:
             replace(self.decoding, temperature=temperature),
             cut_reasoning=self.cut_reasoning,
         )
+
+    def in_step(self) -> AbstractContextManager[None]:
+        """Return a context in which ranks may answer different numbers of prompts."""
+        return in_step(self.weights)
 
     def complete(
         self,

@@ -187,7 +187,7 @@ class Evaluator:
             self.suite.engine.on_ended = self._counter(name, len(places))
             return benchmark.measure(*mine, model)
 
-        return distributed.shared(costs, measure)
+        return distributed.shared(costs, measure, model.in_step())
 
     def _scores(self, answers: Mapping[str, Sequence[Answer]]) -> dict[str, Score]:
         return {

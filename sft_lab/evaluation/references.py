@@ -40,7 +40,9 @@ def answer_loss(pairs: Sequence[TokenPair | None], model: EvaluatedModel) -> flo
         return None
     costs = [len(prompt) + len(answer) for prompt, answer in known]
     values = distributed.shared(
-        costs, lambda places: model.log_likelihoods([known[place] for place in places])
+        costs,
+        lambda places: model.log_likelihoods([known[place] for place in places]),
+        model.in_step(),
     )
     return -sum(value for value, _ in values) / sum(len(answer) for _, answer in known)
 

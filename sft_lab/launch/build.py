@@ -25,11 +25,12 @@ from sft_lab.callbacks.rank_sums import RankSums
 from sft_lab.callbacks.run_checkpoint import RunCheckpoint
 from sft_lab.callbacks.run_recorder import RunRecorder
 from sft_lab.callbacks.stage_scheduler import StageScheduler
+from sft_lab.callbacks.stage_weights import StageWeights
 from sft_lab.callbacks.training_log import TrainingLog
 from sft_lab.data.corpus import Corpus
 from sft_lab.errors import RequestError
 from sft_lab.evaluation.suite import EvaluationSuite
-from sft_lab.launch.devices import ddp
+from sft_lab.launch.devices import make_strategy
 from sft_lab.launch.parser import data_parser, run_parser
 from sft_lab.launch.run_config import RunConfig, find_run_logger
 from sft_lab.launch.start import Start
@@ -157,7 +158,7 @@ def _trainer(made: Namespace, config: RunConfig) -> Trainer:
     arguments: dict[str, Any] = made.trainer.as_dict()
     configured = arguments.pop("callbacks") or []
     if (num_ranks := distributed.world_size()) > 1:
-        arguments["strategy"] = ddp()
+        arguments["strategy"] = make_strategy(arguments["strategy"])
         arguments["accumulate_grad_batches"] //= num_ranks  # it counts those of all ranks
         arguments["use_distributed_sampler"] = False  # each rank's plan is its own part already
     callbacks = [
@@ -203,6 +204,7 @@ def _callbacks(
         LearningCheck(list(corpus.sources), checkpoint),
         log,
         history,
+        StageWeights(),
         *(record if distributed.is_first() else []),
     ]
 

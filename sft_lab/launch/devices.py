@@ -14,9 +14,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from sft_lab import distributed
 from sft_lab.errors import RequestError
 from sft_lab.launch.run_config import RunConfig
+from sft_lab.model.sharding import FSDP
+from sft_lab.training.sharded import Sharded
 
-STRATEGIES = ("auto", "ddp")
-_SHARDING = re.compile("fsdp|deepspeed|model_?parallel", re.IGNORECASE)
+STRATEGIES = ("auto", "ddp", FSDP)
+_SHARDING = re.compile("fsdp.+|deepspeed|model_?parallel", re.IGNORECASE)
 _STARTERS = (
     "start the same command on every machine by torchrun (torchrun --nnodes {nodes} "
     "--nproc-per-node {devices} --rdzv-endpoint HOST:PORT -m sft_lab fit ...) or by srun"
@@ -69,7 +71,29 @@ def devices_per_node(trainer: Mapping[str, Any]) -> int:
 def ranks_to_start(config: RunConfig) -> int:
     """Return how many processes this one must start for a run; 1 to run it in this process."""
     take_slurm_variables()
-    return 1 if distributed.is_rank() else num_ranks(config.values.trainer.as_dict())
+    if distributed.is_rank():
+        return 1
+    trainer = config.values.trainer.as_dict()
+    total = num_ranks(trainer)
+    check_sharing(str(trainer["strategy"]), total)
+    return total
+
+
+def check_sharing(strategy: str, total: int) -> None:
+    """Check that there are several devices to shard a model over.
+
+    Args:
+        strategy: The Trainer's.
+        total: Number of devices.
+
+    Raises:
+        RequestError: If it shards, and there is one.
+    """
+    if strategy == FSDP and total == 1:
+        raise RequestError(
+            f"trainer.strategy {FSDP} shards a model over several devices, and the run has one; "
+            "set trainer.devices, or leave trainer.strategy out."
+        )
 
 
 def num_ranks(trainer: Mapping[str, Any]) -> int:
@@ -93,10 +117,8 @@ def check_devices(trainer: Mapping[str, Any], batch_size: int, micro_batch_size:
     strategy = str(trainer["strategy"])
     if (sharding := _SHARDING.search(strategy)) is not None:
         raise RequestError(
-            f"trainer.strategy {sharding[0]}: a model is not sharded here: NF4 "
-            "layers lose the scales of their weights by it, and evaluations answer different "
-            "prompts on each device. Set trainer.strategy to ddp, which keeps the whole model on "
-            "each device, and model.quantization to nf4 if it must be smaller."
+            f"trainer.strategy {sharding[0]}: a model is sharded by {FSDP} (FSDP2) only; set "
+            f"trainer.strategy to {FSDP}, or to ddp, which keeps the whole model on each device."
         )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if distributed.is_rank() and started != total:
@@ -113,8 +135,8 @@ def check_devices(trainer: Mapping[str, Any], batch_size: int, micro_batch_size:
         )
     if strategy not in STRATEGIES:
         raise RequestError(
-            f"trainer.strategy: a run on {total} devices takes {' or '.join(STRATEGIES)} (both are "
-            f"DDP: the whole model on each device), got {strategy}."
+            f"trainer.strategy: a run on {total} devices takes auto or ddp (both are DDP: the "
+            f"whole model on each device) or {FSDP} (a part of it), got {strategy}."
         )
     check_share(batch_size, micro_batch_size, total)
 
@@ -146,6 +168,12 @@ def check_share(batch_size: int, micro_batch_size: int, total: int) -> None:
         )
 
 
-def ddp() -> Strategy:
-    """Return the strategy of a run on several devices: only trained parameters travel."""
+def make_strategy(name: str) -> Strategy:
+    """Return the strategy of a run on several devices.
+
+    Args:
+        name: ``fsdp`` shards the model; by others only gradients of trained parameters travel.
+    """
+    if name == FSDP:
+        return Sharded()
     return DDPStrategy(find_unused_parameters=False, forward_sync_buffers=False)

@@ -8,6 +8,7 @@ from lightning import Callback
 from sft_lab.callbacks.in_loop_evaluation import InLoopEvaluation
 from sft_lab.errors import interruptible
 from sft_lab.launch.build import Run
+from sft_lab.model.sharding import is_sharded, load_weights
 
 
 def evaluate_checkpoint(run: Run, checkpoint: dict[str, Any] | None) -> None:
@@ -30,14 +31,20 @@ def evaluate_checkpoint(run: Run, checkpoint: dict[str, Any] | None) -> None:
         for callback in callbacks:
             callback.setup(trainer, module, stage)
         with trainer.init_module():
-            module.load(str(trainer.precision), packed_by=run.data.packed_by)
+            precision = str(trainer.precision)
+            module.load(precision, packed_by=run.data.packed_by, strategy=trainer.strategy)
         if checkpoint is not None:
             module.on_load_checkpoint(checkpoint)
-            module.load_state_dict(checkpoint["state_dict"], strict=False)
+            if is_sharded(module.model):
+                load_weights(module, checkpoint["state_dict"])
+            else:
+                module.load_state_dict(checkpoint["state_dict"], strict=False)
             evaluation.load_state_dict(checkpoint["callbacks"][evaluation.state_key])
             step = checkpoint["global_step"]
         trainer.precision_plugin.convert_module(module).to(trainer.strategy.root_device)
-        with interruptible(), torch.inference_mode():
+        # FSDP gathers weights in place, which inference mode forbids.
+        no_gradients = torch.no_grad if is_sharded(module.model) else torch.inference_mode
+        with interruptible(), no_gradients():
             suite = evaluation.suite
             if suite.split is not None and stage == "validate":
                 evaluation.evaluate(trainer, module, step, dict.fromkeys(suite.benchmarks, 0))

@@ -31,7 +31,9 @@ from sft_lab.launch.keys import (
     read_request,
 )
 from sft_lab.launch.run_config import RunConfig, read_adapters
+from sft_lab.launch.sharding import check_sharded
 from sft_lab.model.adapter_config import Peft
+from sft_lab.model.sharding import FSDP
 from sft_lab.paths import pinned
 from sft_lab.training.data_modules import StagedDataModule, micro_batches_per_step
 from sft_lab.training.module import SFTModule, check_trainable
@@ -231,6 +233,8 @@ def _check(plain: Mapping[str, Any], values: Namespace, written: Composed) -> No
     if isinstance(adapters, Peft):
         adapters.config()
     check_trainable(model["quantization"], adapters)
+    if plain["trainer"]["strategy"] == FSDP:
+        check_sharded(plain)
     RunCheckpoint(**plain["checkpoint"])
 
 

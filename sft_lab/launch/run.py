@@ -26,6 +26,7 @@ from sft_lab.model.adapter_config import Lora
 from sft_lab.model.coverage import coverage
 from sft_lab.model.kernels import check_attention
 from sft_lab.model.qlora import check_weights
+from sft_lab.model.sharding import check_shardable
 from sft_lab.paths import check_folder, make_folder
 from sft_lab.runs.accidents import is_of_store
 from sft_lab.runs.checkpoint import RunStamp, read_checkpoint
@@ -38,6 +39,7 @@ from sft_lab.runs.resume import Resume, check_model
 from sft_lab.runs.store import RunStore, prepare_store
 from sft_lab.runs.store_uri import check_store
 from sft_lab.training.replan import saved_plan_changes
+from sft_lab.training.sharded import Sharded
 
 
 def fit(config: RunConfig) -> str:
@@ -94,8 +96,10 @@ def _set_up(config: RunConfig, start: Start | None = None) -> tuple[Run, dict[st
         check_weights(run.module.base)
         coverage(run.module.base, run.module.quantization, run.module.adapters)
         check_attention(run.module.base, run.module.attn_implementation)
+        if sharded := isinstance(run.trainer.strategy, Sharded):
+            check_shardable(run.module.base)
         _check_evaluation(run)
-        return run, run_inputs(run.data, run.module.base)
+        return run, run_inputs(run.data, run.module.base, sharded=sharded)
 
     run, inputs = distributed.first_then_others(ready)
     found = distributed.gather(inputs | {"config": digest(config.plain), CODE: code_digest()})

@@ -11,6 +11,7 @@ from sft_lab.data.rendering import Renderer
 from sft_lab.data.tokenizer import load_tokenizer
 from sft_lab.errors import RequestError
 from sft_lab.model.adapter_config import Adapters, Lora, adapters_of
+from sft_lab.model.sharding import FSDP
 from sft_lab.model.size import ModelSettings
 from sft_lab.paths import pinned
 from sft_lab.runs.logger import NO_LOGGER
@@ -97,6 +98,7 @@ class RunConfig:
             gradient_checkpointing=model["gradient_checkpointing"],
             optimizer=model["optimizer"],
             precision="32-true" if precision is None else str(precision),  # Lightning's default
+            sharded=self.plain["trainer"]["strategy"] == FSDP,
         )
 
 

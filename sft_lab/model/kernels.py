@@ -71,11 +71,12 @@ def compile_layers(causal_lm: Any) -> None:
     Layers share their code, so that they are compiled once; the decoder around them stays as it
     is, because ``hidden_states`` takes its place.
     """
-    for layer in _layers(causal_lm):
+    for layer in decoder_layers(causal_lm):
         layer.compile(dynamic=True)
 
 
-def _layers(causal_lm: Any) -> list[Any]:
+def decoder_layers(causal_lm: Any) -> list[Any]:
+    """Return the layers of a transformers model, in their order."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     return [m for m in causal_lm.modules() if isinstance(m, GradientCheckpointingLayer)]

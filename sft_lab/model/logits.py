@@ -14,6 +14,8 @@ from sft_lab.errors import RequestError
 
 CHUNK_LOGITS = 2**24
 """Logits held at a time by a loss in chunks: 64 MiB in float32."""
+DECODE = "sft_lab_decode"
+"""The method of a sharded model that runs its decoder, in place of the decoder itself."""
 
 
 class HiddenStates(NamedTuple):
@@ -86,7 +88,8 @@ def hidden_states(
         # Flash attention reads position ids in a batch of one row only, and ignores them in others.
         input_ids, position_ids = input_ids.reshape(1, -1), position_ids.reshape(1, -1)
     # With a mask or a cache, transformers would ignore where position ids restart.
-    output = decoder_of(causal_lm)(input_ids=input_ids, position_ids=position_ids, use_cache=False)
+    decode = getattr(causal_lm, DECODE, None) or decoder_of(causal_lm)
+    output = decode(input_ids=input_ids, position_ids=position_ids, use_cache=False)
     return HiddenStates(causal_lm, output, output.last_hidden_state.flatten(0, 1)[places])
 
 

@@ -1,7 +1,7 @@
 """Compute a run's device memory from the sizes of its model."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from typing import Any
 
@@ -74,6 +74,7 @@ class ModelSize:
         logit: One logit.
         vocab_size: Number of logits per token.
         kv_per_token: Keys and values of one token in all layers.
+        gathered: What a device holds whole, for a time, of a sharded model.
     """
 
     weights: int
@@ -91,6 +92,7 @@ class ModelSize:
     logit: int
     vocab_size: int
     kv_per_token: int
+    gathered: int
 
     @property
     def trained_parameters(self) -> int:
@@ -161,6 +163,7 @@ class Memory:
         kv_cache: Keys and values of the largest batch of answers.
         evaluation_work: Activations and logits of an evaluation.
         exchanged: DDP's copy of the gradients, which it sums over devices; 0 on one device.
+        gathered: Whole weights and gradients under FSDP, which shards all others; 0 without it.
     """
 
     weights: int
@@ -173,11 +176,13 @@ class Memory:
     kv_cache: int
     evaluation_work: int
     exchanged: int = 0
+    gathered: int = 0
 
     @property
     def resident(self) -> int:
         """Return the bytes held for the whole run."""
-        return self.weights + self.adapters + self.gradients + self.optimizer + self.exchanged
+        parts = self.weights, self.adapters, self.gradients, self.optimizer
+        return sum(parts) + self.exchanged + self.gathered
 
     @property
     def training(self) -> int:
@@ -193,6 +198,22 @@ class Memory:
     def total(self) -> int:
         """Return the peak of the run."""
         return self.resident + max(self.training, self.evaluating)
+
+    def on_each_of(self, num_devices: int, size: ModelSize, *, sharded: bool) -> "Memory":
+        """Return the memory of each of several devices that share a run's batch.
+
+        Args:
+            num_devices: Number of devices.
+            size: The sizes of the model.
+            sharded: Whether the model is sharded over them; each holds it whole otherwise.
+        """
+        if num_devices == 1:
+            return self
+        if not sharded:
+            return replace(self, exchanged=size.trained_bytes)
+        names = ("weights", "adapters", "gradients", "optimizer")
+        shards = {name: ceil(getattr(self, name) / num_devices) for name in names}
+        return replace(self, **shards, gathered=size.gathered)
 
     def to_json(self) -> dict[str, Any]:
         """Return parts and sums by name."""

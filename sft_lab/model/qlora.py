@@ -1,9 +1,11 @@
 """Load a base in 4 bits (or more), and save the trained weights."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from sft_lab.errors import RequestError
 from sft_lab.hub import commit_of
@@ -113,6 +115,8 @@ def load_base(
     quantization: Quantization,
     compute_dtype: torch.dtype,
     attn_implementation: str | None = None,
+    *,
+    on_cpu: bool = False,
 ) -> Any:
     """Load a causal language model for training.
 
@@ -123,6 +127,7 @@ def load_base(
         compute_dtype: Type that 4-bit weights are dequantised to for a product, and of the parts
             that are never quantised.
         attn_implementation: transformers' name of it; None for its default.
+        on_cpu: Load it on the CPU in any case, from where it is sharded.
 
     Returns:
         The model in train mode.
@@ -146,7 +151,7 @@ def load_base(
         options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
     else:
         options["dtype"] = {"bf16": torch.bfloat16, "fp32": torch.float32}[quantization]
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not on_cpu:
         # Quantised weights are created on their final device; the Trainer leaves them there.
         options["device_map"] = {"": torch.cuda.current_device()}
     path = check_base(base)
@@ -188,12 +193,17 @@ def plain_causal_lm(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def save_trained(model: Any, out: Path) -> None:
+def save_trained(model: Any, out: Path, weights: Mapping[str, Tensor] | None = None) -> None:
     """Save the adapters in PEFT's format, or the whole model if it has none.
 
     Several adapters become one that equals all of them together.
+
+    Args:
+        model: A model as ``load_base`` and ``add_adapters`` return it.
+        out: The folder.
+        weights: Its trained weights by name, if it holds a part of them only.
     """
     if has_adapters(model) and frozen_adapters(model):
         save_joined(model, out)
     else:
-        model.save_pretrained(out)
+        model.save_pretrained(out, state_dict=weights)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from sft_lab.errors import RequestError
-from sft_lab.model.adapter_config import Adapters, add_adapters
+from sft_lab.model.adapter_config import Adapters, Peft, add_adapters
+from sft_lab.model.kernels import decoder_layers
 from sft_lab.model.logits import decoder_of
 from sft_lab.model.memory import ModelSize, int8_bytes, nf4_bytes
 from sft_lab.model.qlora import Quantization, check_base, compute_dtype, read_config
@@ -79,6 +80,7 @@ def _model_size(
         if precision in true_dtype:  # Lightning casts all that is not quantised
             model.to(true_dtype[precision])
     trained = tuple((p.numel(), p.element_size()) for p in model.parameters() if p.requires_grad)
+    gathered = _gathered_bytes(model)
     _unshare(model)
     with FakeTensorMode(allow_non_fake_inputs=True):
         try:
@@ -113,7 +115,30 @@ def _model_size(
         logit=element,
         vocab_size=text.vocab_size,
         kv_per_token=2 * text.num_hidden_layers * heads * head_dim * element,
+        gathered=gathered,
     )
+
+
+def _gathered_bytes(model: Any) -> int:
+    """Return what a device holds whole, for a time, of a model that FSDP2 has sharded.
+
+    That is what lies outside of the layers, one layer and the next one on its way; where they are
+    trained, gradients outside and of a layer, and a layer's gradients in float32 to be summed.
+    """
+    layers = [list(layer.parameters()) for layer in decoder_layers(model)]
+    inside = {id(parameter) for layer in layers for parameter in layer}
+    outside = [parameter for parameter in model.parameters() if id(parameter) not in inside]
+
+    def size(parameters: list[Tensor], element: int | None = None) -> int:
+        return sum(p.numel() * (element or p.element_size()) for p in parameters)
+
+    def trained(parameters: list[Tensor]) -> list[Tensor]:
+        return [parameter for parameter in parameters if parameter.requires_grad]
+
+    per_layer = [
+        2 * size(layer) + size(trained(layer)) + size(trained(layer), element=4) for layer in layers
+    ]
+    return size(outside) + size(trained(outside)) + max(per_layer, default=0)
 
 
 def _unshare(model: Any) -> None:
@@ -194,3 +219,10 @@ class ModelSettings:
     gradient_checkpointing: bool
     optimizer: str
     precision: str
+    sharded: bool = False
+
+    @property
+    def is_shardable(self) -> bool:
+        """Return whether FSDP takes quantisation, adapters and optimizer."""
+        is_plain = self.quantization in ("bf16", "fp32") and self.optimizer == "adamw"
+        return is_plain and not isinstance(self.adapters, Peft)

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from sft_lab.model.merged import dequantized_weight, merged_copy
+from sft_lab.model.qlora import plain_causal_lm
+from sft_lab.model.sharding import is_sharded
 
 EvaluationWeights = Literal["live", "dequantized", "merged"]
 
@@ -129,6 +131,8 @@ def evaluation_weights(
             ``merged``, a ``merged_copy``.
         compute_dtype: Type of a merged copy.
     """
+    if is_sharded(model):
+        model = plain_causal_lm(model)  # PEFT's wrapper bypasses what gathers its weights
     if weights == "merged":
         yield merged_copy(model, compute_dtype)
     elif weights == "dequantized":

@@ -9,6 +9,7 @@ from sft_lab.errors import RequestError
 from sft_lab.hub import commit_of
 from sft_lab.model.base_digest import base_digest
 from sft_lab.paths import is_hub_name, package_dir, resolve, unpinned
+from sft_lab.runs.machine import devices_text
 from sft_lab.terminal import counted
 from sft_lab.training.data_modules import StageDataModule, StagedDataModule
 
@@ -20,12 +21,13 @@ _SAID = ("version of ", "prompts of ", "commit of ", "number of devices")
 """Beginnings of the names of what may change: it is said and recorded."""
 
 
-def run_inputs(data: StagedDataModule, base: str) -> dict[str, str]:
+def run_inputs(data: StagedDataModule, base: str, *, sharded: bool = False) -> dict[str, str]:
     """Return the digests of a run's inputs, by a name for people.
 
     Args:
         data: The stages, sources and benchmarks, set up.
         base: The base model.
+        sharded: Whether the model is sharded over the run's devices.
     """
     prompts = data.evaluation.prompts(data.corpus.renderer)
     found = {BASE: base_digest(base), TOKENIZER: data.corpus.renderer.tokenizer_digest}
@@ -39,7 +41,7 @@ def run_inputs(data: StagedDataModule, base: str) -> dict[str, str]:
     found |= {f"commit of {name}": commit for name, commit in hub_commits(data, base).items()}
     for module in data.stage_modules:
         found[f"{_PLAN}'{module.first_plan.name}'"] = _plan_digest(module)
-    found["number of devices"] = str(distributed.world_size())
+    found["number of devices"] = devices_text(distributed.world_size(), sharded=sharded)
     return found | {f"version of {package}": version(package) for package in PACKAGES}
 
 

@@ -46,6 +46,11 @@ def device_name() -> str:
     return f"{_processor()}, {len(os.sched_getaffinity(0))} CPUs"
 
 
+def devices_text(num_devices: int, *, sharded: bool) -> str:
+    """Return how many devices a run has, and whether its model is sharded over them."""
+    return f"{num_devices} (fsdp)" if sharded else str(num_devices)
+
+
 def _processor() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

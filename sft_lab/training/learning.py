@@ -6,7 +6,9 @@ from typing import Any
 
 import torch
 
+from sft_lab import distributed
 from sft_lab.model.qlora import plain_causal_lm
+from sft_lab.model.sharding import local_part
 
 _STUCK_STEPS = 5
 _NATS = 1e-3
@@ -52,17 +54,19 @@ def vocabulary_size(model: Any) -> int:
 
 
 def is_finite(model: Any) -> bool:
-    """Return whether all trained weights are finite numbers."""
-    trained = [p.detach() for p in model.parameters() if p.requires_grad]
+    """Return whether all trained weights are finite numbers, on all ranks."""
+    trained = [local_part(p.detach()) for p in model.parameters() if p.requires_grad]
     # One transfer from the device, whatever the number of weights.
-    return bool(torch.stack([torch.isfinite(weight).all() for weight in trained]).all())
+    are_finite = torch.stack([torch.isfinite(weight).all() for weight in trained]).all()
+    return not distributed.largest(int(not are_finite))
 
 
 def is_untrained(model: Any) -> bool:
     """Return whether a model has trained adapters whose B, 0 at the start, is 0 still."""
     second = [
-        parameter.detach()
+        local_part(parameter.detach())
         for name, parameter in model.named_parameters()
         if parameter.requires_grad and ".lora_B." in name
     ]
-    return bool(second) and not torch.stack([weight.any() for weight in second]).any()
+    is_trained = not second or bool(torch.stack([weight.any() for weight in second]).any())
+    return not distributed.largest(int(is_trained))

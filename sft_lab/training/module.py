@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 import torch
 from lightning import LightningModule
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 from typing_extensions import override
@@ -19,11 +20,13 @@ from sft_lab.model.adapters import add_frozen_adapters, kept_weights
 from sft_lab.model.kernels import check_compiler, compile_layers
 from sft_lab.model.logits import check_adapters_act, check_logits, check_packing
 from sft_lab.model.qlora import Quantization, compute_dtype, load_base, plain_causal_lm
+from sft_lab.model.sharding import in_step, shard
 from sft_lab.paths import pinned
 from sft_lab.training.batches import Batch
 from sft_lab.training.data_modules import StagedDataModule
 from sft_lab.training.loss import read_targets, token_losses
 from sft_lab.training.schedule import Schedule
+from sft_lab.training.sharded import Sharded
 
 
 def check_trainable(quantization: Quantization, adapters: Adapters | None) -> None:
@@ -116,24 +119,34 @@ class SFTModule(LightningModule):
     def configure_model(self) -> None:
         if hasattr(self, "model"):
             return
-        self.load(str(self.trainer.precision), packed_by=self._data.packed_by)
+        precision, strategy = str(self.trainer.precision), self.trainer.strategy
+        self.load(precision, packed_by=self._data.packed_by, strategy=strategy)
 
-    def load(self, precision: str, *, packed_by: str | None) -> None:
+    def load(
+        self, precision: str, *, packed_by: str | None, strategy: Strategy | None = None
+    ) -> None:
         """Load the base and add the adapters.
 
         Args:
             precision: The Trainer's.
             packed_by: The key by which rows share a sequence, for which the architecture must be
                 suited; None where each has its own.
+            strategy: The Trainer's; if it is ``Sharded``, the model is sharded.
 
         Raises:
             RequestError: If the base cannot be trained here.
         """
         dtype = compute_dtype(precision)
-        model = load_base(self.base, self.quantization, dtype, self.attn_implementation)
-        check_logits(model)
-        if packed_by is not None:
-            check_packing(model, packed_by)
+        sharded = strategy if isinstance(strategy, Sharded) else None
+        model = load_base(
+            self.base,
+            self.quantization,
+            dtype,
+            self.attn_implementation,
+            on_cpu=sharded is not None,
+        )
+        if sharded is None:
+            _check(model, packed_by)
         if self.adapters is not None:
             model = add_adapters(model, self.adapters, self.seed)
             if isinstance(self.adapters, Peft):
@@ -142,6 +155,10 @@ class SFTModule(LightningModule):
             plain_causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
         if self.torch_compile:
             compile_layers(plain_causal_lm(model))
+        if sharded is not None:
+            shard(sharded.precision_plugin.convert_module(model), sharded.root_device)
+            _check(plain_causal_lm(model), packed_by)  # no device need hold it whole
+            plain_causal_lm(model).reshard()
         self.model = model
 
     @override
@@ -193,7 +210,7 @@ class SFTModule(LightningModule):
         sources = list(self._corpus.sources)
         tokens = read_targets(self.model, batch, sources, terms)
         losses = token_losses(tokens, terms)
-        # Lightning divides by accumulate_grad_batches, and DDP by the number of ranks. What is
+        # Lightning divides by accumulate_grad_batches, DDP and FSDP by the number of ranks. What is
         # wanted is the mean over all target tokens of the window, not a mean of means: lightning
         # issue 20350.
         num_parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
@@ -211,11 +228,12 @@ class SFTModule(LightningModule):
         losses: dict[str, float] = {}
         for held_out in self._data.held_out:
             loss = TokenLoss().to(self.device)
-            # Each rank reads some of the batches; the metric adds up over ranks.
-            for index in range(distributed.rank(), len(held_out), distributed.world_size()):
-                batch = self.transfer_batch_to_device(held_out[index], self.device, 0)
-                nll, _ = self.token_nll(batch)
-                loss.update(nll.double().sum(), len(nll))
+            with in_step(self.model):
+                # Each rank reads some of the batches; the metric adds up over ranks.
+                for index in range(distributed.rank(), len(held_out), distributed.world_size()):
+                    batch = self.transfer_batch_to_device(held_out[index], self.device, 0)
+                    nll, _ = self.token_nll(batch)
+                    loss.update(nll.double().sum(), len(nll))
             if len(held_out):
                 losses[f"val_loss/{held_out.source}"] = loss.compute().item()
         return losses
@@ -228,3 +246,9 @@ class SFTModule(LightningModule):
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         add_frozen_adapters(self.model, checkpoint["state_dict"])
+
+
+def _check(causal_lm: Any, packed_by: str | None) -> None:
+    check_logits(causal_lm)
+    if packed_by is not None:
+        check_packing(causal_lm, packed_by)

@@ -105,11 +105,11 @@ def free_port() -> int:
         ("--trainer.accelerator=abacus", "trainer: You selected an invalid accelerator"),
         (
             "--trainer.strategy=fsdp",
-            "trainer.strategy fsdp: a model is not sharded here: NF4 layers lose the scales",
+            "trainer.strategy fsdp shards a model over several devices, and the run has one",
         ),
         (
             "--trainer.strategy={class_path: lightning.pytorch.strategies.ModelParallelStrategy}",
-            "trainer.strategy ModelParallel: a model is not sharded here",
+            "trainer.strategy ModelParallel: a model is sharded by fsdp (FSDP2) only; set",
         ),
         ("--trainer.strategy=fast", "trainer: You selected an invalid strategy"),
         ("--trainer.barebones=true", "trainer: `Trainer(barebones=True"),

@@ -1,13 +1,14 @@
 """Test ``fit --plan`` against the runs that it predicts."""
 
 import json
+import math
 import runpy
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_lab import EVALUATED_STEPS, FinishedRun, Lab
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from sft_lab.commands.plan import plan_text
 from sft_lab.cost.known_speed import Speed, Work, minutes
@@ -57,13 +58,34 @@ def test_a_plan_for_other_devices_counts_the_memory_of_each(finished: FinishedRu
     text = finished.lab.fit("--plan", "--devices=2", "--memory=0.01MiB").out
     assert "memory of each of 2 devices (DDP)" in text
     assert "gradients under way to other devices" in text
-    assert "no data.micro_batch_size fits; each device holds the whole model" in text
+    assert "no data.micro_batch_size fits" in text
+    assert "by trainer.strategy: ddp takes" in text
     assert "no earlier run of this base on 2 devices like these" in text
+
+
+def test_a_plan_for_a_sharded_model_divides_what_is_kept(finished: FinishedRun) -> None:
+    flags = ("--devices=2", "--memory=24GiB", "--model.lora=null")
+    one = plan(finished.lab, "--model.lora=null")["memory"]
+    two = plan(finished.lab, *flags, "--trainer.strategy=fsdp")
+    for part in ("weights", "gradients", "optimizer"):
+        assert two["memory"][part] == math.ceil(one[part] / 2)
+    base = AutoModelForCausalLM.from_pretrained(finished.lab.world / "base")
+    layer = sum(weight.nbytes for weight in base.model.layers[0].parameters())
+    inside = sum(weight.nbytes for weight in base.model.layers.parameters())
+    outside = sum(weight.nbytes for weight in base.parameters()) - inside
+    # In float32: two layers, the gradients of one and their sum, and all outside of them.
+    assert two["memory"]["gathered"] == 4 * layer + 2 * outside
+    ddp = plan(finished.lab, *flags)
+    assert ddp["by_strategy"] == two["by_strategy"]
+    assert two["by_strategy"] == {"ddp": ddp["memory"]["total"], "fsdp": two["memory"]["total"]}
+    text = finished.lab.fit("--plan", "--devices=2", "--model.quantization=nf4").out
+    assert "fsdp does not shard such a model" in text
 
 
 @pytest.mark.parametrize(
     ("flag", "error"),
     [
+        ("--trainer.strategy=fsdp", "shards a model over several devices, and the run has one"),
         ("--devices=0", "--devices must be a number of devices, 1 or more, got 0"),
         ("--devices=x", "--devices must be a number of devices, 1 or more, got x"),
         ("--devices=3", "data.micro_batch_size times the number of devices, got 4, 2 and 3"),
