@@ -158,6 +158,16 @@ class Lab:
     def json(self, path: str) -> Any:
         return json.loads(self.artifact(path).read_text(encoding="utf-8"))
 
+    def logged_model(self, monkeypatch: pytest.MonkeyPatch) -> Any:
+        """Load the run's logged model in the lab's folder, as a person does."""
+        import mlflow
+
+        [output] = self.run.outputs.model_outputs
+        monkeypatch.chdir(self.folder)
+        monkeypatch.setenv("SFT_LAB_WORLD", str(self.world))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db")
+        return mlflow.pyfunc.load_model(f"models:/{output.model_id}")
+
     @property
     def checkpoint(self) -> Path:
         return self.folder / "mlruns/checkpoints" / self.run.info.run_id / "last.ckpt"

@@ -8,7 +8,6 @@ from sft_lab.commands.arguments import add_decoding, add_tracking_uri, command_p
 from sft_lab.terminal import silence, visible
 
 if TYPE_CHECKING:
-    from sft_lab.commands.speaker import Speaker
     from sft_lab.data.conversation import Message
 
 _HELP = "An empty line ends; /reset starts a new conversation."
@@ -41,13 +40,21 @@ def main(arguments: list[str]) -> int:
     from sft_lab.evaluation.generation import Decoding
 
     decoding = Decoding(options.temperature, options.top_p, seed=options.seed)
-    speakers = [Speaker(store, stage, decoding, options.max_new_tokens) for stage in found]
+    speakers = [Speaker.of_stage(store, stage) for stage in found]
+    labels = [stage.label for stage in found]
     chats: list[list[Message]] = [[] for _ in speakers]
     for text in [options.prompt] if options.prompt is not None else _typed():
         if text == "/reset":
             chats = [[] for _ in speakers]
             continue
-        _show([_answered(*pair, text) for pair in zip(speakers, chats, strict=True)], speakers)
+        for chat in chats:
+            chat.append({"role": "user", "content": text})
+        answers = []
+        for speaker, chat in zip(speakers, chats, strict=True):
+            [answer] = speaker.answer([chat], decoding, options.max_new_tokens)
+            chat.append({"role": "assistant", "content": answer.answer})
+            answers.append(answer.reasoning + answer.answer)
+        _show(answers, labels)
     return 0
 
 
@@ -66,15 +73,7 @@ def _typed() -> Iterator[str]:
         yield text
 
 
-def _answered(speaker: "Speaker", chat: "list[Message]", text: str) -> str:
-    """Return the answer to the next turn of a conversation, which it is added to."""
-    chat.append({"role": "user", "content": text})
-    [found] = speaker.answer([chat])
-    chat.append({"role": "assistant", "content": found.answer})
-    return found.reasoning + found.answer
-
-
-def _show(answers: list[str], speakers: "list[Speaker]") -> None:
+def _show(answers: list[str], labels: list[str]) -> None:
     if len(answers) == 1:
         print(visible(answers[0]))
         return
@@ -82,6 +81,6 @@ def _show(answers: list[str], speakers: "list[Speaker]") -> None:
     from rich.table import Column, Table
     from rich.text import Text
 
-    table = Table(*(Column(Text(visible(speaker.label))) for speaker in speakers), expand=True)
+    table = Table(*(Column(Text(visible(label))) for label in labels), expand=True)
     table.add_row(*(Text(visible(answer)) for answer in answers))
     Console().print(table)

@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
     rows, chats = [], []
     for place, row, _ in file_rows("--prompts", options.prompts):
         rows.append(row)
-        chats.append(_chat(row, f"--prompts {options.prompts}, {place}"))
+        chats.append(chat_of(row, f"--prompts {options.prompts}, {place}"))
     if not rows:
         raise RequestError(f"--prompts {options.prompts} has no rows.")
 
@@ -57,10 +57,11 @@ def main(arguments: list[str]) -> int:
     from sft_lab.evaluation.generation import Decoding
 
     decoding = Decoding(options.temperature, options.top_p, seed=options.seed)
-    speaker = Speaker(store, stage, decoding, options.max_new_tokens, options.batch_size)
+    speaker = Speaker.of_stage(store, stage, options.batch_size)
+    answers = speaker.answer(chats, decoding, options.max_new_tokens)
     part = options.out.with_name(f".{options.out.name}.{os.getpid()}")
     with part.open("x", encoding="utf-8") as out:
-        for row, found in zip(rows, speaker.answer(chats), strict=True):
+        for row, found in zip(rows, answers, strict=True):
             reasoning = {"reasoning": found.reasoning} if found.reasoning else {}
             out.write(json.dumps({**row, "completion": found.answer, **reasoning}) + "\n")
     os.replace(part, options.out)
@@ -68,8 +69,16 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def _chat(row: Mapping[str, Any], where: str) -> "list[Message]":
-    """Return the conversation that a row asks to be continued."""
+def chat_of(row: Mapping[str, Any], where: str) -> "list[Message]":
+    """Return the conversation that a row asks to be continued.
+
+    Args:
+        row: It has ``prompt``, or ``messages`` that end with the user's turn.
+        where: The row's place, for errors.
+
+    Raises:
+        RequestError: If it has neither.
+    """
     if isinstance(row.get("prompt"), str):
         return [{"role": "user", "content": row["prompt"]}]
     messages = row.get("messages")

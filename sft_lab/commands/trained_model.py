@@ -19,7 +19,14 @@ from sft_lab.model.adapter_config import add_adapters
 from sft_lab.model.adapters import add_frozen_adapters, kept_weights
 from sft_lab.model.base_digest import base_digest
 from sft_lab.model.merged import merged_copy
-from sft_lab.model.qlora import check_base, compute_dtype, load_base, plain_causal_lm, save_trained
+from sft_lab.model.qlora import (
+    check_base,
+    compute_dtype,
+    load_base,
+    load_saved,
+    plain_causal_lm,
+    save_trained,
+)
 from sft_lab.paths import make_folder, unpinned
 from sft_lab.runs.checkpoint import read_checkpoint, stamp_of
 from sft_lab.runs.inputs import BASE, check_inputs
@@ -90,12 +97,7 @@ def load_stage(store: RunStore, stage: EndedStage) -> tuple[Any, RunConfig]:
         return load_base(settings.base, settings.quantization, dtype), config
     with tempfile.TemporaryDirectory() as folder:
         saved = store.artifact_folder(stage.run_id, f"stages/{stage.stage}", Path(folder))
-        if not (saved / "adapter_config.json").exists():  # all weights were trained
-            return load_base(str(saved), settings.quantization, dtype), config
-        from peft import PeftModel
-
-        base = load_base(settings.base, settings.quantization, dtype)
-        return PeftModel.from_pretrained(base, str(saved)), config
+        return load_saved(saved, settings.base, settings.quantization, dtype), config
 
 
 def export(model: Any, config: RunConfig, out: Path, what: What, card: str) -> None:

@@ -10,6 +10,7 @@ from tempfile import mkstemp
 from mlflow.exceptions import MlflowException
 
 from sft_lab import distributed
+from sft_lab.callbacks.ability_history import AbilityHistory
 from sft_lab.callbacks.progress_screen import ProgressScreen
 from sft_lab.config.identity import digest, identity
 from sft_lab.cost.known_speed import KnownSpeeds
@@ -30,6 +31,7 @@ from sft_lab.model.sharding import check_shardable
 from sft_lab.paths import check_folder, make_folder
 from sft_lab.runs.accidents import is_of_store
 from sft_lab.runs.checkpoint import RunStamp, read_checkpoint
+from sft_lab.runs.evaluations import read_points
 from sft_lab.runs.fork import Fork, check_end
 from sft_lab.runs.inputs import CODE, check_inputs, check_same, code_digest, run_inputs
 from sft_lab.runs.lock import run_lock
@@ -68,6 +70,7 @@ def fit(config: RunConfig) -> str:
         with recorded(run.logger, _how_to_resume(run)):
             checkpoint = distributed.by_first(partial(_opened, run, inputs, changes, held))
             run.trainer.fit(run.module, datamodule=run.data, ckpt_path=checkpoint)
+            distributed.by_first(partial(_log_model, run))
         return run.logger.run_id
 
 
@@ -145,6 +148,18 @@ def score(config: RunConfig) -> str:
         with recorded(run.logger):
             evaluate_checkpoint(run, read_checkpoint(path) if path else None)
         return run.logger.run_id
+
+
+def _log_model(run: Run) -> None:
+    """Log the trained model beside the run, with the scores of its last evaluation."""
+    from sft_lab.runs.logged_model import log_model  # MLflow
+
+    points = read_points(RunStore(run.logger.tracking_uri), run.logger.run_id)
+    keys = [*points[-1].scores, *points[-1].losses] if points else []
+    for history in run.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(history, AbilityHistory) and run.module.schedule is not None and points:
+            keys += history.refresh(run.module.schedule)
+    log_model(run.logger, run.config.plain, run.data.corpus.renderer.template_source, keys)
 
 
 def _check_writable(config: RunConfig) -> None:

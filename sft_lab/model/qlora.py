@@ -207,3 +207,18 @@ def save_trained(model: Any, out: Path, weights: Mapping[str, Tensor] | None = N
         save_joined(model, out)
     else:
         model.save_pretrained(out, state_dict=weights)
+
+
+def load_saved(
+    saved: Path, base: str, quantization: Quantization, compute_dtype: torch.dtype
+) -> Any:
+    """Load what ``save_trained`` saved: adapters on their base, or a whole model.
+
+    Raises:
+        RequestError: As ``load_base``.
+    """
+    if not (saved / "adapter_config.json").exists():
+        return load_base(str(saved), quantization, compute_dtype)
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load_base(base, quantization, compute_dtype), str(saved))

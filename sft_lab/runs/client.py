@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import sqlite3
+import tempfile
 from contextlib import closing
 from pathlib import Path
 
@@ -110,6 +111,27 @@ class StoreClient(MlflowClient):
         for file in sorted(path for path in Path(local_dir).rglob("*") if path.is_file()):
             below = Path(artifact_path or "") / file.relative_to(local_dir).parent
             self.log_artifact(run_id, str(file), below.as_posix())
+
+    @override
+    def log_model_artifacts(
+        self, model_id: str, local_dir: str, artifact_path: str | None = None
+    ) -> None:
+        location = str(self.get_logged_model(model_id).artifact_location)
+        folder = None if self._file is None else local_folder(self._file, location)
+        if folder is None:
+            super().log_model_artifacts(model_id, local_dir, artifact_path)
+            return
+        from sft_lab.runs.checkpoint import link_or_copy  # torch
+
+        for file in sorted(path for path in Path(local_dir).rglob("*") if path.is_file()):
+            link_or_copy(file, folder / (artifact_path or "") / file.relative_to(local_dir))
+
+    def copy_to_model(self, run_id: str, path: str, model_id: str, artifact_path: str) -> None:
+        """Copy a folder of a run's artifacts into a logged model; a local store links the files."""
+        with tempfile.TemporaryDirectory() as folder:
+            is_in_place = self._local(run_id) is not None
+            found = self.download_artifacts(run_id, path, "" if is_in_place else folder)
+            self.log_model_artifacts(model_id, found, artifact_path)
 
     @override
     def list_artifacts(self, run_id: str, path: str | None = None) -> list[FileInfo]:

@@ -194,7 +194,9 @@ def test_a_checkpoint_holds_adapters_and_no_base(finished: FinishedRun) -> None:
 
 
 @pytest.mark.slow
-def test_a_base_trained_in_full_is_all_in_the_checkpoint(lab: Lab, tiny_base: Path) -> None:
+def test_a_base_trained_in_full_is_all_in_checkpoint_and_logged_model(
+    lab: Lab, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from safetensors.torch import load_file
 
     outcome = lab.fit("--model.lora=null", "--data.stages.second.max_steps=1")
@@ -203,6 +205,11 @@ def test_a_base_trained_in_full_is_all_in_the_checkpoint(lab: Lab, tiny_base: Pa
     trained = torch.load(lab.checkpoint, weights_only=True)["state_dict"]
     assert {name.removeprefix("model.") for name in trained} == set(base)
     assert not any(torch.equal(trained[f"model.{name}"], value) for name, value in base.items())
+    model = lab.logged_model(monkeypatch)
+    names = ("--prompt=math: 1 plus 1?", "--max_new_tokens=4", "--temperature=1")
+    spoken = lab("chat", lab.run.info.run_id, *names).out
+    params = {"max_new_tokens": 4, "temperature": 1.0}
+    assert model.predict([{"prompt": "math: 1 plus 1?"}], params=params) == [spoken[:-1]]
 
 
 @pytest.mark.slow
