@@ -19,6 +19,19 @@ _OPTIMIZERS = {
     **dict.fromkeys(("adamw_8bit", "adamw_bnb_8bit", "paged_adamw_8bit"), "${best_optimizer:}"),
 }
 _SCHEDULES = ("cosine", "linear", "constant")
+_AXOLOTL_PEFT = {
+    **{f"peft_{name}": name for name in ("use_dora", "use_rslora", "init_lora_weights")},
+    **{f"peft_{name}": name for name in ("layers_to_transform", "layers_pattern")},
+    **{f"peft_{name}": name for name in ("trainable_token_indices", "ensure_weight_tying")},
+    **{f"lora_{name}": name for name in ("modules_to_save", "fan_in_fan_out", "target_parameters")},
+}
+_LLAMA_FACTORY_PEFT = {
+    "use_dora": "use_dora",
+    "use_rslora": "use_rslora",
+    "additional_target": "modules_to_save",
+    "pissa_init": "init_lora_weights",
+}
+"""Arguments of ``peft.LoraConfig`` that ``model.lora`` lacks, by the tool's key."""
 _AXOLOTL_FORMATS = {"alpaca": "alpaca", "sharegpt": "sharegpt", "chat_template": None}
 
 
@@ -138,7 +151,7 @@ def _from_axolotl(path: Path, keys: _Keys) -> Imported:
         base=keys.take("base_model"),
         revision=keys.take("revision_of_model"),
         quantization="nf4" if in_4 or adapter == "qlora" else "int8" if in_8 else "bf16",
-        lora=lora if adapter else None,
+        adapters=_lora(lora, _renamed(keys, _AXOLOTL_PEFT)) if adapter else None,
         sources=_checked(path, "datasets", sources),
         template=keys.choose("chat_template", _TEMPLATES),
         max_length=keys.whole("sequence_len", 2048),
@@ -156,17 +169,13 @@ def _from_llama_factory(path: Path, keys: _Keys) -> Imported:
     if (stage := keys.take("stage", "sft")) != "sft":
         raise RequestError(f"import {path}: stage: {stage} is no supervised fine-tuning (sft).")
     kind = keys.take("finetuning_type", "lora")
-    if kind not in ("lora", "full"):
-        raise RequestError(f"import {path}: finetuning_type: expected lora or full, got {kind!r}.")
+    kinds = {"lora": _llama_factory_lora, "oft": _llama_factory_oft, "full": lambda keys: None}
+    if kind not in kinds:
+        raise RequestError(
+            f"import {path}: finetuning_type: expected {', '.join(kinds)}, got {kind!r}."
+        )
     keys.take("do_train")
-    rank = keys.whole("lora_rank", 8) or 8
-    target = keys.take("lora_target", "all")
-    lora = {
-        "r": rank,
-        "lora_alpha": keys.take("lora_alpha", 2 * rank),
-        "lora_dropout": keys.take("lora_dropout", 0.0),
-        "target_modules": "all-linear" if target == "all" else _listed(target),
-    }
+    adapters = kinds[kind](keys)
     folder = Path(keys.take("dataset_dir", "data"))
     sources, left_out = _listed_sources(path, folder, _listed(keys.take("dataset", "")))
     bits = keys.whole("quantization_bit")
@@ -176,7 +185,7 @@ def _from_llama_factory(path: Path, keys: _Keys) -> Imported:
         base=keys.take("model_name_or_path"),
         revision=keys.take("model_revision"),
         quantization={4: "nf4", 8: "int8"}.get(bits or 16, "bf16"),
-        lora=lora if kind == "lora" else None,
+        adapters=adapters,
         sources=_checked(path, "dataset", sources),
         template=keys.choose("template", _TEMPLATES),
         max_length=keys.whole("cutoff_len", 2048),
@@ -188,6 +197,55 @@ def _from_llama_factory(path: Path, keys: _Keys) -> Imported:
         gradient_checkpointing=not off,
     )
     return Imported("LLaMA-Factory", config, left_out | keys.left_out())
+
+
+def _llama_factory_lora(keys: _Keys) -> dict[str, Any]:
+    rank = keys.whole("lora_rank", 8) or 8
+    lora = {
+        "r": rank,
+        "lora_alpha": keys.take("lora_alpha", 2 * rank),
+        "lora_dropout": keys.take("lora_dropout", 0.0),
+        "target_modules": _targets(keys.take("lora_target", "all")),
+    }
+    more = _renamed(keys, _LLAMA_FACTORY_PEFT)
+    if more.pop("init_lora_weights", False):
+        more["init_lora_weights"] = "pissa"
+    if "modules_to_save" in more:
+        more["modules_to_save"] = _listed(more["modules_to_save"])
+    return _lora(lora, more)
+
+
+def _llama_factory_oft(keys: _Keys) -> dict[str, Any]:
+    rank = keys.whole("oft_rank", 0)
+    arguments = {
+        "r": rank,
+        "oft_block_size": keys.whole("oft_block_size", 0 if rank else 32),
+        "module_dropout": keys.take("module_dropout", 0.0),
+        "target_modules": _targets(keys.take("oft_target", "all")),
+    }
+    if (modules := keys.take("additional_target")) is not None:
+        arguments["modules_to_save"] = _listed(modules)
+    return {"lora": None, "peft": {"class_path": "peft.OFTConfig", "init_args": arguments}}
+
+
+def _targets(text: Any) -> str | list[str]:
+    return "all-linear" if text == "all" else _listed(text)
+
+
+def _renamed(keys: _Keys, names: Mapping[str, str]) -> dict[str, Any]:
+    """Return PEFT's arguments that a config sets to something, but for those that are off."""
+    taken = {ours: keys.take(theirs) for theirs, ours in names.items() if theirs in keys.left}
+    return {name: value for name, value in taken.items() if value or name == "init_lora_weights"}
+
+
+def _lora(lora: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """Return the adapters of a model: the short form of LoRA if it says all of them."""
+    if not more:
+        return {"lora": lora}
+    return {
+        "lora": None,
+        "peft": {"class_path": "peft.LoraConfig", "init_args": lora | more},
+    }
 
 
 def _listed_sources(
@@ -259,12 +317,12 @@ def _config(
         "stages": {"all": _given(stage)},
     }
     model["weight_decay"] = keys.number("weight_decay", 0.0)
-    lora = model.pop("lora")
+    adapters = model.pop("adapters") or {"lora": None}
     corpus = {"sources": sources, "template": template, "max_length": max_length}
     return {
         "seed_everything": keys.whole("seed", 0),
         "trainer": trainer,
-        "model": _given(model) | {"lora": lora},
+        "model": _given(model) | adapters,
         "corpus": _given(corpus),
         "evaluation": evaluation,
         "data": data,

@@ -129,6 +129,49 @@ def test_a_llama_factory_config_becomes_a_run(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize(
+    ("of", "keys", "adapters"),
+    [
+        (
+            AXOLOTL,
+            "peft_use_dora: true\npeft_use_rslora: false\nlora_modules_to_save: [lm_head]",
+            ("peft.LoraConfig", {"r": 32, "use_dora": True, "modules_to_save": ["lm_head"]}),
+        ),
+        (
+            LLAMA_FACTORY.replace("quantization_bit: 4\n", ""),
+            "use_rslora: true\npissa_init: true\nadditional_target: embed_tokens,lm_head",
+            (
+                "peft.LoraConfig",
+                {
+                    "lora_alpha": 16,
+                    "use_rslora": True,
+                    "init_lora_weights": "pissa",
+                    "modules_to_save": ["embed_tokens", "lm_head"],
+                },
+            ),
+        ),
+        (
+            LLAMA_FACTORY.replace("type: lora", "type: oft").replace("lora_", "oft_"),
+            "module_dropout: 0.1",
+            ("peft.OFTConfig", {"r": 8, "module_dropout": 0.1, "oft_block_size": 0}),
+        ),
+    ],
+)
+def test_adapters_beyond_lora_become_those_of_peft(
+    lab: Lab, of: str, keys: str, adapters: tuple[str, dict[str, object]]
+) -> None:
+    (lab.folder / "data").mkdir()
+    lab.write("data/dataset_info.json", json.dumps(INFO))
+    lab.write("sft.yaml", of + keys)
+    outcome = lab("import", "sft.yaml")
+    assert outcome.code == 0, outcome.err
+    assert not any(key.split(":")[0] in outcome.err for key in keys.splitlines())
+    model = parse([f"--config={lab.write('run.yaml', outcome.out)}"]).plain["model"]
+    assert model["lora"] is None
+    assert model["peft"]["class_path"] == adapters[0]
+    assert model["peft"]["init_args"].items() >= adapters[1].items()
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("a: 1", "neither base_model (axolotl) nor model_name_or_path (LLaMA-Factory) is a key"),
@@ -136,7 +179,10 @@ def test_a_llama_factory_config_becomes_a_run(lab: Lab) -> None:
         ("base_model: x\nrl: dpo", "rl: dpo is no supervised fine-tuning"),
         ("base_model: x\nadapter: lora", "datasets names no data set to train on"),
         ("model_name_or_path: x\nstage: dpo", "stage: dpo is no supervised fine-tuning (sft)"),
-        ("model_name_or_path: x\nfinetuning_type: oft", "expected lora or full, got 'oft'"),
+        (
+            "model_name_or_path: x\nfinetuning_type: freeze",
+            "expected lora, oft, full, got 'freeze'",
+        ),
         ("base_model: x\ndatasets: {a: b}", "datasets: expected a list, got {'a': 'b'}"),
         ("base_model: x\ndatasets: [1]", "datasets[0]: expected keys and values, got 1"),
     ],
