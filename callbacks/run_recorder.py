@@ -64,6 +64,9 @@ class RunRecorder(Callback):
         known = client.get_run(run_id).data.params
         parameters = flatten(groups) | environment
         logger.log_hyperparams({k: v for k, v in parameters.items() if k not in known})
+        for other in trainer.loggers:
+            if other is not logger:
+                other.log_hyperparams({**groups, "run": logger.run_name, "run_id": run_id})
         client.log_text(run_id, yaml.safe_dump(dict(self.config), sort_keys=False), "config.yaml")
         if stage == "fit" and isinstance(pl_module, SFTModule):
             found = coverage(pl_module.base, pl_module.quantization, pl_module.adapters)

@@ -211,7 +211,10 @@ def test_a_real_model_s_config_trains_by_hub_names_alone(
     assert outcome.code == 0, outcome.err
     assert len(lab.json("record.json")["commits"]) >= 6 - 2 * (folder == "paper_exact")
     assert max(lab.points("gsm8k/flexible")) == max(2, len(stages))
-    # Loggers of Lightning's beside the record get the same metrics.
+    # Loggers of Lightning's beside the record get the run's config and the same metrics.
+    given = yaml.safe_load((lab.folder / "logs/hparams.yaml").read_text())
+    assert given["model"] == lab.store.config(lab.run.info.run_id)["model"]
+    assert given["run_id"] == lab.run.info.run_id
     [header, *_] = (lab.folder / "logs/metrics.csv").read_text().splitlines()
     assert {"gsm8k/flexible", "train_loss/all", "lr", "step"} <= set(header.split(","))
     if HAS_TENSORBOARD:
