@@ -63,11 +63,11 @@ def imported(path: str) -> Any:
 
 
 def unimported(path: str) -> Any:
-    """Return what stands in for a class of this package, or None: the source may not say all.
+    """Return what stands in for a class of this package or of PEFT, by its source, or None.
 
     Another's class may be made or decorated in a way that its source alone does not show.
     """
-    if not path.startswith(_OWN):
+    if not path.startswith((_OWN, "peft.")):
         return None
     module, _, name = path.rpartition(".")
     try:
@@ -125,6 +125,7 @@ def is_dataclass(hint: Any) -> bool:
 @dataclass
 class _Module:
     name: str
+    package: str
     classes: dict[str, ast.ClassDef] = field(default_factory=dict)
     aliases: dict[str, ast.expr] = field(default_factory=dict)
     imports: dict[str, tuple[str, str | None]] = field(default_factory=dict)
@@ -135,9 +136,11 @@ class _Module:
                 self.classes[node.name] = node
             elif isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                 self.aliases[node.targets[0].id] = node.value
-            elif isinstance(node, ast.ImportFrom) and not node.level:
+            elif isinstance(node, ast.ImportFrom):
+                parents = self.package.split(".")[: -node.level + 1 or None] if node.level else []
+                origin = ".".join([*parents, *([node.module] if node.module else [])])
                 for name in node.names:
-                    self.imports[name.asname or name.name] = (str(node.module), name.name)
+                    self.imports[name.asname or name.name] = (origin, name.name)
             elif isinstance(node, ast.Import):
                 for name in node.names:
                     whole = name.name if name.asname else name.name.partition(".")[0]
@@ -163,7 +166,8 @@ def _module(name: str) -> _Module:
         file = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
     if file.suffix != ".py" or not file.is_file():
         raise LookupError(name)
-    found = _Module(name)
+    is_package = file.name == "__init__.py"
+    found = _Module(name, name if is_package else name.rpartition(".")[0])
     found.read(ast.parse(file.read_text(encoding="utf-8")).body)
     return found
 
@@ -264,12 +268,18 @@ def _fields(node: ast.ClassDef, module: _Module, bases: list[Any]) -> Arguments:
     for entry in node.body:
         if not isinstance(entry, ast.AnnAssign) or not isinstance(entry.target, ast.Name):
             continue
-        if "ClassVar" in ast.unparse(entry.annotation):
+        if "ClassVar" in ast.unparse(entry.annotation) or _is_derived(entry.value):
             continue
         hints[entry.target.id] = _hint(entry.annotation, module)
         if entry.value is None:
             required.append(entry.target.id)
     return Arguments(hints, tuple(required), takes_any=False)
+
+
+def _is_derived(default: ast.expr | None) -> bool:
+    """Return whether a field is no argument: ``field(init=False)``."""
+    words = default.keywords if isinstance(default, ast.Call) else []
+    return any(word.arg == "init" and ast.unparse(word.value) == "False" for word in words)
 
 
 def _parameters(args: ast.arguments, module: _Module) -> Arguments:

@@ -19,6 +19,7 @@ from sft_lab.launch.parser import run_parser
 
 # Each takes a second or more to import.
 HEAVY = ("torch", "lightning", "transformers", "torchmetrics", "scipy", "mlflow", "pandas")
+PEFT = ["--model.peft.class_path=peft.LoraConfig", "--model.peft.init_args.use_dorra=true"]
 REFUSED = [
     ["trane"],
     ["fit"],
@@ -28,6 +29,8 @@ REFUSED = [
     ["fit", "--config=tiny.yaml", "--data.k=1/0"],
     ["fit", "--config=tiny.yaml", "--data.k=${oc.env:SFT_LAB_NOT_SET}"],
     ["fit", "--config=tiny.yaml", "--modle.base=x"],
+    ["fit", "--config=tiny.yaml", "--model.lora=null", "--model.peft.class_path=peft.LoraConfi"],
+    ["fit", "--config=tiny.yaml", "--model.lora=null", *PEFT],
     ["fit", "--config=tiny.yaml", "--corpus.sources.math.path=gone.jsonl"],
     ["fit", "--config=tiny.yaml", "--evaluation.benchmarks.world_math.init_args.path=gone.jsonl"],
     ["fit", "--config=tiny.yaml", "--ckpt_path=gone.ckpt"],

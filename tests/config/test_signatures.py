@@ -65,6 +65,20 @@ def test_arguments_read_from_source_are_those_of_the_class(path: str) -> None:
             assert repr(described(hint)) == repr(described(real.hints[name])), name
 
 
+def test_arguments_of_peft_s_configs_read_from_source_are_those_of_the_classes() -> None:
+    import peft
+
+    configs = [name for name in dir(peft) if name.endswith("Config")]
+    assert {"LoraConfig", "IA3Config", "OFTConfig"} <= set(configs)
+    for name in configs:
+        read, real = arguments_of(unimported(f"peft.{name}")), arguments_of(getattr(peft, name))
+        assert read is not None
+        assert real is not None
+        assert (list(read.hints), read.required) == (list(real.hints), real.required), name
+        for argument, hint in read.hints.items():
+            assert repr(described(hint)) == repr(described(real.hints[argument])), argument
+
+
 def test_ranges_of_other_libraries_name_arguments_that_exist() -> None:
     real = arguments_of(imported(GROUP_CLASSES["trainer"]))
     assert real is not None
