@@ -262,17 +262,23 @@ def test_a_value_that_fit_would_refuse_is_refused_and_the_cell_named(
         (1, Resources(gpus=2), "resources.gpus reserves 2 for a run, whose trainer.devices is 1"),
         (2, Resources(gpus=0.5), "resources.gpus reserves 0.5 for a run, whose trainer.devices"),
         (2, Resources(cpus=1), "resources.cpus reserves 1 for a run, whose trainer.devices is 2"),
+        ("two", Resources(gpus=2), "trainer.devices must be a number, a list .*, got two"),
         (2, Resources(cpus=2), 2),
         (2, Resources(gpus=2), 2),
         ("auto", Resources(gpus=2), 2),
+        ("auto", Resources(cpus=2), 1),
+        ([0, 3], Resources(gpus=2), 2),
+        ("0,3", Resources(gpus=2), 2),
         (1, Resources(gpus=0.5), 1),
         (1, Resources(cpus=8), 1),
     ],
 )
 def test_a_run_gets_as_many_cores_or_gpus_as_it_has_devices(
-    devices: int | str, resources: Resources, expected: int | str
+    devices: int | str | list[int], resources: Resources, expected: int | str
 ) -> None:
-    trainer = {"devices": devices, "num_nodes": 1, "accelerator": "cpu"}
+    # GPUs that the workers have, and this machine may lack.
+    accelerator = "gpu" if resources.gpus else "cpu"
+    trainer = {"devices": devices, "num_nodes": 1, "accelerator": accelerator}
     if isinstance(expected, int):
         assert num_processes(resources, trainer) == expected
     else:
