@@ -56,7 +56,11 @@ def page(rows: Iterable[Row], command: str, *, tiny: bool) -> str:
         memory = torch.cuda.get_device_properties(0).total_memory / 2**30
         count = torch.cuda.device_count()
         machine = f"{count} x {machine}, {memory:.0f} GiB, CUDA {torch.version.cuda}"
-    note = "" if CUDA else "No CUDA: both sides are the CPU, and nothing here says more.\n\n"
+    note = (
+        ""
+        if CUDA
+        else "No CUDA: both sides of a check ran on the CPU, which shows nothing about it.\n\n"
+    )
     note += "Tiny bases: the times mean nothing.\n\n" if tiny else ""
     lines = [f"| {row.what} | {row.ours} | {row.against} | {row.outcome} |" for row in rows]
     return (

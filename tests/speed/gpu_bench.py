@@ -2,6 +2,7 @@
 
 import gc
 import json
+import random
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,15 +69,15 @@ class Bench:
 
     @cached_property
     def rows(self) -> Path:
-        """A file of conversations of one to eight turns of the world's rows."""
+        """A file of conversations of one to twenty turns of the world's rows."""
         lines = Path(resolve("world://data/general.jsonl")).read_text().splitlines()
         turns = [json.loads(line)["messages"] for line in lines]
-        path = self.folder / "rows.jsonl"
+        path, chosen = self.folder / "rows.jsonl", random.Random(0)
         with path.open("w") as file:
-            for start in range(300 if self.tiny else 2000):
-                length = 1 if self.tiny else 1 + start * 5 % 8
-                parts = [turns[(start * 3 + place) % len(turns)] for place in range(length)]
-                file.write(json.dumps({"messages": list(chain(*parts))}) + "\n")
+            for place, first in enumerate(turns):
+                more = 0 if self.tiny else place * 7 % 20
+                messages = list(chain(first, *chosen.choices(turns, k=more)))
+                file.write(json.dumps({"messages": messages}) + "\n")
         return path
 
     def case(self, base: str, steps: int, *more: str, packing: bool, bf16: bool = True) -> Case:

@@ -47,7 +47,7 @@ def timings(bench: Bench) -> list[Entry]:
     return [
         *((f"training {training[0]}", partial(train, *training)) for training in trainings),
         ("evaluation", partial(time_evaluation, bench)),
-        ("devices", partial(time_devices, bench)),
+        *((f"devices {name}", partial(time_devices, bench, name)) for name in ("ddp", "fsdp")),
     ]
 
 
@@ -117,18 +117,21 @@ def continuous(
     return [[int(token) for token in answer.split()] for answer in answers]
 
 
-def time_devices(bench: Bench) -> Iterator[Row]:
+def time_devices(bench: Bench, strategy: str) -> Iterator[Row]:
     """Time a run on two devices against one; without CUDA, on two processes against one."""
+    what = f"0.5B on two devices, {strategy}"
     if CUDA and torch.cuda.device_count() < 2:
-        yield Row("0.5B on two devices, DDP", outcome="not timed: one device")
+        yield Row(what, outcome="not timed: one device")
         return
+    more = ["trainer.log_every_n_steps=1", "data.micro_batch_size=4", "evaluation.weights=live"]
+    if strategy == "fsdp":  # takes no NF4
+        more.append(f"model.quantization={'bf16' if CUDA else 'fp32'}")
     found = []
-    for devices in (1, 2):
-        more = (f"trainer.devices={devices}", "trainer.log_every_n_steps=1")
-        case = bench.case("0.5B", 20, *more, "data.micro_batch_size=4", packing=False)
+    for devices in ([], ["trainer.devices=2", f"trainer.strategy={strategy}"]):
+        case = bench.case("0.5B", 20, *more, *devices, packing=False)
         with tempfile.TemporaryDirectory() as folder:
             if run_command(["fit", *case.arguments(folder)]):
-                raise RuntimeError(f"fit on {devices} devices has failed")
+                raise RuntimeError(f"fit failed with {' '.join(devices) or 'one device'}")
             store = RunStore(f"sqlite:///{folder}/mlflow.db")
             (run,) = store.runs()
             keys = ("speed/tokens_per_s", "train_loss/all")
@@ -139,7 +142,7 @@ def time_devices(bench: Bench) -> Iterator[Row]:
     shown = [f"{tokens:,.0f} tokens/s" for tokens in speeds]
     outcome = f"{speeds[1] / speeds[0]:.2f}x, losses {apart:.1e} apart"
     fine = apart <= CLOSE[torch.bfloat16 if CUDA else torch.float32]
-    yield Row("0.5B on two devices, DDP", shown[1], f"one: {shown[0]}", outcome, failed=not fine)
+    yield Row(what, shown[1], f"one: {shown[0]}", outcome, failed=not fine)
 
 
 def points(store: RunStore, run_id: str, key: str) -> list[float]:

@@ -60,5 +60,5 @@ def test_every_entry_runs(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     rows = table(out)
-    assert {"training 0.5B, packed", "0.5B on two devices, DDP"} <= rows.keys()
+    assert {"training 0.5B, packed", "0.5B on two devices, fsdp"} <= rows.keys()
     assert "ERROR" not in out.read_text()
