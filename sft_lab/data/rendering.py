@@ -1,15 +1,11 @@
 """One renderer for training and evaluation: conversation -> token ids and labels."""
 
 import hashlib
-import json
-import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import chain, islice
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from sft_lab.data.chat_template import ChatTemplate
@@ -17,6 +13,8 @@ from sft_lab.data.conversation import Conversation, Message, RowError
 from sft_lab.data.prefix_encoder import PrefixEncoder
 from sft_lab.data.templates import TEMPLATES
 from sft_lab.data.tokenized_row import RowTooLongError, TokenizedRow, TooLong
+from sft_lab.data.tokenizer import digest_of, special_tokens
+from sft_lab.data.turn_rows import Turn, rows_of_turns
 from sft_lab.errors import RequestError
 
 _MANY_TURNS = 100
@@ -27,8 +25,6 @@ _PROBE = ({"role": "user", "content": "?"}, {"role": "assistant", "content": "an
 
 Rendered = list[TokenizedRow] | RowError
 """The rows that a conversation makes, or why it makes none."""
-
-_WHERE_FOUND = {"is_local", "local_files_only", "name_or_path"}
 
 
 class Renderer:
@@ -62,7 +58,7 @@ class Renderer:
         self.template_args = dict(template_args or {})
         probe = self.text(_PROBE, add_generation_prompt=False)
         self._encoder = PrefixEncoder(tokenizer, probe)
-        self._special = _special_tokens(tokenizer)
+        self._special = special_tokens(tokenizer)
         self.answer_end_id = self._answer_end(probe)
         """Id of the token that the template puts after an answer."""
         self._stops = {int(tokenizer.eos_token_id), self.answer_end_id}
@@ -104,18 +100,7 @@ class Renderer:
     def tokenizer_digest(self) -> str:
         """Return a SHA-256 of the saved tokenizer and the template."""
         given = self.template or self.template_args  # else it is the saved tokenizer's
-        digest = hashlib.sha256((self.template_source if given else "").encode())
-        with TemporaryDirectory() as folder:
-            self.tokenizer.save_pretrained(folder)
-            for file in sorted(path for path in Path(folder).rglob("*") if path.is_file()):
-                content = file.read_bytes()
-                if file.name == "tokenizer_config.json":
-                    # How it was found, which differs with and without network, decides no token.
-                    found = {k: v for k, v in json.loads(content).items() if k not in _WHERE_FOUND}
-                    content = json.dumps(found, sort_keys=True).encode()
-                name = file.relative_to(folder).as_posix().encode()
-                digest.update(name + hashlib.sha256(content).digest())
-        return digest.hexdigest()
+        return digest_of(self.tokenizer, self.template_source if given else "")
 
     def text(
         self, conversation: Conversation | Sequence[Message], *, add_generation_prompt: bool
@@ -258,7 +243,7 @@ class Renderer:
         for conversation, turns in zip(conversations, rendered, strict=True):
             try:
                 self._check_texts(conversation)
-                found.append(self._rows(turns, ids, max_length, too_long))
+                found.append(rows_of_turns(turns, ids, self._stops, max_length, too_long))
             except RowError as fault:
                 found.append(fault)
         return found
@@ -271,7 +256,7 @@ class Renderer:
             if match := self._special.search(text):
                 raise RowError(f"a text with the special token {match[0]}")
 
-    def _turns(self, conversations: Sequence[Conversation]) -> list[list["_Turn"]]:
+    def _turns(self, conversations: Sequence[Conversation]) -> list[list[Turn]]:
         """Render every assistant turn's prompt, and the conversation through that turn."""
         indices = [
             [index for index, message in enumerate(messages) if message["role"] == "assistant"]
@@ -295,7 +280,7 @@ class Renderer:
             for conversation, turns in zip(conversations, indices, strict=True)
             for index in turns
         )
-        flat = map(_Turn, chain.from_iterable(indices), prompts, answered, trained)
+        flat = map(Turn, chain.from_iterable(indices), prompts, answered, trained)
         rendered = [list(islice(flat, len(turns))) for turns in indices]
         for conversation, turns in zip(conversations, rendered, strict=True):
             for turn in turns:
@@ -308,57 +293,6 @@ class Renderer:
                     )
         return rendered
 
-    def _rows(
-        self,
-        turns: Sequence["_Turn"],
-        ids: Mapping[str, list[int]],
-        max_length: int | None,
-        too_long: TooLong,
-    ) -> list[TokenizedRow]:
-        if not turns:
-            raise RowError("the last turn is not the assistant's")
-        if not any(turn.is_trained for turn in turns):
-            raise RowError("every answer has weight 0")
-        kept = turns
-        if max_length is not None and len(ids[turns[-1].answered]) > max_length:
-            fitting = 0
-            if too_long == "cut":
-                lengths = [len(ids[turn.answered]) for turn in turns]
-                fits = (n for n, t in enumerate(lengths, 1) if t <= max_length)
-                fitting = max((n for n in fits if turns[n - 1].is_trained), default=0)
-            if not fitting:
-                raise RowTooLongError(f"longer than max_length {max_length}")
-            kept = turns[:fitting]
-        whole, is_cut = kept[-1].answered, len(kept) < len(turns)
-        trained = [turn for turn in kept if turn.is_trained]
-        if all(whole.startswith(turn.answered) for turn in trained):
-            return [TokenizedRow(ids[whole], self._spans(whole, trained, ids), is_cut)]
-        return [
-            TokenizedRow(ids[turn.answered], self._spans(turn.answered, [turn], ids), is_cut)
-            for turn in trained
-        ]
-
-    def _spans(
-        self, whole: str, turns: Sequence["_Turn"], ids: Mapping[str, list[int]]
-    ) -> tuple[tuple[int, int], ...]:
-        """Return the ranges of a row's tokens that are answers."""
-        input_ids = ids[whole]
-        spans = []
-        for turn in turns:
-            if not turn.answered.startswith(turn.prompt):
-                raise RowError(
-                    "a prompt that is not the beginning of its row (another corpus.template may "
-                    "help)"
-                )
-            start, end = (_prefix_length(ids[t], input_ids) for t in (turn.prompt, turn.answered))
-            if end <= max(start, 1):
-                raise RowError("an answer without tokens")
-            if not self._stops.intersection(input_ids[start:end]):
-                # Some tokenizers know their end token only after a space, else they spell it out.
-                raise RowError("an answer without an end token, which would never be learned")
-            spans.append((start, end))
-        return tuple(spans)
-
     def decode(self, token_ids: Sequence[int]) -> str:
         """Return an answer's text without special tokens, otherwise unchanged."""
         text = self.tokenizer.decode(
@@ -367,35 +301,6 @@ class Renderer:
         return str(text)
 
 
-@dataclass(frozen=True)
-class _Turn:
-    """An assistant turn as text: its message's index, its prompt, and everything up to its end."""
-
-    index: int
-    prompt: str
-    answered: str
-    is_trained: bool
-
-
 def _refused(fault: RequestError) -> RowError:
     """Return the error of a row that a template refuses, with the template's reason."""
     return RowError(str(fault).rstrip("."))
-
-
-def _special_tokens(tokenizer: Any) -> re.Pattern[str] | None:
-    """Return a pattern that finds special tokens in a text, or None if they are read as text."""
-    if tokenizer.split_special_tokens:
-        return None
-    known = tokenizer.added_tokens_decoder.values()
-    contents = {token.content for token in known if token.special}
-    contents |= set(tokenizer.all_special_tokens)  # the only list of them without a tokenizer.json
-    longest_first = sorted(contents, key=lambda content: (-len(content), content))
-    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
-
-
-def _prefix_length(prefix: list[int], input_ids: list[int]) -> int:
-    if input_ids[: len(prefix)] != prefix:
-        raise RowError(
-            "tokens merge across the border of two turns (another corpus.template may help)"
-        )
-    return len(prefix)
