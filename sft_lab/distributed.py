@@ -149,6 +149,18 @@ def first_then_others(make: Callable[[], T]) -> T:
     return by_all(lambda: value if is_first() else make())  # type: ignore[return-value]
 
 
+@contextmanager
+def in_turn() -> Iterator[None]:
+    """Let the ranks of each machine enter a ``with`` block one after the other."""
+    turn = int(os.environ.get("LOCAL_RANK", "0"))
+    last = largest(turn)
+    for _ in range(turn):
+        largest(0)  # returns when all have called it
+    yield
+    for _ in range(last - turn):
+        largest(0)
+
+
 def shared(
     costs: Sequence[float],
     make: Callable[[list[int]], Sequence[T]],

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import (
     FSDPModule,
     MixedPrecisionPolicy,
@@ -52,19 +52,23 @@ def check_shardable(base: str) -> None:
         )
 
 
-def shard(model: Any, device: torch.device) -> None:
+def mesh_of_ranks(device: torch.device) -> DeviceMesh:
+    """Return all ranks as a mesh of their devices, by a call on each of them."""
+    return init_device_mesh(device.type, (distributed.world_size(),))
+
+
+def shard(model: Any, mesh: DeviceMesh) -> None:
     """Shard a model over all ranks: each layer by itself, and what lies outside of the layers.
 
     A layer's weights are gathered for its forward and for its backward pass only; what lies
     outside stays gathered in between. Nothing is converted to another type, and gradients are
-    summed in float32, so that the arithmetic is that of the whole model.
+    summed in float32, so that the arithmetic is that of the whole model. Ranks exchange nothing.
 
     Args:
         model: The whole model, the same on each rank, in the type to train in; changed in place.
-        device: This rank's device, on which its shards are placed.
+        mesh: The ranks and the kind of their devices, on which the shards are placed.
     """
     causal_lm = plain_causal_lm(model)
-    mesh = init_device_mesh(device.type, (distributed.world_size(),))
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     for part in (*decoder_layers(causal_lm), causal_lm):
         fully_shard(part, mesh=mesh, mp_policy=policy)

@@ -1,5 +1,7 @@
 """The LightningModule: loss on target tokens, held-out losses, the optimizer."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,7 +22,7 @@ from sft_lab.model.adapters import add_frozen_adapters, kept_weights
 from sft_lab.model.kernels import check_compiler, compile_layers
 from sft_lab.model.logits import check_adapters_act, check_logits, check_packing
 from sft_lab.model.qlora import Quantization, compute_dtype, load_base, plain_causal_lm
-from sft_lab.model.sharding import in_step, shard
+from sft_lab.model.sharding import in_step, mesh_of_ranks, shard
 from sft_lab.paths import pinned
 from sft_lab.training.batches import Batch
 from sft_lab.training.data_modules import StagedDataModule
@@ -136,17 +138,30 @@ class SFTModule(LightningModule):
         Raises:
             RequestError: If the base cannot be trained here.
         """
+        if not isinstance(strategy, Sharded):
+            self.model = self._loaded(precision, partial(_check, packed_by=packed_by))
+            return
+        mesh = mesh_of_ranks(strategy.root_device)
+        with distributed.in_turn():  # the memory of a machine holds the base once
+            model = self._loaded(precision, on_cpu=True)
+            shard(strategy.precision_plugin.convert_module(model), mesh)
+        _check(plain_causal_lm(model), packed_by)  # no device need hold it whole
+        plain_causal_lm(model).reshard()
+        self.model = model
+
+    def _loaded(
+        self,
+        precision: str,
+        check: Callable[[Any], None] = lambda causal_lm: None,
+        *,
+        on_cpu: bool = False,
+    ) -> Any:
+        """Return the whole model, whose base has been checked before it gets adapters."""
         dtype = compute_dtype(precision)
-        sharded = strategy if isinstance(strategy, Sharded) else None
         model = load_base(
-            self.base,
-            self.quantization,
-            dtype,
-            self.attn_implementation,
-            on_cpu=sharded is not None,
+            self.base, self.quantization, dtype, self.attn_implementation, on_cpu=on_cpu
         )
-        if sharded is None:
-            _check(model, packed_by)
+        check(model)
         if self.adapters is not None:
             model = add_adapters(model, self.adapters, self.seed)
             if isinstance(self.adapters, Peft):
@@ -155,11 +170,7 @@ class SFTModule(LightningModule):
             plain_causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
         if self.torch_compile:
             compile_layers(plain_causal_lm(model))
-        if sharded is not None:
-            shard(sharded.precision_plugin.convert_module(model), sharded.root_device)
-            _check(plain_causal_lm(model), packed_by)  # no device need hold it whole
-            plain_causal_lm(model).reshard()
-        self.model = model
+        return model
 
     @override
     def configure_optimizers(self) -> OptimizerLRScheduler:
