@@ -86,6 +86,7 @@ class Bench:
             f"model.base={self.base(base)}",
             f"corpus.sources.general.path={self.rows}",
             "corpus.val_rows=0",
+            "evaluation.weights=live",  # a merged copy of 7B needs memory of its own
             "data.stages.all.mixture={general: 1, math: 0, code: 0}",
             *([] if self.tiny else ["corpus.max_length=1024"]),
             *more,

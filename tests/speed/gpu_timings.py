@@ -34,6 +34,7 @@ def timings(bench: Bench) -> list[Entry]:
     trainings = [
         ("0.5B, padded", "0.5B", False, (), True),
         ("0.5B, padded, checkpointing", "0.5B", False, (checkpointing,), False),
+        ("0.5B, padding-free", "0.5B", False, ("data.padding_free=true",), False),
         ("0.5B, packed", "0.5B", True, (), True),
         ("0.5B, packed, checkpointing", "0.5B", True, (checkpointing,), False),
         ("7B, padded, as torchtune's QLoRA recipe", "7B", False, TORCHTUNE, True),
@@ -56,8 +57,6 @@ def time_training(bench: Bench, what: str, case: Case, *, trl: bool) -> Iterator
         rows = f"{folder}/rows.json"
         sft_trainer.write_rows(case, folder, rows)
         free()
-        if CUDA:
-            torch.cuda.reset_peak_memory_stats()
         ours = sft_trainer.time_lab(case, folder, rows)
         yield Row(what, speed(ours))
         if not trl:
@@ -123,7 +122,7 @@ def time_devices(bench: Bench, strategy: str) -> Iterator[Row]:
     if CUDA and torch.cuda.device_count() < 2:
         yield Row(what, outcome="not timed: one device")
         return
-    more = ["trainer.log_every_n_steps=1", "data.micro_batch_size=4", "evaluation.weights=live"]
+    more = ["trainer.log_every_n_steps=1", "data.micro_batch_size=4"]
     if strategy == "fsdp":  # takes no NF4
         more.append(f"model.quantization={'bf16' if CUDA else 'fp32'}")
     found = []

@@ -102,18 +102,20 @@ def llama(folder: Path, num_rows: int, num_tokens: int) -> list[str]:
 
 
 class Clock:
-    """Wall and CPU seconds between the end of the warm-up and the last step, and peak memory."""
+    """Wall and CPU seconds from the end of the warm-up to the last step, and CUDA's peak memory."""
 
     def __init__(self, steps: int) -> None:
-        import torch
-
-        self.cuda = torch.cuda if torch.cuda.is_available() else None
         self.steps, self.losses = steps, list[float]()
         self.begin = self.spent = (0.0, 0.0)
+        self.memory: int | None = None
 
     def end_step(self, step: int) -> None:
-        if self.cuda is not None and step in (WARM_UP, self.steps):
-            self.cuda.synchronize()
+        from torch import cuda
+
+        if cuda.is_available() and step in (WARM_UP, self.steps):
+            cuda.synchronize()
+            self.memory = cuda.max_memory_allocated()
+            cuda.reset_peak_memory_stats()
         now = (time.perf_counter(), time.process_time())
         if step == WARM_UP:
             self.begin = now
@@ -121,12 +123,11 @@ class Clock:
             self.spent = (now[0] - self.begin[0], now[1] - self.begin[1])
 
     def result(self, tokens: int) -> dict[str, Any]:
-        memory = None if self.cuda is None else self.cuda.max_memory_allocated()
         wall, cpu = self.spent
         if not wall:
             raise RuntimeError(f"fewer than {self.steps} steps were trained: too few rows")
         times = {"tokens": tokens, "wall": wall, "cpu": cpu}
-        return {**times, "losses": self.losses, "memory": memory}
+        return {**times, "losses": self.losses, "memory": self.memory}
 
 
 def steps_of(run: Any, steps: int) -> list[list[tuple[list[int], list[int]]]]:
