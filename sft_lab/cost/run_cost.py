@@ -200,6 +200,8 @@ def run_parameters(
         "model.base": settings.base,
         "model.quantization": settings.quantization,
         "model.gradient_checkpointing": settings.gradient_checkpointing,
+        "model.dequantize": settings.dequantize,
+        "model.fused_lora": settings.fused_lora,
         "model.lora.r": adapters.r if isinstance(adapters, Lora) else None,
         "model.peft.class_path": adapters.class_path if isinstance(adapters, Peft) else None,
         "precision": settings.precision,

@@ -75,7 +75,7 @@ def _memory(
     held_out_tokens, held_out_targets = _held_out(data, micro_batch_size)
     copies = {"live": 0, "dequantized": size.dequantized, "merged": size.merged}
     return Memory(
-        weights=size.weights,
+        weights=size.weights + (size.dequantized if settings.dequantize == "cached" else 0),
         adapters=size.trained_bytes if size.is_adapted else 0,
         gradients=size.trained_bytes,
         optimizer=optimizer_bytes(size.trained, settings.optimizer),

@@ -232,7 +232,7 @@ def _check(plain: Mapping[str, Any], values: Namespace, written: Composed) -> No
     adapters = read_adapters(model)
     if isinstance(adapters, Peft):
         adapters.config()
-    check_trainable(model["quantization"], adapters)
+    check_trainable(model["quantization"], adapters, model["dequantize"])
     if plain["trainer"]["strategy"] == FSDP:
         check_sharded(plain)
     RunCheckpoint(**plain["checkpoint"])

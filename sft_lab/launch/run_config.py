@@ -96,6 +96,8 @@ class RunConfig:
             quantization=model["quantization"],
             adapters=read_adapters(model),
             gradient_checkpointing=model["gradient_checkpointing"],
+            dequantize=model["dequantize"],
+            fused_lora=model["fused_lora"],
             optimizer=model["optimizer"],
             precision="32-true" if precision is None else str(precision),  # Lightning's default
             sharded=self.plain["trainer"]["strategy"] == FSDP,

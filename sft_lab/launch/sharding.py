@@ -34,8 +34,9 @@ def _inexact(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, str, str]]:
     if (peft := model["peft"]) is not None:
         name = peft.get("class_path")
         yield "model.peft", name, "only LoRA has been tried", "give model.lora"
-    if model["torch_compile"]:
-        yield "model.torch_compile", "true", "it has not been tried", "set it to false"
+    for key in ("torch_compile", "fused_lora"):
+        if model[key]:
+            yield f"model.{key}", "true", "it has not been tried", "set it to false"
     if (optimizer := model["optimizer"]) != "adamw":
         yield "model.optimizer", optimizer, "its states are not sharded", "set it to adamw"
     if (weights := suite["weights"]) == "merged":

@@ -153,7 +153,7 @@ class Memory:
     Training and evaluation alternate, and the weights are resident during both.
 
     Attributes:
-        weights: The base, quantised.
+        weights: The base, quantised, and its dequantised weights if they are kept.
         adapters: The LoRA adapters.
         gradients: The gradients of the trained tensors.
         optimizer: The optimizer's state.

@@ -217,6 +217,8 @@ class ModelSettings:
     quantization: Any
     adapters: Adapters | None
     gradient_checkpointing: bool
+    dequantize: str
+    fused_lora: bool
     optimizer: str
     precision: str
     sharded: bool = False

@@ -1,4 +1,4 @@
-"""Provide the weights that an evaluation generates with: live, dequantised or merged."""
+"""Provide dequantised or merged weights, to generate with or for all steps of a training."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +33,36 @@ class _DequantizedLinear(torch.nn.Module):
         dtype = self.weight.dtype
         bias = None if self.bias is None else self.bias.to(dtype)
         return torch.nn.functional.linear(x.to(dtype), self.weight, bias).to(x.dtype)
+
+
+class _KeptLinear:
+    """Compute a 4-bit layer with its weight dequantised when first needed on a device.
+
+    Args:
+        layer: A ``Linear4bit`` of bitsandbytes, which does not own the result: no checkpoint
+            holds it, and DDP does not send it.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        self.layer = layer
+        self.linear: _DequantizedLinear | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.linear is None or self.linear.weight.device != x.device:
+            self.linear = _DequantizedLinear(self.layer)
+        return self.linear.forward(x)
+
+
+def keep_dequantized(model: Any) -> None:
+    """Compute the 4-bit layers of a model with weights that are dequantised once, for all steps.
+
+    Everything else, such as merging and saving, still reads the 4-bit weights.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    for layer in model.modules():
+        if isinstance(layer, Linear4bit):
+            layer.forward = _KeptLinear(layer)  # type: ignore[method-assign]
 
 
 class _DequantizedLora(torch.nn.Module):

@@ -19,10 +19,12 @@ from sft_lab.evaluation.suite import EvaluationSuite
 from sft_lab.metrics.token_loss import TokenLoss
 from sft_lab.model.adapter_config import Adapters, Lora, Peft, adapters_of, add_adapters
 from sft_lab.model.adapters import add_frozen_adapters, kept_weights
+from sft_lab.model.fused_lora import fuse_lora
 from sft_lab.model.kernels import check_compiler, compile_layers
 from sft_lab.model.logits import check_adapters_act, check_logits, check_packing
 from sft_lab.model.qlora import Quantization, compute_dtype, load_base, plain_causal_lm
 from sft_lab.model.sharding import in_step, mesh_of_ranks, shard
+from sft_lab.model.unquantized import keep_dequantized
 from sft_lab.paths import pinned
 from sft_lab.training.batches import Batch
 from sft_lab.training.data_modules import StagedDataModule
@@ -31,7 +33,9 @@ from sft_lab.training.schedule import Schedule
 from sft_lab.training.sharded import Sharded
 
 
-def check_trainable(quantization: Quantization, adapters: Adapters | None) -> None:
+def check_trainable(
+    quantization: Quantization, adapters: Adapters | None, dequantize: str = "each_step"
+) -> None:
     """Check that the model is trainable: adapters that suit its base, or an unquantized base.
 
     Raises:
@@ -43,6 +47,11 @@ def check_trainable(quantization: Quantization, adapters: Adapters | None) -> No
         raise RequestError(
             f"model.lora is null, but a {quantization} base cannot be trained in full; "
             "set model.quantization to bf16 or fp32, or give model.lora."
+        )
+    if dequantize == "cached" and quantization != "nf4":
+        raise RequestError(
+            f"model.dequantize: cached is for a base in nf4, and model.quantization is "
+            f"{quantization}; leave it out."
         )
 
 
@@ -66,6 +75,10 @@ class SFTModule(LightningModule):
             transformers' choice.
         torch_compile: Compile the decoder's layers for training; sums are rounded differently, and
             dropout draws other values.
+        dequantize: ``each_step`` dequantises the weights of an ``nf4`` base for every product;
+            ``cached`` keeps them, which takes the memory of an unquantised base besides.
+        fused_lora: Compute plain LoRA adapters by one function with a backward pass of its own,
+            which takes fewer passes over memory; sums are rounded differently.
         optimizer: ``paged_adamw_8bit`` needs CUDA.
         weight_decay: AdamW's decoupled weight decay.
         seed: Seed of the adapters' first values.
@@ -85,13 +98,15 @@ class SFTModule(LightningModule):
         gradient_checkpointing: bool = False,
         attn_implementation: str | None = None,
         torch_compile: bool = False,
+        dequantize: Literal["each_step", "cached"] = "each_step",
+        fused_lora: bool = False,
         optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw",
         weight_decay: NonNegativeFloat = 0.0,
         seed: Seed = 0,
     ) -> None:
         super().__init__()
         adapters = adapters_of(lora, peft)
-        check_trainable(quantization, adapters)
+        check_trainable(quantization, adapters, dequantize)
         if not isinstance(adapters, Lora) and evaluation.engine.needs_adapters:
             raise RequestError(
                 f"model.lora is null, and evaluation.engine {evaluation.engine.name} hands LoRA "
@@ -110,6 +125,8 @@ class SFTModule(LightningModule):
         self.gradient_checkpointing = gradient_checkpointing
         self.attn_implementation = attn_implementation
         self.torch_compile = torch_compile
+        self.dequantize = dequantize
+        self.fused_lora = fused_lora
         self.optimizer_name = optimizer
         self.weight_decay = weight_decay
         self.seed = seed
@@ -168,6 +185,10 @@ class SFTModule(LightningModule):
                 check_adapters_act(model)
         if self.gradient_checkpointing:
             plain_causal_lm(model).gradient_checkpointing_enable({"use_reentrant": False})
+        if self.dequantize == "cached":
+            keep_dequantized(model)
+        if self.fused_lora:
+            fuse_lora(model)
         if self.torch_compile:
             compile_layers(plain_causal_lm(model))
         return model

@@ -237,10 +237,21 @@ def test_a_merged_copy_is_counted(lab: Lab, precision: str, size: int) -> None:
     assert cost["memory"]["evaluation_weights"] == size * cost["parameters"]
 
 
+def test_weights_kept_dequantised_are_counted(lab: Lab) -> None:
+    memories = [
+        plan(lab, "--model.quantization=nf4", f"--model.dequantize={value}")["memory"]
+        for value in ("each_step", "cached")
+    ]
+    kept = memories[1]["weights"] - memories[0]["weights"]
+    # In float32, two layers of q and o, of k and v with half as many heads, gate, up and down.
+    assert kept == 4 * 2 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 64)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--model.quantization=nf5"], "model.quantization"),
+        (["--model.dequantize=cached"], "model.dequantize: cached is for a base in nf4, and"),
         (["--ckpt_path=last"], "--plan describes a whole run; leave out --ckpt_path."),
         (["--model.base=./nowhere"], "no such folder: ./nowhere"),
         (["--data.micro_batch_size=3"], "got 4 and 3"),

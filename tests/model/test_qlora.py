@@ -14,7 +14,7 @@ from sft_lab.model.adapter_config import Lora, add_adapters
 from sft_lab.model.logits import hidden_states
 from sft_lab.model.merged import merged_copy
 from sft_lab.model.qlora import load_base, plain_causal_lm
-from sft_lab.model.unquantized import dequantized, evaluation_weights
+from sft_lab.model.unquantized import dequantized, evaluation_weights, keep_dequantized
 from sft_lab.training.module import SFTModule
 
 QUANTIZATIONS = ["nf4", "int8", "bf16", "fp32"]
@@ -29,8 +29,8 @@ MakeModel = Callable[..., Any]
 def make_model(tiny_base: Path) -> MakeModel:
     """Load the tiny base and add adapters that already change its output."""
 
-    def make(quantization: Any) -> Any:
-        base = load_base(str(tiny_base), quantization, torch.float32)
+    def make(quantization: Any, dtype: torch.dtype = torch.float32) -> Any:
+        base = load_base(str(tiny_base), quantization, dtype)
         model = add_adapters(base, Lora(r=4, lora_alpha=8), seed=0)
         generator = torch.Generator().manual_seed(1)
         with torch.no_grad():
@@ -46,6 +46,20 @@ def gradient(model: Any) -> torch.Tensor:
     model.train().zero_grad()
     model(input_ids=IDS, labels=IDS).loss.backward()
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]).float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_kept_dequantised_change_no_bit(make_model: MakeModel, dtype: torch.dtype) -> None:
+    model = make_model("nf4", dtype)
+    with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
+        expected = gradient(model), logits(model)
+        names = set(model.state_dict())
+        keep_dequantized(model)
+        assert torch.equal(gradient(model), expected[0])
+        assert torch.equal(logits(model), expected[1])
+    assert set(model.state_dict()) == names
+    merged = logits(merged_copy(model, torch.float32))  # of the 4-bit weights
+    assert (merged - expected[1]).abs().max() < 0.05 * merged.abs().max()
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_lab import FinishedRun, Lab
+from tiny_lab import FinishedRun, Lab, MakeLab
 
 from sft_lab import paths
 from sft_lab.errors import Interrupted
@@ -66,7 +66,24 @@ def test_a_stopped_run_resumes_exactly(
     assert lab.run.info.status == "KILLED"
     # A signal lets the window end and saves after it.
     assert torch.load(lab.checkpoint, weights_only=True)["global_step"] == 8
-    check_resumed(lab, finished, workers)
+    check_resumed(lab, finished.lab, workers)
+
+
+@pytest.mark.extended
+def test_a_stopped_run_of_fast_steps_resumes_exactly(make_lab: MakeLab, stopped_lab: Lab) -> None:
+    fast = (
+        "--data.padding_free=true",
+        "--model.quantization=nf4",
+        "--model.dequantize=cached",
+        "--model.fused_lora=true",
+        "--model.lora.lora_dropout=0",
+    )
+    folder = stopped_lab.folder / "unbroken"
+    folder.mkdir()
+    unbroken = make_lab(folder)
+    assert unbroken.fit(EVERY_STEP, *fast).code == 0
+    stop(stopped_lab, 7, EVERY_STEP, *fast)
+    check_resumed(stopped_lab, unbroken, *fast)
 
 
 @pytest.mark.slow
@@ -92,16 +109,16 @@ def test_a_run_on_a_full_disk_ends_in_one_line_and_resumes_exactly(
     assert "Traceback" not in outcome.err
     assert lab.run.info.status == "FAILED"
     assert [file.name for file in lab.checkpoint.parent.glob("*.ckpt*")] == ["last.ckpt"]
-    check_resumed(lab, finished)
+    check_resumed(lab, finished.lab)
 
 
-def check_resumed(lab: Lab, finished: FinishedRun, *arguments: str) -> None:
+def check_resumed(lab: Lab, unbroken: Lab, *arguments: str) -> None:
     """Resume a run, and compare it with one that was never stopped."""
     outcome = lab.fit(EVERY_STEP, "--ckpt_path=last", *arguments)
     assert outcome.code == 0, outcome.err
     assert lab.run.info.status == "FINISHED"
     for key in ("train_loss/all", "train_loss/math", "lr", "val_loss/general", "progress/tokens"):
-        assert lab.points(key) == finished.lab.points(key), key
+        assert lab.points(key) == unbroken.points(key), key
 
 
 @pytest.mark.slow

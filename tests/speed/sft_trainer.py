@@ -215,7 +215,8 @@ def time_trl(case: Case, folder: str, rows_file: str) -> dict[str, Any]:
     from sft_lab.terminal import silence
 
     silence()
-    run = build(parse(case.arguments(folder)))
+    plain = ["--model.fused_lora=false", "--model.dequantize=each_step"]  # the lab's own
+    run = build(parse([*case.arguments(folder), *plain]))
     run.module.load(case.precision, packed_by=run.data.packed_by)
     model = run.module.model
     micro_batch = run.data.micro_batch_size
