@@ -6,6 +6,7 @@ What passes here is checked again, against the classes themselves, by ``parse`` 
 import difflib
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sft_lab.config.signatures import Unimported, unimported
 from sft_lab.data.row_files import RowFiles
 from sft_lab.data.sources import Source
 from sft_lab.errors import RequestError, nearest
+from sft_lab.hub import commit_of
 from sft_lab.launch.keys import (
     GROUP_CLASSES,
     TOP_KEYS,
@@ -24,7 +26,9 @@ from sft_lab.launch.keys import (
     flags_of,
     read_request,
 )
+from sft_lab.paths import is_hub_name, pinned, resolve, unpinned
 from sft_lab.runs.store import RunStore, parse_fork
+from sft_lab.training.shares import parse_share
 
 
 def check_early(arguments: Sequence[str], command: str, own: Sequence[str] = ()) -> Request:
@@ -48,6 +52,8 @@ def check_early(arguments: Sequence[str], command: str, own: Sequence[str] = ())
         whole = request.written.resolved()
     _check_files(whole)
     _check_peft(whole)
+    if "--print_config" not in request.rest:
+        _check_hub(whole, needs_base=command != "inspect")
     if "--plan" in request.rest:  # which takes neither a checkpoint nor a parent
         return request
     checkpoint = whole.get("ckpt_path") or _value_of("--ckpt_path", request.rest)
@@ -110,6 +116,22 @@ def _check_files(whole: Mapping[str, Any]) -> None:
         is_ours = str(values.get("class_path")).startswith("sft_lab.")
         if is_ours and isinstance(path, str):
             RowFiles(f"evaluation.benchmarks.{name}.init_args.path", path).files()
+
+
+def _check_hub(whole: Mapping[str, Any], *, needs_base: bool) -> None:
+    """Refuse hub names that neither the hub nor its cache has; a process asks for each once."""
+    model, corpus = whole.get("model") or {}, whole.get("corpus") or {}
+    base, tokenizer = model.get("base"), corpus.get("tokenizer")
+    if isinstance(base, str) and (needs_base or tokenizer is None):
+        name, revision = unpinned(resolve(pinned(base, model.get("revision"))))
+        if is_hub_name(name):
+            commit_of("model.base", name, "model", revision)
+    mixtures = [stage.get("mixture") or {} for _, stage in _entries(whole, "data", "stages")]
+    for name, values in _entries(whole, "corpus", "sources"):
+        shares = [parse_share(mixture[name]) for mixture in mixtures if name in mixture]
+        if any(share.amount > 0 for share in shares):
+            with suppress(TypeError):  # worded by the parser
+                Source(**values).row_files(name).commit()
 
 
 def _check_peft(whole: Mapping[str, Any]) -> None:

@@ -44,6 +44,10 @@ REFUSED = [
     ["export", "gone", "--out=o"],
     ["fit", "--config=tiny.yaml", "--from=gone@first"],
 ]
+ASKED = [  # of the hub, by libraries that import pandas
+    ["fit", "--config=tiny.yaml", "--model.base=nobody/nothing"],
+    ["fit", "--config=tiny.yaml", "--corpus.sources.math.path=nobody/nothing"],
+]
 SCRIPT = """
 import json, sys
 from sft_lab.commands.main import main
@@ -73,8 +77,9 @@ def test_what_is_imported_first_is_never_looked_at_by_the_garbage_collector(
 
 def test_help_and_refusals_import_nothing_heavy(lab: Lab) -> None:
     helps = [["--help"], *([command, "--help"] for command in COMMANDS)]
-    outcomes, errors = outcomes_of([*helps, *REFUSED], list(HEAVY), lab)
-    assert outcomes == [[a, 0, []] for a in helps] + [[a, 2, []] for a in REFUSED]
+    outcomes, errors = outcomes_of([*helps, *REFUSED, *ASKED], list(HEAVY), lab)
+    refused = [[a, 2, []] for a in REFUSED] + [[a, 2, ["pandas"]] for a in ASKED]
+    assert outcomes == [[a, 0, []] for a in helps] + refused
     assert "needs the environment variable SFT_LAB_NOT_SET, which is not set" in errors
 
 

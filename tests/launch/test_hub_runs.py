@@ -66,8 +66,8 @@ def test_a_run_by_hub_names_records_its_commits_and_says_that_a_branch_has_moved
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--model.revision=v9"], "model.base): some/base is not a local file, and the hub does"),
-        (["--model.base=no/base"], "model.base): no/base is not a local file, and the hub does"),
+        (["--model.revision=v9"], "model.base: some/base is not a local file, and the hub does"),
+        (["--model.base=no/base"], "model.base: no/base is not a local file, and the hub does"),
         (
             ["--corpus.tokenizer=no/t"],
             "corpus.tokenizer (without it, model.base): no/t is",
