@@ -35,6 +35,8 @@ def timings(bench: Bench) -> list[Entry]:
         ("0.5B, padded", "0.5B", False, (), True),
         ("0.5B, padded, checkpointing", "0.5B", False, (checkpointing,), False),
         ("0.5B, padding-free", "0.5B", False, ("data.padding_free=true",), False),
+        ("0.5B, padded, fused LoRA", "0.5B", False, ("model.fused_lora=true",), False),
+        ("0.5B, padded, dequantised", "0.5B", False, ("model.dequantize=cached",), False),
         ("0.5B, packed", "0.5B", True, (), True),
         ("0.5B, packed, checkpointing", "0.5B", True, (checkpointing,), False),
         ("7B, padded, as torchtune's QLoRA recipe", "7B", False, TORCHTUNE, True),
