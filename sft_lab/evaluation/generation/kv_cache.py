@@ -94,6 +94,7 @@ class RoomyLayer(DynamicLayer):
             first, self._size = self._size, self._size + other._size
             place = slice(self._end - other.get_seq_length(), self._end)
             for memory, states in zip(self._memory, other._in_use(), strict=True):
+                memory[first : self._size, :, : place.start] = 0
                 memory[first : self._size, :, place] = states
             other._memory = []
             other.keys = other.values = None
@@ -112,9 +113,11 @@ class RoomyLayer(DynamicLayer):
         self.keys = self.values = None  # or the old memory would be kept alive next to the new one
         for place, held in enumerate(self._memory):
             shape = (rows, held.shape[1], length + num_tokens + CACHE_ROOM, held.shape[3])
-            # Zeros: masked positions are still multiplied and must be finite.
-            memory = held.new_zeros(shape)
+            # Of rows in use, masked positions are still multiplied and must be finite: zeros. The
+            # rest is written before it is read.
+            memory = held.new_empty(shape)
             used = held[: self._size, :, self._start : self._end]
+            memory[: self._size, :, : length - own] = 0
             memory[: self._size, :, length - own : length] = used
             self._memory[place] = memory
         self._start, self._end = length - own, length

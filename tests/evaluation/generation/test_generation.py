@@ -1,5 +1,6 @@
 import gc
 from collections.abc import Callable, Sequence
+from math import nan
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from tiny_models import (
     with_lora,
     words,
 )
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from sft_lab.errors import RequestError
@@ -65,6 +67,19 @@ def test_waiting_prompts_take_the_places_of_ended_rows() -> None:
     assert len(shapes) < sum(min(12, max(lengths) + 1) for lengths in steps) + 2
     # What no row attends to is not kept: no more than a prompt and its answer.
     assert max(tokens for _, tokens in shapes) <= max(map(len, PROMPTS)) + 12
+
+
+@pytest.mark.parametrize("batch_size", [2, 3, 5])
+def test_spare_memory_of_the_cache_is_written_before_it_is_read(
+    batch_size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny("llama")
+    expected = theirs(model)
+    monkeypatch.setattr(Tensor, "new_empty", lambda self, shape: self.new_full(shape, nan))
+    assert ours(model, batch_size=batch_size) == expected
+    # Drafts change the order, so that longer prompts join shorter ones.
+    drafts = [answer[: 2 * (place % 5)] for place, answer in enumerate(expected)]
+    assert ours(model, batch_size=batch_size, drafts=drafts) == expected
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
