@@ -29,7 +29,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "sft_lab.api": {"names": ["config", "from"]},
     "sft_lab.data.chat_template": {"argument": "enable_thinking"},
     "sft_lab.data.prefix_encoder": {"borders": [re.escape("<|im_end|>"), "<s>"]},
-    "sft_lab.data.rendering": {"longest_first": ["<|im_end|>", "<s>"]},
+    "sft_lab.data.tokenizer": {"longest_first": ["<|im_end|>", "<s>"]},
     "sft_lab.evaluation.benchmarks.code_answers": {"inside": " " * 4, "mark": "```", "width": 4},
     "sft_lab.evaluation.benchmarks.python_code": {"name": "half"},
     "sft_lab.report.departures": {"ending": "epochs"},
