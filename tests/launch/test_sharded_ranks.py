@@ -175,6 +175,20 @@ def test_packed_rows_with_checkpointing_on_four_devices_equal_one(
 
 
 @pytest.mark.extended
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_a_base_in_bfloat16_gives_the_losses_of_one_device(
+    make_lab: MakeLab, tmp_path: Path, precision: str
+) -> None:
+    flags = ("--model.quantization=bf16", f"--trainer.precision={precision}")
+    one = train(make_lab, tmp_path / "one", *flags)
+    two = train(make_lab, tmp_path / "two", *flags, *TWO)
+    for key in LOSSES:  # of 5 nats, and bfloat16 has two to three digits
+        assert two.points(key) == pytest.approx(one.points(key), abs=1e-3), key
+    found, expected = (checkpoint(lab)["state_dict"] for lab in (two, one))
+    torch.testing.assert_close(found, expected, rtol=0, atol=8e-3)  # eight steps of at most 1e-3
+
+
+@pytest.mark.extended
 def test_a_sharded_run_resumes_on_one_device_and_is_scored_on_two(
     full: Runs, stopped_lab: Lab
 ) -> None:
