@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The first hour of a new user, from the wheel: doctor, inspect, a run on files of the published formats with the
-# world's base, its record, chat, export, and the exported model loaded by transformers.
+# world's base, its record, chat, export, the exported model loaded by transformers, and the logged one by MLflow.
 #
 #     bash tests/first_hour.sh FOLDER           # FOLDER must not exist; installs everything there, some gigabytes
 #     SITE_PACKAGES=.venv/lib/python3.11/site-packages bash tests/first_hour.sh FOLDER   # with packages of another one
@@ -50,6 +50,7 @@ grep -q '^## Abilities' model/README.md
 venv/bin/python - <<'PY'
 import sqlite3
 
+import mlflow
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model, tokenizer = AutoModelForCausalLM.from_pretrained("model"), AutoTokenizer.from_pretrained("model")
@@ -58,6 +59,10 @@ asked = tokenizer.apply_chat_template(
 )
 answer = model.generate(**asked, max_new_tokens=24, do_sample=False)[0, asked["input_ids"].shape[1] :]
 print("transformers:", tokenizer.decode(answer, skip_special_tokens=True))
+mlflow.set_tracking_uri("sqlite:///mlruns/mlflow.db")
+[logged] = mlflow.MlflowClient().search_logged_models([mlflow.get_experiment_by_name("sft_lab").experiment_id])
+model = mlflow.pyfunc.load_model(f"models:/{logged.model_id}")
+print("mlflow:", *model.predict([{"prompt": "What is 3 plus 4?"}], params={"max_new_tokens": 24}))
 keys = {key for (key,) in sqlite3.connect("mlruns/mlflow.db").execute("select distinct key from metrics")}
 assert {"ability/math", "ability/code", "ability/general"} <= keys, keys
 PY

@@ -84,15 +84,24 @@ def log_model(
     with tempfile.TemporaryDirectory() as folder:
         _write(Path(folder), model, settings, template)
         client.log_model_artifacts(model.model_id, folder)
-    points = _last_points(client, run_id, scores)
-    shown = [Metric(p.key, p.value, p.timestamp, p.step, model.model_id) for p in points]
-    client.log_batch(run_id, shown)  # the run has them already, so only the model gets them
-    step = max((point.step for point in points), default=0)
-    outputs = client.get_run(run_id).outputs
-    known = {output.model_id for output in outputs.model_outputs} if outputs else set()
-    if model.model_id not in known:
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step)])
+    _link(client, run_id, model.model_id, scores)
     client.finalize_logged_model(model.model_id, "READY")
+
+
+def _link(client: StoreClient, run_id: str, model_id: str, keys: Collection[str]) -> None:
+    """Show a model among the run's outputs, and with the newest point of each metric."""
+    run = client.get_run(run_id)
+    newest = [
+        max(client.get_metric_history(run_id, key), key=lambda point: point.step)
+        for key in keys
+        if key in run.data.metrics
+    ]
+    points = [Metric(p.key, p.value, p.timestamp, p.step, model_id) for p in newest]
+    client.log_batch(run_id, points)  # the run has them already, so only the model gets them
+    shown = run.outputs.model_outputs if run.outputs else []
+    if all(output.model_id != model_id for output in shown):
+        step = max((point.step for point in points), default=0)
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step)])
 
 
 def _settings(config: Mapping[str, Any], commits: Mapping[str, str]) -> dict[str, Any]:
@@ -210,13 +219,3 @@ def _signature() -> ModelSignature:
             ]
         ),
     )
-
-
-def _last_points(client: StoreClient, run_id: str, keys: Collection[str]) -> list[Metric]:
-    """Return the newest point of each metric."""
-    known = client.get_run(run_id).data.metrics
-    return [
-        max(client.get_metric_history(run_id, key), key=lambda point: point.step)
-        for key in keys
-        if key in known
-    ]
