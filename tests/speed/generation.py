@@ -1,14 +1,16 @@
-"""Time the evaluation's generation against transformers' ``generate`` on the same live weights.
+"""Time the evaluation's generation against transformers' ``generate`` at its best.
 
-    python tests/speed/generation.py [--batch_size 16 ...] [--steps N] [--drafted N] [--repeats N]
+    python tests/speed/generation.py [--batch_size 64 128 200] [--steps N] [--drafted N]
+        [--repeats N]
 
 The world's base in NF4, with adapters trained for N steps on the world's sources, answers the
-world's 600 items. transformers' ``generate`` takes batches in the order of the files; the lab takes
-batches of the same size from the live weights, from a dequantised base with separate adapters, and
-from a merged copy, counting the time to make each. Each is timed as in the first evaluation of a
-run, and as in a later one, which uses the previous evaluation's answers as drafts. transformers
-with a merged copy shows the effect of the weights alone. All alternate, and the best of their
-repeats counts, on both sides of a ratio. Tokens are those of the answers with their end tokens,
+world's 600 items: transformers' ``generate`` from a merged copy with the longest prompts first, and
+from the live weights in the order of the files; the lab from the live weights, from a dequantised
+base with separate adapters, and from a merged copy, counting the time to make each. Each is timed
+as in the first evaluation of a run, and as in a later one, which has the previous evaluation's
+answers as drafts; "wrong drafts" has each prompt try its neighbour's answer. All alternate, and the
+best of their repeats counts, of seconds and of CPU seconds. The ratios are to transformers' merged
+copy at whichever batch size is best for it. Tokens are those of the answers with their end tokens,
 without padding.
 """
 
@@ -17,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import torch
 import yaml
@@ -39,6 +41,7 @@ from sft_lab.training.order import RowRef
 CONFIG = Path(__file__).parents[2] / "configs" / "world" / "evaluation.yaml"
 BASE = "world://base"
 TRAINED_ROWS = 16  # rows a step
+MERGED, LIVE = "transformers, merged, longest first", "transformers, live, file order"
 Prompts = dict[int, list[list[int]]]
 Answers = list[list[int]]
 
@@ -81,44 +84,50 @@ class Training:
 
 
 @torch.no_grad()
-def theirs(model: Any, prompts: Prompts, renderer: Renderer, batch_size: int) -> Answers:
-    """Answer with transformers, in file order."""
+def theirs(
+    model: Any,
+    prompts: Prompts,
+    renderer: Renderer,
+    batch_size: int,
+    weights: EvaluationWeights,
+    dtype: torch.dtype,
+    *,
+    longest_first: bool,
+) -> Answers:
+    """Answer with transformers."""
     ends = set(renderer.stop_token_ids)
-    answers = []
+    answers: Answers = []
     model.eval()
-    for limit, some in prompts.items():
-        for start in range(0, len(some), batch_size):
-            batch = some[start : start + batch_size]
-            longest = max(map(len, batch))
-            padding = [longest - len(prompt) for prompt in batch]
-            rows = zip(padding, batch, strict=True)
-            output = model.generate(
-                input_ids=torch.tensor(
-                    [[renderer.pad_token_id] * n + prompt for n, prompt in rows],
-                    device=model.device,
-                ),
-                attention_mask=torch.tensor(
-                    [[0] * n + [1] * (longest - n) for n in padding], device=model.device
-                ),
-                do_sample=False,
-                max_new_tokens=limit,
-                eos_token_id=sorted(ends),
-                pad_token_id=renderer.pad_token_id,
-                use_cache=True,
-            )
-            for answer in output[:, longest:].tolist():
-                length = next((n for n, token in enumerate(answer) if token in ends), len(answer))
-                answers.append(answer[:length])
+    with evaluation_weights(model, weights, dtype) as generator:
+        for limit, some in prompts.items():
+            found: dict[int, list[int]] = {}
+            order = sorted(range(len(some)), key=lambda place: -len(some[place]) * longest_first)
+            for start in range(0, len(order), batch_size):
+                places = order[start : start + batch_size]
+                batch = [some[place] for place in places]
+                longest = max(map(len, batch))
+                padding = [longest - len(prompt) for prompt in batch]
+                rows = zip(padding, batch, strict=True)
+                output = generator.generate(
+                    input_ids=torch.tensor(
+                        [[renderer.pad_token_id] * n + prompt for n, prompt in rows],
+                        device=model.device,
+                    ),
+                    attention_mask=torch.tensor(
+                        [[0] * n + [1] * (longest - n) for n in padding], device=model.device
+                    ),
+                    do_sample=False,
+                    max_new_tokens=limit,
+                    eos_token_id=sorted(ends),
+                    pad_token_id=renderer.pad_token_id,
+                    use_cache=True,
+                )
+                for place, answer in zip(places, output[:, longest:].tolist(), strict=True):
+                    ended = (n for n, token in enumerate(answer) if token in ends)
+                    found[place] = answer[: next(ended, len(answer))]
+            answers += [found[place] for place in range(len(some))]
     model.train()
     return answers
-
-
-def theirs_merged(
-    model: Any, prompts: Prompts, renderer: Renderer, batch_size: int, dtype: torch.dtype
-) -> Answers:
-    """Answer with transformers from a merged copy, to show the effect of the weights alone."""
-    with evaluation_weights(model, "merged", dtype) as generator:
-        return theirs(generator, prompts, renderer, batch_size)
 
 
 def ours(
@@ -148,31 +157,43 @@ def ours(
 
 
 def measure(ways: dict[str, Callable[[], Answers]], repeats: int) -> list[list[str]]:
-    """Time the ways in turns and compare their answers with the first one's."""
+    """Time the ways in turns and compare them with the best of transformers' merged copies."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
+    cpu: dict[str, list[float]] = {name: [] for name in ways}
     answers: dict[str, Answers] = {}
     for _ in range(repeats):
         for name, way in ways.items():
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             answers[name] = way()
             seconds[name].append(time.perf_counter() - start)
-    first = next(iter(ways))
+            cpu[name].append(time.process_time() - cpu_start)
+    theirs_best = [name for name in ways if name.startswith(MERGED)]
+    first = theirs_best[0]
+    best_s = min(min(seconds[name]) for name in theirs_best)
+    best_cpu_s = min(min(cpu[name]) for name in theirs_best)
     num_tokens = sum(len(answer) + 1 for answer in answers[first])
-    table = []
-    for name, times in seconds.items():
-        ratios = sorted(a / b for a, b in zip(seconds[first], times, strict=True))
-        alike = sum(map(list.__eq__, answers[name], answers[first]))
-        table.append(
-            [
-                name,
-                f"{min(times):.1f}",
-                f"{num_tokens / min(times):,.0f}",
-                f"{min(seconds[first]) / min(times):.2f}",
-                f"{ratios[0]:.2f} to {ratios[-1]:.2f}",
-                f"{alike} of {len(answers[first])}",
-            ]
-        )
-    return table
+    return [
+        [
+            name,
+            f"{min(seconds[name]):.1f}",
+            f"{min(cpu[name]):.1f}",
+            f"{num_tokens / min(seconds[name]):,.0f}",
+            f"{best_s / min(seconds[name]):.2f}",
+            f"{best_cpu_s / min(cpu[name]):.2f}",
+            f"{sum(map(list.__eq__, answers[name], answers[first]))} of {len(answers[first])}",
+        ]
+        for name in ways
+    ]
+
+
+def neighbours(prompts: Prompts, answers: Answers) -> Answers:
+    """Return for each prompt the answer to the one before it."""
+    moved, start = [], 0
+    for some in prompts.values():
+        part = answers[start : start + len(some)]
+        moved += part[-1:] + part[:-1]
+        start += len(some)
+    return moved
 
 
 def lengths(prompts: Prompts, answers: Sequence[Sequence[int]]) -> str:
@@ -187,7 +208,7 @@ def lengths(prompts: Prompts, answers: Sequence[Sequence[int]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--batch_size", type=int, nargs="+", default=[16])
+    parser.add_argument("--batch_size", type=int, nargs="+", default=[64, 128, 200])
     parser.add_argument("--steps", type=int, default=100, help="steps of training")
     parser.add_argument("--drafted", type=int, default=70, help="step of the drafts")
     parser.add_argument("--repeats", type=int, default=3)
@@ -211,18 +232,21 @@ def main() -> None:
         f"drafts: the answers after {arguments.drafted} steps, "
         f"{sum(map(list.__eq__, drafts, answers))} of {len(answers)} the same"
     )
+    ways: dict[str, Callable[[], Answers]] = {}
+    kinds = (("", None), (", drafts", drafts), (", wrong drafts", neighbours(prompts, answers)))
     for batch_size in arguments.batch_size:
-        settings = (model, prompts, renderer, batch_size)
-        ways: dict[str, Callable[[], Answers]] = {
-            "transformers, file order": partial(theirs, *settings),
-            "transformers, merged": partial(theirs_merged, *settings, dtype),
+        common = (model, prompts, renderer, batch_size)
+        ways |= {
+            f"{MERGED} {batch_size}": partial(theirs, *common, "merged", dtype, longest_first=True),
+            f"{LIVE} {batch_size}": partial(theirs, *common, "live", dtype, longest_first=False),
         }
-        for name, earlier in (("", None), (", drafts", drafts)):
-            for weights in ("live", "dequantized", "merged"):
-                ways[f"{weights}{name}"] = partial(ours, *settings, weights, dtype, earlier)
-        print(f"\nbatch size {batch_size}")
-        header = ["", "seconds", "tokens/s", "times", "repeats", "same answers"]
-        print(format_table(header, measure(ways, arguments.repeats)))
+        for kind, earlier in kinds:
+            for weights in get_args(EvaluationWeights):
+                if weights == "merged" or earlier is not kinds[-1][1]:
+                    name = f"{weights}{kind} {batch_size}"
+                    ways[name] = partial(ours, *common, weights, dtype, earlier)
+    header = ["batch size", "seconds", "CPU", "tokens/s", "times", "CPU times", "same answers"]
+    print(format_table(header, measure(ways, arguments.repeats)))
 
 
 if __name__ == "__main__":
