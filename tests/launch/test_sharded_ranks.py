@@ -142,10 +142,14 @@ def test_weights_and_moments_are_taken_over_to_the_bit(full: Runs, lab: Lab) -> 
 
 
 @pytest.mark.extended
-def test_a_stopped_run_resumes_to_the_bit(full: Runs, stopped_lab: Lab) -> None:
+@pytest.mark.parametrize(("signal", "code"), [(15, 143), (9, 1)])
+def test_a_stopped_run_resumes_to_the_bit(
+    full: Runs, stopped_lab: Lab, signal: int, code: int
+) -> None:
     write_config(stopped_lab)
-    stop = "--trainer.callbacks+={class_path: stopper.Stop, init_args: {step: 6, signal: 15}}"
-    assert stopped_lab("fit", *FLAGS, FULL, *TWO, stop).code == 143
+    where = f"init_args: {{step: 6, signal: {signal}, rank: 1}}"
+    stop = f"--trainer.callbacks+={{class_path: stopper.Stop, {where}}}"
+    assert stopped_lab("fit", *FLAGS, FULL, *TWO, stop).code == code
     resumed = stopped_lab("fit", *FLAGS, FULL, *TWO, "--ckpt_path=last")
     assert resumed.code == 0, resumed.err
     expected, found = numbers(full.two), numbers(stopped_lab)
