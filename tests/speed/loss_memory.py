@@ -1,15 +1,18 @@
-"""Measure the peak memory of the loss, all logits at once against in chunks.
+"""Measure the peak memory of the loss: all logits at once, in chunks, and TRL's.
 
     python tests/speed/loss_memory.py --vocab 150000 --targets 2048
 
 A micro-batch of a random model of one layer with a large vocabulary runs forward and backward; the
-peak of what torch allocates during it is measured by the profiler, and the seconds it takes.
+peak of what torch allocates during it is measured by the profiler, and the seconds it takes. An
+interpreter that has TRL as well measures the loss of its ``SFTTrainer``, which is in chunks too.
 """
 
 import argparse
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -49,15 +52,31 @@ def main() -> None:
     def at_once(states: HiddenStates) -> Any:
         return functional.cross_entropy(states.logits().float(), input_ids[0], reduction="none")
 
+    steps = {
+        "at once": partial(step, at_once),
+        "in chunks": partial(step, lambda states: states.nll(input_ids[0])),
+    }
+    if find_spec("trl"):
+        from trl.trainer.utils import add_fused_lm_head
+
+        # Its targets are those after the first token, one fewer.
+        theirs = deepcopy(model)
+        add_fused_lm_head(theirs, outputs=("log_probs", "entropy", "is_top1"))
+        count = torch.tensor(1)
+        steps["TRL"] = lambda: theirs(
+            input_ids, labels=input_ids, fused_lm_head=True, num_items_in_batch=count
+        ).loss.backward()
     gradients, rows = [], []
-    for name, loss in (("at once", at_once), ("in chunks", lambda s: s.nll(input_ids[0]))):
+    for name, run in steps.items():
         model.zero_grad()
-        step(loss)
-        gradients.append(torch.cat([p.grad.flatten() for p in model.model.layers.parameters()]))
+        run()
+        if name != "TRL":
+            layers = model.model.layers.parameters()
+            gradients.append(torch.cat([parameter.grad.flatten() for parameter in layers]))
         start = time.perf_counter()
-        step(loss)
+        run()
         seconds = time.perf_counter() - start
-        peak = peak_bytes(partial(step, loss)) / 2**20
+        peak = peak_bytes(run) / 2**20
         rows.append([name, f"{peak:.0f}", f"{seconds:.2f}"])
     off = (gradients[1] - gradients[0]).norm() / gradients[0].norm()
     print(format_table(["loss", "peak MiB", "seconds"], rows))

@@ -87,8 +87,8 @@ def llama(folder: Path, num_rows: int, num_tokens: int) -> list[str]:
     AutoTokenizer.from_pretrained(ROOT / "sft_lab/world/base").save_pretrained(folder / "llama")
     with (folder / "rows.jsonl").open("w") as file:
         for number in range(num_rows):
-            output = f"{number} is next. " * num_tokens  # more tokens than that, which are cut
-            file.write(json.dumps({"instruction": "Count.", "output": output}) + "\n")
+            digits = f"{number:0{(num_tokens - 7) // 2}}"  # two tokens each; the rest has seven
+            file.write(json.dumps({"instruction": "Count.", "output": " ".join(digits)}) + "\n")
     return [
         f"model.base={folder}/llama",
         f'corpus.sources={{"math": {{"path": "{folder}/rows.jsonl"}}}}',
@@ -96,7 +96,6 @@ def llama(folder: Path, num_rows: int, num_tokens: int) -> list[str]:
         "data.batch_size=4",
         "data.micro_batch_size=4",
         f"corpus.max_length={num_tokens}",
-        "corpus.too_long=cut",
         "corpus.val_rows=0",
     ]
 
