@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-_MARGIN = 8  # tokens of a draft that are tried even where drafts are wrong from the start
+_MARGIN = 2  # tokens of a draft that are tried even where drafts are wrong from the start
 
 
 class Drafts:
@@ -26,7 +26,7 @@ class Drafts:
     20
     >>> drafts.record(0, num_right=3)
     >>> len(drafts.of(1))
-    14
+    8
     """
 
     def __init__(self, drafts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
