@@ -206,7 +206,7 @@ class ProgressLine(Callback):
     def _write_end(self, trainer: Trainer) -> None:
         """Say what was kept, what may be done next, and what the run has shown."""
         run = f"{run_logger(trainer).run_id[:8]}{self.store_option}"
-        self._write_line(f"Kept in run {run[:8]}: scores, answers, adapters of every stage")
+        self._write_line(f"Kept in run {run[:8]}: scores, answers, weights of every stage")
         self._write_line(f"Next: sft-lab compare {run}")
         self._write_line(f"  or: sft-lab ui {run}")
         self._write_prose(self.page.conclusion)

@@ -45,9 +45,9 @@ def from_axolotl(path: Path, keys: Keys) -> Imported:
     in_4, in_8 = bool(keys.take("load_in_4bit")), bool(keys.take("load_in_8bit"))
     linear, modules = keys.take("lora_target_linear"), keys.take("lora_target_modules")
     lora = {
-        "r": keys.take("lora_r", 8),
-        "lora_alpha": keys.take("lora_alpha", 16),
-        "lora_dropout": keys.take("lora_dropout", 0.0),
+        "r": keys.whole("lora_r", 8),
+        "lora_alpha": keys.whole("lora_alpha", 16),
+        "lora_dropout": keys.number("lora_dropout", 0.0),
         "target_modules": "all-linear" if linear or not modules else modules,
     }
     left_out: dict[str, Any] = {}

@@ -85,7 +85,7 @@ def chat_of(row: Mapping[str, Any], where: str) -> "list[Message]":
     if not isinstance(messages, list) or not messages or not all(map(_is_message, messages)):
         raise RequestError(
             f"{where}: expected a text under 'prompt', or under 'messages' a list of role and "
-            f"content; it has the keys {', '.join(sorted(row)) or 'none'}."
+            f"content; got {dict(row)!r:.80}."
         )
     if messages[-1]["role"] != "user":
         raise RequestError(

@@ -46,8 +46,18 @@ class Keys:
         self.prefix = prefix
 
     def take(self, key: str, default: Any = None) -> Any:
-        """Return a value; null counts as left out."""
-        return self.left.pop(key, default)
+        """Return a value, null counting as left out; text stays text in a run's config."""
+        value = self.left.pop(key, default)
+        if "${" in str(value):
+            raise RequestError(
+                f"import: {self.prefix}{key}: in a run's config, ${{...}} refers to another key or "
+                f"to the environment; remove it, got {value!r:.80}."
+            )
+        return value
+
+    def flag(self, key: str) -> bool:
+        """Return whether a key is true; a value of another kind is left."""
+        return isinstance(self.left.get(key), bool) and bool(self.left.pop(key))
 
     def choose(self, key: str, known: Mapping[str, Any], default: Any = None) -> Any:
         """Return the counterpart of a value; a value without one is left."""
@@ -81,8 +91,20 @@ class Keys:
 
 def renamed(keys: Keys, names: Mapping[str, str]) -> dict[str, Any]:
     """Return PEFT's arguments that a config sets to something, but for those that are off."""
-    taken = {ours: keys.take(theirs) for theirs, ours in names.items() if theirs in keys.left}
+    taken = {
+        ours: (keys.flag if ours.startswith("use_") else keys.take)(theirs)
+        for theirs, ours in names.items()
+        if theirs in keys.left
+    }
+    if taken.get("modules_to_save"):
+        taken["modules_to_save"] = listed(taken["modules_to_save"])
     return {name: value for name, value in taken.items() if value or name == "init_lora_weights"}
+
+
+def listed(text: Any) -> list[str]:
+    """Return the parts of a list, or of text with commas."""
+    parts = text if isinstance(text, list) else str(text).split(",")
+    return [str(part).strip() for part in parts if str(part).strip()]
 
 
 def lora_or_peft(lora: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from sft_lab.commands.imported_run import (
     Imported,
     Keys,
     checked,
+    listed,
     lora_or_peft,
     renamed,
     run_config,
@@ -48,7 +49,7 @@ def from_llama_factory(path: Path, keys: Keys) -> Imported:
     keys.take("do_train")
     adapters = kinds[kind](keys)
     folder = Path(keys.take("dataset_dir", "data"))
-    sources, left_out = _listed_sources(path, folder, _listed(keys.take("dataset", "")))
+    sources, left_out = _listed_sources(path, folder, listed(keys.take("dataset", "")))
     bits = keys.whole("quantization_bit")
     off = keys.take("disable_gradient_checkpointing", False)
     config = run_config(
@@ -74,15 +75,13 @@ def _lora(keys: Keys) -> dict[str, Any]:
     rank = keys.whole("lora_rank", 8) or 8
     lora = {
         "r": rank,
-        "lora_alpha": keys.take("lora_alpha", 2 * rank),
-        "lora_dropout": keys.take("lora_dropout", 0.0),
+        "lora_alpha": keys.whole("lora_alpha", 2 * rank),
+        "lora_dropout": keys.number("lora_dropout", 0.0),
         "target_modules": _targets(keys.take("lora_target", "all")),
     }
     more = renamed(keys, _PEFT)
     if more.pop("init_lora_weights", False):
         more["init_lora_weights"] = "pissa"
-    if "modules_to_save" in more:
-        more["modules_to_save"] = _listed(more["modules_to_save"])
     return lora_or_peft(lora, more)
 
 
@@ -91,16 +90,16 @@ def _oft(keys: Keys) -> dict[str, Any]:
     arguments = {
         "r": rank,
         "oft_block_size": keys.whole("oft_block_size", 0 if rank else 32),
-        "module_dropout": keys.take("module_dropout", 0.0),
+        "module_dropout": keys.number("module_dropout", 0.0),
         "target_modules": _targets(keys.take("oft_target", "all")),
     }
     if (modules := keys.take("additional_target")) is not None:
-        arguments["modules_to_save"] = _listed(modules)
+        arguments["modules_to_save"] = listed(modules)
     return {"lora": None, "peft": {"class_path": "peft.OFTConfig", "init_args": arguments}}
 
 
 def _targets(text: Any) -> str | list[str]:
-    return "all-linear" if text == "all" else _listed(text)
+    return "all-linear" if text == "all" else listed(text)
 
 
 def _listed_sources(
@@ -136,8 +135,3 @@ def _listed_sources(
         }
         left_out |= entry.left_out()
     return sources, left_out
-
-
-def _listed(text: Any) -> list[str]:
-    parts = text if isinstance(text, list) else str(text).split(",")
-    return [str(part).strip() for part in parts if str(part).strip()]

@@ -9,6 +9,7 @@ import pandas as pd
 
 from sft_lab.commands.generate import chat_of
 from sft_lab.commands.speaker import Speaker
+from sft_lab.config.ranges import PositiveInt, range_fault
 from sft_lab.data.rendering import Renderer
 from sft_lab.data.tokenizer import load_tokenizer
 from sft_lab.errors import RequestError
@@ -17,6 +18,7 @@ from sft_lab.model.qlora import compute_dtype, load_saved
 from sft_lab.runs.logged_model import ADAPTER, MAX_NEW_TOKENS
 
 _BATCH_SIZE = 16
+_RANGES = {"max_new_tokens": PositiveInt, **Decoding.__annotations__}
 
 
 class LoggedSpeaker:
@@ -37,16 +39,23 @@ class LoggedSpeaker:
             params: ``max_new_tokens``, ``temperature``, ``top_p`` and ``seed``.
 
         Raises:
-            RequestError: If a row has neither, or its template cannot render it.
+            RequestError: If a row has neither, its template cannot render it, or a parameter is
+                out of its range.
         """
-        options = dict(params or {})
-        max_new_tokens = options.pop("max_new_tokens", MAX_NEW_TOKENS)
+        options = {"max_new_tokens": MAX_NEW_TOKENS, **(params or {})}
+        for key, value in options.items():
+            if allowed := range_fault(value, _RANGES[key]):
+                raise RequestError(f"predict: {key} must be {allowed}, got {value}.")
+        max_new_tokens = options.pop("max_new_tokens")
         given = [
             {key: value for key, value in row.items() if value is not None}
             for row in rows.to_dict(orient="records")
         ]
         if not any(given):  # MLflow drops what the signature does not name
-            raise RequestError("predict: expected rows with 'prompt' or 'messages', got none.")
+            raise RequestError(
+                "predict: expected rows with 'prompt' or 'messages', got none; "
+                'pass [{"prompt": "What is 3 plus 4?"}].'
+            )
         chats = [chat_of(row, f"row {number}") for number, row in enumerate(given, start=1)]
         found = self.speaker.answer(chats, Decoding(**options), max_new_tokens)
         return [completion.answer for completion in found]

@@ -23,6 +23,7 @@ MLFLOW_CREDENTIALS = (
     "MLFLOW_TRACKING_TOKEN."
 )
 
+_MOST_SHOWN = 20  # known keys in an error
 _CLASS_KEYS = ("class_path", "init_args", "dict_kwargs")
 """The keys of an object; the last one is for arguments that a class takes by ``**kwargs``."""
 
@@ -117,7 +118,9 @@ def _fix(key: str, unknown: _Unknown) -> str:
     near = difflib.get_close_matches(name, unknown.known, n=1, cutoff=0.5)
     if near:
         return f"did you mean {'.'.join([*above, near[0]])!r}?"
-    return f"known here are {', '.join(unknown.known)}."
+    shown = ", ".join(unknown.known[:_MOST_SHOWN])
+    more = len(unknown.known) - _MOST_SHOWN
+    return f"known here are {shown}{f' and {more} more' if more > 0 else ''}."
 
 
 @dataclasses.dataclass(frozen=True)

@@ -89,9 +89,7 @@ class Peft:
             why = f"it cannot be imported: {fault}"
             raise self._refusal(why, "name a config class of PEFT") from fault
         if not (isinstance(owner, type) and issubclass(owner, PeftConfig)):
-            raise self._refusal(
-                "it is no config of PEFT", "name one that is, such as peft.LoraConfig"
-            )
+            raise self._refusal("it is not a PEFT config", "name one, such as peft.LoraConfig")
         try:
             config = owner(**{"task_type": "CAUSAL_LM"} | dict(self.init_args))
         except Exception as fault:  # whatever the checks of a config raise

@@ -207,6 +207,7 @@ def save_trained(model: Any, out: Path, weights: Mapping[str, Tensor] | None = N
         save_joined(model, out)
     else:
         model.save_pretrained(out, state_dict=weights)
+    (out / "README.md").unlink(missing_ok=True)  # PEFT's model card, a form without content
 
 
 def load_saved(

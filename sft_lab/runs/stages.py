@@ -61,6 +61,6 @@ def find_stage(store: RunStore, text: str) -> EndedStage:
     stage = stage or known[-1]
     if stage not in (*known, BASE_STAGE):
         raise RequestError(
-            f"{named} has kept no stage {stage!r}; it has {', '.join([BASE_STAGE, *known])}."
+            f"{named} has no stage {stage!r}; it has {', '.join([BASE_STAGE, *known])}."
         )
     return EndedStage(run_id, run_name, stage, config)

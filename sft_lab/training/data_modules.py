@@ -129,6 +129,11 @@ class StagedDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         micro_batches_per_step(batch_size, micro_batch_size)
+        if packing and padding_free:
+            raise RequestError(
+                "data.padding_free leaves nothing to save where data.packing fills the sequences; "
+                "set one of them to false."
+            )
         check_stages(stages, corpus.sources)
         if guard is not None:
             check_guard(guard, stages, evaluation, order)

@@ -64,7 +64,7 @@ def test_two_stages_answer_side_by_side(
 
 @pytest.mark.parametrize(
     ("stage", "message"),
-    [("@third", "has kept no stage 'third'; it has base, first, second."), ("x@first", "no run")],
+    [("@third", "has no stage 'third'; it has base, first, second."), ("x@first", "no run")],
 )
 def test_a_stage_that_was_not_kept_is_refused(
     lab: Lab, store: str, run_name: str, stage: str, message: str
@@ -77,7 +77,7 @@ def test_a_stage_that_was_not_kept_is_refused(
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"text": "a"}, "line 1: expected a text under 'prompt', .* it has the keys text"),
+        ({"text": "a"}, "line 1: expected a text under 'prompt', .* got {'text': 'a'}"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "must end with the user's turn"),
     ],
 )

@@ -185,6 +185,12 @@ def test_adapters_beyond_lora_become_those_of_peft(
         ),
         ("base_model: x\ndatasets: {a: b}", "datasets: expected a list, got {'a': 'b'}"),
         ("base_model: x\ndatasets: [1]", "datasets[0]: expected keys and values, got 1"),
+        # It would be read from the environment, and sent to the hub as the base's name.
+        (
+            "base_model: x/${oc.env:TOKEN}\ndatasets: [{path: a}]",
+            "import: base_model: in a run's config, ${...} refers to another key",
+        ),
+        ("base_model: x\ndatasets: [{path: '${a}'}]", "import: datasets: in a run's config"),
     ],
 )
 def test_what_cannot_be_imported_is_refused(lab: Lab, text: str, message: str) -> None:
@@ -196,6 +202,7 @@ def test_what_cannot_be_imported_is_refused(lab: Lab, text: str, message: str) -
 
 def test_numbers_that_are_none_are_left_out(lab: Lab) -> None:
     rest = "num_epochs: .inf\nlearning_rate: fast\nwarmup_ratio: .nan\nweight_decay: '1e-2'\n"
+    rest += "adapter: lora\nlora_r: sixteen\npeft_use_dora: 'yes'\n"
     lab.write("odd.yaml", f"base_model: x\ndatasets: [{{path: a.jsonl, type: alpaca}}]\n{rest}")
     outcome = lab("import", "odd.yaml")
     assert outcome.code == 0
@@ -203,6 +210,8 @@ def test_numbers_that_are_none_are_left_out(lab: Lab) -> None:
         "left out: num_epochs: inf",
         "left out: learning_rate: fast",
         "left out: warmup_ratio: nan",
+        "left out: lora_r: sixteen",
+        "left out: peft_use_dora: yes",
     ]
     assert "weight_decay: 0.01" in outcome.out
 

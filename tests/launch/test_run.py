@@ -179,7 +179,7 @@ def test_a_run_ends_with_a_table_the_next_commands_and_its_conclusion(
     *table, empty, kept, following, browser, conclusion = finished.outcome.out.splitlines()[-9:]
     run_id = finished.lab.run.info.run_id[:8]
     assert empty == ""
-    assert kept == f"Kept in run {run_id}: scores, answers, adapters of every stage"
+    assert kept == f"Kept in run {run_id}: scores, answers, weights of every stage"
     assert following == f"Next: sft-lab compare {run_id}"
     assert browser == f"  or: sft-lab ui {run_id}"
     assert f"<div>{conclusion}</div>" in finished.lab.run.data.tags["mlflow.note.content"]

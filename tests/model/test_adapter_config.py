@@ -115,7 +115,7 @@ def test_what_is_trained_is_said_and_counted_before_the_base_loads(
     ("name", "arguments", "message"),
     [
         ("LoraConfi", {}, r"peft.LoraConfi: it cannot be imported: .*; name a config class"),
-        ("PeftModel", {}, r"peft.PeftModel: it is no config of PEFT; name one that is"),
+        ("PeftModel", {}, r"peft.PeftModel: it is not a PEFT config; name one, such as"),
         ("PromptTuningConfig", {"num_virtual_tokens": 2}, r"it adds to the input of the model"),
         ("AdaLoraConfig", {"total_step": 9, **SOME}, r"it needs calls of its own during training"),
         ("LoraConfig", {"alora_invocation_tokens": [5], **SOME}, r"acts after certain tokens only"),

@@ -53,6 +53,16 @@ def test_a_logged_model_answers_as_generate_does(
     assert "mlflow" not in capsys.readouterr().err  # such as packages that it misses
     with pytest.raises(RequestError, match="expected rows with 'prompt' or 'messages', got none"):
         loaded.predict(["What is 1 plus 1?"])
+    with pytest.raises(RequestError, match=r"row 1: expected a text under 'prompt'.*got .*\['a'\]"):
+        loaded.predict({"prompt": ["a"]})
+    for name, value, allowed in (
+        ("temperature", -1.0, "0 or more and finite"),
+        ("top_p", 7.0, r"in \(0, 1\]"),
+        ("max_new_tokens", 0, "1 or more"),
+        ("seed", -1, r"in \[0, "),
+    ):
+        with pytest.raises(RequestError, match=f"predict: {name} must be {allowed}.*, got {value}"):
+            loaded.predict([{"prompt": "a"}], params={name: value})
     described = loaded.metadata.signature.to_dict()
     assert '"messages"' in described["inputs"]
     assert '"max_new_tokens"' in described["params"]

@@ -144,6 +144,7 @@ def test_held_out_rows_are_read_for_evaluations(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"packing": True, "padding_free": True}, r"data\.padding_free leaves nothing to save"),
         ({"batch_size": 6}, r"data\.batch_size must be a multiple .* got 6 and 4"),
         ({"micro_batch_size": 0}, r"data\.micro_batch_size, got 8 and 0"),
         ({"stages": {}}, r"data\.stages is empty"),
