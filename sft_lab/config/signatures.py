@@ -106,12 +106,19 @@ def _with_inherited(own: Mapping[str, Any], base: Arguments | None) -> dict[str,
 def argument_types(owner: Any) -> dict[str, Any]:
     """Return the types of a class's arguments, and of its bases', which ``**kwargs`` go to."""
     if dataclasses.is_dataclass(owner) or not isinstance(owner, type):
-        return typing.get_type_hints(owner, include_extras=True)
+        return _hints(owner)
     found: dict[str, Any] = {}
     for base in reversed(owner.__mro__):
         if "__init__" in vars(base):
-            found |= typing.get_type_hints(vars(base)["__init__"], include_extras=True)
+            found |= _hints(vars(base)["__init__"])
     return found
+
+
+def _hints(owner: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(owner, include_extras=True)
+    except NameError:  # of a type that its module imports for type checkers alone
+        return dict.fromkeys(inspect.signature(owner).parameters, Any)
 
 
 def is_dataclass(hint: Any) -> bool:

@@ -114,7 +114,8 @@ def check_devices(trainer: Mapping[str, Any], batch_size: int, micro_batch_size:
     """
     devices, nodes = devices_per_node(trainer), int(trainer["num_nodes"])
     total = devices * nodes
-    strategy = str(trainer["strategy"])
+    given = trainer["strategy"]
+    strategy = str(given["class_path"] if isinstance(given, Mapping) else given)
     if (sharding := _SHARDING.search(strategy)) is not None:
         raise RequestError(
             f"trainer.strategy {sharding[0]}: a model is sharded by {FSDP} (FSDP2) only; set "

@@ -210,7 +210,7 @@ class _Ranks:
 
 def _death(rank: int, code: int) -> str:
     if code >= 0:
-        return f"rank {rank} ended with exit code {code}"
+        return f"rank {rank} ended with exit code {code}."
     name = signal.Signals(-code).name
     out_of_memory = ", as a machine out of memory does" if -code == signal.SIGKILL else ""
-    return f"rank {rank} was killed by {name}{out_of_memory}"
+    return f"rank {rank} was killed by {name}{out_of_memory}."

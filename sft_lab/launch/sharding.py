@@ -25,6 +25,13 @@ def check_sharded(config: Mapping[str, Any]) -> None:
 def _inexact(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, str, str]]:
     """Yield key, value, reason and fix of what is refused."""
     model, suite = config["model"], config["evaluation"]
+    precision = str(config["trainer"]["precision"])
+    if "16" in precision and "bf16" not in precision:
+        yield (
+            *("trainer.precision", precision),
+            "float16 needs gradients that are scaled, which is not done over shards",
+            "set it to bf16-mixed or 32-true",
+        )
     if (quantization := model["quantization"]) in ("nf4", "int8"):
         yield (
             *("model.quantization", quantization),

@@ -111,6 +111,10 @@ def free_port() -> int:
             "--trainer.strategy={class_path: lightning.pytorch.strategies.ModelParallelStrategy}",
             "trainer.strategy ModelParallel: a model is sharded by fsdp (FSDP2) only; set",
         ),
+        (  # its annotations do not resolve
+            "--trainer.strategy={class_path: lightning.pytorch.strategies.FSDPStrategy}",
+            "trainer.strategy FSDP: a model is sharded by fsdp (FSDP2) only; set",
+        ),
         ("--trainer.strategy=fast", "trainer: You selected an invalid strategy"),
         ("--trainer.barebones=true", "trainer: `Trainer(barebones=True"),
         ("--trainer=fast", "--trainer takes keys, or the name of a YAML file, got fast"),

@@ -41,7 +41,7 @@ LOST = ends(RunError("rank 0: gloo: Connection closed by peer"), is_echo=True)
     ("first", "second", "error"),
     [
         (HANGS, "os.kill(os.getpid(), signal.SIGKILL)", "^rank 1 was killed by SIGKILL, as a mac"),
-        (HANGS, "os._exit(3)", "^rank 1 ended with exit code 3$"),
+        (HANGS, "os._exit(3)", "^rank 1 ended with exit code 3.$"),
         (LOST, "time.sleep(0.3); " + ends(RunError("rank 1: no memory")), "^rank 1: no memory$"),
         (LOST, HANGS, "^rank 1 did not answer the other ranks, which waited 1800 s$"),
         (HANGS, ends(RequestError("corpus: no rows")), "^corpus: no rows$"),

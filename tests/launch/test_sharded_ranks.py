@@ -224,6 +224,7 @@ def test_a_sharded_run_resumes_on_one_device_and_is_scored_on_two(
             ["--model.lora=null", "--model.peft={class_path: peft.LoraConfig}"],
             "model.peft peft.LoraConfig does not go with trainer.strategy fsdp: only LoRA has",
         ),
+        (["--trainer.precision=16-mixed"], "trainer.precision 16-mixed does not go with"),
         (["--model.torch_compile=true"], "model.torch_compile true does not go with"),
         (["--model.optimizer=paged_adamw_8bit"], "its states are not sharded; set it to adamw"),
         (["--evaluation.weights=merged"], "a merged copy would be whole on each device"),

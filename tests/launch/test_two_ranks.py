@@ -199,6 +199,33 @@ def test_a_killed_rank_ends_the_run_which_resumes_to_the_bit(two: Lab, stopped_l
         assert stopped_lab.points(key) == two.points(key), key
 
 
+SERVER_AWAY = """
+import os, signal
+from lightning import Callback
+from sft_lab.runs.logger import RunLogger
+
+class Away(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.is_last_batch:  # as after STOP_WAIT_S; only the first rank has points to send
+            first = trainer.is_global_zero
+            RunLogger.flush = lambda logger, stopping=bool: not (first and stopping())
+            os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.mark.extended
+def test_a_signal_while_the_server_is_away_ends_all_ranks(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SFT_LAB_RANK_TIMEOUT_S", "60")
+    write_config(lab)
+    lab.write("server.py", SERVER_AWAY)
+    away = "--trainer.callbacks+={class_path: server.Away}"
+    outcome = lab("fit", *FLAGS, "--trainer.devices=2", away)
+    assert outcome.code == 143, outcome.err
+    assert lab.run.info.status == "KILLED"
+
+
 @pytest.mark.extended
 def test_dropout_resumes_to_the_bit(stopped_lab: Lab, make_lab: MakeLab, tmp_path: Path) -> None:
     (tmp_path / "unbroken").mkdir()

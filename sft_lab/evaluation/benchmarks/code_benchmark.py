@@ -1,7 +1,6 @@
 """The base class of code benchmarks: programs run in the sandbox, and pass@k."""
 
 import keyword
-import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ from sft_lab.evaluation.sandbox.sandbox import (
     LevelChoice,
     Program,
     ProgramResult,
+    rank_cores,
     resolve_level,
     run_programs,
 )
@@ -114,7 +114,7 @@ class CodeBenchmark(Benchmark):
             list(distinct.values()),
             timeout_s=self.timeout_s,
             memory_mb=self.memory_mb,
-            workers=len(os.sched_getaffinity(0)),
+            workers=rank_cores(),
             level=self.level,
         )
         results = dict(zip(distinct, found, strict=True))

@@ -8,6 +8,7 @@ isolation: a program sees the machine's files with the rights of the run. Both g
 
 import functools
 import json
+import os
 import queue
 import select
 import subprocess
@@ -65,6 +66,14 @@ class ProgramResult:
 
     passed: bool
     reason: str
+
+
+def rank_cores() -> int:
+    """Return how many programs this rank may run at a time: its share of its machine's cores.
+
+    More would slow each other down, and the time of a program is limited.
+    """
+    return max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def run_programs(

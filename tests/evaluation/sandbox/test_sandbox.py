@@ -20,6 +20,7 @@ from sft_lab.evaluation.sandbox.sandbox import (
     ProgramResult,
     isolation_fault,
     isolation_route,
+    rank_cores,
     resolve_level,
     run_programs,
 )
@@ -452,6 +453,15 @@ def test_a_worker_refuses_a_folder_with_files(tmp_path: Path) -> None:
 def test_wrong_limits_are_refused(level: Level) -> None:
     with pytest.raises(RequestError, match="got 0, 256 and 1"):
         run(level, "1 + 1", timeout_s=0)
+
+
+def test_ranks_of_a_machine_share_its_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    assert rank_cores() == 8
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert rank_cores() == 2
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "16")
+    assert rank_cores() == 1
 
 
 def test_an_empty_list_of_programs_needs_no_process(level: Level) -> None:
