@@ -113,7 +113,7 @@ def free_port() -> int:
         ),
         (  # its annotations do not resolve
             "--trainer.strategy={class_path: lightning.pytorch.strategies.FSDPStrategy}",
-            "trainer.strategy FSDP: a model is sharded by fsdp (FSDP2) only; set",
+            "trainer.strategy FSDPStrategy: a model is sharded by fsdp (FSDP2) only; set",
         ),
         ("--trainer.strategy=fast", "trainer: You selected an invalid strategy"),
         ("--trainer.barebones=true", "trainer: `Trainer(barebones=True"),
