@@ -65,5 +65,8 @@ model = mlflow.pyfunc.load_model(f"models:/{logged.model_id}")
 print("mlflow:", *model.predict([{"prompt": "What is 3 plus 4?"}], params={"max_new_tokens": 24}))
 keys = {key for (key,) in sqlite3.connect("mlruns/mlflow.db").execute("select distinct key from metrics")}
 assert {"ability/math", "ability/code", "ability/general"} <= keys, keys
+[run] = mlflow.search_runs(search_all_experiments=True, output_format="list")
+files = {file.path for file in mlflow.MlflowClient().list_artifacts(run.info.run_id)}
+assert "abilities.png" in files, files
 PY
 echo "first hour: done"
