@@ -165,8 +165,12 @@ class Lab:
         [output] = self.run.outputs.model_outputs
         monkeypatch.chdir(self.folder)
         monkeypatch.setenv("SFT_LAB_WORLD", str(self.world))
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", "sqlite:///mlruns/mlflow.db")
-        return mlflow.pyfunc.load_model(f"models:/{output.model_id}")
+        before = mlflow.get_tracking_uri()
+        mlflow.set_tracking_uri("sqlite:///mlruns/mlflow.db")
+        try:
+            return mlflow.pyfunc.load_model(f"models:/{output.model_id}")
+        finally:
+            mlflow.set_tracking_uri(before)
 
     @property
     def checkpoint(self) -> Path:

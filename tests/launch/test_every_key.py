@@ -57,6 +57,7 @@ OTHERS: dict[str, Any] = {
     "trainer.model_registry": "other",
     "model.base": "other",
     "model.quantization": "bf16",
+    "model.dequantize": "cached",
     "model.lora.target_modules": "q_proj",
     "model.optimizer": "paged_adamw_8bit",
     "model.evaluation": {},

@@ -19,6 +19,7 @@ from sft_lab.data.tokenizer import load_tokenizer
 from sft_lab.evaluation.generation import TransformersContinuous
 from sft_lab.model.adapter_config import Lora, add_adapters
 from sft_lab.model.qlora import compute_dtype, load_base
+from sft_lab.model.unquantized import EvaluationWeights
 from sft_lab.runs.store import RunStore
 
 TORCHTUNE = (  # adapters and batches of its recipe llama2/7B_qlora_single_device
@@ -87,17 +88,22 @@ def time_evaluation(bench: Bench) -> Iterator[Row]:
     number, batch_size = (4, 4) if bench.tiny else (64, 64)
     prompts = {limit: some[:number] for limit, some in generation.read_prompts(renderer).items()}
     settings = (model, prompts, renderer, batch_size)
+
+    def theirs(weights: EvaluationWeights) -> generation.Answers:
+        return generation.theirs(*settings, weights, dtype, longest_first=True)
+
     ways: dict[str, Callable[[], generation.Answers]] = {
-        "transformers' generate": partial(generation.theirs, *settings),
-        "generate, merged": partial(generation.theirs_merged, *settings, dtype),
+        "transformers, live": partial(theirs, "live"),
+        generation.MERGED: partial(theirs, "merged"),
     }
     for weights in ("live", "dequantized", "merged"):
         ways[f"native, {weights}"] = partial(generation.ours, *settings, weights, dtype)
     if CUDA:
         ways["transformers_continuous"] = partial(continuous, *settings)
     table = generation.measure(ways, 1 if bench.tiny else 2)
-    for name, _, tokens, times, _, alike in table:
-        yield Row(f"0.5B, {name}", f"{tokens} tokens/s", table[0][0], f"{times}x, {alike} the same")
+    for name, _, _, tokens, times, _, alike in table:
+        shown = f"{times}x, {alike} the same"
+        yield Row(f"0.5B, {name}", f"{tokens} tokens/s", generation.MERGED, shown)
     yield Row("0.5B, vllm", outcome="not timed: it answers from a server")
 
 
