@@ -166,7 +166,8 @@ class Lab:
         monkeypatch.chdir(self.folder)
         monkeypatch.setenv("SFT_LAB_WORLD", str(self.world))
         before = mlflow.get_tracking_uri()
-        mlflow.set_tracking_uri("sqlite:///mlruns/mlflow.db")
+        # In full: MLflow keeps a store for each address, of whatever folder it was first opened in.
+        mlflow.set_tracking_uri(f"sqlite:///{self.folder}/mlruns/mlflow.db")
         try:
             return mlflow.pyfunc.load_model(f"models:/{output.model_id}")
         finally:
