@@ -129,6 +129,7 @@ class RunCheckpoint(Checkpoint):
 
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Before the save too: one that waits for a server gives up only if the first rank knows.
         self._agree_on_signal()
         self._save(trainer, _ended_stage(trainer, pl_module) if self.keep_stages else None)
         self._agree_on_signal()
@@ -136,7 +137,8 @@ class RunCheckpoint(Checkpoint):
 
     def _save(self, trainer: Trainer, ended_stage: str | None = None) -> None:
         # A resumed run logs only what comes after its checkpoint. At a stop with the server away
-        # the one before it is kept, from which resuming is as exact.
+        # the one before it is kept, from which resuming is as exact. Only the first rank has points
+        # to send, and all must save or none.
         logger = run_logger(trainer)
         if not distributed.by_first(lambda: logger.flush(lambda: self._signal is not None)):
             return

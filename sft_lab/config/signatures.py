@@ -118,7 +118,7 @@ def _hints(owner: Any) -> dict[str, Any]:
     try:
         return typing.get_type_hints(owner, include_extras=True)
     except NameError:  # of a type that its module imports for type checkers alone
-        return dict.fromkeys(inspect.signature(owner).parameters, Any)
+        return {name: Any for name in inspect.signature(owner).parameters if name != "self"}
 
 
 def is_dataclass(hint: Any) -> bool:

@@ -8,8 +8,9 @@ _MOST_LOOK_AHEAD = 64
 _LONGEST = 1.5
 """Length of a sequence that rows of a micro-batch share, in lengths of its longest row.
 
-Longer ones would save little more padding, and let attention grow: on the world and on real rows
-it computes less than over padded rows, which at 2 it does not (``tests/speed/packing_fill.py``).
+Longer ones would save little more padding, and attention grows with the square. On the world and on
+real rows it computes less than over padded rows at 1.5, but not at 2
+(``tests/speed/packing_fill.py``).
 """
 
 

@@ -18,7 +18,7 @@ class Sharded(ModelParallelStrategy):
     """Shard the model over all devices; ``SFTModule.load`` does it.
 
     Lightning's strategy gathers all weights, the base's too, and restores them after the setup.
-    Here a checkpoint has trained weights and optimizer states, each gathered in its turn, in the
+    Here a checkpoint has trained weights and optimizer states, each gathered by itself, in the
     format of a run on one device, and is restored when that of any run is.
     """
 
