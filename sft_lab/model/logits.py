@@ -1,6 +1,6 @@
 """Compute logits and losses of chosen tokens only, and check that an architecture allows it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import copy
 from typing import Any, NamedTuple
@@ -38,16 +38,34 @@ class HiddenStates(NamedTuple):
     def nll(self, target_ids: Tensor) -> Tensor:
         """Return the negative log-likelihood of a target at each position, float32 ``[N]``.
 
-        With a large vocabulary, chunks of the positions are computed one after the other, and again
-        in the backward pass, so that ``CHUNK_LOGITS`` logits are held at a time. Each value is
-        computed from its own position alone; the gradient is a sum in another order.
+        With a large vocabulary, chunks of the positions are computed one after the other, so that
+        ``CHUNK_LOGITS`` logits are held at a time. The gradient of a chunk is computed with it, or,
+        if the head is trained, after the chunk is computed again in the backward pass. Each value
+        is computed from its own position alone; a trained head's gradient is a sum in another
+        order.
         """
         vocab_size = self.causal_lm.get_output_embeddings().weight.shape[0]
         size = max(1, CHUNK_LOGITS // vocab_size)
         if len(target_ids) <= size:
             return self._nll(self.states, target_ids)
+        if self._has_early_gradient():
+            return _NllOfChunks.apply(self.states, target_ids, size, self._nll)
         chunks = zip(self.states.split(size), target_ids.split(size), strict=True)
         return torch.cat([checkpoint(self._nll, *chunk, use_reentrant=False) for chunk in chunks])
+
+    def _has_early_gradient(self) -> bool:
+        """Return whether the states' gradient can be computed before that of the loss is known."""
+        device = self.states.device.type
+        dtypes = {self.states.dtype}
+        if torch.is_autocast_enabled(device):
+            dtypes.add(torch.get_autocast_dtype(device))
+        return (
+            torch.is_grad_enabled()
+            and self.states.requires_grad
+            and torch.float16 not in dtypes  # small gradients need the loss scale
+            and not hasattr(self.causal_lm, DECODE)  # a sharded head is gathered again
+            and not _trains_head(self.causal_lm)
+        )
 
     def _nll(self, states: Tensor, target_ids: Tensor) -> Tensor:
         return functional.cross_entropy(self.head(states).float(), target_ids, reduction="none")
@@ -71,6 +89,45 @@ class HiddenStates(NamedTuple):
             if own is not None:
                 decoder.forward = own
         return logits
+
+
+class _NllOfChunks(torch.autograd.Function):
+    """Compute losses, and how each depends on its own state, chunk by chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        target_ids: Tensor,
+        size: int,
+        nll: Callable[[Tensor, Tensor], Tensor],
+    ) -> Tensor:
+        losses, gradients = [], []
+        for some, targets in zip(states.split(size), target_ids.split(size), strict=True):
+            with torch.enable_grad():
+                some = some.detach().requires_grad_()
+                chunk = nll(some, targets)
+                gradients += torch.autograd.grad(chunk.sum(), some)
+            losses.append(chunk.detach())
+        ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(losses)
+
+    @staticmethod
+    def backward(ctx: Any, *of_losses: Tensor) -> tuple[Tensor | None, ...]:
+        [of_states] = ctx.saved_tensors
+        [of_loss] = of_losses
+        return (of_states * of_loss[:, None]).to(of_states.dtype), None, None, None
+
+
+def _trains_head(causal_lm: Any) -> bool:
+    """Return whether a weight is trained that turns hidden states into logits."""
+    inside = set(decoder_of(causal_lm).modules())
+    return any(
+        parameter.requires_grad
+        for module in causal_lm.modules()
+        if module not in inside
+        for parameter in module.parameters(recurse=False)
+    )
 
 
 def hidden_states(

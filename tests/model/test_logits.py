@@ -39,12 +39,33 @@ def test_the_loss_is_the_models_own_whatever_it_does_to_its_logits(kind: str) ->
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])
+@pytest.mark.parametrize(
+    ("trained", "precision", "times"),
+    [
+        ("the layers", None, 1),
+        ("the layers", torch.bfloat16, 1),
+        ("all weights", None, 2),  # the head's gradient needs the logits in the backward pass
+        ("the layers", torch.float16, 2),  # the loss scale keeps small gradients
+    ],
+)
 def test_chunks_give_the_same_losses_and_gradient(
-    kind: str, monkeypatch: pytest.MonkeyPatch
+    kind: str,
+    trained: str,
+    precision: torch.dtype | None,
+    times: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model = tiny_model(kind)
-    whole = hidden_states(model, IDS, POSITIONS, PLACES).nll(TARGETS)
-    expected = gradient(model, whole.mean())
+    if trained == "the layers":
+        model.requires_grad_(False).model.layers.requires_grad_(True)
+    weights = torch.linspace(-1, 2, len(TARGETS))  # no two losses count alike
+
+    def nll() -> torch.Tensor:
+        with torch.autocast("cpu", precision, enabled=precision is not None):
+            return hidden_states(model, IDS, POSITIONS, PLACES).nll(TARGETS)
+
+    whole = nll()
+    expected = gradient(model, weights @ whole)
     held: list[int] = []
     real = functional.cross_entropy
 
@@ -54,11 +75,24 @@ def test_chunks_give_the_same_losses_and_gradient(
 
     monkeypatch.setattr(functional, "cross_entropy", watch)
     monkeypatch.setattr(logits_module, "CHUNK_LOGITS", 10 * VOCAB_SIZE)
+    chunked = nll()
+    torch.testing.assert_close(chunked, whole)
+    tolerance = {}
+    if precision is not None:  # the states' gradient is rounded once more
+        largest = expected.abs().max().item()
+        tolerance = {"rtol": 0.0, "atol": torch.finfo(precision).eps * largest}
+    torch.testing.assert_close(gradient(model, weights @ chunked), expected, **tolerance)
+    assert held[:4] == [10 * VOCAB_SIZE] * 3 + [3 * VOCAB_SIZE]
+    assert sorted(held) == sorted(times * held[:4])
+
+
+def test_chunks_that_are_only_read_have_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("llama").requires_grad_(False)
+    whole = hidden_states(model, IDS, POSITIONS, PLACES).nll(TARGETS)
+    monkeypatch.setattr(logits_module, "CHUNK_LOGITS", 10 * VOCAB_SIZE)
     chunked = hidden_states(model, IDS, POSITIONS, PLACES).nll(TARGETS)
     torch.testing.assert_close(chunked, whole)
-    torch.testing.assert_close(gradient(model, chunked.mean()), expected)
-    # 33 targets in chunks of 10, each computed again in the backward pass.
-    assert sorted(held) == sorted(2 * [10 * VOCAB_SIZE] * 3 + 2 * [3 * VOCAB_SIZE])
+    assert not chunked.requires_grad
 
 
 @pytest.mark.parametrize("kind", ["recurrent_gemma", "mamba", "gpt_oss", "bloom"])

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).parents[2]
 WARM_UP = 5
 LR = 1e-3
+WORLD = f"{ROOT}/configs/world/multi_task.yaml"
 
 
 class Case(NamedTuple):
@@ -42,15 +43,17 @@ class Case(NamedTuple):
     precision: str
     overrides: Sequence[str] = ()
     trl_padding_free: bool = False
+    config: str = WORLD
 
     def arguments(self, folder: str) -> list[str]:
         """Return the arguments of ``fit``."""
         size = 4 if self.packing else 8
         few = "--evaluation.benchmarks.world_{}.init_args.num_examples=2"
+        benchmarks = ("math", "code", "general") if self.config == WORLD else ()
         stage = {"lr": LR, "warmup_ratio": 0, "lr_schedule": "constant", "max_steps": self.steps}
         return [
-            f"--config={ROOT}/configs/world/multi_task.yaml",
-            *map(few.format, ("math", "code", "general")),
+            f"--config={self.config}",
+            *map(few.format, benchmarks),
             "--evaluation.every_n_steps=100000",
             "--evaluation.split=null",
             "--model.lora.lora_dropout=0",
@@ -67,11 +70,31 @@ class Case(NamedTuple):
         ]
 
 
-def llama(folder: Path, num_rows: int, num_tokens: int) -> list[str]:
-    """Write a random Llama of 60 million parameters and rows of so many tokens.
+LLAMA = """
+seed_everything: 0
+trainer: {root}/configs/trainer.yaml
+model: {{base: {folder}/llama, quantization: nf4, lora: {{r: 32, lora_alpha: 64}}}}
+corpus: {{sources: {{numbers: {{path: {folder}/rows.jsonl}}}}, val_rows: 0}}
+evaluation:
+  benchmarks:
+    world_math:
+      class_path: sft_lab.evaluation.benchmarks.world.WorldMath
+      init_args:
+        path: world://data/world_math.jsonl
+        source: numbers
+        max_new_tokens: 1
+        num_examples: 1
+data:
+  stages:
+    all: {{mixture: {{numbers: 1}}, epochs: 1, lr: 1e-3}}
+"""
+
+
+def llama(folder: Path, num_rows: int, num_tokens: int) -> str:
+    """Write a random Llama of 60 million parameters, rows of so many tokens, and their config.
 
     Returns:
-        What to override to train them.
+        Path of the config.
     """
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
 
@@ -89,15 +112,9 @@ def llama(folder: Path, num_rows: int, num_tokens: int) -> list[str]:
         for number in range(num_rows):
             digits = f"{number:0{(num_tokens - 7) // 2}}"  # two tokens each; the rest has seven
             file.write(json.dumps({"instruction": "Count.", "output": " ".join(digits)}) + "\n")
-    return [
-        f"model.base={folder}/llama",
-        f'corpus.sources={{"math": {{"path": "{folder}/rows.jsonl"}}}}',
-        'data.stages.all.mixture={"math": 1}',
-        "data.batch_size=4",
-        "data.micro_batch_size=4",
-        f"corpus.max_length={num_tokens}",
-        "corpus.val_rows=0",
-    ]
+    path = folder / "llama.yaml"
+    path.write_text(LLAMA.format(root=ROOT, folder=folder))
+    return str(path)
 
 
 class Clock:
@@ -317,16 +334,20 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         rows = f"{folder}/rows.json"
-        base = (
-            [] if options.llama is None else llama(Path(folder), 4 * options.steps, options.llama)
-        )
         case = Case(
             options.steps,
             options.packing,
             options.precision,
-            [*base, *options.set],
+            options.set,
             options.trl_padding_free,
         )
+        if options.llama is not None:
+            path = llama(Path(folder), 4 * options.steps, options.llama)
+            of_llama = [
+                f"corpus.max_length={options.llama}",
+                *map("data.{}batch_size=4".format, ("", "micro_")),
+            ]
+            case = case._replace(config=path, overrides=[*of_llama, *options.set])
         in_process("rows", sys.executable, case, rows)
         ratios: dict[str, list[float]] = {"wall": [], "cpu": []}
         for pair in range(options.pairs):

@@ -7,44 +7,51 @@ from typing import Any
 
 import torch
 
-_MARGIN = 2  # tokens of a draft that are tried even where drafts are wrong from the start
+_FIRST_ROWS = 8  # whose drafts are tried whole
+_MARGIN = 2  # tokens of a draft beyond twice the mean of those that were right
+_RETRY = 4  # one pass in this many tries drafts that have been wrong from the start
 
 
 class Drafts:
     """The drafts of one call of ``generate``, each cut to the length that is likely to be right.
 
     A pass over a draft costs its whole length and gains only the tokens before the first wrong one.
-    So once some have been tried, the others are cut to twice the mean number of right tokens, plus
-    a margin.
+    So a few drafts are tried first, and the others are cut to twice the mean number of right
+    tokens, plus a margin. Where drafts are wrong from the start, most passes try none.
 
     Args:
         drafts: Token ids that each answer may begin with.
         max_new_tokens: Longest answer, in tokens; its last token is never drafted.
 
     >>> drafts = Drafts([[5] * 30, [6] * 30], max_new_tokens=21)
-    >>> len(drafts.of(0))
-    20
-    >>> drafts.record(0, num_right=3)
-    >>> len(drafts.of(1))
+    >>> [first, second] = drafts.of([0, 1])
+    >>> len(first), len(second)
+    (20, 20)
+    >>> drafts.record([first], [3])
+    >>> [second] = drafts.of([1])
+    >>> len(second)
     8
     """
 
     def __init__(self, drafts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         self._drafts = [draft[: max_new_tokens - 1] for draft in drafts]
-        self._num_tried = self._num_right = 0
+        self._num_tried = self._num_right = self._num_passes = 0
 
-    def of(self, row: int) -> Sequence[int]:
-        """Return the part of a row's draft to try."""
-        draft = self._drafts[row]
+    def of(self, rows: Sequence[int]) -> list[Sequence[int]]:
+        """Return the parts of drafts to try in a pass over rows, or over the first few of them."""
+        drafts = [self._drafts[row] for row in rows]
         if not self._num_tried:
-            return draft
-        return draft[: 2 * self._num_right // self._num_tried + _MARGIN]
+            return drafts[:_FIRST_ROWS] if any(drafts[:_FIRST_ROWS]) else drafts
+        self._num_passes += 1
+        length = 2 * self._num_right // self._num_tried
+        if not length and self._num_passes % _RETRY:
+            return [()] * len(rows)
+        return [draft[: length + _MARGIN] for draft in drafts]
 
-    def record(self, row: int, num_right: int) -> None:
-        """Record how many tokens of a row's draft were right."""
-        if self._drafts[row]:
-            self._num_tried += 1
-            self._num_right += num_right
+    def record(self, tried: Sequence[Sequence[int]], num_right: Sequence[int]) -> None:
+        """Record how many tokens were right of each draft that a pass has tried."""
+        self._num_tried += sum(map(bool, tried))
+        self._num_right += sum(num_right)
 
 
 class EarlierAnswers:

@@ -142,16 +142,15 @@ class _Prefill:
     def __call__(self, rows: list[int], answers: Answers) -> Iterator[Batch]:
         """Generate the first tokens of rows, and yield the rows in batches."""
         while rows:
-            drafts = [self.drafts.of(row) for row in rows]
-            texts = [[*self.prompts[row], *draft] for row, draft in zip(rows, drafts, strict=True)]
-            size = len(rows)
+            drafts = self.drafts.of(rows)
+            size = len(drafts)
+            texts = [[*self.prompts[row], *d] for row, d in zip(rows[:size], drafts, strict=True)]
             if self.pass_tokens is not None:
-                size = max(1, self.pass_tokens // max(map(len, texts)))
+                size = min(size, max(1, self.pass_tokens // max(map(len, texts))))
             some, rows = rows[:size], rows[size:]
             batch = Batch(self.model, some, texts[:size], drafts[:size], self.pad_token_id)
             right = _advance(self.model, batch, answers)
-            for row, num_right in zip(some, right, strict=True):
-                self.drafts.record(row, num_right)
+            self.drafts.record(drafts[:size], right)
             if batch:
                 # Until the last pass, no batch may hold memory that only its ended rows needed.
                 batch.cache.compact()

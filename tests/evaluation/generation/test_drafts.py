@@ -65,14 +65,14 @@ def test_right_drafts_take_one_pass_and_only_what_is_wrong_is_made_anew() -> Non
     expected = theirs(model)
     shapes = batch_shapes(model)
     assert ours(model, drafts=expected) == expected
-    assert [rows for rows, _ in shapes] == [12]
+    assert [rows for rows, _ in shapes] == [8, 4]  # a few first
     shapes.clear()
     # One answer of 12 tokens: its last four are wrong, one of them comes with the first pass.
     row = next(row for row, answer in enumerate(expected) if len(answer) == 12)
     drafts = [*expected[:row], expected[row][:8] + [39] * 4, *expected[row + 1 :]]
     assert 39 not in expected[row]
     assert ours(model, drafts=drafts) == expected
-    assert shapes[1:] == [(1, len(PROMPTS[row]) + n) for n in (9, 10, 11)]
+    assert shapes[2:] == [(1, len(PROMPTS[row]) + n) for n in (9, 10, 11)]
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt_neox", "bloom"])
@@ -196,8 +196,24 @@ def test_between_passes_nothing_is_held_but_keys_and_values_of_rows_that_go_on(
 
 def test_only_what_was_tried_tells_how_much_of_drafts_is_right() -> None:
     drafts = Drafts([[], [6] * 30], max_new_tokens=21)
-    drafts.record(0, num_right=0)
-    assert len(drafts.of(1)) == 20
+    drafts.record([[]], [0])
+    assert [len(draft) for draft in drafts.of([1])] == [20]
+
+
+def test_where_drafts_are_wrong_from_the_start_few_passes_try_one() -> None:
+    drafts = Drafts([[6] * 30] * 20, max_new_tokens=21)
+    rows = list(range(20))
+    first = drafts.of(rows)
+    assert [len(draft) for draft in first] == [20] * 8
+    drafts.record(first, [0] * 8)
+    lengths = []
+    for _ in range(8):
+        tried = drafts.of(rows)
+        lengths.append(len(tried[0]))
+        drafts.record(tried, [0] * 20)
+    assert lengths == [0, 0, 0, 2, 0, 0, 0, 2]
+    drafts.record([[6, 6]] * 48, [2] * 48)  # from now on they are right: 96 tokens of 96 drafts
+    assert [len(draft) for draft in drafts.of(rows)] == [4] * 20
 
 
 def test_an_answer_that_is_the_draft_again_is_kept_once() -> None:
@@ -226,7 +242,7 @@ def test_a_draft_ends_where_a_stop_string_does() -> None:
 
 
 def test_drafts_that_are_mostly_wrong_are_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(native, "PASS_TOKENS", 30)  # a row or two in a pass
+    monkeypatch.setattr(native, "PASS_TOKENS", 19)  # the first row and its draft
     model = tiny("llama")
     expected = theirs(model)
     lengths: list[int] = []
@@ -235,10 +251,10 @@ def test_drafts_that_are_mostly_wrong_are_cut(monkeypatch: pytest.MonkeyPatch) -
     )
     wrong = [[39 - (answer or [0])[0]] * 20 for answer in expected]  # 39 - n is never n
     assert ours(model, drafts=wrong) == expected
+    # 8 of a prompt and the most of a draft, 11; after that prompts alone, and in every fourth pass
+    # 2 of a draft, which is the margin.
     read = [length for length in lengths if length > 1]
-    # 8 of a prompt and the most of a draft, 11; then 2 of a draft, which is the margin.
-    assert read[0] == 8 + 11
-    assert max(read[1:]) == 8 + 2
+    assert read == [8 + 11, 8, 7, 6, 4 + 2, 3]
 
 
 def answered(engine: NativeEngine, model: PreTrainedModel, **settings: Any) -> Sequence[str]:
@@ -287,13 +303,13 @@ def test_an_evaluation_made_again_has_the_drafts_it_had() -> None:
     assert other.earlier is not None
     other.earlier.load_state_dict(torch.load(kept, weights_only=True))
     shapes = batch_shapes(model)
-    for step, passes in ((0, 12), (0, 12), (10, 1), (10, 1), (20, 1)):
+    for step, passes in ((0, 12), (0, 12), (10, 2), (10, 2), (20, 2)):
         shapes.clear()
         other.earlier.begin(step)
         drafts = [list(other.earlier.of(prompt)) for prompt in PROMPTS]
         assert drafts == (expected if step else [[]] * 12)
         assert answered(other, model) == texts
-        assert len(shapes) == passes  # 12 tokens, one by one, or in one pass
+        assert len(shapes) == passes  # 12 tokens, one by one, or in a pass of 8 rows and one of 4
 
 
 def test_only_greedy_answers_to_prompts_that_come_again_are_kept() -> None:
