@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from sft_trainer import WARM_UP, Case
+from sft_workload import WARM_UP, Case
 
 from sft_lab.data.tokenizer import load_tokenizer
 from sft_lab.paths import resolve

@@ -11,7 +11,7 @@ import generation
 import sft_trainer
 import torch
 from gpu_bench import CLOSE, CUDA, Bench, Entry, Row, free
-from sft_trainer import Case
+from sft_workload import Case
 
 from sft_lab.commands.main import main as run_command
 from sft_lab.data.rendering import Renderer
@@ -74,9 +74,8 @@ def time_training(bench: Bench, what: str, case: Case, *, trl: bool) -> Iterator
 
 
 def speed(found: dict[str, Any]) -> str:
-    memory = found["memory"]
-    shown = "" if memory is None else f", {memory / 2**30:.1f} GiB"
-    return f"{found['tokens'] / found['wall']:,.0f} tokens/s{shown}"
+    memory = found["memory"] / 2**30
+    return f"{found['tokens'] / found['wall']:,.0f} tokens/s, {memory:.1f} GiB"
 
 
 def time_evaluation(bench: Bench) -> Iterator[Row]:

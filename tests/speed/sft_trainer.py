@@ -1,7 +1,7 @@
 """Time training against TRL's ``SFTTrainer``, on the world's model and rows.
 
     python tests/speed/sft_trainer.py [--pairs N] [--steps N] [--packing] [--llama TOKENS]
-        [--set KEY=VALUE] [--trl_padding_free] [--trl_python PYTHON]
+        [--rows_a_step N] [--vocab N] [--set KEY=VALUE] [--trl_padding_free] [--trl_python PYTHON]
 
 Both train the same NF4 base with the same first values of LoRA adapters (r 32), AdamW, rate,
 clipping and rows, in the same batches: 8 rows, padded to the longest, or, with ``--packing``, 4
@@ -12,126 +12,38 @@ side runs in a process of its own, in turn; a pair's ratio compares tokens per s
 padding, of the steps after the fifth. ``--trl_python`` is an interpreter that has TRL and the lab.
 ``--set KEY=VALUE`` changes the config, and TRL's settings where it has the same; ``--set
 data.padding_free=true`` is for the lab, ``--trl_padding_free`` for TRL. ``--llama`` trains a random
-Llama of 60 million parameters on 4 rows of so many tokens a step in place of the world's. On a
-machine with CUDA both train there.
+Llama of 60 million parameters, and more with another vocabulary than 10,000, on rows of so many
+tokens, 4 a step, in place of the world's. The peak of memory during these steps is what CUDA
+allocates, or on a processor what the process holds. On a machine with CUDA both train there.
 """
 
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
-ROOT = Path(__file__).parents[2]
-WARM_UP = 5
-LR = 1e-3
-WORLD = f"{ROOT}/configs/world/multi_task.yaml"
-
-
-class Case(NamedTuple):
-    """What both sides train; ``overrides`` are further values of the config, as ``KEY=VALUE``."""
-
-    steps: int
-    packing: bool
-    precision: str
-    overrides: Sequence[str] = ()
-    trl_padding_free: bool = False
-    config: str = WORLD
-
-    def arguments(self, folder: str) -> list[str]:
-        """Return the arguments of ``fit``."""
-        size = 4 if self.packing else 8
-        few = "--evaluation.benchmarks.world_{}.init_args.num_examples=2"
-        benchmarks = ("math", "code", "general") if self.config == WORLD else ()
-        stage = {"lr": LR, "warmup_ratio": 0, "lr_schedule": "constant", "max_steps": self.steps}
-        return [
-            f"--config={self.config}",
-            *map(few.format, benchmarks),
-            "--evaluation.every_n_steps=100000",
-            "--evaluation.split=null",
-            "--model.lora.lora_dropout=0",
-            *(f"--data.stages.all.{key}={value}" for key, value in stage.items()),
-            f"--data.batch_size={size}",
-            f"--data.micro_batch_size={size}",
-            f"--data.packing={str(self.packing).lower()}",
-            "--corpus.max_length=512",
-            f"--trainer.logger.init_args.tracking_uri=sqlite:///{folder}/mlflow.db",
-            f"--trainer.logger.init_args.artifact_location={folder}/artifacts",
-            f"--checkpoint.dirpath={folder}/checkpoints",
-            f"--trainer.precision={self.precision}",
-            *(f"--{override}" for override in self.overrides),
-        ]
-
-
-LLAMA = """
-seed_everything: 0
-trainer: {root}/configs/trainer.yaml
-model: {{base: {folder}/llama, quantization: nf4, lora: {{r: 32, lora_alpha: 64}}}}
-corpus: {{sources: {{numbers: {{path: {folder}/rows.jsonl}}}}, val_rows: 0}}
-evaluation:
-  benchmarks:
-    world_math:
-      class_path: sft_lab.evaluation.benchmarks.world.WorldMath
-      init_args:
-        path: world://data/world_math.jsonl
-        source: numbers
-        max_new_tokens: 1
-        num_examples: 1
-data:
-  stages:
-    all: {{mixture: {{numbers: 1}}, epochs: 1, lr: 1e-3}}
-"""
-
-
-def llama(folder: Path, num_rows: int, num_tokens: int) -> str:
-    """Write a random Llama of 60 million parameters, rows of so many tokens, and their config.
-
-    Returns:
-        Path of the config.
-    """
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
-
-    set_seed(0)
-    config = LlamaConfig(
-        vocab_size=10_000,
-        hidden_size=512,
-        intermediate_size=2048,
-        num_hidden_layers=12,
-        num_attention_heads=8,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder / "llama")
-    AutoTokenizer.from_pretrained(ROOT / "sft_lab/world/base").save_pretrained(folder / "llama")
-    with (folder / "rows.jsonl").open("w") as file:
-        for number in range(num_rows):
-            digits = f"{number:0{(num_tokens - 7) // 2}}"  # two tokens each; the rest has seven
-            file.write(json.dumps({"instruction": "Count.", "output": " ".join(digits)}) + "\n")
-    path = folder / "llama.yaml"
-    path.write_text(LLAMA.format(root=ROOT, folder=folder))
-    return str(path)
+from sft_workload import LR, ROOT, WARM_UP, Case, count, llama, steps_of
 
 
 class Clock:
-    """Wall and CPU seconds from the end of the warm-up to the last step, and CUDA's peak memory."""
+    """Wall and CPU seconds from the end of the warm-up to the last step, and peak memory."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.losses = steps, list[float]()
         self.begin = self.spent = (0.0, 0.0)
-        self.memory: int | None = None
+        self.memory = 0
 
     def end_step(self, step: int) -> None:
-        from torch import cuda
-
-        if cuda.is_available() and step in (WARM_UP, self.steps):
-            cuda.synchronize()
-            self.memory = cuda.max_memory_allocated()
-            cuda.reset_peak_memory_stats()
+        if step in (WARM_UP, self.steps):
+            self.memory = new_peak()
         now = (time.perf_counter(), time.process_time())
         if step == WARM_UP:
             self.begin = now
@@ -146,30 +58,19 @@ class Clock:
         return {**times, "losses": self.losses, "memory": self.memory}
 
 
-def steps_of(run: Any, steps: int) -> list[list[tuple[list[int], list[int]]]]:
-    """Return the ids and labels of the rows of each step, read from the lab's batches."""
-    found: list[list[tuple[list[int], list[int]]]] = []
-    rows: list[tuple[list[int], list[int]]] = []
-    for place, batch in enumerate(run.data.train_dataloader(), start=1):
-        for ids, labels, positions in zip(
-            batch["input_ids"], batch["labels"], batch["position_ids"], strict=True
-        ):
-            starts = [*(positions == 0).nonzero().flatten().tolist(), len(ids)]
-            for start, end in pairwise(starts):
-                targets = (labels[start:end] != -100).nonzero().flatten()
-                stop = start + int(targets[-1]) + 1  # a row ends with a target
-                rows.append((ids[start:stop].tolist(), labels[start:stop].tolist()))
-        if place % (run.data.batch_size // run.data.micro_batch_size) == 0:
-            found.append(rows)
-            rows = []
-        if len(found) == steps:
-            break
-    return found
+def new_peak() -> int:
+    """Return the bytes of memory at their peak since the last call, and begin another peak."""
+    from torch import cuda
 
-
-def count(rows_by_step: list[Any]) -> int:
-    """Return the number of tokens after the warm-up, without padding."""
-    return sum(len(ids) for rows in rows_by_step[WARM_UP:] for ids, _ in rows)
+    if cuda.is_available():
+        cuda.synchronize()
+        peak = cuda.max_memory_allocated()
+        cuda.reset_peak_memory_stats()
+        return peak
+    status = Path("/proc/self/status").read_text()
+    Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+    [resident] = re.findall(r"^VmHWM:\s+(\d+) kB$", status, re.MULTILINE)
+    return 1024 * int(resident)
 
 
 def write_rows(case: Case, folder: str, rows_file: str) -> dict[str, Any]:
@@ -322,6 +223,8 @@ def main() -> None:
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"), default="32-true")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
     parser.add_argument("--llama", type=int, metavar="TOKENS")
+    parser.add_argument("--rows_a_step", type=int, default=4, help="of --llama")
+    parser.add_argument("--vocab", type=int, default=10_000, help="of --llama")
     parser.add_argument("--trl_padding_free", action="store_true")
     parser.add_argument("--trl_python", default=sys.executable)
     for hidden in ("side", "case", "folder", "rows", "answer"):
@@ -363,7 +266,9 @@ def main() -> None:
                 f"{clock}: {ours:,.0f} and {theirs:,.0f} tokens/s, {ours / theirs:.2f}x"
                 for clock, (ours, theirs) in speeds.items()
             )
-            print(f"pair {pair + 1}: {text}; losses at most {apart:.1e} apart", flush=True)
+            peaks = " and ".join(f"{side['memory'] / 2**20:,.0f}" for side in (lab, trl))
+            text += f"; peak {peaks} MiB; losses at most {apart:.1e} apart"
+            print(f"pair {pair + 1}: {text}", flush=True)
         for clock, found in ratios.items():
             print(f"{clock}: median {median(found):.2f}x, {min(found):.2f} to {max(found):.2f}")
 

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from sft_trainer import Case
+from sft_workload import Case
 
 from sft_lab.launch.build import build
 from sft_lab.launch.parser import parse
