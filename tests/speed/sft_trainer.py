@@ -245,12 +245,11 @@ def main() -> None:
             options.trl_padding_free,
         )
         if options.llama is not None:
-            path = llama(Path(folder), 4 * options.steps, options.llama)
-            of_llama = [
-                f"corpus.max_length={options.llama}",
-                *map("data.{}batch_size=4".format, ("", "micro_")),
-            ]
-            case = case._replace(config=path, overrides=[*of_llama, *options.set])
+            size = options.rows_a_step
+            path = llama(Path(folder), size * options.steps, options.llama, options.vocab)
+            sizes = [f"data.batch_size={size}", f"data.micro_batch_size={size}"]
+            longest = f"corpus.max_length={options.llama}"
+            case = case._replace(config=path, overrides=[longest, *sizes, *options.set])
         in_process("rows", sys.executable, case, rows)
         ratios: dict[str, list[float]] = {"wall": [], "cpu": []}
         for pair in range(options.pairs):

@@ -30,7 +30,8 @@ class Side:
 
     def __init__(self, overrides: tuple[str, ...], precision: str, steps: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            run = build(parse(Case(steps, False, precision, overrides).arguments(folder)))
+            options = ("model.dequantize=each_step", *overrides)
+            run = build(parse(Case(steps, False, precision, options).arguments(folder)))
             run.data.setup("fit")
         run.module.load(precision, packed_by=run.data.packed_by)
         self.model = run.module.model
