@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from statsmodels.stats.contingency_tables import mcnemar
 
 from sft_lab.metrics.clusters import cluster_sums
 from sft_lab.metrics.score import Score, accuracy
@@ -88,8 +87,9 @@ def paired_shares(
         p, name = _sign_flip_p(cluster_sums(changes, clusters)), "sign flips of clusters"
         df: float = num_clusters - 1
     else:
-        test = mcnemar([[both, lost], [gained, neither]], exact=True)
-        p, name, df = float(test.pvalue), "exact McNemar", inf
+        # Without a difference, a change is as likely to be a gain as a loss.
+        one_side = stats.binom.cdf(min(gained, lost), gained + lost, 0.5)
+        p, name, df = min(1.0, 2 * float(one_side)), "exact McNemar", inf
     return Difference(value, low, high, p, n, gained, lost, name, df)
 
 
