@@ -169,16 +169,17 @@ ON_A_PROCESS = """
 import ctypes, fcntl, os, resource, socket, struct
 libc = ctypes.CDLL(None, use_errno=True)
 machine = os.uname().machine == 'aarch64'
+nice = os.getpriority(os.PRIO_PROCESS, 0)  # no lower one is allowed to anybody but root
 end = os.pipe()[0]
 calls = {
     'prlimit': lambda pid: resource.prlimit(pid, resource.RLIMIT_CORE, (0, 0)),
-    'setpriority': lambda pid: os.setpriority(os.PRIO_PROCESS, pid, 1),
+    'setpriority': lambda pid: os.setpriority(os.PRIO_PROCESS, pid, nice),
     'sched_setaffinity': lambda pid: os.sched_setaffinity(pid, os.sched_getaffinity(0)),
     'sched_setscheduler': lambda pid: os.sched_setscheduler(
         pid, os.SCHED_OTHER, os.sched_param(0)),
     'sched_setparam': lambda pid: os.sched_setparam(pid, os.sched_param(0)),
     'sched_setattr': lambda pid: call(
-        274 if machine else 314, pid, struct.pack('IIQi28x', 48, 0, 0, 1), 0),
+        274 if machine else 314, pid, struct.pack('IIQi28x', 48, 0, 0, nice), 0),
     'ioprio_set': lambda pid: call(30 if machine else 251, 1, pid, 0),
     'F_SETOWN': lambda pid: fcntl.fcntl(end, fcntl.F_SETOWN, pid),
 }
