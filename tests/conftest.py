@@ -132,14 +132,10 @@ def tiny_base(tmp_path_factory: pytest.TempPathFactory, chat_tokenizer: Any) -> 
     return folder
 
 
-@pytest.fixture(scope="session")
-def tiny_world(tiny_base: Path) -> Path:
-    """A folder for SFT_LAB_WORLD: base/, data/<source>.jsonl and data/world_<source>.jsonl."""
-    data = tiny_base.parent / "data"
+def write_world_data(data: Path, num_rows: int, num_items: int) -> None:
+    """Write data/<source>.jsonl and data/world_<source>.jsonl of a folder for SFT_LAB_WORLD."""
     for source in WORLD_SOURCES:
-        rows = [
-            chat(f"{source}: what is {n} plus {n}?", f"#### {2 * n}") for n in range(WORLD_ROWS)
-        ]
+        rows = [chat(f"{source}: what is {n} plus {n}?", f"#### {2 * n}") for n in range(num_rows)]
         write_jsonl(data / f"{source}.jsonl", rows)
         items = [
             {
@@ -152,9 +148,15 @@ def tiny_world(tiny_base: Path) -> Path:
                 "test": f"def check(f):\n    assert f() == {n}\n",
                 "rule": {"form": "words", "words": [str(n)], "among": [str(n)]},
             }
-            for n in range(WORLD_ITEMS)
+            for n in range(num_items)
         ]
         write_jsonl(data / f"world_{source}.jsonl", items)
+
+
+@pytest.fixture(scope="session")
+def tiny_world(tiny_base: Path) -> Path:
+    """A folder for SFT_LAB_WORLD: base/, data/<source>.jsonl and data/world_<source>.jsonl."""
+    write_world_data(tiny_base.parent / "data", WORLD_ROWS, WORLD_ITEMS)
     return tiny_base.parent
 
 

@@ -234,7 +234,9 @@ def kill_and_resume(
     Returns:
         The faults; none if every resume was exact.
     """
+    from sft_lab.study.fork_server import import_for_runs
 
+    import_for_runs()
     torch.set_num_threads(1)  # a forked process must not inherit a pool of threads
     moments = points_of_no_return()
     named = list(moments) if points is None else points

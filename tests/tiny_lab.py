@@ -196,17 +196,24 @@ def make_lab(tiny_world: Path) -> MakeLab:
 @pytest.fixture
 def lab(make_lab: MakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
     """A lab in a folder of its own. Its runs save no drawings, 40 % of their time."""
-    for drawing, empty in (("png", b""), ("_svg", "")):
-        monkeypatch.setattr(f"sft_lab.runs.run_page.RunPage.{drawing}", lambda page, e=empty: e)
+    leave_out_drawings(monkeypatch)
     return make_lab(tmp_path)
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _copied_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Let MLflow migrate one new store a session, which takes seconds, and copy its tables."""
+def leave_out_drawings(patch: pytest.MonkeyPatch) -> None:
+    for drawing, empty in (("png", b""), ("_svg", "")):
+        patch.setattr(f"sft_lab.runs.run_page.RunPage.{drawing}", lambda page, e=empty: e)
+
+
+def copy_tables(patch: pytest.MonkeyPatch, template: Path) -> None:
+    """Let MLflow migrate its first new store, which takes seconds, and copy the tables of others.
+
+    Args:
+        patch: Undoes it.
+        template: Where to keep the tables.
+    """
     from mlflow.store.db import utils
 
-    template = tmp_path_factory.mktemp("store") / "mlflow.db"
     initialize = utils._initialize_tables
 
     def copy(engine: Any) -> None:
@@ -221,8 +228,13 @@ def _copied_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         with closing(sqlite3.connect(source)) as old, closing(sqlite3.connect(target)) as new:
             old.backup(new)
 
+    patch.setattr(utils, "_initialize_tables", copy)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _copied_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(utils, "_initialize_tables", copy)
+        copy_tables(patch, tmp_path_factory.mktemp("store") / "mlflow.db")
         yield
 
 
