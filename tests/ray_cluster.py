@@ -24,7 +24,13 @@ class Cluster:
 
     def __init__(self, folder: Path, environment: dict[str, str], num_cores: int = 1) -> None:
         self.folder, self.num_cores = folder, num_cores
-        self.environment = {**environment, "RAY_AUTH_MODE": "disabled"}
+        # A lost node is found within three seconds, by default within a quarter of a minute.
+        self.environment = {
+            **environment,
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_health_check_initial_delay_ms": "1000",
+            "RAY_health_check_period_ms": "500",
+        }
         self.address = f"127.0.0.1:{free_port()}"
         port = self.address.partition(":")[2]
         self.head = self._start("head", "--head", f"--port={port}", "--include-dashboard=false")

@@ -86,6 +86,18 @@ class Terminal(io.StringIO):
         return True
 
 
+class AsciiStream(io.TextIOWrapper):
+    """A stream that can encode ASCII only, until it is reconfigured."""
+
+    def __init__(self) -> None:
+        self.bytes = io.BytesIO()
+        super().__init__(self.bytes, encoding="ascii")
+
+    def getvalue(self) -> str:
+        self.flush()
+        return self.bytes.getvalue().decode("ascii")
+
+
 @dataclass(frozen=True)
 class Lab:
     """Runs the command line in a folder with ``tiny.yaml``, over the tiny world."""
@@ -93,7 +105,9 @@ class Lab:
     folder: Path
     world: Path
 
-    def __call__(self, *arguments: str, stream: io.StringIO | None = None) -> CommandOutput:
+    def __call__(
+        self, *arguments: str, stream: io.StringIO | AsciiStream | None = None
+    ) -> CommandOutput:
         from sft_lab.commands.main import main
 
         out, err = stream or io.StringIO(), io.StringIO()

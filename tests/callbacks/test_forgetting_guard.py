@@ -250,11 +250,11 @@ def test_the_record_is_what_was_trained(unbroken: tuple[Lab, str]) -> None:
 @pytest.mark.parametrize(
     ("hook", "step"),
     [
-        ("window", 11),
+        pytest.param("window", 11, marks=pytest.mark.extended),
         ("evaluation", 12),
-        ("window", 12),
+        pytest.param("window", 12, marks=pytest.mark.extended),
         ("pass end", 13),
-        ("window", 18),
+        pytest.param("window", 18, marks=pytest.mark.extended),
         ("window", 30),
     ],
 )

@@ -1,14 +1,11 @@
 """Test what the command line refuses, with which message, and what it prints."""
 
-import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
-from tiny_lab import Lab
+from tiny_lab import AsciiStream, Lab
 
 
 def refused(lab: Lab, *arguments: str) -> str:
@@ -267,17 +264,7 @@ def test_help_leaves_no_files(lab: Lab) -> None:
     assert sorted(Path(lab.folder).iterdir()) == before
 
 
-@pytest.mark.slow
 def test_an_ascii_terminal_gets_escapes(lab: Lab) -> None:
-    command = [sys.executable, "-m", "sft_lab", "inspect", "--config=tiny.yaml"]
-    environment = {
-        **os.environ,
-        "PYTHONIOENCODING": "ascii",
-        "SFT_LAB_WORLD": str(lab.world),
-        "PYTHONPATH": str(Path(__file__).parents[2]),
-    }
-    shown = subprocess.run(
-        command, cwd=lab.folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert shown.returncode == 0, shown.stderr
-    assert "\\u27e6" in shown.stdout  # the bracket before trained text
+    shown = lab("inspect", "--config=tiny.yaml", stream=AsciiStream())
+    assert shown.code == 0, shown.err
+    assert "\\u27e6" in shown.out  # the bracket before trained text

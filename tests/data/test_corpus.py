@@ -2,6 +2,7 @@ import errno
 import json
 import logging
 import os
+import runpy
 import shutil
 import subprocess
 import sys
@@ -280,24 +281,31 @@ print(*sorted(math.sample_ids[i] for i in choose_rows("s", stage, corpus)["math"
 
 
 @pytest.mark.slow
-def test_a_subset_depends_only_on_its_own_source(tiny_base: Path, tmp_path: Path) -> None:
+def test_a_subset_depends_only_on_its_own_source(
+    tiny_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     rows = [chat(f"math {n}?", str(n)) for n in range(100)]
-
-    def manifest(names: str, hash_seed: str, *, reversed_: bool) -> str:
-        write_jsonl(tmp_path / "math.jsonl", rows[::-1] if reversed_ else rows)
-        write_jsonl(tmp_path / "code.jsonl", [chat(f"code {n}?", str(n)) for n in range(50)])
-        ran = subprocess.run(
-            [sys.executable, "-c", MANIFEST, str(tiny_base), names, str(tmp_path)],
-            env={**os.environ, "PYTHONHASHSEED": hash_seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return ran.stdout
-
-    first = manifest("math", "1", reversed_=False)
+    script = tmp_path / "manifest.py"
+    script.write_text(MANIFEST)
+    write_jsonl(tmp_path / "math.jsonl", rows)
+    monkeypatch.setattr("sys.argv", [str(script), str(tiny_base), "math", str(tmp_path)])
+    runpy.run_path(str(script))
+    first = capsys.readouterr().out
     assert len(first.split()) == 23 + 1  # floor(95 / 4)
-    assert manifest("code,math", "2", reversed_=True) == first
+    write_jsonl(tmp_path / "math.jsonl", rows[::-1])
+    write_jsonl(tmp_path / "code.jsonl", [chat(f"code {n}?", str(n)) for n in range(50)])
+    hash_seed = "1" if os.environ.get("PYTHONHASHSEED") == "2" else "2"  # not that of this process
+    second = subprocess.run(
+        [sys.executable, script, tiny_base, "code,math", tmp_path],
+        env={**os.environ, "PYTHONHASHSEED": hash_seed},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert second.stdout == first
 
 
 @pytest.mark.parametrize(

@@ -152,7 +152,15 @@ def test_each_policy_and_term_acts_from_the_start_of_its_stage(whole: dict[str, 
         assert at_boundary == whole["plain"].points("val_loss/general")[3], name
 
 
-@pytest.mark.parametrize("name", ["loss", "shrink", "new", "average"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("loss", marks=pytest.mark.extended),  # `new` has the same term
+        pytest.param("shrink", marks=pytest.mark.extended),
+        "new",
+        "average",
+    ],
+)
 def test_a_run_stopped_after_a_hand_over_resumes_exactly(
     whole: dict[str, Lab], lab: Lab, name: str
 ) -> None:
@@ -166,7 +174,9 @@ def test_a_run_stopped_after_a_hand_over_resumes_exactly(
     assert lab.points("val_loss/general") == whole[name].points("val_loss/general")
 
 
-@pytest.mark.parametrize("name", ["shrink", "new", "average"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("shrink", marks=pytest.mark.extended), "new", "average"]
+)
 def test_a_fork_at_a_boundary_repeats_the_run(whole: dict[str, Lab], name: str) -> None:
     lab = whole[name]
     origin = lab.runs[-1].info.run_id

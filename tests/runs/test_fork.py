@@ -188,8 +188,8 @@ def test_a_fork_that_fails_early_still_starts_from_its_stage(
     assert_equal(record(forks, stopped), record(forks, run_id(forks, "three")))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("step", [5, pytest.param(9, marks=pytest.mark.extended)])
+@pytest.mark.extended  # a fork is stopped above, a run killed in test_kill_and_resume
+@pytest.mark.parametrize("step", [5, 9])
 def test_a_killed_fork_resumes_exactly(forks: Lab, step: int) -> None:
     command = [sys.executable, "-m", "sft_lab", "fit", "--config=three.yaml", "--from=one@first"]
     kill = [STOP, f"--trainer.callbacks.step={step}", f"--trainer.callbacks.signal={SIGKILL}"]

@@ -13,35 +13,6 @@ from tiny_lab import Lab
 pytestmark = pytest.mark.slow
 
 
-def test_a_study_runs_equal_cells_once_forks_the_rest_and_can_be_resumed(
-    study_lab: Lab,
-) -> None:
-    lab = study_lab
-    code, out, err = run_study(lab)
-    assert code == 0, err
-    assert "2 of 2 runs finished." in out
-    study = recorded_study(lab)
-    assert study["status"] == "FINISHED"
-    cells = {(c["arm"], c["seed"]): c for c in study["cells"]}
-    assert list(cells) == [("math", 0), ("both", 0), ("same", 0)]
-    assert cells["same", 0]["run_id"] == cells["math", 0]["run_id"]
-    runs = {run.info.run_id: run for run in lab.runs}
-    assert len(runs) == 2
-    forked = runs[cells["both", 0]["run_id"]]
-    assert forked.data.tags["sft_lab.forked_from"] == f"{cells['math', 0]['run_id']}@first"
-    assert forked.data.tags["mlflow.parentRunId"] == study["run_id"]
-    # A forked run equals an unforked one of the same config, to the last bit.
-    assert lab.fit("--data.k=0", "--trainer.logger.init_args.run_name=alone").code == 0
-    alone = next(r for r in lab.runs if r.info.run_name == "alone").info.run_id
-    for key in ("train_loss/all", "lr", "world_math/format_free", "val_loss/math"):
-        assert lab.points(key, cells["both", 0]["run_id"]) == lab.points(key, alone), key
-    # Nothing is missing: the same command finds all runs finished.
-    again = lab("study", "--config=study.yaml")
-    assert again.code == 0, again.err
-    assert "2 of 2 runs finished." in again.out
-    assert len(lab.runs) == 3
-
-
 def assert_private(study: psutil.Process) -> None:
     """Check that a study listens on loopback only, and that others cannot read its folder."""
     processes = [study, *study.children(recursive=True)]
@@ -61,7 +32,9 @@ def assert_private(study: psutil.Process) -> None:
     assert folder.parent.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_killed_study_loses_nothing_and_was_private(study_lab: Lab) -> None:
+def test_a_killed_study_runs_equal_cells_once_forks_the_rest_and_was_private(
+    study_lab: Lab,
+) -> None:
     lab = study_lab
     process = start_study(lab)
     wait_for_checkpoint(lab, process)
@@ -72,11 +45,29 @@ def test_a_killed_study_loses_nothing_and_was_private(study_lab: Lab) -> None:
     code, out, err = run_study(lab)
     assert code == 0, err
     assert "2 of 2 runs finished." in out
-    assert started <= {run.info.run_id for run in lab.runs}
-    assert len(lab.runs) == 2  # the started run was resumed
+    study = recorded_study(lab)
+    assert study["status"] == "FINISHED"
+    cells = {(c["arm"], c["seed"]): c for c in study["cells"]}
+    assert list(cells) == [("math", 0), ("both", 0), ("same", 0)]
+    assert cells["same", 0]["run_id"] == cells["math", 0]["run_id"]
+    runs = {run.info.run_id: run for run in lab.runs}
+    assert started <= set(runs)
+    assert len(runs) == 2  # the started run was resumed
     assert {run.info.status for run in lab.runs} == {"FINISHED"}
-    for found in lab.runs:
-        lab.points("train_loss/all", found.info.run_id)  # no step twice
+    forked = runs[cells["both", 0]["run_id"]]
+    assert forked.data.tags["sft_lab.forked_from"] == f"{cells['math', 0]['run_id']}@first"
+    assert forked.data.tags["mlflow.parentRunId"] == study["run_id"]
+    # A forked run equals an unforked one of the same config, to the last bit, without a step twice.
+    assert lab.fit("--data.k=0", "--trainer.logger.init_args.run_name=alone").code == 0
+    alone = next(r for r in lab.runs if r.info.run_name == "alone").info.run_id
+    for key in ("train_loss/all", "lr", "world_math/format_free", "val_loss/math"):
+        assert lab.points(key, cells["both", 0]["run_id"]) == lab.points(key, alone), key
+    lab.points("train_loss/all", cells["math", 0]["run_id"])  # no step twice
+    # Nothing is missing: the same command finds all runs finished.
+    again = lab("study", "--config=study.yaml")
+    assert again.code == 0, again.err
+    assert "2 of 2 runs finished." in again.out
+    assert len(lab.runs) == 3
 
 
 def test_a_failed_run_is_reported_and_the_rest_continues(study_lab: Lab) -> None:
