@@ -44,39 +44,37 @@ def test_results_come_in_order(level: Level) -> None:
     assert [result.passed for result in results] == [bool(number % 3) for number in range(30)]
 
 
-@pytest.mark.parametrize(
-    ("program", "reason"),
-    [
-        ("assert 1 == 2, 'unlike'", "AssertionError: unlike"),
-        ("def f(:", "SyntaxError"),
-        ("\0", "SyntaxError"),
-        ("'\ud800'", "UnicodeEncodeError"),
-        ("import sys; sys.exit(0)", "SystemExit: 0"),
-        ("exit = quit = None; raise SystemExit", "SystemExit"),
-        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
-        ("import os; os._exit(0)", "exited with 0 before its last line"),
-        ("import os; os.abort()", "ended by SIGABRT"),
-        ("import ctypes; ctypes.string_at(0)", "ended by SIGSEGV"),
-        ("input()", "EOFError"),
-        ("import sft_lab", "ModuleNotFoundError"),
-        ("open('big', 'wb').write(bytes(10**8))", "File too large"),
-        ("files = [open(f'{i}', 'w') for i in range(999)]", "Too many open files"),
-        ("import os; os.fork()", "PermissionError"),
-        ("import os; os.kill(os.getppid(), 9)", "PermissionError"),
-        ("import subprocess; subprocess.run(['true'])", "PermissionError"),
-        ("import os; os.execv('/bin/true', ['true'])", "PermissionError"),
-        ("import socket; socket.socket()", "PermissionError"),
-        ("open('own', 'w').close(); import os; os.unlink('own')", "PermissionError"),
-        ("class E(Exception):\n    def __str__(self): exit()\nraise E", "E"),
-    ],
-)
-def test_failures_give_a_reason_and_leave_the_next_program_alone(
-    level: Level, program: str, reason: str
-) -> None:
-    failed, passed = run(level, program, "1 + 1")
-    assert not failed.passed
-    assert reason in failed.reason
-    assert passed == PASSED
+FAILURES = [
+    ("assert 1 == 2, 'unlike'", "AssertionError: unlike"),
+    ("def f(:", "SyntaxError"),
+    ("\0", "SyntaxError"),
+    ("'\ud800'", "UnicodeEncodeError"),
+    ("import sys; sys.exit(0)", "SystemExit: 0"),
+    ("exit = quit = None; raise SystemExit", "SystemExit"),
+    ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+    ("import os; os._exit(0)", "exited with 0 before its last line"),
+    ("import os; os.abort()", "ended by SIGABRT"),
+    ("import ctypes; ctypes.string_at(0)", "ended by SIGSEGV"),
+    ("input()", "EOFError"),
+    ("import sft_lab", "ModuleNotFoundError"),
+    ("open('big', 'wb').write(bytes(10**8))", "File too large"),
+    ("files = [open(f'{i}', 'w') for i in range(999)]", "Too many open files"),
+    ("import os; os.fork()", "PermissionError"),
+    ("import os; os.kill(os.getppid(), 9)", "PermissionError"),
+    ("import subprocess; subprocess.run(['true'])", "PermissionError"),
+    ("import os; os.execv('/bin/true', ['true'])", "PermissionError"),
+    ("import socket; socket.socket()", "PermissionError"),
+    ("open('own', 'w').close(); import os; os.unlink('own')", "PermissionError"),
+    ("class E(Exception):\n    def __str__(self): exit()\nraise E", "E"),
+]
+
+
+def test_failures_give_a_reason_and_leave_the_next_program_alone(level: Level) -> None:
+    results = run(level, *(text for program, _ in FAILURES for text in (program, "1 + 1")))
+    for (program, reason), failed in zip(FAILURES, results[::2], strict=True):
+        assert not failed.passed, program
+        assert reason in failed.reason, program
+    assert results[1::2] == [PASSED] * len(FAILURES)
 
 
 @pytest.mark.parametrize(

@@ -38,35 +38,34 @@ def test_a_right_solution_passes_and_a_wrong_one_fails(level: Level) -> None:
     assert raising.reason == "ZeroDivisionError: division by zero"
 
 
-@pytest.mark.parametrize(
-    "attack",
-    [
-        "import sys; sys.exit(0)",
-        "import os; os._exit(0)",
-        "raise SystemExit",
-        "raise KeyboardInterrupt",
-        "exit()",
-        "import atexit, os; atexit.register(os._exit, 0)",
-        "def check(candidate): pass",
-        "import __main__; __main__.check = lambda candidate: None",
-        "print('passed', flush=True)",
-        'print(\'{"passed": true, "reason": "passed"}\', flush=True)',
-        "import os\nfor fd in range(64):\n  try: os.write(fd, b'+passed')\n  except OSError: 0",
-        "import os\nfor fd in range(64):\n  try: os.write(fd, b'')\n  finally: os.close(fd)",
-        "import os\nos.closerange(0, 64)",
-        "import sys\nsys.modules['__main__'] = sys.modules['solution'] = None",
-    ],
-)
+ENDINGS = [
+    "import sys; sys.exit(0)",
+    "import os; os._exit(0)",
+    "raise SystemExit",
+    "raise KeyboardInterrupt",
+    "exit()",
+    "import atexit, os; atexit.register(os._exit, 0)",
+    "def check(candidate): pass",
+    "import __main__; __main__.check = lambda candidate: None",
+    "print('passed', flush=True)",
+    'print(\'{"passed": true, "reason": "passed"}\', flush=True)',
+    "import os\nfor fd in range(64):\n  try: os.write(fd, b'+passed')\n  except OSError: 0",
+    "import os\nfor fd in range(64):\n  try: os.write(fd, b'')\n  finally: os.close(fd)",
+    "import os\nos.closerange(0, 64)",
+    "import sys\nsys.modules['__main__'] = sys.modules['solution'] = None",
+]
+
+
 @pytest.mark.parametrize("inside", [False, True], ids=["at its top level", "when called"])
-def test_ending_early_or_printing_does_not_pass(level: Level, attack: str, inside: bool) -> None:
-    if inside:
+def test_ending_early_or_printing_does_not_pass(level: Level, inside: bool) -> None:
+    solutions = []
+    for attack in ENDINGS:
         body = "".join(f"    {line}\n" for line in attack.splitlines())
-        solution = f"def f(n):\n{body}    return n + 2\n"
-    else:
-        solution = f"{WRONG}\n{attack}\n"
-    failed, passed = run(level, solution, RIGHT, test=CHECK)
-    assert not failed.passed
-    assert passed.passed
+        ended = f"def f(n):\n{body}    return n + 2\n" if inside else f"{WRONG}\n{attack}\n"
+        solutions += [ended, RIGHT]  # the one after an attack passes
+    results = run(level, *solutions, test=CHECK)
+    for solution, result in zip(solutions, results, strict=True):
+        assert result.passed is (solution == RIGHT), solution
 
 
 BUILTINS = {
@@ -128,46 +127,46 @@ def test_a_solution_s_own_names_do_not_hide_builtins(level: Level) -> None:
     assert [result.passed for result in results] == [True, True]
 
 
-@pytest.mark.parametrize(
-    "attack",
-    [
-        "import math; math.fabs = lambda x: 0",
-        "import statistics; statistics.mean = lambda x: 3",
-        "import statistics; statistics._sum = lambda x: (int, 6, 2)",
-        "import statistics; statistics.len = lambda x: 2; statistics.isinstance = print",
-        "import sys\nclass M: fabs = lambda x: 0\nsys.modules['math'] = M",
-        "import sys; sys.modules = {}",
-        "import sys; del sys.modules['math']; sys.meta_path.clear()",
-        "import fractions; fractions.Fraction.__eq__ = lambda *a: True",
-        "import math\nmath.__dict__.clear()",
-        "import builtins\nbuiltins.__import__ = lambda *_: type('M', (), {'fabs': int})",
-        "import statistics\nstatistics.mean.__code__ = (lambda x: 3).__code__",
-    ],
-)
-def test_changed_modules_are_restored(level: Level, attack: str) -> None:
+CHANGES = [
+    "import math; math.fabs = lambda x: 0",
+    "import statistics; statistics.mean = lambda x: 3",
+    "import statistics; statistics._sum = lambda x: (int, 6, 2)",
+    "import statistics; statistics.len = lambda x: 2; statistics.isinstance = print",
+    "import sys\nclass M: fabs = lambda x: 0\nsys.modules['math'] = M",
+    "import sys; sys.modules = {}",
+    "import sys; del sys.modules['math']; sys.meta_path.clear()",
+    "import fractions; fractions.Fraction.__eq__ = lambda *a: True",
+    "import math\nmath.__dict__.clear()",
+    "import builtins\nbuiltins.__import__ = lambda *_: type('M', (), {'fabs': int})",
+    "import statistics\nstatistics.mean.__code__ = (lambda x: 3).__code__",
+]
+
+
+def test_changed_modules_are_restored(level: Level) -> None:
     test = (
         "import math, statistics\nfrom fractions import Fraction\n"
         "assert math.fabs(-2) == 2\nassert statistics.mean([f(2), 5]) == 4\n"
         "assert Fraction(1, 2) != Fraction(1, 3)\nassert math.fabs(f(2) - 4) < 1e-6"
     )
-    wrong, right = run(level, f"{RIGHT}\n{attack}", f"{WRONG}\n{attack}", test=test)
-    assert wrong.reason.startswith("AssertionError")
-    assert right.reason.startswith("AssertionError")
+    solutions = [f"{base}\n{change}" for change in CHANGES for base in (RIGHT, WRONG)]
+    results = run(level, *solutions, test=test)
+    for solution, result in zip(solutions, results, strict=True):
+        assert result.reason.startswith("AssertionError"), solution
 
 
-@pytest.mark.parametrize(
-    "attack",
-    [
-        "sys.settrace(lambda *a: None)",
-        "sys.setprofile(lambda *a: None)",
-        "gc.get_objects()",
-        "gc.get_referrers(sys)",
-        "sys._current_frames()",
-    ],
-)
-def test_access_to_the_grader_is_refused(level: Level, attack: str) -> None:
-    (result,) = run(level, f"import gc, sys\n{attack}")
-    assert result.reason.startswith("PermissionError: the sandbox does not allow")
+LOOKS = [
+    "sys.settrace(lambda *a: None)",
+    "sys.setprofile(lambda *a: None)",
+    "gc.get_objects()",
+    "gc.get_referrers(sys)",
+    "sys._current_frames()",
+]
+
+
+def test_access_to_the_grader_is_refused(level: Level) -> None:
+    results = run(level, *(f"import gc, sys\n{look}" for look in LOOKS))
+    for look, result in zip(LOOKS, results, strict=True):
+        assert result.reason.startswith("PermissionError: the sandbox does not allow"), look
 
 
 CLAIMS = [
@@ -329,33 +328,31 @@ def test_the_test_sees_the_solution_s_helpers_and_its_own_names_first(level: Lev
     assert run(level, solution, test=test) == [ProgramResult(True, "passed")]
 
 
-@pytest.mark.parametrize(
-    "solution",
-    [
-        "from __future__ import annotations\ndef f(n: Undefined):\n    return n + 1",
-        "from collections import namedtuple\nP = namedtuple('P', 'x', defaults=[1])\n"
-        "def f(n):\n    return n + P().x",
-        "from dataclasses import dataclass\n@dataclass\nclass A:\n    n: int = 1\n"
-        "def f(n):\n    return n + A().n",
-        "import pickle\nclass A: n = 1\n"
-        "def f(n):\n    return n + pickle.loads(pickle.dumps(A())).n",
-        "import ctypes\ndef f(n):\n    return ctypes.c_int32(n + 1).value",
-        "import numpy as np\ndef f(n):\n    return int(np.add(n, 1))",
-        "import asyncio\nasync def g(n):\n    return n + 1\n"
-        "def f(n):\n    return asyncio.run(g(n))",
-        "import traceback\ndef f(n):\n    try: 1 / 0\n    except Exception: traceback.print_exc()\n"
-        "    return n + 1",
-        "import logging\ndef f(n):\n    logging.error(n)\n    return n + 1",
-        "import xml.dom.minidom\n"
-        "def f(n):\n    xml.dom.minidom.parseString('<a/>')\n    return n + 1",
-        "count = 0\ndef f(n):\n    global count\n    count += 1\n    return n + 1",
-        "import sys\nsys.setrecursionlimit(10**5)\n"
-        "def g(n):\n    return n and 1 + g(n - 1)\ndef f(n):\n    return n + 1 + g(9999) - 9999",
-        "if __name__ == '__main__':\n    1 / 0\ndef f(n):\n    return n + 1",
-    ],
-)
-def test_honest_solutions_of_all_kinds_pass(level: Level, solution: str) -> None:
-    assert run(level, solution, test=CHECK) == [ProgramResult(True, "passed")]
+HONEST = [
+    "from __future__ import annotations\ndef f(n: Undefined):\n    return n + 1",
+    "from collections import namedtuple\nP = namedtuple('P', 'x', defaults=[1])\n"
+    "def f(n):\n    return n + P().x",
+    "from dataclasses import dataclass\n@dataclass\nclass A:\n    n: int = 1\n"
+    "def f(n):\n    return n + A().n",
+    "import pickle\nclass A: n = 1\ndef f(n):\n    return n + pickle.loads(pickle.dumps(A())).n",
+    "import ctypes\ndef f(n):\n    return ctypes.c_int32(n + 1).value",
+    "import numpy as np\ndef f(n):\n    return int(np.add(n, 1))",
+    "import asyncio\nasync def g(n):\n    return n + 1\ndef f(n):\n    return asyncio.run(g(n))",
+    "import traceback\ndef f(n):\n    try: 1 / 0\n    except Exception: traceback.print_exc()\n"
+    "    return n + 1",
+    "import logging\ndef f(n):\n    logging.error(n)\n    return n + 1",
+    "import xml.dom.minidom\ndef f(n):\n    xml.dom.minidom.parseString('<a/>')\n    return n + 1",
+    "count = 0\ndef f(n):\n    global count\n    count += 1\n    return n + 1",
+    "import sys\nsys.setrecursionlimit(10**5)\n"
+    "def g(n):\n    return n and 1 + g(n - 1)\ndef f(n):\n    return n + 1 + g(9999) - 9999",
+    "if __name__ == '__main__':\n    1 / 0\ndef f(n):\n    return n + 1",
+]
+
+
+def test_honest_solutions_of_all_kinds_pass(level: Level) -> None:
+    results = run(level, *HONEST, test=CHECK)
+    for solution, result in zip(HONEST, results, strict=True):
+        assert result == ProgramResult(True, "passed"), solution
 
 
 VALUES = """
