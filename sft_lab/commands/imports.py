@@ -1,5 +1,6 @@
 """Import what a command needs, once its arguments are checked."""
 
+import atexit
 import gc
 import sys
 from collections.abc import Iterator
@@ -10,7 +11,8 @@ from contextlib import contextmanager
 def quick_imports() -> Iterator[None]:
     """Collect no garbage during the first heavy imports, a quarter of the time to start.
 
-    What they create lasts as long as the process, so later collections leave it out as well.
+    What they create lasts as long as the process, so later collections leave it out as well, and
+    at exit nothing is collected that ends with the process.
     """
     if "torch" in sys.modules or not gc.isenabled():
         yield
@@ -21,3 +23,4 @@ def quick_imports() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+        atexit.register(gc.freeze)

@@ -86,8 +86,10 @@ class TokenStore(Sequence[TokenizedRow]):
         self._sample_ids = table["sample_id"]
         lengths = [np.diff(offsets) for offsets, _ in self._ids]
         self.num_tokens: NDArray[np.int64] = np.concatenate([np.zeros(0, np.int64), *lengths])
-        self.num_target_tokens: NDArray[np.int32] = table["num_target_tokens"].to_numpy()
-        self.largest_id = int(table["largest_id"].to_numpy().max(initial=0))
+        self.num_target_tokens: NDArray[np.int32] = _numbers(
+            table["num_target_tokens"].combine_chunks()
+        )
+        self.largest_id = int(_numbers(table["largest_id"].combine_chunks()).max(initial=0))
 
     @cached_property
     def sample_ids(self) -> list[str]:
@@ -122,7 +124,12 @@ class TokenStore(Sequence[TokenizedRow]):
 
 def _lists(chunk: Any) -> tuple[NDArray[Any], NDArray[np.int32]]:
     """Return offsets and values of an Arrow array of lists, as views of the mapped file."""
-    return chunk.offsets.to_numpy(), chunk.values.to_numpy()
+    return _numbers(chunk.offsets), _numbers(chunk.values)
+
+
+def _numbers(array: Any) -> NDArray[Any]:
+    """Return an Arrow array of numbers as a view; its own ``to_numpy`` would import pandas."""
+    return np.from_dlpack(array)
 
 
 def _item(lists: tuple[NDArray[Any], NDArray[np.int32]], place: int) -> NDArray[np.int32]:

@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +45,16 @@ def test_tokens_are_views_of_the_mapped_file(store: TokenStore) -> None:
     assert isinstance(ids, np.ndarray)
     assert ids.dtype == np.int32
     assert not ids.flags.owndata
+
+
+def test_reading_imports_no_pandas(store: TokenStore, tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from sft_lab.data.token_store import TokenStore; "
+        "store = TokenStore(Path(sys.argv[1])); print(list(store), 'pandas' in sys.modules)"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "tokens.arrow")]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert shown.endswith("False\n")
 
 
 def test_a_row_beyond_the_end_is_an_index_error(store: TokenStore) -> None:
