@@ -1,5 +1,6 @@
 """A tiny random base, a tiny world around it, and four-line data sets; all made once a session."""
 
+import gc
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -41,6 +42,16 @@ LONG_FILES = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     place = {name: index for index, name in enumerate(LONG_FILES)}
     items.sort(key=lambda item: place.get(item.path.name, len(place)))
+
+
+def pytest_collection() -> None:
+    gc.disable()  # imports leave a million objects and next to no garbage
+
+
+def pytest_collection_finish() -> None:
+    """Leave what was imported out of all later garbage collections."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)
