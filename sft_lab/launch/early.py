@@ -13,10 +13,11 @@ from typing import Any
 
 from sft_lab.config.check import check_config
 from sft_lab.config.compose import without_machine
-from sft_lab.config.signatures import Unimported, unimported
+from sft_lab.config.signatures import Unimported, arguments_of, unimported
 from sft_lab.data.row_files import RowFiles
 from sft_lab.data.sources import Source
 from sft_lab.errors import RequestError, nearest
+from sft_lab.evaluation.sandbox.sandbox import start_trial
 from sft_lab.hub import commit_of
 from sft_lab.launch.keys import (
     GROUP_CLASSES,
@@ -32,7 +33,7 @@ from sft_lab.training.shares import parse_share
 
 
 def check_early(arguments: Sequence[str], command: str, own: Sequence[str] = ()) -> Request:
-    """Refuse what needs no model to be refused.
+    """Refuse what needs no model to be refused; try the sandbox while libraries are imported.
 
     Args:
         arguments: As for ``parse``.
@@ -54,6 +55,8 @@ def check_early(arguments: Sequence[str], command: str, own: Sequence[str] = ())
     _check_peft(whole)
     if "--print_config" not in request.rest:
         _check_hub(whole, needs_base=command != "inspect")
+        if any(_is_isolated(values) for _, values in _entries(whole, "evaluation", "benchmarks")):
+            start_trial()
     if "--plan" in request.rest:  # which takes neither a checkpoint nor a parent
         return request
     checkpoint = whole.get("ckpt_path") or _value_of("--ckpt_path", request.rest)
@@ -132,6 +135,16 @@ def _check_hub(whole: Mapping[str, Any], *, needs_base: bool) -> None:
         if any(share.amount > 0 for share in shares):
             with suppress(TypeError):  # worded by the parser
                 Source(**values).row_files(name).commit()
+
+
+def _is_isolated(benchmark: Mapping[str, Any]) -> bool:
+    """Return whether a benchmark of ours runs programs in a sandbox that is tried first."""
+    owner = unimported(str(benchmark.get("class_path")))
+    arguments = arguments_of(owner) if owner is not None else None
+    given = benchmark.get("init_args") or {}
+    return (
+        arguments is not None and "sandbox" in arguments.hints and given.get("sandbox") != "limited"
+    )
 
 
 def _check_peft(whole: Mapping[str, Any]) -> None:

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_lab import Lab
+from tiny_lab import CONFIGS, Lab
 
 from sft_lab.commands.imports import quick_imports
 from sft_lab.commands.main import COMMANDS
 from sft_lab.commands.run_help import short_help
+from sft_lab.launch.early import check_early
 from sft_lab.launch.keys import flags_of
 from sft_lab.launch.parser import run_parser
 
@@ -94,6 +95,23 @@ def test_what_records_nothing_imports_neither_mlflow_nor_pandas(lab: Lab) -> Non
     outcomes_of(asked[:1], [], lab)  # what writes tokenised rows imports pandas
     done = [[arguments, 0, []] for arguments in asked]
     assert outcomes_of(asked, ["mlflow", "pandas"], lab)[0] == done
+
+
+@pytest.mark.parametrize(
+    ("changes", "trials"),
+    [
+        ([], 1),
+        (["--evaluation.benchmarks.world_code.init_args.sandbox=limited"], 0),
+        (["--print_config"], 0),
+    ],
+)
+def test_the_sandbox_is_tried_while_libraries_are_imported(
+    changes: list[str], trials: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[bool] = []
+    monkeypatch.setattr("sft_lab.launch.early.start_trial", lambda: started.append(True))
+    check_early(["--config", str(CONFIGS / "world" / "dmt.yaml"), *changes], "fit")
+    assert len(started) == trials
 
 
 def outcomes_of(commands: list[list[str]], modules: list[str], lab: Lab) -> tuple[list[Any], str]:

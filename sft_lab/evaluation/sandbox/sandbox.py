@@ -14,6 +14,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -58,6 +59,7 @@ class Program:
 
 
 _TRIAL = Program("", "import decimal")
+_TRYING = threading.Lock()  # whoever asks during a trial waits for it
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,13 @@ def resolve_level(choice: LevelChoice) -> Level:
 
 def isolation_route() -> Route | None:
     """Return the first route that isolates programs on this machine; each is tried once."""
-    return next((route for route in TOOLS if _route_fault(route) is None), None)
+    with _TRYING:
+        return next((route for route in TOOLS if _route_fault(route) is None), None)
+
+
+def start_trial() -> None:
+    """Find the route in the background, so that it is known when it is asked for."""
+    threading.Thread(target=isolation_route, daemon=True).start()
 
 
 def isolation_fault() -> str | None:
