@@ -209,6 +209,7 @@ class _Worker:
         self._start()
 
     def _start(self) -> None:
+        """Start the process; several start at once, because none is waited for before its use."""
         self.scratch: str | None = None  # an isolated worker's scratch folder is in memory
         if self.route is None:
             self.scratch = tempfile.mkdtemp(prefix=SCRATCH_PREFIX)
@@ -224,10 +225,15 @@ class _Worker:
             cwd=self.scratch or "/",
             start_new_session=True,  # Ctrl-C reaches the run only, which then ends its workers
         )
-        if self._ask(self.limits, START_LIMIT_S) is None:
+        self.is_ready = False
+        self._send(self.limits)
+
+    def _wait(self) -> None:
+        if self._reply(START_LIMIT_S) is None:
             # Indented lines are hints, which mount prints below its message.
             said = [line for line in self.close().splitlines() if line[:1].strip()]
             raise RuntimeError(f"the sandbox did not start: {said[-1] if said else 'no reply'}")
+        self.is_ready = True
 
     def run(self, program: Program) -> ProgramResult:
         """Run a program; one that breaks its worker is run again by a new one, then fails.
@@ -250,19 +256,21 @@ class _Worker:
 
     def _try(self, program: Program) -> ProgramResult | str:
         """Return a program's result, or what is wrong with the worker."""
-        reply = self._ask(asdict(program), self.limits["timeout_s"] + CLEANUP_LIMIT_S)
+        if not self.is_ready:
+            self._wait()
+        self._send(asdict(program))
+        reply = self._reply(self.limits["timeout_s"] + CLEANUP_LIMIT_S)
         if reply is None:
             return "the worker ended, or did not answer"
         if "sandbox_error" in reply:
             return f"the sandbox could not be set up: {reply['sandbox_error']}"
         return ProgramResult(reply["passed"], reply["reason"])
 
-    def _ask(self, request: dict[str, Any], limit_s: float) -> dict[str, Any] | None:
+    def _send(self, request: dict[str, Any]) -> None:
         assert self.process.stdin is not None
         with suppress(BrokenPipeError):
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
-        return self._reply(limit_s)
 
     def _reply(self, limit_s: float) -> dict[str, Any] | None:
         """Return the worker's next line, or None if it has exited or stays silent too long."""
