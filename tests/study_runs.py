@@ -45,6 +45,7 @@ def study_lab(lab: Lab) -> Lab:
 
 
 def start_study(lab: Lab, *arguments: str) -> subprocess.Popen[str]:
+    lab.store.client.search_experiments()  # makes the store, by a copy
     environment = {
         **os.environ,
         "SFT_LAB_WORLD": str(lab.world),

@@ -7,7 +7,7 @@ import signal
 import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing, redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,10 +100,14 @@ class AsciiStream(io.TextIOWrapper):
 
 @dataclass(frozen=True)
 class Lab:
-    """Runs the command line in a folder with ``tiny.yaml``, over the tiny world."""
+    """Runs the command line in a folder with ``tiny.yaml``, over the tiny world.
+
+    Runs save no drawings, which take 40 % of their time, unless ``draws``.
+    """
 
     folder: Path
     world: Path
+    draws: bool = False
 
     def __call__(
         self, *arguments: str, stream: io.StringIO | AsciiStream | None = None
@@ -113,6 +117,8 @@ class Lab:
         out, err = stream or io.StringIO(), io.StringIO()
         handlers = {number: signal.getsignal(number) for number in SIGNALS}
         with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+            if not self.draws:
+                leave_out_drawings(patch)
             patch.chdir(self.folder)
             patch.syspath_prepend(str(self.folder))
             patch.setenv("SFT_LAB_WORLD", str(self.world))
@@ -208,9 +214,8 @@ def make_lab(tiny_world: Path) -> MakeLab:
 
 
 @pytest.fixture
-def lab(make_lab: MakeLab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lab:
-    """A lab in a folder of its own. Its runs save no drawings, 40 % of their time."""
-    leave_out_drawings(monkeypatch)
+def lab(make_lab: MakeLab, tmp_path: Path) -> Lab:
+    """A lab in a folder of its own."""
     return make_lab(tmp_path)
 
 
@@ -245,10 +250,31 @@ def copy_tables(patch: pytest.MonkeyPatch, template: Path) -> None:
     patch.setattr(utils, "_initialize_tables", copy)
 
 
+RANK = """
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.append({tests!r})
+from tiny_lab import copy_tables, leave_out_drawings
+
+from sft_lab.launch.rank import main
+
+with pytest.MonkeyPatch.context() as patch:
+    copy_tables(patch, Path({template!r}))
+    leave_out_drawings(patch)
+    sys.exit(main())
+"""
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _copied_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    template = tmp_path_factory.mktemp("store") / "mlflow.db"
+    program = RANK.format(tests=str(Path(__file__).parent), template=str(template))
     with pytest.MonkeyPatch.context() as patch:
-        copy_tables(patch, tmp_path_factory.mktemp("store") / "mlflow.db")
+        copy_tables(patch, template)
+        patch.setattr("sft_lab.launch.processes._PROGRAM", program)
         yield
 
 
@@ -269,7 +295,7 @@ class FinishedRun:
 
 @pytest.fixture(scope="session")
 def finished(make_lab: MakeLab, tmp_path_factory: pytest.TempPathFactory) -> FinishedRun:
-    lab = make_lab(tmp_path_factory.mktemp("finished"))
+    lab = replace(make_lab(tmp_path_factory.mktemp("finished")), draws=True)
     outcome = lab.fit("--config=scripted.yaml", "--trainer.log_every_n_steps=1")
     assert outcome.code == 0, outcome.err
     return FinishedRun(lab, outcome)
