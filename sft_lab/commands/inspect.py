@@ -25,13 +25,13 @@ def main(arguments: list[str]) -> int:
     )
     add_json(parser)
     options, rest = parser.parse_known_args(arguments)
-    check_early(rest, "inspect", own=("--stage", "--json"))
+    request = check_early(rest, "inspect", own=("--stage", "--json"))
 
     with quick_imports():
         from sft_lab.commands.inspect_text import inspection_text
         from sft_lab.commands.inspection import inspection
         from sft_lab.launch.build import plan_data
-        from sft_lab.launch.parser import parse
+        from sft_lab.launch.parser import parse_request
         from sft_lab.model.coverage import coverage
 
     silence()
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
     level = log.level
     log.setLevel(logging.ERROR)  # what it warns about is printed as part of the inspection
     try:
-        config = parse(rest)
+        config = parse_request(request)
         data = plan_data(config, options.stage)
         found = inspection(data, options.stage, options.n)
         settings = config.model_settings

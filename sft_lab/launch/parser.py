@@ -27,6 +27,7 @@ from sft_lab.launch.keys import (
     GROUP_CLASSES,
     TOP_KEYS,
     TRAINER_RANGES,
+    Request,
     flags_of,
     read_request,
 )
@@ -86,7 +87,11 @@ def parse(arguments: Sequence[str], command: str = "fit") -> RunConfig:
     Raises:
         RequestError: If a key or value is wrong, naming it, where it was written, and the fix.
     """
-    request = read_request(arguments, command)
+    return parse_request(read_request(arguments, command), command)
+
+
+def parse_request(request: Request, command: str = "fit") -> RunConfig:
+    """Parse arguments whose files have been read, as in ``parse``."""
     return parse_written(request.written, command, request.rest, request.strategy)
 
 
