@@ -22,20 +22,28 @@ pytest_plugins = ["tiny_lab", "hub_cache", "study_runs", "judge_server", "vllm_s
 
 # Longest first. A file is run by one process, so a long one begun last would leave the others idle.
 LONG_FILES = (
-    "test_report.py",
+    "test_two_ranks.py",
+    "test_sharded_ranks.py",
     "test_study.py",
     "test_kill_and_resume.py",
-    "test_fork.py",
-    "test_cluster.py",
-    "test_two_ranks.py",
-    "test_resume.py",
-    "test_training_seams.py",
-    "test_extensions.py",
-    "test_generation.py",
-    "test_drafts.py",
-    "test_config_schema.py",
+    "test_report.py",
     "test_configs.py",
+    "test_fork.py",
+    "test_resume.py",
+    "test_cluster.py",
     "test_real_files.py",
+    "test_job.py",
+    "test_forgetting_guard.py",
+    "test_extensions.py",
+    "test_build.py",
+    "test_run_cost.py",
+    "test_training_seams.py",
+    "test_sandbox_verdicts.py",
+    "test_sandbox.py",
+    "test_study_commands.py",
+    "test_vllm_engine.py",
+    "test_compare.py",
+    "test_gpu.py",
 )
 
 
