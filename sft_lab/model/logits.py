@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
@@ -64,8 +65,14 @@ class HiddenStates(NamedTuple):
             and self.states.requires_grad
             and torch.float16 not in dtypes  # small gradients need the loss scale
             and not hasattr(self.causal_lm, DECODE)  # a sharded head is gathered again
-            and not _trains_head(self.causal_lm)
+            and not self._head_is_trained()
         )
+
+    def _head_is_trained(self) -> bool:
+        """Return whether logits depend on a trained weight, wherever the model holds it."""
+        devices = [self.states.device] if self.states.is_cuda else []
+        with torch.random.fork_rng(devices):  # adapters of a head may have dropout
+            return self.head(self.states[:1].detach()).requires_grad
 
     def _nll(self, states: Tensor, target_ids: Tensor) -> Tensor:
         return functional.cross_entropy(self.head(states).float(), target_ids, reduction="none")
@@ -113,21 +120,11 @@ class _NllOfChunks(torch.autograd.Function):
         return torch.cat(losses)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *of_losses: Tensor) -> tuple[Tensor | None, ...]:
         [of_states] = ctx.saved_tensors
         [of_loss] = of_losses
         return (of_states * of_loss[:, None]).to(of_states.dtype), None, None, None
-
-
-def _trains_head(causal_lm: Any) -> bool:
-    """Return whether a weight is trained that turns hidden states into logits."""
-    inside = set(decoder_of(causal_lm).modules())
-    return any(
-        parameter.requires_grad
-        for module in causal_lm.modules()
-        if module not in inside
-        for parameter in module.parameters(recurse=False)
-    )
 
 
 def hidden_states(

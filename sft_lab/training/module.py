@@ -76,7 +76,8 @@ class SFTModule(LightningModule):
         torch_compile: Compile the decoder's layers for training; sums are rounded differently, and
             dropout draws other values.
         dequantize: ``each_step`` dequantises the weights of an ``nf4`` base for every product;
-            ``cached`` keeps them, which takes the memory of an unquantised base besides.
+            ``cached`` keeps them, which takes the memory of an unquantised base besides; on CUDA,
+            small batches are then rounded differently.
         fused_lora: Compute plain LoRA adapters by one function with a backward pass of its own,
             which takes fewer passes over memory; sums are rounded differently.
         optimizer: ``paged_adamw_8bit`` needs CUDA.

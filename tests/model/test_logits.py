@@ -86,6 +86,28 @@ def test_chunks_give_the_same_losses_and_gradient(
     assert sorted(held) == sorted(times * held[:4])
 
 
+@pytest.mark.parametrize(
+    ("tied", "adapters"),
+    [
+        (True, {"trainable_token_indices": [7, 9]}),  # the head shares what is inside the decoder
+        (False, {"trainable_token_indices": {"embed_tokens": [7, 9]}}),
+        (False, {"target_modules": ["q_proj", "lm_head"]}),
+        (False, {"modules_to_save": ["lm_head"]}),
+    ],
+)
+def test_chunks_give_adapters_of_the_head_their_whole_gradient(
+    tied: bool, adapters: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model: Any = tiny_model("llama", tie_word_embeddings=tied)
+    model = get_peft_model(model, LoraConfig(r=2, **{"target_modules": ["q_proj"]} | adapters))
+    expected = gradient(model, model(input_ids=IDS, labels=LABELS, use_cache=False).loss)
+    monkeypatch.setattr(logits_module, "CHUNK_LOGITS", 10 * VOCAB_SIZE)
+    chunked = hidden_states(model.get_base_model(), IDS, POSITIONS, PLACES).nll(TARGETS)
+    torch.testing.assert_close(gradient(model, chunked.mean()), expected)
+
+
 def test_chunks_that_are_only_read_have_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny_model("llama").requires_grad_(False)
     whole = hidden_states(model, IDS, POSITIONS, PLACES).nll(TARGETS)

@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from sft_workload import Case
+from sft_trainer import Case
 
 from sft_lab.launch.build import build
 from sft_lab.launch.parser import parse
@@ -30,8 +30,7 @@ class Side:
 
     def __init__(self, overrides: tuple[str, ...], precision: str, steps: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
-            options = ("model.dequantize=each_step", *overrides)
-            run = build(parse(Case(steps, False, precision, options).arguments(folder)))
+            run = build(parse(Case(steps, False, precision, overrides).arguments(folder)))
             run.data.setup("fit")
         run.module.load(precision, packed_by=run.data.packed_by)
         self.model = run.module.model

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-_FIRST_ROWS = 8  # whose drafts are tried whole
+_FIRST_ROWS = 8  # whose drafts are tried whole; spread over all lengths
 _MARGIN = 2  # tokens of a draft beyond twice the mean of those that were right
 _RETRY = 4  # one pass in this many tries drafts that have been wrong from the start
 
@@ -24,6 +24,8 @@ class Drafts:
         max_new_tokens: Longest answer, in tokens; its last token is never drafted.
 
     >>> drafts = Drafts([[5] * 30, [6] * 30], max_new_tokens=21)
+    >>> drafts.order([1, 0])
+    [1, 0]
     >>> [first, second] = drafts.of([0, 1])
     >>> len(first), len(second)
     (20, 20)
@@ -36,6 +38,13 @@ class Drafts:
     def __init__(self, drafts: Sequence[Sequence[int]], max_new_tokens: int) -> None:
         self._drafts = [draft[: max_new_tokens - 1] for draft in drafts]
         self._num_tried = self._num_right = self._num_passes = 0
+
+    def order(self, rows: Sequence[int]) -> list[int]:
+        """Return rows in the order to read them: those to try first, then the others as given."""
+        drafted = [row for row in rows if self._drafts[row]]
+        size = min(_FIRST_ROWS, len(drafted))
+        first = [drafted[place * len(drafted) // size] for place in range(size)]
+        return [*first, *(row for row in rows if row not in first)]
 
     def of(self, rows: Sequence[int]) -> list[Sequence[int]]:
         """Return the parts of drafts to try in a pass over rows, or over the first few of them."""

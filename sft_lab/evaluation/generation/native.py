@@ -39,10 +39,11 @@ def generate(
 ) -> list[list[int]]:
     """Complete prompts; greedily by default, as ``model.generate(do_sample=False)`` does.
 
-    The longest rows come first, so that too large a batch fails early. A row leaves the batch when
-    it ends and a waiting prompt takes its place, so that a few long answers do not hold up the
-    rest. Drafts change completions only by rounding: each token is chosen as it would be without
-    them. The model's modes, gradient checkpointing and the global random state are restored.
+    The longest rows come first, so that too large a batch fails early, except for a few of all
+    lengths whose drafts are tried before. A row leaves the batch when it ends and a waiting prompt
+    takes its place, so that a few long answers do not hold up the rest. Drafts change completions
+    only by rounding: each token is chosen as it would be without them. The model's modes, gradient
+    checkpointing and the global random state are restored.
 
     Args:
         model: A causal language model of transformers, or PEFT's wrapper around one.
@@ -93,10 +94,13 @@ def generate(
     lengths = [len(prompt) + len(draft) for prompt, draft in zip(prompts, drafts, strict=True)]
     waiting = deque(sorted(range(len(prompts)), key=lambda row: -lengths[row]))
     pass_tokens = PASS_TOKENS if takes_rows else None
-    prefill = _Prefill(model, prompts, Drafts(drafts, max_new_tokens), pad_token_id, pass_tokens)
+    tried = Drafts(drafts, max_new_tokens)
+    prefill = _Prefill(model, prompts, tried, pad_token_id, pass_tokens)
     batch: Batch | None = None
     with evaluating(model):
         takes_padding = not sees_padding(model)
+    if takes_padding:
+        waiting = deque(tried.order(waiting))
     with _without_gradients(model), evaluating(model):
         while waiting or batch:
             rows = batch.rows if batch else []

@@ -200,6 +200,14 @@ def test_only_what_was_tried_tells_how_much_of_drafts_is_right() -> None:
     assert [len(draft) for draft in drafts.of([1])] == [20]
 
 
+def test_drafts_of_all_lengths_are_tried_first() -> None:
+    drafts = Drafts([[5]] * 16 + [[]] * 4, max_new_tokens=21)
+    rows = [19, *range(16), 16, 17, 18]
+    first = list(range(0, 16, 2))
+    assert drafts.order(rows) == [*first, 19, *range(1, 16, 2), 16, 17, 18]
+    assert Drafts([[]] * 3, max_new_tokens=21).order([2, 0, 1]) == [2, 0, 1]
+
+
 def test_where_drafts_are_wrong_from_the_start_few_passes_try_one() -> None:
     drafts = Drafts([[6] * 30] * 20, max_new_tokens=21)
     rows = list(range(20))
@@ -251,10 +259,11 @@ def test_drafts_that_are_mostly_wrong_are_cut(monkeypatch: pytest.MonkeyPatch) -
     )
     wrong = [[39 - (answer or [0])[0]] * 20 for answer in expected]  # 39 - n is never n
     assert ours(model, drafts=wrong) == expected
-    # 8 of a prompt and the most of a draft, 11; after that prompts alone, and in every fourth pass
-    # 2 of a draft, which is the margin.
+    # Prompts of 8, 8, 7, 6, 5, 5, 4 and 3 tokens come first, then those of 7, 6, 4 and 3. The first
+    # pass has 8 of a prompt and the most of a draft, 11. After it come prompts alone, and in every
+    # fourth pass 2 of a draft, which is the margin.
     read = [length for length in lengths if length > 1]
-    assert read == [8 + 11, 8, 7, 6, 4 + 2, 3]
+    assert read == [8 + 11, 8, 6, 5, 7 + 2, 6]
 
 
 def answered(engine: NativeEngine, model: PreTrainedModel, **settings: Any) -> Sequence[str]:
