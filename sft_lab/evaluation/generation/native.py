@@ -94,13 +94,12 @@ def generate(
     lengths = [len(prompt) + len(draft) for prompt, draft in zip(prompts, drafts, strict=True)]
     waiting = deque(sorted(range(len(prompts)), key=lambda row: -lengths[row]))
     pass_tokens = PASS_TOKENS if takes_rows else None
-    tried = Drafts(drafts, max_new_tokens)
-    prefill = _Prefill(model, prompts, tried, pad_token_id, pass_tokens)
+    prefill = _Prefill(model, prompts, Drafts(drafts, max_new_tokens), pad_token_id, pass_tokens)
     batch: Batch | None = None
     with evaluating(model):
         takes_padding = not sees_padding(model)
     if takes_padding:
-        waiting = deque(tried.order(waiting))
+        waiting = deque(prefill.drafts.order(waiting))
     with _without_gradients(model), evaluating(model):
         while waiting or batch:
             rows = batch.rows if batch else []

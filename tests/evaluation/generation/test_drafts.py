@@ -208,6 +208,24 @@ def test_drafts_of_all_lengths_are_tried_first() -> None:
     assert Drafts([[]] * 3, max_new_tokens=21).order([2, 0, 1]) == [2, 0, 1]
 
 
+def test_wrong_drafts_of_the_longest_rows_do_not_hide_right_ones() -> None:
+    model = tiny("llama")
+    prompts = [[5 + (row * 7 + n * 3) % 35 for n in range(2 + row // 5)] for row in range(40)]
+    expected = ours(model, prompts)
+    wrong = [[39 - (answer or [0])[0]] * 20 for answer in expected[32:]]
+    drafts = [*expected[:32], *wrong]
+    steps: list[int] = []  # rows that are generated token by token
+
+    def count(module: Any, arguments: Any, settings: dict[str, Any]) -> None:
+        rows, tokens = settings["input_ids"].shape
+        if tokens == 1:
+            steps.append(rows)
+
+    model.register_forward_pre_hook(count, with_kwargs=True)
+    assert ours(model, prompts, drafts=drafts) == expected
+    assert 0 < max(steps) <= 8
+
+
 def test_where_drafts_are_wrong_from_the_start_few_passes_try_one() -> None:
     drafts = Drafts([[6] * 30] * 20, max_new_tokens=21)
     rows = list(range(20))
